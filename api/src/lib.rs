@@ -1,0 +1,1 @@
+//! REST, OpenAPI and dashboard over the Control trait.

@@ -1,0 +1,1 @@
+//! The contract between a task and the module that runs it.

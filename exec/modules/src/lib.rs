@@ -1,0 +1,1 @@
+//! Task modules: settings to loop to artifacts.

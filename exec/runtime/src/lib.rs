@@ -1,0 +1,1 @@
+//! The worker: journal, slots, probe, child processes, attempts.

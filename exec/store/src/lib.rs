@@ -1,0 +1,1 @@
+//! Sources, destinations, checkpoints and manifests: how bytes come and go.

@@ -1,0 +1,1 @@
+//! Everything MLOC can decide without I/O: identities, tasks, the ledger, the scheduler, the worker.

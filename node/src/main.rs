@@ -1,0 +1,3 @@
+//! MLOC: LLM work on machines nobody planned as a cluster.
+
+fn main() {}

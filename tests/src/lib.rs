@@ -1,0 +1,1 @@
+//! Sandbox of real processes, seeded simulation, end-to-end cases, fixtures.
