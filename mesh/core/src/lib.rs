@@ -1,1 +1,34 @@
-//! Everything MLOC can decide without I/O: identities, tasks, the ledger, the scheduler, the worker.
+//! All of MLOC that can be decided without I/O.
+//!
+//! The straight line from a file to a usage row, as this crate sees it:
+//!
+//! ```text
+//! task.yaml → task::raw → task::validate → TaskSpec → ledger::Entry::Submit (raft commits it)
+//!   → leader::decide → schedule::solve → Entry::Assign (accepted by apply) → wire::ToWorker::Assign
+//!   → worker::Worker (journal, child, reports) → Entry::{Started, Publishing, Finished} → ledger::usage
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`id`], [`time`], [`quantity`] | names, moments, amounts |
+//! | [`capability`] | what a node can do, and whether a request fits it |
+//! | [`task`] | what was typed (`raw`), what it means (`spec`), every problem at once (`validate`) |
+//! | [`ledger`] | the replicated state: `apply` is total, usage is integers |
+//! | [`schedule`] | `solve(problem)`, and `explain`: why a task does not run |
+//! | [`leader`] | what the orchestrator does next, from ledger, members and time |
+//! | [`worker`] | what a worker does next, from its journal and what it hears |
+//! | [`wire`] | what leader and worker say to each other |
+//!
+//! Deliberately absent: tokio, clocks, randomness, files, sockets, burn, and `HashMap` in anything replicated.
+//! Time and chance come in as arguments, so that every replica, test and simulation gets the same answer.
+
+pub mod capability;
+pub mod id;
+pub mod leader;
+pub mod ledger;
+pub mod quantity;
+pub mod schedule;
+pub mod task;
+pub mod time;
+pub mod wire;
+pub mod worker;

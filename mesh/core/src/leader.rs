@@ -1,0 +1,1 @@
+//! What the orchestrator does next: a function of ledger, live capabilities, leases and now.

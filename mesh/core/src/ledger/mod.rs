@@ -1,0 +1,10 @@
+//! The replicated ledger: accepted tasks, attempts, members and usage.
+//!
+//! [`Ledger::apply`] is total: no panic, no clock, no randomness, no floats. An entry that no longer fits the state
+//! it meets is refused with a reason, and every replica refuses it alike.
+
+pub mod entry;
+pub mod state;
+
+pub use entry::{Entry, Outcome, Reason};
+pub use state::Ledger;

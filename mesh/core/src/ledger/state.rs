@@ -1,0 +1,186 @@
+//! What the ledger knows: tasks with their replicas and attempts, members, idempotency keys, usage rows.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::entry::{CheckpointRef, Entry, Failure, Member, Outcome, TaskResult};
+use crate::{
+    capability::Grant,
+    id::{AttemptId, NodeId, RequestId, TaskId},
+    task::TaskSpec,
+    time::Millis,
+};
+
+/// The replicated state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Every task ever accepted.
+    pub tasks: BTreeMap<TaskId, Task>,
+    /// Number the next accepted task gets: the queue's order.
+    pub next_seq: u64,
+    /// Idempotency keys of the last day, per owner.
+    pub keys: BTreeMap<String, BTreeMap<RequestId, Key>>,
+    /// Members, revoked ones included.
+    pub members: BTreeMap<NodeId, Member>,
+    /// Rises with each change of `members`: gossip carries it, nodes fetch the table when it is behind.
+    pub members_version: u64,
+    /// One row an attempt that started.
+    pub usage: BTreeMap<AttemptId, UsageRow>,
+}
+
+/// An idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// The task it made.
+    pub task: TaskId,
+    /// SHA-256 of the body, hex.
+    pub body_digest: String,
+    /// When.
+    pub at: Millis,
+}
+
+/// An accepted task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its place in the queue.
+    pub seq: u64,
+    /// What it means.
+    pub spec: TaskSpec,
+    /// When it was accepted.
+    pub submitted_at: Millis,
+    /// Each replica, by number.
+    pub replicas: Vec<Replica>,
+    /// The terminal entry, once there is one: the first wins.
+    pub ended: Option<TaskEnd>,
+}
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum TaskEnd {
+    /// Every replica finished.
+    Completed {
+        /// When.
+        at: Millis,
+        /// What the last replica left.
+        result: TaskResult,
+    },
+    /// It cannot succeed.
+    Failed {
+        /// When.
+        at: Millis,
+        /// Why.
+        failure: Failure,
+    },
+    /// A user did not want it any more.
+    Cancelled {
+        /// When.
+        at: Millis,
+        /// Who.
+        by: String,
+    },
+}
+
+/// One replica of a task.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Replica {
+    /// Its attempts, oldest first; at most the last one is live.
+    pub attempts: Vec<Attempt>,
+    /// Not to be tried again before this moment (backoff).
+    pub not_before: Millis,
+    /// Since when it waits; `reason` says why it went back to the queue, empty the first time.
+    pub pending_since: Millis,
+    /// Why the last attempt did not do.
+    pub pending_reason: String,
+    /// The newest checkpoint at a shared place, of whichever attempt.
+    pub checkpoint: Option<CheckpointRef>,
+}
+
+/// One attempt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Its id.
+    pub id: AttemptId,
+    /// Its node.
+    pub node: NodeId,
+    /// What it holds there until it has ended.
+    pub grant: Grant,
+    /// When it was assigned.
+    pub assigned_at: Millis,
+    /// Where it stands.
+    pub state: AttemptState,
+}
+
+/// Where an attempt stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum AttemptState {
+    /// Committed; the worker may not have heard of it.
+    Assigned,
+    /// The worker has it.
+    Running {
+        /// Since when.
+        since: Millis,
+    },
+    /// It holds the right to publish.
+    Publishing {
+        /// When it started to run.
+        started_at: Millis,
+        /// Since when.
+        since: Millis,
+    },
+    /// The task ended without it (cancelled): it holds its slots until the worker has stopped or its lease is over.
+    Stopping {
+        /// When it started to run, if it did.
+        started_at: Option<Millis>,
+        /// Since when.
+        since: Millis,
+    },
+    /// Over; its slots are free.
+    Ended {
+        /// When it started to run, if it did.
+        started_at: Option<Millis>,
+        /// When it ended.
+        at: Millis,
+        /// How.
+        how: AttemptEnd,
+    },
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AttemptEnd {
+    /// With a result.
+    Finished,
+    /// With an error.
+    Failed(Failure),
+    /// It was asked to stop, and did.
+    Stopped,
+    /// Its node went silent for a lease.
+    Lost,
+}
+
+/// What an attempt used. GPU time is slots held from `Started`, pulling included.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// Who pays.
+    pub owner: String,
+    /// For what.
+    pub project: String,
+    /// First moment.
+    pub start: Millis,
+    /// Last moment; `None` while it runs.
+    pub end: Option<Millis>,
+    /// Type of its GPUs; empty without.
+    pub gpu_kind: String,
+    /// How many.
+    pub gpu_count: u32,
+    /// Thousandths of a core held.
+    pub cpu_millis: u64,
+}
+
+impl Ledger {
+    /// Applies one committed entry. Always returns; a refused entry changes nothing.
+    pub fn apply(&mut self, _entry: &Entry) -> Outcome {
+        Outcome::Stale
+    }
+}

@@ -1,0 +1,118 @@
+//! Amounts as Kubernetes writes them: `500m`, `8`, `64Gi`, `64GiB`, `40G`.
+
+/// Why a text is no amount; `hint` is what would work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadQuantity {
+    /// What was expected.
+    pub expected: &'static str,
+    /// What to write instead.
+    pub hint: Option<String>,
+}
+
+/// Bytes of `64Gi`, `64GiB`, `40G`, `512M`, `1024`. A unitless number counts bytes only when it is at least 1 Mi,
+/// for `memory: 40` is a mistake, not forty bytes.
+///
+/// # Errors
+/// When the text is no number, has an unknown unit, overflows, or lacks a unit.
+pub fn bytes(text: &str) -> Result<u64, BadQuantity> {
+    const EXPECTED: &str = "bytes with a unit, such as 64GiB or 500M";
+    let bad = |hint: Option<String>| BadQuantity { expected: EXPECTED, hint };
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = (&text[..split], text[split..].trim());
+    let factor: u64 = match unit {
+        "" => 1,
+        "k" | "K" | "KB" | "kB" => 1_000,
+        "M" | "MB" => 1_000_000,
+        "G" | "GB" => 1_000_000_000,
+        "T" | "TB" => 1_000_000_000_000,
+        "Ki" | "KiB" => 1 << 10,
+        "Mi" | "MiB" => 1 << 20,
+        "Gi" | "GiB" => 1 << 30,
+        "Ti" | "TiB" => 1 << 40,
+        "m" => {
+            return Err(bad(Some(format!("`m` means thousandths; write {number}M or {number}Mi"))));
+        }
+        "g" | "gb" | "gib" => return Err(bad(Some(format!("write {number}GiB")))),
+        _ => return Err(bad(None)),
+    };
+    let value = scaled(number, factor).ok_or_else(|| bad(None))?;
+    if unit.is_empty() && value < 1 << 20 && value != 0 {
+        return Err(bad(Some(format!("write {number}GiB"))));
+    }
+    Ok(value)
+}
+
+/// Thousandths of a core of `500m`, `8`, `1.5`.
+///
+/// # Errors
+/// When the text is neither, or has a unit that is none of CPU's.
+pub fn cpu_millis(text: &str) -> Result<u64, BadQuantity> {
+    let bad = || BadQuantity { expected: "cores, such as 8, 1.5 or 500m", hint: None };
+    let text = text.trim();
+    match text.strip_suffix('m') {
+        Some(millis) => millis.parse().map_err(|_| bad()),
+        None => scaled(text, 1000).ok_or_else(bad),
+    }
+}
+
+/// `number` × `factor` without floating point, so that every replica reads the same amount.
+fn scaled(number: &str, factor: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() || fraction.len() > 9 || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let whole = u128::from(whole.parse::<u64>().ok()?) * u128::from(factor);
+    let part = if fraction.is_empty() {
+        0
+    } else {
+        u128::from(fraction.parse::<u64>().ok()?) * u128::from(factor) / 10u128.pow(fraction.len() as u32)
+    };
+    u64::try_from(whole + part).ok()
+}
+
+/// Bytes for people: `24.0 GiB`, `512 B`.
+pub fn show_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Cores for people: `8`, `1.5`.
+pub fn show_cpu(millis: u64) -> String {
+    if millis.is_multiple_of(1000) { (millis / 1000).to_string() } else { format!("{}", millis as f64 / 1000.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_read_as_kubernetes_writes_them() {
+        for (text, want) in [
+            ("64Gi", 64 << 30),
+            ("64GiB", 64 << 30),
+            ("1.5Gi", 3 << 29),
+            ("40G", 40_000_000_000),
+            ("0", 0),
+            ("2097152", 2 << 20),
+        ] {
+            assert_eq!(bytes(text), Ok(want), "{text}");
+        }
+        for text in ["", "40", "Gi", "-1Gi", "1e3", "64Gx", "99999999999Ti", "1.Gi.2", "4m", "4gb"] {
+            assert!(bytes(text).is_err(), "{text} was taken");
+        }
+        assert_eq!(bytes("40").unwrap_err().hint.as_deref(), Some("write 40GiB"));
+        for (text, want) in [("8", 8000), ("500m", 500), ("1.5", 1500), ("0.25", 250)] {
+            assert_eq!(cpu_millis(text), Ok(want), "{text}");
+        }
+        for text in ["", "x", "-1", "8 cores", "1.5m"] {
+            assert!(cpu_millis(text).is_err(), "{text} was taken");
+        }
+    }
+}

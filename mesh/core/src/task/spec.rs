@@ -1,0 +1,264 @@
+//! What a task means, after every check. The ledger stores this; workers run it.
+//!
+//! Hyperparameters stay a map from the reference's names to JSON values here: `validate` has checked names and
+//! types, and each module reads them into its own settings.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::kind::{Kind, TaskType};
+use crate::capability::Request;
+
+/// One task.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    /// Training or service.
+    pub kind: Kind,
+    /// Names and labels.
+    pub metadata: Metadata,
+    /// Which module runs it.
+    pub task_type: TaskType,
+    /// How many workers run it: 1 for training.
+    pub replicas: u32,
+    /// What each replica asks of its node.
+    pub request: Request,
+    /// The base model and adapter.
+    pub model: Option<Model>,
+    /// The data.
+    pub dataset: Option<Dataset>,
+    /// Settings under the reference's names.
+    pub hyperparameters: BTreeMap<String, Value>,
+    /// What to keep and where it goes.
+    pub output: Output,
+    /// Higher goes first; 0 unless given.
+    pub priority: i32,
+    /// Names or ids of tasks that must have completed.
+    pub depends_on: Vec<String>,
+    /// What happens after a failure.
+    pub retry: Retry,
+    /// Bounds in time.
+    pub timeouts: Timeouts,
+    /// Where it may run.
+    pub placement: Placement,
+    /// Where checkpoints go, beside the worker's disk.
+    pub checkpoint: Checkpointing,
+    /// Environment of the child process.
+    pub env: BTreeMap<String, String>,
+    /// Names of secrets in the worker's configuration that become environment variables of the child.
+    pub secrets_from: Vec<String>,
+}
+
+/// Who and what a task is called.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// Name for people; not unique.
+    pub name: String,
+    /// Usage is accounted to this user.
+    pub owner: String,
+    /// And grouped by this project.
+    pub project: String,
+    /// Labels to select by.
+    pub labels: BTreeMap<String, String>,
+    /// Notes.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Where bytes come from, or go to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Location {
+    /// A path under a volume that the node declares.
+    Local {
+        /// `VOLUME/relative/path`, or an absolute path under a declared volume.
+        path: String,
+    },
+    /// An S3-compatible bucket.
+    S3 {
+        /// Bucket.
+        bucket: String,
+        /// Key or prefix.
+        path: String,
+        /// Endpoint URL; the worker's configuration or environment when absent.
+        endpoint: Option<String>,
+        /// Region; the worker's configuration or environment when absent.
+        region: Option<String>,
+    },
+    /// A repository of the Hugging Face Hub.
+    HuggingFace {
+        /// `owner/name`.
+        identifier: String,
+        /// Branch, tag or commit.
+        revision: String,
+    },
+    /// An artifact of a finished task.
+    Task {
+        /// Id or name of the task.
+        identifier: String,
+        /// Path among its artifacts; all of them when absent.
+        path: Option<String>,
+    },
+    /// A place this build can name and not reach: the mesh queues such a task and says what it lacks.
+    Other {
+        /// `gcs`, `azblob`, `http`, `git`.
+        scheme: String,
+        /// What was given.
+        identifier: String,
+    },
+}
+
+impl Location {
+    /// The name after `type:` in a file, and in the features `source:NAME` and `destination:NAME`.
+    pub fn scheme(&self) -> &str {
+        match self {
+            Location::Local { .. } => "local",
+            Location::S3 { .. } => "s3",
+            Location::HuggingFace { .. } => "huggingface",
+            Location::Task { .. } => "task",
+            Location::Other { scheme, .. } => scheme,
+        }
+    }
+}
+
+/// A base model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// A folder in Hugging Face layout, or a GGUF file.
+    pub source: Location,
+    /// The adapter to train, when not all weights are.
+    pub adapter: Option<Adapter>,
+}
+
+/// A low-rank adapter's settings, named as in PEFT's LoraConfig.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adapter {
+    /// LoRA over f32 weights, or over 4-bit ones.
+    pub kind: AdapterKind,
+    /// Rank.
+    pub r: u32,
+    /// Scale is `lora_alpha / r`, or over √r with `use_rslora`. In thousandths, so that the ledger has no floats.
+    pub lora_alpha_milli: u64,
+    /// Dropout before the A matrix, in millionths.
+    pub lora_dropout_micro: u32,
+    /// Names of linear layers; `all-linear` for every one.
+    pub target_modules: Vec<String>,
+    /// Rank-stabilised scaling.
+    pub use_rslora: bool,
+    /// An adapter to start from.
+    pub source: Option<Location>,
+}
+
+/// Kinds of adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterKind {
+    /// Low-rank adapters on the weights as they are.
+    Lora,
+    /// Low-rank adapters on 4-bit weights.
+    Qlora,
+}
+
+impl AdapterKind {
+    /// The name in a file and in the feature `adapter:NAME`.
+    pub fn name(self) -> &'static str {
+        match self {
+            AdapterKind::Lora => "lora",
+            AdapterKind::Qlora => "qlora",
+        }
+    }
+}
+
+/// A data set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dataset {
+    /// Where it is.
+    pub source: Location,
+    /// Split of a hub's data set.
+    pub split: Option<String>,
+    /// Held-out data: the loss on it is measured before and after training.
+    pub eval: Option<Location>,
+    /// `{column}` template; `None` for the data set's own format.
+    pub prompt_template: Option<String>,
+    /// From `preprocessing.max_seq_length`, when the hyperparameters say nothing.
+    pub max_seq_length: Option<u32>,
+}
+
+/// What is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    /// Where artifacts are published; the worker's disk only when absent.
+    pub destination: Option<Location>,
+    /// Kinds of artifact: `adapter_weights`, `full_model`, `training_logs`, … Empty: what the module makes.
+    pub artifacts: Vec<String>,
+}
+
+/// Tries after the first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// How many more tries after node loss or a retryable error.
+    pub limit: u32,
+    /// Wait before the first of them, in milliseconds; doubles each time up to `backoff_max_ms`.
+    pub backoff_ms: u64,
+    /// Longest wait, in milliseconds.
+    pub backoff_max_ms: u64,
+}
+
+impl Default for Retry {
+    /// Five tries more: spot machines go, and a resumed run costs little.
+    fn default() -> Self {
+        Self { limit: 5, backoff_ms: 1_000, backoff_max_ms: 60_000 }
+    }
+}
+
+/// Bounds in time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// Longest run of one attempt, in milliseconds.
+    pub run_ms: Option<u64>,
+    /// Time a child has to stop after it was asked, in milliseconds; 10 s when absent.
+    pub stop_ms: Option<u64>,
+}
+
+/// Where a task may run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Labels a node must have.
+    pub node_selector: BTreeMap<String, String>,
+    /// Names or ids of nodes it may run on; empty for all.
+    pub nodes: Vec<String>,
+    /// How long a worker computes on without contact, in milliseconds; the lease when absent.
+    pub offline_for_ms: Option<u64>,
+}
+
+/// Checkpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpointing {
+    /// A place other nodes can read: without one a task that changes node starts again at step 0.
+    pub destination: Option<Location>,
+}
+
+impl TaskSpec {
+    /// The features a node must offer to run this: the module, its sources and destinations, its adapter.
+    pub fn needs(&self) -> BTreeSet<String> {
+        let mut needs = BTreeSet::from([self.task_type.name().to_owned()]);
+        let sources = [
+            self.model.as_ref().map(|m| &m.source),
+            self.model.as_ref().and_then(|m| m.adapter.as_ref()?.source.as_ref()),
+            self.dataset.as_ref().map(|d| &d.source),
+            self.dataset.as_ref().and_then(|d| d.eval.as_ref()),
+        ];
+        needs.extend(sources.into_iter().flatten().map(|l| format!("source:{}", l.scheme())));
+        let destinations = [self.output.destination.as_ref(), self.checkpoint.destination.as_ref()];
+        needs.extend(destinations.into_iter().flatten().map(|l| format!("destination:{}", l.scheme())));
+        if let Some(adapter) = self.model.as_ref().and_then(|m| m.adapter.as_ref()) {
+            needs.insert(format!("adapter:{}", adapter.kind.name()));
+        }
+        for precision in ["fp16", "bf16"] {
+            if self.hyperparameters.get(precision) == Some(&Value::Bool(true)) {
+                needs.insert(format!("precision:{precision}"));
+            }
+        }
+        needs
+    }
+}
