@@ -1,1 +1,19 @@
 //! A plain machine-learning library on Burn: models, tokenizers, LoRA, losses, optimisation, generation.
+//!
+//! It knows nothing of tasks, meshes or stores, and nothing here is async: a caller drives it from its own thread.
+//!
+//! ```text
+//! weights   a folder of safetensors (or a GGUF file) as named f32 tensors
+//! model     config.json -> a decoder; forward, and a backward pass written by hand
+//! lora      low-rank adapters on its linear layers, in PEFT's file format
+//! loss      cross-entropy over the target positions only
+//! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
+//! train     Trainer: step, save, resume, export
+//! generate  greedy and sampled continuation with a key-value cache
+//! ```
+//!
+//! Deliberately absent: autodiff. The backward pass of the decoder is a page long, keeps a third of the
+//! activations a recorded graph would, and never touches a frozen weight's gradient. Losses outside this crate
+//! may still use Burn's autodiff on the hidden states and hand their gradient to [`model::Decoder::backward`].
+
+pub mod weights;

@@ -1,0 +1,219 @@
+//! Named tensors from files, whatever the container: the model loader sees only [`TensorSource`].
+//!
+//! Here is the container of Hugging Face folders: one `model.safetensors`, or shards with an index.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors};
+
+/// Why weights could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file concerned.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The container itself is damaged or of another kind.
+    #[error("{}: {detail}", path.display())]
+    Container {
+        /// The file concerned.
+        path: PathBuf,
+        /// What was found and what was expected.
+        detail: String,
+    },
+    /// Neither layout of a weights folder was found.
+    #[error("{}: no model.safetensors and no model.safetensors.index.json in this folder", .0.display())]
+    NoWeights(PathBuf),
+    /// A tensor was asked for that the source lacks.
+    #[error("no tensor named {0}")]
+    Missing(String),
+    /// A tensor has a storage type this reader does not know.
+    #[error("tensor {name} is stored as {dtype}; known are F32, F16, BF16")]
+    Dtype {
+        /// The tensor.
+        name: String,
+        /// The type found.
+        dtype: String,
+    },
+    /// Tensors do not fit the model: every one of them is listed.
+    #[error("the weights do not fit the model:\n  {}", .0.join("\n  "))]
+    Mismatch(Vec<String>),
+}
+
+/// Tensors by name, read one at a time as f32.
+///
+/// Names are Hugging Face's (`model.layers.0.self_attn.q_proj.weight`); linear weights are `[out, in]`, row-major.
+pub trait TensorSource {
+    /// All names, sorted.
+    fn names(&self) -> Vec<String>;
+    /// The shape of one tensor, or `None` if there is no such tensor.
+    fn shape(&self, name: &str) -> Option<Vec<usize>>;
+    /// The values of one tensor, row-major, converted exactly to f32.
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError>;
+}
+
+/// The safetensors files of one folder (or one file), memory-mapped.
+pub struct SafetensorsSource {
+    shards: Vec<Shard>,
+    shard_of: BTreeMap<String, usize>,
+}
+
+struct Shard {
+    path: PathBuf,
+    map: Mmap,
+    header_len: usize,
+    metadata: Metadata,
+}
+
+/// The part of `model.safetensors.index.json` that is needed to find tensors.
+#[derive(serde::Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl SafetensorsSource {
+    /// Opens `model.safetensors` in `folder`, or the shards that `model.safetensors.index.json` lists.
+    pub fn open_folder(folder: &Path) -> Result<Self, WeightsError> {
+        let single = folder.join("model.safetensors");
+        if single.is_file() {
+            return Self::open_file(&single);
+        }
+        let index_path = folder.join("model.safetensors.index.json");
+        if !index_path.is_file() {
+            return Err(WeightsError::NoWeights(folder.to_path_buf()));
+        }
+        let text = std::fs::read(&index_path).map_err(|source| WeightsError::Io {
+            path: index_path.clone(),
+            source,
+        })?;
+        let container = |detail: String| WeightsError::Container {
+            path: index_path.clone(),
+            detail,
+        };
+        let index: ShardIndex =
+            serde_json::from_slice(&text).map_err(|e| container(e.to_string()))?;
+        let mut files: Vec<&String> = index.weight_map.values().collect();
+        files.sort();
+        files.dedup();
+        let mut shards = Vec::with_capacity(files.len());
+        for file in &files {
+            if file.contains(['/', '\\']) || file.as_str() == ".." {
+                return Err(container(format!(
+                    "shard name {file:?} must be a plain file name"
+                )));
+            }
+            shards.push(Shard::open(&folder.join(file))?);
+        }
+        let mut shard_of = BTreeMap::new();
+        for (name, file) in &index.weight_map {
+            let position = files
+                .binary_search(&file)
+                .map_err(|_| WeightsError::Missing(name.clone()))?;
+            if shards[position].metadata.info(name).is_none() {
+                return Err(container(format!(
+                    "{name} should be in {file}, which lacks it"
+                )));
+            }
+            shard_of.insert(name.clone(), position);
+        }
+        Ok(Self { shards, shard_of })
+    }
+
+    /// Opens one safetensors file.
+    pub fn open_file(path: &Path) -> Result<Self, WeightsError> {
+        let shard = Shard::open(path)?;
+        let shard_of = shard
+            .metadata
+            .offset_keys()
+            .into_iter()
+            .map(|name| (name, 0))
+            .collect();
+        Ok(Self {
+            shards: vec![shard],
+            shard_of,
+        })
+    }
+}
+
+impl Shard {
+    fn open(path: &Path) -> Result<Self, WeightsError> {
+        let io = |source| WeightsError::Io {
+            path: path.to_path_buf(),
+            source,
+        };
+        let file = File::open(path).map_err(io)?;
+        // SAFETY: the map is read-only; a file that another process truncates meanwhile is outside what any
+        // reader of memory-mapped weights can guard against, and models are not written in place.
+        #[allow(unsafe_code)]
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let (header_len, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|e| WeightsError::Container {
+                path: path.to_path_buf(),
+                detail: format!("not a whole safetensors file: {e}"),
+            })?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            map,
+            header_len,
+            metadata,
+        })
+    }
+}
+
+impl TensorSource for SafetensorsSource {
+    fn names(&self) -> Vec<String> {
+        self.shard_of.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let shard = &self.shards[*self.shard_of.get(name)?];
+        shard.metadata.info(name).map(|info| info.shape.clone())
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        let missing = || WeightsError::Missing(name.to_owned());
+        let shard = &self.shards[*self.shard_of.get(name).ok_or_else(missing)?];
+        let info = shard.metadata.info(name).ok_or_else(missing)?;
+        // The header is preceded by its own length in 8 bytes.
+        let data_start = 8 + shard.header_len;
+        let (from, to) = info.data_offsets;
+        let bytes = shard
+            .map
+            .get(data_start + from..data_start + to)
+            .ok_or_else(|| WeightsError::Container {
+                path: shard.path.clone(),
+                detail: format!("tensor {name} ends past the end of the file"),
+            })?;
+        match info.dtype {
+            Dtype::F32 => Ok(bytes
+                .as_chunks::<4>()
+                .0
+                .iter()
+                .map(|b| f32::from_le_bytes(*b))
+                .collect()),
+            Dtype::F16 => Ok(bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| half::f16::from_le_bytes(*b).to_f32())
+                .collect()),
+            Dtype::BF16 => Ok(bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|b| half::bf16::from_le_bytes(*b).to_f32())
+                .collect()),
+            other => Err(WeightsError::Dtype {
+                name: name.to_owned(),
+                dtype: format!("{other:?}"),
+            }),
+        }
+    }
+}
