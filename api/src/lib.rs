@@ -1,1 +1,29 @@
-//! REST, OpenAPI and dashboard over the Control trait.
+//! REST, OpenAPI and the dashboard, over the [`Control`] trait.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`control`] | what REST needs from the node: the one trait this crate is written against |
+//! | [`view`] | what clients see |
+//! | [`error`] | RFC 9457 problem bodies, and which status a refusal is |
+//! | [`auth`] | who calls: loopback, or a bearer token that names its user |
+//! | [`routes`] | paths to `Control` calls |
+//! | [`forward`] | any node takes any request: HTTP/1 to the leader over a mesh stream, once |
+//! | [`dashboard`] | the page at `/` |
+//!
+//! Deliberately absent: the mesh, the ledger's rules, modules. A route that decides something belongs in core.
+
+pub mod auth;
+pub mod control;
+pub mod dashboard;
+pub mod error;
+pub mod forward;
+pub mod routes;
+pub mod view;
+
+pub use auth::{Caller, UserTokens};
+pub use control::Control;
+pub use error::ControlError;
+pub use routes::{link_router, rest_router};
+
+/// The largest task.yaml that is taken, in bytes.
+pub const MAX_TASK_BYTES: usize = 256 * 1024;

@@ -1,0 +1,116 @@
+//! Who calls. On a loopback bind the machine's own users are trusted; on any other a bearer token names its user.
+//!
+//! A token is `NAME.MAC` with MAC = HMAC-SHA256(key, "mloc-user/1" ‖ NAME), hex, and a key every member derives from
+//! the join token: any node can check it, nothing is stored, and rotating the join token revokes them all.
+//! `admin` may act for any owner.
+
+use hmac::{Hmac, Mac, digest::KeyInit};
+use sha2::Sha256;
+
+use crate::ControlError;
+
+/// The user who may act for any owner.
+pub const ADMIN: &str = "admin";
+
+/// Who calls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// The user's name.
+    pub user: String,
+}
+
+impl Caller {
+    /// Somebody who may act for any owner.
+    pub fn admin() -> Self {
+        Self { user: ADMIN.to_owned() }
+    }
+
+    /// Whether the caller may act for this owner.
+    ///
+    /// # Errors
+    /// [`ControlError::Forbidden`], saying who it is and who would do.
+    pub fn may_act_for(&self, owner: &str) -> Result<(), ControlError> {
+        if self.user == ADMIN || self.user == owner {
+            return Ok(());
+        }
+        Err(ControlError::Forbidden(format!(
+            "metadata.owner is `{owner}`, and this token is `{}`'s: use {owner}'s token or the admin's",
+            self.user
+        )))
+    }
+}
+
+/// Makes and checks user tokens.
+#[derive(Clone)]
+pub struct UserTokens {
+    key: [u8; 32],
+}
+
+impl std::fmt::Debug for UserTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UserTokens(redacted)")
+    }
+}
+
+impl UserTokens {
+    /// With a key derived from the join token.
+    pub fn new(key: [u8; 32]) -> Self {
+        Self { key }
+    }
+
+    /// The token of a user.
+    pub fn issue(&self, user: &str) -> String {
+        format!("{user}.{}", hex::encode(self.mac(user).finalize().into_bytes()))
+    }
+
+    /// The user a token names.
+    ///
+    /// # Errors
+    /// [`ControlError::Unauthorized`] when it is not one of this mesh's.
+    pub fn check(&self, token: &str) -> Result<Caller, ControlError> {
+        let refused = || {
+            ControlError::Unauthorized(
+                "this bearer token is not one of this mesh's; `mloc token USER` on a member prints one".into(),
+            )
+        };
+        let (user, mac) = token.trim().rsplit_once('.').ok_or_else(refused)?;
+        let mac = hex::decode(mac).map_err(|_| refused())?;
+        self.mac(user).verify_slice(&mac).map_err(|_| refused())?;
+        Ok(Caller { user: user.to_owned() })
+    }
+
+    fn mac(&self, user: &str) -> Hmac<Sha256> {
+        // HMAC pads its key with zeros to a block: done here, the constructor cannot fail.
+        let mut block = [0u8; 64];
+        block[..32].copy_from_slice(&self.key);
+        let mac = <Hmac<Sha256> as KeyInit>::new(&block.into());
+        mac.chain_update(b"mloc-user/1").chain_update(user)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_names_its_user_and_no_other() {
+        let tokens = UserTokens::new([7; 32]);
+        let token = tokens.issue("john.doe");
+        assert_eq!(tokens.check(&token).unwrap().user, "john.doe");
+        let forged = token.replacen("john.doe", "admin", 1);
+        assert!(tokens.check(&forged).is_err());
+        assert!(UserTokens::new([8; 32]).check(&token).is_err());
+        assert!(tokens.check(&token[..token.len() - 2]).is_err());
+        for junk in ["", ".", "admin", "admin.", "admin.zz"] {
+            assert!(tokens.check(junk).is_err(), "{junk}");
+        }
+    }
+
+    #[test]
+    fn only_the_owner_and_the_admin_act_for_an_owner() {
+        let john = Caller { user: "john".into() };
+        assert!(john.may_act_for("john").is_ok());
+        assert!(john.may_act_for("mary").is_err());
+        assert!(Caller::admin().may_act_for("mary").is_ok());
+    }
+}

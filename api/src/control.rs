@@ -1,0 +1,70 @@
+//! What REST needs from a node that leads. A node that does not lead forwards instead of answering.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use mloc_core::id::{RequestId, TaskId};
+
+use crate::{
+    Caller, ControlError,
+    view::{Accepted, Event, ExplainView, MeshView, NodeView, StatsQuery, StatsView, TaskFilter, TaskPage, TaskView},
+};
+
+/// A task as it was sent.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// YAML or JSON.
+    pub body: String,
+    /// The file's name, for messages.
+    pub file: String,
+    /// The client's name for it.
+    pub request: RequestId,
+    /// Check and explain only.
+    pub dry_run: bool,
+}
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// It sees every commit that was acknowledged before it began.
+    Linearizable,
+    /// Whatever this node knows (`?stale=true`).
+    Stale,
+}
+
+/// The orchestrator as REST sees it.
+#[async_trait]
+pub trait Control: Send + Sync + 'static {
+    /// Takes a task; returns only after it is committed.
+    async fn submit(&self, caller: &Caller, submission: Submission) -> Result<Accepted, ControlError>;
+    /// Tasks, newest first.
+    async fn tasks(&self, fresh: Freshness, filter: TaskFilter) -> Result<TaskPage, ControlError>;
+    /// One task.
+    async fn task(&self, fresh: Freshness, task: &TaskId) -> Result<TaskView, ControlError>;
+    /// Cancels; returns after the commit, not after the worker has stopped.
+    async fn cancel(&self, caller: &Caller, task: &TaskId) -> Result<TaskView, ControlError>;
+    /// Why a task does or does not run.
+    async fn explain(&self, task: &TaskId) -> Result<ExplainView, ControlError>;
+    /// The log of a task's newest attempt, and on with it when `follow`.
+    async fn logs(
+        &self,
+        task: &TaskId,
+        follow: bool,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, ControlError>;
+    /// What happened to a task, oldest first.
+    async fn events(&self, task: &TaskId) -> Result<Vec<Event>, ControlError>;
+    /// Members with their hardware and load.
+    async fn nodes(&self, fresh: Freshness) -> Result<Vec<NodeView>, ControlError>;
+    /// Lets a node finish what it has and take nothing new (or take work again).
+    async fn drain(&self, caller: &Caller, node: &str, draining: bool) -> Result<NodeView, ControlError>;
+    /// Forbids a node to speak to the mesh.
+    async fn revoke(&self, caller: &Caller, node: &str) -> Result<NodeView, ControlError>;
+    /// Usage.
+    async fn stats(&self, query: StatsQuery) -> Result<StatsView, ControlError>;
+    /// Leader, voters and what the mesh survives.
+    async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError>;
+    /// Figures in Prometheus' text format.
+    async fn metrics(&self) -> String;
+    /// Whether this node has joined and serves.
+    fn ready(&self) -> Result<(), String>;
+}

@@ -1,0 +1,143 @@
+//! Any node takes any request. A request that the leader must answer goes there as HTTP/1 over a mesh stream, one
+//! hop; logs and other streams flow back the same way. One mechanism for small and large: a request keeps its method,
+//! its status and its errors, so the answer is the same at every node.
+//!
+//! While the mesh has no leader, or changes it, the request is kept and tried again until [`PATIENCE`] is over: with
+//! its Idempotency-Key (minted here when the client sent none) a second try makes no second task.
+
+use std::{io, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use axum::{
+    body::{Body, Bytes},
+    extract::{Request, State},
+    http::{HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use hyper_util::rt::TokioIo;
+use mloc_core::id::NodeId;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use crate::{Caller, ControlError, MAX_TASK_BYTES, routes::CALLER_HEADER};
+
+/// How long a request waits for a leader: longer than an election on a WAN (4–8 s), shorter than clients' timeouts.
+const PATIENCE: Duration = Duration::from_secs(25);
+/// Between two tries: a LAN election is over in one or two of these.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Who leads, as far as this node knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leader {
+    /// This node.
+    Here,
+    /// That one.
+    There(NodeId),
+    /// Nobody.
+    Unknown,
+}
+
+/// A byte stream to a member.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// How to reach the leader.
+#[async_trait]
+pub trait Forward: Send + Sync + 'static {
+    /// Who leads now.
+    fn leader(&self) -> Leader;
+    /// A stream to a member's [`crate::link_router`].
+    async fn open(&self, node: &NodeId) -> io::Result<Box<dyn Duplex>>;
+    /// A fresh Idempotency-Key.
+    fn mint_key(&self) -> String;
+}
+
+/// Middleware: answers here when this node leads, there otherwise.
+pub async fn to_leader(State(forward): State<Arc<dyn Forward>>, request: Request, next: Next) -> Response {
+    let stale = request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "stale=true"));
+    if stale {
+        return next.run(request).await;
+    }
+    let kept = match Kept::read(request, forward.as_ref()).await {
+        Ok(kept) => kept,
+        Err(refused) => return refused.into_response(),
+    };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let last = match forward.leader() {
+            Leader::Here => {
+                let response = next.clone().run(kept.request()).await;
+                if response.status() != StatusCode::SERVICE_UNAVAILABLE {
+                    return response;
+                }
+                Err(response)
+            }
+            Leader::There(node) => ask(forward.as_ref(), &node, &kept).await,
+            Leader::Unknown => Err(ControlError::Unavailable("the mesh has no leader just now".into()).into_response()),
+        };
+        match last {
+            Ok(response) => return response,
+            Err(response) if Instant::now() + PAUSE >= deadline => return response,
+            Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// A request that can be sent more than once.
+struct Kept {
+    parts: axum::http::request::Parts,
+    body: Bytes,
+}
+
+impl Kept {
+    async fn read(request: Request, forward: &dyn Forward) -> Result<Self, ControlError> {
+        let (mut parts, body) = request.into_parts();
+        let body = axum::body::to_bytes(body, MAX_TASK_BYTES).await.map_err(|_| {
+            ControlError::TooLarge(format!(
+                "a body is at most {} KiB: refer to data by its source instead of writing it into the file",
+                MAX_TASK_BYTES / 1024
+            ))
+        })?;
+        if parts.method == Method::POST
+            && !parts.headers.contains_key("idempotency-key")
+            && let Ok(key) = HeaderValue::from_str(&forward.mint_key())
+        {
+            parts.headers.insert("idempotency-key", key);
+        }
+        Ok(Self { parts, body })
+    }
+
+    fn request(&self) -> Request {
+        Request::from_parts(self.parts.clone(), Body::from(self.body.clone()))
+    }
+}
+
+/// One try at the leader. `Err` is an answer that another try may better.
+async fn ask(forward: &dyn Forward, node: &NodeId, kept: &Kept) -> Result<Response, Response> {
+    let unavailable = |why: String| ControlError::Unavailable(why).into_response();
+    let stream =
+        forward.open(node).await.map_err(|e| unavailable(format!("the leader {node} can't be reached: {e}")))?;
+    let broken = |e: hyper::Error| unavailable(format!("the connection to the leader {node} broke: {e}"));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    // Ends by itself with the stream: when the answer's body is read, or dropped by a client that went away.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "stream to the leader ended");
+        }
+    });
+    let mut request = kept.request();
+    let user = request.extensions().get::<Caller>().map(|c| c.user.clone()).unwrap_or_default();
+    let headers = request.headers_mut();
+    // The caller's token stays here; the leader trusts the member that checked it.
+    headers.remove(header::AUTHORIZATION);
+    headers.insert(header::HOST, HeaderValue::from_static("mloc"));
+    if let Ok(user) = HeaderValue::from_str(&user) {
+        headers.insert(CALLER_HEADER, user);
+    }
+    let response = sender.send_request(request).await.map_err(broken)?;
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        return Err(response.map(Body::new));
+    }
+    Ok(response.map(Body::new))
+}

@@ -1,0 +1,270 @@
+//! What clients see. Moments are RFC 3339 in UTC; durations and sizes carry their unit in their name.
+
+use std::collections::BTreeMap;
+
+use mloc_core::wire::Progress;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The answer to a submission.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The task.
+    pub task: TaskView,
+    /// Whether this submission made it; false when its key had been used for it before, or on a dry run.
+    pub created: bool,
+    /// What the user should know: settings without effect here, a missing checkpoint destination.
+    pub notes: Vec<String>,
+    /// On a dry run: where it would go and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explain: Option<ExplainView>,
+}
+
+/// One task.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TaskView {
+    /// Its id.
+    pub id: String,
+    /// `metadata.name`.
+    pub name: String,
+    /// Who pays.
+    pub owner: String,
+    /// For what.
+    pub project: String,
+    /// `spec.taskType`.
+    pub task_type: String,
+    /// PENDING, SCHEDULED, RUNNING, COMPLETED, FAILED or CANCELLED.
+    pub state: String,
+    /// What a running task does: PULLING, TRAINING, SERVING, CHECKPOINTING, UPLOADING.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// Why it is in this state.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Since when.
+    pub since: String,
+    /// When it was accepted.
+    pub submitted_at: String,
+    /// The node of its live attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Figures of the live attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// Every attempt, oldest first.
+    pub attempts: Vec<AttemptView>,
+    /// What it left, once completed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<ResultView>,
+}
+
+/// One attempt.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttemptView {
+    /// TASK.REPLICA.ATTEMPT.
+    pub id: String,
+    /// Its node's id.
+    pub node: String,
+    /// Its node's name.
+    pub node_name: String,
+    /// ASSIGNED, RUNNING, PUBLISHING, STOPPING, FINISHED, FAILED, STOPPED or LOST.
+    pub state: String,
+    /// Why it ended, if it did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// When it was assigned.
+    pub assigned_at: String,
+    /// When it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<String>,
+    /// Type of its GPUs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub gpu_type: String,
+    /// Their indices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<u32>,
+}
+
+/// What a task left.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ResultView {
+    /// Where the artifacts lie.
+    pub location: String,
+    /// The files.
+    pub artifacts: Vec<mloc_core::ledger::entry::Artifact>,
+    /// Figures of the run.
+    pub summary: BTreeMap<String, Value>,
+}
+
+/// Which tasks to list.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskFilter {
+    /// Of this owner.
+    pub owner: Option<String>,
+    /// Of this project.
+    pub project: Option<String>,
+    /// In this state.
+    pub state: Option<String>,
+    /// Of this name.
+    pub name: Option<String>,
+    /// At most so many; 100 unless given, 1,000 at most.
+    pub limit: Option<usize>,
+    /// Those after this one: `next` of the page before.
+    pub cursor: Option<String>,
+    /// Whatever this node knows will do.
+    pub stale: Option<bool>,
+}
+
+/// A page of tasks, newest first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TaskPage {
+    /// The tasks.
+    pub tasks: Vec<TaskView>,
+    /// The next page's cursor, when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// One thing that happened to a task.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub at: String,
+    /// SUBMITTED, ASSIGNED, STARTED, PUBLISHING, ended states.
+    pub event: String,
+    /// The attempt it happened to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<String>,
+    /// The node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+/// Why a task does or does not run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ExplainView {
+    /// The scheduler's answer for programs.
+    pub explanation: Value,
+    /// The same for people.
+    pub text: String,
+}
+
+/// One member.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// IDLE, RUNNING, DRAINING, LOST or REVOKED.
+    pub state: String,
+    /// Whether it leads.
+    pub leader: bool,
+    /// Whether it votes.
+    pub voter: bool,
+    /// The binary's version.
+    pub version: String,
+    /// CPU model.
+    pub cpu_model: String,
+    /// Cores, free and in all, in thousandths.
+    pub cpu_millis_free: u64,
+    /// Cores in all, in thousandths.
+    pub cpu_millis: u64,
+    /// Free memory slots in bytes.
+    pub memory_bytes_free: u64,
+    /// Memory in all, in bytes.
+    pub memory_bytes: u64,
+    /// Free disk in bytes.
+    pub disk_bytes: u64,
+    /// Measured f32 matmul rate in GFLOP/s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub matmul_gflops: Option<u32>,
+    /// GPUs.
+    pub gpus: Vec<GpuView>,
+    /// Modules and the like.
+    pub features: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Attempts it holds.
+    pub attempts: Vec<String>,
+    /// Link addresses.
+    pub addresses: Vec<String>,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GpuView {
+    /// Index.
+    pub index: u32,
+    /// Type.
+    pub gpu_type: String,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// Utilisation in percent.
+    pub utilisation_percent: u32,
+    /// FREE, HELD or UNUSABLE.
+    pub state: String,
+    /// Why it is unusable, or which attempt holds it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+}
+
+/// The mesh.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MeshView {
+    /// Its id.
+    pub mesh: String,
+    /// This node's id.
+    pub node: String,
+    /// The leader's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+    /// Its term.
+    pub term: u64,
+    /// Voters' ids.
+    pub voters: Vec<String>,
+    /// Voters that answer.
+    pub voters_alive: usize,
+    /// Members, revoked ones left out.
+    pub members: usize,
+    /// How many voters may fail right now without the mesh stopping to take tasks.
+    pub survives_failures: usize,
+    /// The same in words.
+    pub advice: String,
+}
+
+/// What usage is asked for.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatsQuery {
+    /// Of this user.
+    pub user: Option<String>,
+    /// Of this project.
+    pub project: Option<String>,
+    /// From this UTC day on, `YYYY-MM-DD`.
+    pub start_date: Option<String>,
+    /// To this UTC day, included.
+    pub end_date: Option<String>,
+}
+
+/// Usage. `query_parameters` echoes what was given.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatsView {
+    /// What was asked.
+    pub query_parameters: BTreeMap<String, String>,
+    /// GPU-hours: hours × GPUs, failed attempts included.
+    pub total_gpu_hours: f64,
+    /// Tasks that completed inside the range.
+    pub total_tasks_completed: u64,
+    /// GPU-hours by GPU type.
+    pub breakdown_by_gpu: BTreeMap<String, f64>,
+    /// Core-hours held by attempts without a GPU.
+    pub total_cpu_core_hours: f64,
+}
