@@ -1,1 +1,1 @@
-//! Sandbox of real processes, seeded simulation, end-to-end cases, fixtures.
+//! Sandbox of real processes for end-to-end cases, and what they share.

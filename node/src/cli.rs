@@ -1,0 +1,281 @@
+//! The command line. Secrets never come by flag: argv is world-readable.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Profile;
+
+/// Runs LLM work on machines nobody planned as a cluster.
+///
+/// Exit codes: 0 done; 1 it failed; 2 the command line or the task is wrong; 3 no such thing; 4 the mesh can't answer
+/// just now; 5 not allowed.
+#[derive(Debug, Parser)]
+#[command(name = "mloc", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a node: found a mesh on an empty data directory, or go on where it was
+    Up(UpArgs),
+    /// Start a node that joins a mesh by one member's address; the token comes by --token-file or MLOC_TOKEN
+    Join(JoinArgs),
+    /// Run one task file on an embedded one-node mesh, watch it, and show what came out
+    Run(RunArgs),
+    /// Submit a task file to any node
+    Submit(SubmitArgs),
+    /// List tasks
+    Tasks(TasksArgs),
+    /// Show one task
+    Task(TaskArgs),
+    /// Print a task's log
+    Logs(LogsArgs),
+    /// Cancel a task
+    Cancel(TaskArgs),
+    /// Say for each node why a task does not run there, and what would make it fit
+    Explain(TaskArgs),
+    /// List nodes with their hardware
+    Nodes(ListArgs),
+    /// Let a node finish what it has and take nothing new
+    Drain(DrainArgs),
+    /// Forbid a node to speak to the mesh
+    Revoke(NodeArgs),
+    /// Show usage by user and project
+    Stats(StatsArgs),
+    /// Show leader, voters, and what the mesh survives
+    Mesh(ListArgs),
+    /// Print the REST bearer token of a user, from this node's data directory
+    Token(TokenArgs),
+    /// Runs one attempt; started by the daemon
+    #[command(name = "__attempt", hide = true)]
+    Attempt {
+        /// The run file the daemon wrote.
+        run: PathBuf,
+    },
+}
+
+/// Flags of a daemon. Each stands above its environment variable, which stands above node.yaml.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DaemonArgs {
+    /// node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Name for people
+    #[arg(long, env = "MLOC_NAME")]
+    pub name: Option<String>,
+    /// Key, ledger, journal, attempts [default: ~/.local/share/mloc]
+    #[arg(long, env = "MLOC_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Gossip address [default: [::]:7946, or 0.0.0.0:7946 without IPv6]
+    #[arg(long, env = "MLOC_BIND")]
+    pub bind: Option<SocketAddr>,
+    /// HOST:PORT others dial for gossip
+    #[arg(long, env = "MLOC_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// libp2p address [default: the gossip address's host, port 7947]
+    #[arg(long, env = "MLOC_LINK_BIND")]
+    pub link_bind: Option<SocketAddr>,
+    /// HOST:PORT others dial for links
+    #[arg(long, env = "MLOC_LINK_ADVERTISE")]
+    pub link_advertise: Option<String>,
+    /// REST address; any but loopback asks for a bearer token [default: 127.0.0.1:7948]
+    #[arg(long, env = "MLOC_REST_BIND")]
+    pub rest_bind: Option<SocketAddr>,
+    /// File that holds the join token (or MLOC_TOKEN)
+    #[arg(long, env = "MLOC_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Durations for a LAN or a WAN
+    #[arg(long, env = "MLOC_PROFILE")]
+    pub profile: Option<Profile>,
+    /// A folder tasks may use as `local`: NAME=PATH
+    #[arg(long = "volume", value_name = "NAME=PATH")]
+    pub volumes: Vec<String>,
+    /// Logs as JSON lines
+    #[arg(long, env = "MLOC_LOG_JSON")]
+    pub log_json: bool,
+}
+
+/// `mloc up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// The daemon's flags.
+    #[command(flatten)]
+    pub node: DaemonArgs,
+    /// Members' gossip addresses; with seeds a node waits for a mesh rather than found one
+    #[arg(long = "seed", env = "MLOC_SEEDS", value_delimiter = ',')]
+    pub seeds: Vec<String>,
+}
+
+/// `mloc join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// HOST:PORT of a member's gossip address
+    pub seed: String,
+    /// The daemon's flags.
+    #[command(flatten)]
+    pub node: DaemonArgs,
+}
+
+/// `mloc run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The task file
+    pub file: PathBuf,
+    /// Where the embedded node keeps its data and the artifacts
+    #[arg(long, default_value = ".mloc", env = "MLOC_RUN_DIR")]
+    pub data_dir: PathBuf,
+    /// The daemon's log on the terminal too
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// Which node to ask.
+#[derive(Debug, Clone, Args)]
+pub struct Remote {
+    /// A node's REST address, HOST:PORT or URL; any node will do
+    #[arg(long, env = "MLOC_NODE", default_value = "127.0.0.1:7948")]
+    pub node: String,
+    /// File that holds the bearer token (or MLOC_API_TOKEN)
+    #[arg(long, env = "MLOC_API_TOKEN_FILE")]
+    pub api_token_file: Option<PathBuf>,
+    /// How to print
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// `mloc submit`.
+#[derive(Debug, Args)]
+pub struct SubmitArgs {
+    /// The task file, or - for standard input
+    pub file: PathBuf,
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+    /// Check and explain only
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Stay until it has ended, showing progress; exit 1 unless it completed
+    #[arg(long, short)]
+    pub wait: bool,
+    /// The same key makes one task, however often it is sent
+    #[arg(long)]
+    pub idempotency_key: Option<String>,
+}
+
+/// `mloc tasks`.
+#[derive(Debug, Args)]
+pub struct TasksArgs {
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+    /// Of this owner
+    #[arg(long)]
+    pub owner: Option<String>,
+    /// Of this project
+    #[arg(long)]
+    pub project: Option<String>,
+    /// In this state
+    #[arg(long)]
+    pub state: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 100)]
+    pub limit: usize,
+}
+
+/// One task.
+#[derive(Debug, Args)]
+pub struct TaskArgs {
+    /// The task's id
+    pub id: String,
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `mloc logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The task's id
+    pub id: String,
+    /// And on with it
+    #[arg(long, short)]
+    pub follow: bool,
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// A listing without further choice.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// One node.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// The node's id or name
+    pub id: String,
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `mloc drain`.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The node's id or name
+    pub id: String,
+    /// Let it take work again
+    #[arg(long)]
+    pub off: bool,
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `mloc stats`.
+#[derive(Debug, Args)]
+pub struct StatsArgs {
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+    /// Of this user
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Of this project
+    #[arg(long)]
+    pub project: Option<String>,
+    /// From this UTC day on, YYYY-MM-DD
+    #[arg(long)]
+    pub start_date: Option<String>,
+    /// To this UTC day, included
+    #[arg(long)]
+    pub end_date: Option<String>,
+}
+
+/// `mloc token`.
+#[derive(Debug, Args)]
+pub struct TokenArgs {
+    /// The user; `admin` may act for any owner
+    pub user: String,
+    /// The node's data directory
+    #[arg(long, env = "MLOC_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+}

@@ -1,0 +1,232 @@
+//! The CLI's side of REST: one request, its answer or a refusal with an exit code that means something.
+
+use std::{io::Write, path::Path, process::ExitCode};
+
+use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
+use hyper_util::{client::legacy::Client as HttpClient, client::legacy::connect::HttpConnector, rt::TokioExecutor};
+use mloc_api::error::ProblemBody;
+use serde::de::DeserializeOwned;
+
+use crate::cli::Remote;
+
+/// Why a verb did not do: what to print, and the exit code.
+#[derive(Debug)]
+pub struct Refusal {
+    /// For people.
+    pub text: String,
+    /// See [`crate::cli::Cli`].
+    pub code: u8,
+}
+
+impl Refusal {
+    /// Prints it and gives the code.
+    pub fn report(&self) -> ExitCode {
+        eprintln!("error: {}", self.text);
+        ExitCode::from(self.code)
+    }
+
+    /// A refusal with its code.
+    pub fn new(code: u8, text: impl Into<String>) -> Self {
+        Self { text: text.into(), code }
+    }
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self { text: format!("{error:#}"), code: 1 }
+    }
+}
+
+/// A node's REST API.
+pub struct Client {
+    base: String,
+    token: Option<String>,
+    http: HttpClient<HttpConnector, Full<Bytes>>,
+}
+
+impl Client {
+    /// Speaks to the node the flags name.
+    ///
+    /// # Errors
+    /// When the token file can't be read or the address is no http address.
+    pub fn new(remote: &Remote) -> Result<Self, Refusal> {
+        let token = match &remote.api_token_file {
+            Some(path) => Some(read_secret(path)?),
+            None => std::env::var("MLOC_API_TOKEN").ok().filter(|t| !t.is_empty()),
+        };
+        Self::at(&remote.node, token)
+    }
+
+    /// Speaks to the node at an address.
+    ///
+    /// # Errors
+    /// When it is no http address.
+    pub fn at(node: &str, token: Option<String>) -> Result<Self, Refusal> {
+        let base = match node.split_once("://") {
+            None => format!("http://{node}"),
+            Some(("http", _)) => node.trim_end_matches('/').to_owned(),
+            Some((scheme, _)) => {
+                return Err(Refusal::new(
+                    2,
+                    format!("--node {node}: {scheme} is not spoken; write HOST:PORT or http://HOST:PORT (put TLS in a proxy)"),
+                ));
+            }
+        };
+        Ok(Self { base, token, http: HttpClient::builder(TokioExecutor::new()).build_http() })
+    }
+
+    /// GET, as JSON.
+    ///
+    /// # Errors
+    /// A refusal of the node, or that it can't be reached.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> Result<T, Refusal> {
+        self.json(Method::GET, path, query, &[], Bytes::new()).await
+    }
+
+    /// POST without a body, as JSON.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)]) -> Result<T, Refusal> {
+        self.json(Method::POST, path, query, &[], Bytes::new()).await
+    }
+
+    /// POST of a task file.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn submit<T: DeserializeOwned>(
+        &self,
+        query: &[(&str, String)],
+        key: &str,
+        body: Bytes,
+    ) -> Result<T, Refusal> {
+        let headers = [("idempotency-key", key), ("content-type", "application/yaml")];
+        self.json(Method::POST, "/api/v1/tasks", query, &headers, body).await
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<T, Refusal> {
+        let response = self.send(method, path, query, headers, body).await?;
+        let bytes = response.into_body().collect().await.context("read the answer")?.to_bytes();
+        serde_json::from_slice(&bytes)
+            .with_context(|| format!("{path}: the answer is not what this version of mloc expects"))
+            .map_err(Refusal::from)
+    }
+
+    /// GET of a stream of text, to standard output as it comes.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; a stream that breaks is said.
+    pub async fn print_stream(&self, path: &str, query: &[(&str, String)]) -> Result<(), Refusal> {
+        let mut body = self.send(Method::GET, path, query, &[], Bytes::new()).await?.into_body();
+        let mut out = std::io::stdout();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.context("the log's stream broke")?;
+            if let Some(data) = frame.data_ref() {
+                // A closed pipe (`| head`) is the reader's way to say enough.
+                if out.write_all(data).and_then(|()| out.flush()).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Refusal> {
+        let mut uri = format!("{}{path}", self.base);
+        for (i, (name, value)) in query.iter().enumerate() {
+            uri.push(if i == 0 { '?' } else { '&' });
+            uri.push_str(&format!("{name}={}", percent_encode(value)));
+        }
+        let mut request = Request::builder().method(method).uri(&uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request
+            .body(Full::new(body))
+            .map_err(|e| Refusal::new(2, format!("--node {}: {e}; write HOST:PORT", self.base)))?;
+        let response = self.http.request(request).await.map_err(|e| {
+            let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
+            Refusal::new(
+                4,
+                format!("{} does not answer ({e}{cause}): is a node running there? --node or MLOC_NODE names another", self.base),
+            )
+        })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = response.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
+        Err(refusal(status, &body))
+    }
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> Refusal {
+    let code = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => 5,
+        StatusCode::NOT_FOUND => 3,
+        StatusCode::SERVICE_UNAVAILABLE => 4,
+        StatusCode::UNPROCESSABLE_ENTITY | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::BAD_REQUEST => 2,
+        _ => 1,
+    };
+    let text = match serde_json::from_slice::<ProblemBody>(body) {
+        Ok(problem) => problem.detail,
+        Err(_) => format!("{status}: {}", String::from_utf8_lossy(body).trim()),
+    };
+    Refusal { text, code }
+}
+
+/// RFC 3986: everything but unreserved characters.
+fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|b| match b {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(b).to_string(),
+            _ => format!("%{b:02X}"),
+        })
+        .collect()
+}
+
+/// The first line of a file that holds a secret.
+///
+/// # Errors
+/// When it can't be read or is empty.
+pub fn read_secret(path: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read the token file {}", path.display()))?;
+    let line = text.lines().next().unwrap_or_default().trim();
+    anyhow::ensure!(!line.is_empty(), "the token file {} is empty", path.display());
+    Ok(line.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_become_exit_codes_and_problems_their_text() {
+        let body = br#"{"type":"t","title":"x","status":404,"detail":"no task-1"}"#;
+        let refusal = refusal(StatusCode::NOT_FOUND, body);
+        assert_eq!((refusal.code, refusal.text.as_str()), (3, "no task-1"));
+        assert_eq!(super::refusal(StatusCode::FORBIDDEN, b"").code, 5);
+        assert_eq!(percent_encode("a b/ü"), "a%20b%2F%C3%BC");
+    }
+}

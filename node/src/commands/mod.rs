@@ -1,0 +1,5 @@
+//! The verbs.
+
+pub mod client;
+pub mod run;
+pub mod up;

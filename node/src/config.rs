@@ -1,0 +1,283 @@
+//! A node's configuration: file, then environment (`MLOC_…`), then flags; the later one wins.
+//!
+//! This file is the one place of the binary that reads node.yaml. `configs/node.yaml` documents every key.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+/// node.yaml. Unknown keys are refused.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct NodeConfig {
+    /// Name for people; the host's when absent.
+    pub name: Option<String>,
+    /// Key, ledger, journal, cache, attempts.
+    pub data_dir: Option<PathBuf>,
+    /// Gossip, QUIC.
+    pub gossip: Listen,
+    /// libp2p, QUIC and TCP.
+    pub links: Listen,
+    /// REST.
+    pub rest: Listen,
+    /// `HOST:PORT` of members' gossip addresses.
+    pub seeds: Vec<String>,
+    /// File that holds the join token.
+    pub token_file: Option<PathBuf>,
+    /// Found the mesh only when so many nodes are here.
+    pub bootstrap_expect: Option<u32>,
+    /// What it takes part in.
+    pub role: Role,
+    /// Durations for a LAN or a WAN.
+    pub profile: Profile,
+    /// Single durations, above the profile's.
+    pub timing: Timing,
+    /// Folders that tasks may read and write as `local`, by name.
+    pub volumes: BTreeMap<String, PathBuf>,
+    /// What to offer instead of what was found.
+    pub hardware: Hardware,
+    /// Modules to offer; all when absent.
+    pub modules: Option<Vec<String>>,
+    /// S3 defaults; credentials come from the environment or from files.
+    pub s3: S3,
+    /// Secrets for `secretsFrom`: name → file that holds it.
+    pub secrets: BTreeMap<String, PathBuf>,
+    /// Labels for `placement.nodeSelector`.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Where to listen, and what others should dial.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Listen {
+    /// `IP:PORT`; port 0 takes a free one.
+    pub bind: Option<SocketAddr>,
+    /// `HOST:PORT` others dial, when it is not the bound one.
+    pub advertise: Option<String>,
+}
+
+/// What a node takes part in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Role {
+    /// Whether it may become a voter.
+    pub vote: Vote,
+    /// Whether it takes work.
+    pub work: bool,
+    /// Whether others can dial it. A node behind NAT says no, dials out itself and never votes.
+    pub reachable: bool,
+}
+
+impl Default for Role {
+    fn default() -> Self {
+        Self { vote: Vote::Auto, work: true, reachable: true }
+    }
+}
+
+/// Voting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Vote {
+    /// When it is stable and needed.
+    #[default]
+    Auto,
+    /// Spot and edge nodes.
+    Never,
+}
+
+/// Sets of durations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "camelCase")]
+pub enum Profile {
+    /// Voters within a few milliseconds.
+    #[default]
+    Lan,
+    /// Voters in several cities.
+    Wan,
+}
+
+/// Durations in milliseconds; absent ones come from the profile.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Timing {
+    /// Between two heartbeats of the leader to voters.
+    pub raft_heartbeat_ms: Option<u64>,
+    /// Shortest silence before an election.
+    pub election_min_ms: Option<u64>,
+    /// Longest silence before an election.
+    pub election_max_ms: Option<u64>,
+    /// Between two rounds of gossip.
+    pub gossip_interval_ms: Option<u64>,
+    /// How long a member must be up to become a voter.
+    pub voter_stable_ms: Option<u64>,
+    /// How long a voter must be silent before another takes its place.
+    pub voter_grace_ms: Option<u64>,
+    /// How long a worker's silence lasts before its attempts go elsewhere.
+    pub lease_ms: Option<u64>,
+    /// Between two heartbeats of a worker.
+    pub worker_heartbeat_ms: Option<u64>,
+    /// Between two rounds of the orchestrator when nothing happens.
+    pub tick_ms: Option<u64>,
+}
+
+/// Hardware to offer instead of what was found.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Hardware {
+    /// Cores.
+    pub cpu: Option<String>,
+    /// Memory.
+    pub memory: Option<String>,
+    /// GPUs that exist in this file only: for trying the scheduler. They are named `simulated:…` everywhere.
+    pub simulated: Simulated,
+}
+
+/// Simulated hardware.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Simulated {
+    /// GPUs.
+    pub gpus: Vec<SimulatedGpus>,
+}
+
+/// Some equal simulated GPUs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct SimulatedGpus {
+    /// Type, with or without `simulated:`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Memory of each.
+    pub memory: String,
+    /// How many.
+    pub count: u32,
+}
+
+/// S3 defaults.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct S3 {
+    /// Endpoint URL; `AWS_ENDPOINT_URL` when absent.
+    pub endpoint: Option<String>,
+    /// Region; `AWS_REGION` when absent.
+    pub region: Option<String>,
+    /// File with the access key id; `AWS_ACCESS_KEY_ID` when absent.
+    pub access_key_id_file: Option<PathBuf>,
+    /// File with the secret; `AWS_SECRET_ACCESS_KEY` when absent.
+    pub secret_access_key_file: Option<PathBuf>,
+}
+
+/// Durations after profile and file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Durations {
+    /// Between two heartbeats of the leader to voters.
+    pub raft_heartbeat: Duration,
+    /// Shortest and longest silence before an election.
+    pub election: (Duration, Duration),
+    /// Between two rounds of gossip.
+    pub gossip_interval: Duration,
+    /// How long a member must be up to become a voter.
+    pub voter_stable: Duration,
+    /// How long a voter must be silent before another takes its place.
+    pub voter_grace: Duration,
+    /// A worker's lease.
+    pub lease: Duration,
+    /// Between two heartbeats of a worker.
+    pub worker_heartbeat: Duration,
+    /// Between two rounds of the orchestrator when nothing happens.
+    pub tick: Duration,
+}
+
+impl NodeConfig {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// When it can't be read or has unknown keys or wrong types; says where.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read node config {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("node config {}", path.display()))
+    }
+
+    /// Reads a text.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let config: Self = serde_yaml::from_str(text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What serde cannot see.
+    fn check(&self) -> anyhow::Result<()> {
+        if self.bootstrap_expect == Some(2) {
+            bail!("bootstrapExpect: 2 nodes have one voter and survive no failure of it; write 1, 3 or 5");
+        }
+        for name in self.volumes.keys() {
+            if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+                bail!("volumes: `{name}` is no volume name: letters, digits, `-` and `_`");
+            }
+        }
+        let d = self.durations();
+        if d.election.0 >= d.election.1 {
+            bail!("timing: electionMinMs must be less than electionMaxMs");
+        }
+        if d.raft_heartbeat * 2 > d.election.0 {
+            bail!("timing: raftHeartbeatMs must be at most half of electionMinMs, or every hiccup is an election");
+        }
+        if d.worker_heartbeat * 3 > d.lease {
+            bail!("timing: leaseMs must span at least three workerHeartbeatMs, or a lost message costs an attempt");
+        }
+        Ok(())
+    }
+
+    /// Durations after profile and file.
+    pub fn durations(&self) -> Durations {
+        let wan = self.profile == Profile::Wan;
+        let t = &self.timing;
+        let pick = |given: Option<u64>, lan: u64, on_wan: u64| {
+            Duration::from_millis(given.unwrap_or(if wan { on_wan } else { lan }))
+        };
+        Durations {
+            raft_heartbeat: pick(t.raft_heartbeat_ms, 150, 1_000),
+            election: (pick(t.election_min_ms, 800, 4_000), pick(t.election_max_ms, 1_600, 8_000)),
+            gossip_interval: pick(t.gossip_interval_ms, 500, 1_000),
+            voter_stable: pick(t.voter_stable_ms, 60_000, 60_000),
+            voter_grace: pick(t.voter_grace_ms, 600_000, 600_000),
+            // A minute of silence on a WAN is weather: only after it may another worker take the attempt.
+            lease: pick(t.lease_ms, 60_000, 60_000),
+            worker_heartbeat: pick(t.worker_heartbeat_ms, 1_000, 5_000),
+            tick: pick(t.tick_ms, 500, 1_000),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_place() {
+        let error = NodeConfig::parse("name: a\nseedz: []\n").unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("seedz") && text.contains("line 2"), "{text}");
+    }
+
+    #[test]
+    fn durations_follow_the_profile_and_single_ones_win() {
+        let config = NodeConfig::parse("profile: wan\ntiming: {leaseMs: 30000}\n").unwrap();
+        assert_eq!(config.durations().election.0, Duration::from_secs(4));
+        assert_eq!(config.durations().lease, Duration::from_secs(30));
+        assert!(NodeConfig::parse("timing: {raftHeartbeatMs: 1000}").is_err());
+        assert!(NodeConfig::parse("bootstrapExpect: 2").is_err());
+    }
+}
