@@ -1,0 +1,27 @@
+//! The keys members gossip under, and what their values are.
+
+use serde::{Deserialize, Serialize};
+
+use crate::names::MeshId;
+
+/// JSON of the node's capability. Changes seldom.
+pub const CAPABILITY: &str = "cap";
+/// JSON of the node's load. At most every 5 s.
+pub const LOAD: &str = "load";
+/// JSON of a [`crate::quic_transport::LeaderHint`].
+pub const LEADER: &str = "leader";
+/// JSON of a [`MeshMark`].
+pub const MESH: &str = "mesh";
+/// JSON list of link addresses (multiaddr text).
+pub const ADDRESSES: &str = "addrs";
+
+/// Which mesh, and which member table of it a node has: whoever has an older one asks for the newer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshMark {
+    /// The mesh.
+    pub mesh: MeshId,
+    /// Version of the node's member table.
+    pub version: u64,
+    /// Its digest (see [`crate::members::MemberTable::digest`]).
+    pub digest: String,
+}

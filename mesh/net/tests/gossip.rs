@@ -1,0 +1,194 @@
+//! Gossip over real sockets: members find each other, strangers stay out, the dead are noticed.
+
+mod bench;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bench::{Node, endpoint_settings, identity, token, until};
+use mloc_mesh::{gossip::Members, names::NodeId, quic_transport::Advertise};
+
+fn alive(members: &Members, node: &NodeId) -> bool {
+    members.get(node).is_some_and(|view| view.alive)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_and_one_seed_converge_on_signed_values() {
+    let token = token();
+    let a = Node::start(1, &token, 1, &[]).await;
+    let b = Node::start(2, &token, 1, &[&a]).await;
+    let c = Node::start(3, &token, 1, &[&a]).await;
+    for node in [&a, &b, &c] {
+        node.sees("all capabilities", |members| {
+            [(1, &a), (2, &b), (3, &c)].iter().all(|(number, other)| {
+                alive(members, other.node())
+                    && members[other.node()].values.get("cap") == Some(&format!("capability of {number}"))
+            })
+        })
+        .await;
+    }
+    b.gossip.publish("load", "0.5").await.unwrap();
+    for node in [&a, &c] {
+        node.sees("b's load", |members| members[b.node()].values.get("load").is_some_and(|load| load == "0.5")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_dial_and_one_connection_stays() {
+    let token = token();
+    for _ in 0..8 {
+        let (a, _) = bench::endpoint(1, &token, 1);
+        let (b, _) = bench::endpoint(2, &token, 1);
+        let seeds = |of: &mloc_mesh::quic_transport::GossipEndpoint| vec![of.local_addr().unwrap().to_string()];
+        let (to_a, to_b) = (seeds(&a), seeds(&b));
+        let (a, b) = tokio::join!(Node::on(1, a, to_b), Node::on(2, b, to_a));
+        for node in [&a, &b] {
+            node.sees("the other", |members| members.values().filter(|view| view.alive).count() == 2).await;
+        }
+        until("one connection on each side", || {
+            [&a, &b].iter().all(|node| node.endpoint.stats().connected == 1 && node.endpoint.open_connections() == 1)
+        })
+        .await;
+        let dials = a.endpoint.stats().dials + b.endpoint.stats().dials;
+        assert!(dials <= 3, "{dials} dials between two nodes");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_token_is_refused_with_a_reason_on_both_sides() {
+    let ours = token();
+    let a = Node::start(1, &ours, 1, &[]).await;
+    let other_mesh = Node::start(2, &token(), 1, &[&a]).await;
+    let rotated = mloc_mesh::token::JoinToken::rotate(ours.mesh().clone(), &mut rand::rng());
+    let wrong_token = Node::start(3, &rotated, 1, &[&a]).await;
+    for (stranger, reason) in [(&other_mesh, "is of mesh"), (&wrong_token, "another join token")] {
+        until("the stranger is told why", || {
+            stranger.endpoint.refusals().iter().any(|refusal| refusal.dialled && refusal.reason.contains(reason))
+        })
+        .await;
+        until("we note why", || {
+            a.endpoint.refusals().iter().any(|refusal| !refusal.dialled && refusal.reason.contains(reason))
+        })
+        .await;
+        assert!(!a.gossip.members().borrow().contains_key(stranger.node()));
+        stranger.sees("itself alone", |members| members.len() == 1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_is_noticed_and_a_restart_believed() {
+    let token = token();
+    let a = Node::start(1, &token, 1, &[]).await;
+    let b = Node::start(2, &token, 1, &[&a]).await;
+    let c = Node::start(3, &token, 7, &[&a]).await;
+    for node in [&a, &b, &c] {
+        node.sees("three alive", |members| members.values().filter(|view| view.alive).count() == 3).await;
+    }
+    let gone = c.node().clone();
+    let address = c.endpoint.local_addr().unwrap();
+    drop(c);
+    for node in [&a, &b] {
+        node.sees("a death", |members| !alive(members, &gone)).await;
+    }
+    let mut settings = endpoint_settings(8);
+    settings.bind = address;
+    let mut back = None;
+    until("the port is free again", || {
+        back = std::net::UdpSocket::bind(address).ok();
+        back.is_some()
+    })
+    .await;
+    drop(back);
+    let _c = Node::start_with(3, &token, settings, vec![a.address()]).await;
+    for node in [&a, &b] {
+        node.sees("a restart", |members| alive(members, &gone) && members[&gone].generation == 8).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_node_is_cut_off_and_told() {
+    let token = token();
+    let a = Node::start(1, &token, 1, &[]).await;
+    let b = Node::start(2, &token, 1, &[&a]).await;
+    for node in [&a, &b] {
+        node.sees("two alive", |members| members.values().filter(|view| view.alive).count() == 2).await;
+    }
+    a.endpoint.set_revoked(BTreeSet::from([b.node().clone()]));
+    until("b is told", || b.endpoint.refusals().iter().any(|refusal| refusal.reason.contains("revoked"))).await;
+    a.sees("b dead", |members| !alive(members, b.node())).await;
+    assert_eq!(a.endpoint.stats().connected, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_takes_no_dials_gossips_over_its_own() {
+    let token = token();
+    let a = Node::start(1, &token, 1, &[]).await;
+    let b = Node::start(2, &token, 1, &[&a]).await;
+    let mut settings = endpoint_settings(1);
+    settings.advertise = Advertise::DialsOutOnly;
+    let hidden = Node::start_with(3, &token, settings, vec![a.address()]).await;
+    for node in [&a, &b, &hidden] {
+        node.sees("three alive", |members| members.values().filter(|view| view.alive).count() == 3).await;
+    }
+    hidden.gossip.publish("load", "1").await.unwrap();
+    b.sees("its load", |members| members[hidden.node()].values.contains_key("load")).await;
+}
+
+/// A member that holds the token writes a value for another node.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forged_value_is_not_believed() {
+    let token = token();
+    let a = Node::start(1, &token, 1, &[]).await;
+    let victim = identity(9);
+    // The forger gossips under the victim's name, with values only its own key signs.
+    let (endpoint, _) = bench::endpoint(2, &token, 5);
+    let config = chitchat::ChitchatConfig {
+        chitchat_id: chitchat::ChitchatId::new(victim.node().as_str(), 5, endpoint.advertised()),
+        cluster_id: token.mesh().to_string(),
+        gossip_interval: std::time::Duration::from_millis(50),
+        listen_addr: endpoint.advertised(),
+        seed_nodes: vec![a.address()],
+        failure_detector_config: chitchat::FailureDetectorConfig::default(),
+        marked_for_deletion_grace_period: std::time::Duration::from_secs(60),
+        catchup_callback: None,
+        extra_liveness_predicate: None,
+    };
+    let signature = "A".repeat(86);
+    let forged = vec![("cap".to_owned(), format!("1.1.{signature}.eight GPUs"))];
+    let forger = chitchat::spawn_chitchat(config, forged, &endpoint).await.unwrap();
+    // It has heard from a, so a has heard from it: one exchange goes both ways.
+    let reached = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for _ in 0..400 {
+        let heard = forger
+            .with_chitchat(|c| {
+                c.node_states().values().any(|s| s.get("cap").is_some_and(|v| v.contains("capability of 1")))
+            })
+            .await;
+        reached.store(heard, std::sync::atomic::Ordering::Relaxed);
+        if heard {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(reached.load(std::sync::atomic::Ordering::Relaxed), "the forger never reached a");
+    let b = Node::start(3, &token, 1, &[&a]).await;
+    a.sees("an honest third node", |members| members.contains_key(b.node())).await;
+    for node in [&a, &b] {
+        assert!(!node.gossip.members().borrow().contains_key(victim.node()));
+    }
+}
+
+/// Ten nodes, one seed: everybody sees everybody, and no pair keeps two connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_nodes_converge() {
+    let token = token();
+    let first = Node::start(1, &token, 1, &[]).await;
+    let mut nodes = vec![first];
+    for number in 2..=10 {
+        let node = Node::start(number, &token, 1, &[&nodes[0]]).await;
+        nodes.push(node);
+    }
+    for node in &nodes {
+        node.sees("ten alive", |members| members.values().filter(|view| view.alive).count() == 10).await;
+    }
+    until("no pair has two connections", || nodes.iter().all(|node| node.endpoint.open_connections() <= 9)).await;
+}
