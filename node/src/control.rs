@@ -1,0 +1,560 @@
+//! REST's questions answered from the mesh: the one place where ledger state becomes what clients see.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
+use mloc_api::{
+    Caller, Control, ControlError,
+    control::{Freshness, Submission},
+    view::{
+        Accepted, AttemptView, Event, ExplainView, GpuView, MeshView, NodeView, ResultView, StatsQuery, StatsView,
+        TaskFilter, TaskPage, TaskView,
+    },
+};
+use mloc_core::{
+    id::{NodeId, TaskId},
+    ledger::{
+        Entry, Ledger, Outcome, Reason,
+        state::{Attempt, AttemptEnd, AttemptState, Task, TaskEnd},
+        task_state::TaskState,
+        usage,
+    },
+    task,
+    time::Millis,
+};
+use mloc_mesh::handle::{LeaderView, MeshHandle, MeshUnavailable};
+use sha2::{Digest, Sha256};
+
+use crate::{clock, logs};
+
+/// Most tasks on a page.
+const PAGE_MAX: usize = 1_000;
+/// Tasks on a page unless said otherwise.
+const PAGE: usize = 100;
+
+/// [`Control`] over the mesh.
+pub struct MeshControl {
+    mesh: MeshHandle,
+    logs: Arc<logs::Logs>,
+}
+
+impl MeshControl {
+    /// Answers from this mesh; `logs` finds what attempts print.
+    pub fn new(mesh: MeshHandle, logs: Arc<logs::Logs>) -> Self {
+        Self { mesh, logs }
+    }
+
+    /// Makes the reads that follow see every acknowledged commit.
+    async fn fresh(&self, fresh: Freshness) -> Result<(), ControlError> {
+        match fresh {
+            Freshness::Stale => Ok(()),
+            Freshness::Linearizable => self.mesh.linearize().await.map_err(unavailable),
+        }
+    }
+
+    async fn propose(&self, entry: Entry) -> Result<Outcome, ControlError> {
+        self.mesh.propose(entry).await.map_err(unavailable)
+    }
+
+    fn view(&self, id: &TaskId) -> Result<TaskView, ControlError> {
+        self.mesh.read(|ledger| match ledger.tasks.get(id) {
+            Some(task) => Ok(self.task_view(ledger, id, task)),
+            None => Err(ControlError::NotFound(format!("task {id}"))),
+        })
+    }
+
+    fn task_view(&self, ledger: &Ledger, id: &TaskId, task: &Task) -> TaskView {
+        let state = TaskState::of(task);
+        let (since, reason, live) = match &state {
+            TaskState::Pending { since, reason, .. } => (*since, reason.clone(), None),
+            TaskState::Scheduled { attempt, node, since } => (*since, String::new(), Some((attempt, node))),
+            TaskState::Running { attempt, node, since, .. } => (*since, String::new(), Some((attempt, node))),
+            TaskState::Completed { at } => (*at, String::new(), None),
+            TaskState::Failed { at, failure } => (*at, failure.message.clone(), None),
+            TaskState::Cancelled { at, by } => (*at, format!("cancelled by {by}"), None),
+        };
+        let progress = live.and_then(|(attempt, _)| self.mesh.progress(attempt));
+        let phase = matches!(state, TaskState::Running { .. })
+            .then(|| progress.as_ref().map(|p| p.phase.name().to_owned()))
+            .flatten();
+        let result = match &task.ended {
+            Some(TaskEnd::Completed { result, .. }) => Some(ResultView {
+                location: result.location.clone(),
+                artifacts: result.artifacts.clone(),
+                summary: result.summary.clone(),
+            }),
+            _ => None,
+        };
+        TaskView {
+            id: id.to_string(),
+            name: task.spec.metadata.name.clone(),
+            owner: task.spec.metadata.owner.clone(),
+            project: task.spec.metadata.project.clone(),
+            task_type: task.spec.task_type.name().to_owned(),
+            state: state.name().to_owned(),
+            phase,
+            reason,
+            since: since.to_rfc3339(),
+            submitted_at: task.submitted_at.to_rfc3339(),
+            node: live.map(|(_, node)| node.to_string()),
+            progress: progress.map(|p| p.progress),
+            attempts: task.replicas.iter().flat_map(|r| &r.attempts).map(|a| attempt_view(ledger, a)).collect(),
+            result,
+        }
+    }
+
+    /// The member of this id or name.
+    fn find_node(&self, text: &str) -> Result<NodeId, ControlError> {
+        self.mesh.read(|ledger| {
+            let named: Vec<_> =
+                ledger.members.iter().filter(|(id, m)| id.as_str() == text || m.name == text).map(|(id, _)| id).collect();
+            match named.as_slice() {
+                [one] => Ok((*one).clone()),
+                [] => Err(ControlError::NotFound(format!("node {text}"))),
+                several => Err(ControlError::Conflict(format!(
+                    "{} nodes are named {text}: use an id, {}",
+                    several.len(),
+                    several.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+                ))),
+            }
+        })
+    }
+
+    fn node_views(&self) -> Vec<NodeView> {
+        let live = self.mesh.views();
+        let (leader, _) = self.mesh.leader().parts();
+        let voters = self.mesh.voters();
+        self.mesh.read(|ledger| {
+            let one = |(id, member): (&NodeId, &mloc_core::ledger::entry::Member)| {
+                let view = live.get(id);
+                let held: Vec<&Attempt> = ledger.live_attempts_on(id).collect();
+                let state = if member.revoked_at.is_some() {
+                    "REVOKED"
+                } else if !view.is_some_and(|v| v.alive) {
+                    "LOST"
+                } else if member.draining_since.is_some() {
+                    "DRAINING"
+                } else if held.is_empty() {
+                    "IDLE"
+                } else {
+                    "RUNNING"
+                };
+                let cap = view.and_then(|v| v.capability.as_ref());
+                let (cpu, memory) = cap.map_or((0, 0), |c| (c.cpu_millis, c.memory_bytes));
+                NodeView {
+                    id: id.to_string(),
+                    name: cap.map_or_else(|| member.name.clone(), |c| c.name.clone()),
+                    state: state.to_owned(),
+                    leader: leader.as_ref() == Some(id),
+                    voter: voters.contains(id),
+                    version: cap.map(|c| c.version.clone()).unwrap_or_default(),
+                    cpu_model: cap.map(|c| c.cpu_model.clone()).unwrap_or_default(),
+                    cpu_millis_free: cpu.saturating_sub(held.iter().map(|a| a.grant.cpu_millis).sum()),
+                    cpu_millis: cpu,
+                    memory_bytes_free: memory.saturating_sub(held.iter().map(|a| a.grant.memory_bytes).sum()),
+                    memory_bytes: memory,
+                    disk_bytes: cap.map_or(0, |c| c.disk_bytes),
+                    matmul_gflops: cap.and_then(|c| c.matmul_gflops),
+                    gpus: cap.map(|c| c.gpus.iter().map(|g| gpu_view(g, &held)).collect()).unwrap_or_default(),
+                    features: cap.map(|c| c.features.iter().cloned().collect()).unwrap_or_default(),
+                    labels: cap.map(|c| c.labels.clone()).unwrap_or_default(),
+                    attempts: held.iter().map(|a| a.id.to_string()).collect(),
+                    addresses: view.map(|v| v.addresses.clone()).unwrap_or_default(),
+                }
+            };
+            ledger.members.iter().map(one).collect()
+        })
+    }
+
+    fn node_view(&self, id: &NodeId) -> Result<NodeView, ControlError> {
+        let found = self.node_views().into_iter().find(|n| n.id == id.as_str());
+        found.ok_or_else(|| ControlError::NotFound(format!("node {id}")))
+    }
+
+    fn explanation(&self, id: &TaskId) -> Result<ExplainView, ControlError> {
+        let explanation = self
+            .mesh
+            .explain(id, clock::now())
+            .ok_or_else(|| ControlError::NotFound(format!("task {id}")))?;
+        let text = explanation.to_string();
+        let explanation = serde_json::to_value(explanation).map_err(|e| ControlError::Internal(e.to_string()))?;
+        Ok(ExplainView { explanation, text })
+    }
+}
+
+fn unavailable(why: MeshUnavailable) -> ControlError {
+    ControlError::Unavailable(why.to_string())
+}
+
+fn refused(reason: Reason) -> ControlError {
+    match reason {
+        Reason::UnknownTask(id) => ControlError::NotFound(format!("task {id}")),
+        Reason::UnknownMember(id) => ControlError::NotFound(format!("node {id}")),
+        Reason::KeyReused(_) => ControlError::KeyReused(reason.to_string()),
+        other => ControlError::Conflict(other.to_string()),
+    }
+}
+
+fn gpu_view(gpu: &mloc_core::capability::Gpu, held: &[&Attempt]) -> GpuView {
+    let holder = held.iter().find(|a| a.grant.gpus.contains(&gpu.index));
+    let (state, detail) = match (&gpu.unusable, holder) {
+        (Some(why), _) => ("UNUSABLE", why.clone()),
+        (None, Some(attempt)) => ("HELD", attempt.id.to_string()),
+        (None, None) => ("FREE", String::new()),
+    };
+    GpuView {
+        index: gpu.index,
+        gpu_type: gpu.kind.clone(),
+        memory_bytes: gpu.memory_bytes,
+        utilisation_percent: gpu.utilisation_percent,
+        state: state.to_owned(),
+        detail,
+    }
+}
+
+fn attempt_view(ledger: &Ledger, attempt: &Attempt) -> AttemptView {
+    let (state, started, ended, reason) = match &attempt.state {
+        AttemptState::Assigned => ("ASSIGNED", None, None, String::new()),
+        AttemptState::Running { since } => ("RUNNING", Some(*since), None, String::new()),
+        AttemptState::Publishing { started_at, .. } => ("PUBLISHING", Some(*started_at), None, String::new()),
+        AttemptState::Stopping { started_at, .. } => ("STOPPING", *started_at, None, String::new()),
+        AttemptState::Ended { started_at, at, how } => {
+            let (state, reason) = match how {
+                AttemptEnd::Finished => ("FINISHED", String::new()),
+                AttemptEnd::Failed(failure) => ("FAILED", failure.message.clone()),
+                AttemptEnd::Stopped => ("STOPPED", String::new()),
+                AttemptEnd::Lost => ("LOST", "its node was silent for a lease".to_owned()),
+            };
+            (state, *started_at, Some(*at), reason)
+        }
+    };
+    AttemptView {
+        id: attempt.id.to_string(),
+        node: attempt.node.to_string(),
+        node_name: ledger.members.get(&attempt.node).map_or_else(|| attempt.node.to_string(), |m| m.name.clone()),
+        state: state.to_owned(),
+        reason,
+        assigned_at: attempt.assigned_at.to_rfc3339(),
+        started_at: started.map(Millis::to_rfc3339),
+        ended_at: ended.map(Millis::to_rfc3339),
+        gpu_type: attempt.grant.gpu_kind.clone(),
+        gpus: attempt.grant.gpus.clone(),
+    }
+}
+
+/// A task's history, read off its attempts.
+fn history(ledger: &Ledger, task: &Task) -> Vec<(Millis, Event)> {
+    let event = |at: Millis, name: &str, attempt: Option<&Attempt>, detail: String| {
+        let view = Event {
+            at: at.to_rfc3339(),
+            event: name.to_owned(),
+            attempt: attempt.map(|a| a.id.to_string()),
+            node: attempt.map(|a| ledger.members.get(&a.node).map_or_else(|| a.node.to_string(), |m| m.name.clone())),
+            detail,
+        };
+        (at, view)
+    };
+    let mut events = vec![event(task.submitted_at, "SUBMITTED", None, String::new())];
+    for attempt in task.replicas.iter().flat_map(|r| &r.attempts) {
+        events.push(event(attempt.assigned_at, "ASSIGNED", Some(attempt), String::new()));
+        let started = match &attempt.state {
+            AttemptState::Assigned => None,
+            AttemptState::Running { since } => Some(*since),
+            AttemptState::Publishing { started_at, .. } => Some(*started_at),
+            AttemptState::Stopping { started_at, .. } | AttemptState::Ended { started_at, .. } => *started_at,
+        };
+        events.extend(started.map(|at| event(at, "STARTED", Some(attempt), String::new())));
+        match &attempt.state {
+            AttemptState::Assigned | AttemptState::Running { .. } => {}
+            AttemptState::Publishing { since, .. } => {
+                events.push(event(*since, "PUBLISHING", Some(attempt), String::new()));
+            }
+            AttemptState::Stopping { since, .. } => events.push(event(*since, "STOPPING", Some(attempt), String::new())),
+            AttemptState::Ended { at, .. } => {
+                let view = attempt_view(ledger, attempt);
+                events.push(event(*at, &view.state, Some(attempt), view.reason));
+            }
+        }
+    }
+    match &task.ended {
+        Some(TaskEnd::Completed { at, .. }) => events.push(event(*at, "COMPLETED", None, String::new())),
+        Some(TaskEnd::Failed { at, failure }) => events.push(event(*at, "FAILED", None, failure.message.clone())),
+        Some(TaskEnd::Cancelled { at, by }) => events.push(event(*at, "CANCELLED", None, format!("by {by}"))),
+        None => {}
+    }
+    events.sort_by_key(|(at, _)| *at);
+    events
+}
+
+#[async_trait]
+impl Control for MeshControl {
+    async fn submit(&self, caller: &Caller, submission: Submission) -> Result<Accepted, ControlError> {
+        let parsed = task::parse(&submission.body, &submission.file).map_err(|problems| ControlError::Invalid {
+            detail: problems.to_string(),
+            problems: problems.iter().filter_map(|p| serde_json::to_value(p).ok()).collect(),
+        })?;
+        caller.may_act_for(&parsed.spec.metadata.owner)?;
+        let mut notes: Vec<String> = parsed.notes.iter().map(ToString::to_string).collect();
+        if parsed.spec.checkpoint.destination.is_none() && self.mesh.read(|l| l.members.len()) > 1 {
+            notes.push(
+                "no checkpoint.destination: on another node than the first this task would start again at step 0".into(),
+            );
+        }
+        let now = clock::now();
+        let id = TaskId::mint(now, rand::random());
+        let digest = hex::encode(Sha256::digest(submission.body.as_bytes()));
+        if submission.dry_run {
+            self.fresh(Freshness::Linearizable).await?;
+            // Explained on a copy of the ledger that has it: the answer is the scheduler's, not a guess at it.
+            let explanation = self.mesh.explain_if_submitted(&id, &parsed.spec, now);
+            let text = explanation.to_string();
+            let explanation =
+                serde_json::to_value(explanation).map_err(|e| ControlError::Internal(e.to_string()))?;
+            let task = TaskView {
+                id: String::new(),
+                name: parsed.spec.metadata.name,
+                owner: parsed.spec.metadata.owner,
+                project: parsed.spec.metadata.project,
+                task_type: parsed.spec.task_type.name().to_owned(),
+                state: "VALID".to_owned(),
+                phase: None,
+                reason: String::new(),
+                since: now.to_rfc3339(),
+                submitted_at: now.to_rfc3339(),
+                node: None,
+                progress: None,
+                attempts: Vec::new(),
+                result: None,
+            };
+            return Ok(Accepted { task, created: false, notes, explain: Some(ExplainView { explanation, text }) });
+        }
+        let entry = Entry::Submit {
+            task: id.clone(),
+            spec: Box::new(parsed.spec),
+            request: submission.request,
+            body_digest: digest,
+            at: now,
+        };
+        let (task, created) = match self.propose(entry).await? {
+            Outcome::Applied => (id, true),
+            Outcome::Duplicate(first) => (first, false),
+            Outcome::Rejected(reason) => return Err(refused(reason)),
+            Outcome::Stale => return Err(ControlError::Internal("a submission was called stale".into())),
+        };
+        Ok(Accepted { task: self.view(&task)?, created, notes, explain: None })
+    }
+
+    async fn tasks(&self, fresh: Freshness, filter: TaskFilter) -> Result<TaskPage, ControlError> {
+        self.fresh(fresh).await?;
+        let limit = filter.limit.unwrap_or(PAGE).clamp(1, PAGE_MAX);
+        let before = match &filter.cursor {
+            Some(cursor) => cursor.parse().map_err(|_| ControlError::Invalid {
+                detail: format!("cursor: `{cursor}` is no cursor; pass `next` of the page before"),
+                problems: Vec::new(),
+            })?,
+            None => u64::MAX,
+        };
+        Ok(self.mesh.read(|ledger| {
+            let keep = |task: &Task| {
+                let meta = &task.spec.metadata;
+                task.seq < before
+                    && filter.owner.as_ref().is_none_or(|o| *o == meta.owner)
+                    && filter.project.as_ref().is_none_or(|p| *p == meta.project)
+                    && filter.name.as_ref().is_none_or(|n| *n == meta.name)
+                    && filter.state.as_ref().is_none_or(|s| s.eq_ignore_ascii_case(TaskState::of(task).name()))
+            };
+            let mut found: Vec<_> = ledger.tasks.iter().filter(|(_, task)| keep(task)).collect();
+            found.sort_by_key(|(_, task)| std::cmp::Reverse(task.seq));
+            let more = found.len() > limit;
+            found.truncate(limit);
+            let next = if more { found.last().map(|(_, t)| t.seq.to_string()) } else { None };
+            TaskPage { tasks: found.into_iter().map(|(id, t)| self.task_view(ledger, id, t)).collect(), next }
+        }))
+    }
+
+    async fn task(&self, fresh: Freshness, task: &TaskId) -> Result<TaskView, ControlError> {
+        self.fresh(fresh).await?;
+        self.view(task)
+    }
+
+    async fn cancel(&self, caller: &Caller, task: &TaskId) -> Result<TaskView, ControlError> {
+        self.fresh(Freshness::Linearizable).await?;
+        let owner = self.mesh.read(|l| l.tasks.get(task).map(|t| t.spec.metadata.owner.clone()));
+        caller.may_act_for(&owner.ok_or_else(|| ControlError::NotFound(format!("task {task}")))?)?;
+        let entry = Entry::Cancelled { task: task.clone(), by: caller.user.clone(), at: clock::now() };
+        match self.propose(entry).await? {
+            Outcome::Rejected(reason) => Err(refused(reason)),
+            Outcome::Applied | Outcome::Duplicate(_) | Outcome::Stale => self.view(task),
+        }
+    }
+
+    async fn explain(&self, task: &TaskId) -> Result<ExplainView, ControlError> {
+        self.fresh(Freshness::Linearizable).await?;
+        self.explanation(task)
+    }
+
+    async fn logs(
+        &self,
+        task: &TaskId,
+        follow: bool,
+    ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, ControlError> {
+        self.fresh(Freshness::Linearizable).await?;
+        // A task that waits has no log yet: a follower waits with it, and hears so.
+        let mut ticks = tokio::time::interval(Duration::from_millis(200));
+        loop {
+            let found = self.mesh.read(|ledger| {
+                let task = ledger.tasks.get(task)?;
+                let newest = task.replicas.iter().filter_map(|r| r.attempts.last()).next_back();
+                Some((newest.map(|a| (a.id.clone(), a.node.clone())), task.ended.is_some()))
+            });
+            match found {
+                None => return Err(ControlError::NotFound(format!("task {task}"))),
+                Some((Some((attempt, node)), _)) => {
+                    return Ok(self.logs.open(&self.mesh, attempt, node, follow).await?.boxed());
+                }
+                Some((None, ended)) if ended || !follow => {
+                    return Err(ControlError::NotFound(format!("log of {task}: it has not run on any node")));
+                }
+                Some((None, _)) => ticks.tick().await,
+            };
+        }
+    }
+
+    async fn events(&self, task: &TaskId) -> Result<Vec<Event>, ControlError> {
+        self.fresh(Freshness::Linearizable).await?;
+        self.mesh.read(|ledger| match ledger.tasks.get(task) {
+            Some(found) => Ok(history(ledger, found).into_iter().map(|(_, event)| event).collect()),
+            None => Err(ControlError::NotFound(format!("task {task}"))),
+        })
+    }
+
+    async fn nodes(&self, fresh: Freshness) -> Result<Vec<NodeView>, ControlError> {
+        self.fresh(fresh).await?;
+        Ok(self.node_views())
+    }
+
+    async fn drain(&self, caller: &Caller, node: &str, draining: bool) -> Result<NodeView, ControlError> {
+        caller.may_act_for(mloc_api::auth::ADMIN)?;
+        self.fresh(Freshness::Linearizable).await?;
+        let node = self.find_node(node)?;
+        match self.propose(Entry::MemberDrained { node: node.clone(), draining, at: clock::now() }).await? {
+            Outcome::Rejected(reason) => Err(refused(reason)),
+            Outcome::Applied | Outcome::Duplicate(_) | Outcome::Stale => self.node_view(&node),
+        }
+    }
+
+    async fn revoke(&self, caller: &Caller, node: &str) -> Result<NodeView, ControlError> {
+        caller.may_act_for(mloc_api::auth::ADMIN)?;
+        self.fresh(Freshness::Linearizable).await?;
+        let node = self.find_node(node)?;
+        match self.propose(Entry::MemberRevoked { node: node.clone(), at: clock::now() }).await? {
+            Outcome::Rejected(reason) => Err(refused(reason)),
+            Outcome::Applied | Outcome::Duplicate(_) | Outcome::Stale => self.node_view(&node),
+        }
+    }
+
+    async fn stats(&self, query: StatsQuery) -> Result<StatsView, ControlError> {
+        self.fresh(Freshness::Linearizable).await?;
+        let asked = usage::Query::parse(
+            query.user.as_deref(),
+            query.project.as_deref(),
+            query.start_date.as_deref(),
+            query.end_date.as_deref(),
+        )
+        .map_err(|e| ControlError::Invalid { detail: e.to_string(), problems: Vec::new() })?;
+        let given = [
+            ("user", query.user),
+            ("project", query.project),
+            ("start_date", query.start_date),
+            ("end_date", query.end_date),
+        ];
+        let stats = self.mesh.read(|ledger| usage::stats(ledger, &asked, clock::now()));
+        Ok(StatsView {
+            query_parameters: given.into_iter().filter_map(|(n, v)| Some((n.to_owned(), v?))).collect(),
+            total_gpu_hours: stats.total_gpu_hours,
+            total_tasks_completed: stats.total_tasks_completed,
+            breakdown_by_gpu: stats.breakdown_by_gpu,
+            total_cpu_core_hours: stats.total_cpu_core_hours,
+        })
+    }
+
+    async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError> {
+        self.fresh(fresh).await?;
+        let views = self.mesh.views();
+        let voters = self.mesh.voters();
+        let alive = voters.iter().filter(|v| views.get(*v).is_some_and(|view| view.alive)).count();
+        let members = self.mesh.read(|l| l.members.values().filter(|m| m.revoked_at.is_none()).count());
+        let (leader, term) = self.mesh.leader().parts();
+        let quorum = voters.len() / 2 + 1;
+        let survives = alive.saturating_sub(quorum);
+        Ok(MeshView {
+            mesh: self.mesh.mesh_id().to_string(),
+            node: self.mesh.node().to_string(),
+            leader: leader.map(|l| l.to_string()),
+            term,
+            voters: voters.iter().map(ToString::to_string).collect(),
+            voters_alive: alive,
+            members,
+            survives_failures: survives,
+            advice: advice(members, voters.len(), survives),
+        })
+    }
+
+    async fn metrics(&self) -> String {
+        metrics_text(&self.mesh)
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.mesh.leader() {
+            LeaderView::Unknown => Err("it has not heard of a leader yet".into()),
+            LeaderView::Here { .. } | LeaderView::There { .. } => Ok(()),
+        }
+    }
+}
+
+/// What the mesh survives, in words.
+pub fn advice(members: usize, voters: usize, survives: usize) -> String {
+    match (members, voters, survives) {
+        (1, ..) => "one node: when it stops, the mesh waits for it; two more make it survive a failure".into(),
+        (2, ..) => "two nodes have one voter, for two would be worse than one: the mesh survives the loss of the other \
+                    node only; a third makes it survive any one"
+            .into(),
+        (_, 1, _) => "one voter so far: more are promoted when they have been up for a while".into(),
+        (_, _, 0) => "the mesh survives no further loss of a voter just now".into(),
+        (_, _, 1) => "the mesh survives the loss of any one voter right now".into(),
+        (_, _, n) => format!("the mesh survives the loss of any {n} voters right now"),
+    }
+}
+
+fn metrics_text(mesh: &MeshHandle) -> String {
+    use std::fmt::Write;
+    let mut states: BTreeMap<&str, u64> = BTreeMap::new();
+    let (members, attempts) = mesh.read(|ledger| {
+        for state in ["PENDING", "SCHEDULED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"] {
+            states.insert(state, 0);
+        }
+        for task in ledger.tasks.values() {
+            *states.entry(TaskState::of(task).name()).or_default() += 1;
+        }
+        (ledger.members.len(), ledger.usage.values().filter(|row| row.end.is_none()).count())
+    });
+    let (_, term) = mesh.leader().parts();
+    let leads = u8::from(matches!(mesh.leader(), LeaderView::Here { .. }));
+    let mut text = String::from("# HELP mloc_tasks Tasks by state, as this node knows.\n# TYPE mloc_tasks gauge\n");
+    for (state, count) in &states {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "mloc_tasks{{state=\"{state}\"}} {count}");
+    }
+    for (name, help, value) in [
+        ("mloc_members", "Members of the mesh.", members as u64),
+        ("mloc_attempts_running", "Attempts that run.", attempts as u64),
+        ("mloc_leader", "1 when this node leads.", u64::from(leads)),
+        ("mloc_term", "Term of the leader.", term),
+        ("mloc_voters", "Voters.", mesh.voters().len() as u64),
+    ] {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+    }
+    text
+}
