@@ -16,4 +16,9 @@
 //! activations a recorded graph would, and never touches a frozen weight's gradient. Losses outside this crate
 //! may still use Burn's autodiff on the hidden states and hand their gradient to [`model::Decoder::backward`].
 
+pub mod batch;
+pub mod device;
+pub mod loss;
+pub mod model;
+pub mod random;
 pub mod weights;

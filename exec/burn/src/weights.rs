@@ -89,37 +89,25 @@ impl SafetensorsSource {
         if !index_path.is_file() {
             return Err(WeightsError::NoWeights(folder.to_path_buf()));
         }
-        let text = std::fs::read(&index_path).map_err(|source| WeightsError::Io {
-            path: index_path.clone(),
-            source,
-        })?;
-        let container = |detail: String| WeightsError::Container {
-            path: index_path.clone(),
-            detail,
-        };
-        let index: ShardIndex =
-            serde_json::from_slice(&text).map_err(|e| container(e.to_string()))?;
+        let text =
+            std::fs::read(&index_path).map_err(|source| WeightsError::Io { path: index_path.clone(), source })?;
+        let container = |detail: String| WeightsError::Container { path: index_path.clone(), detail };
+        let index: ShardIndex = serde_json::from_slice(&text).map_err(|e| container(e.to_string()))?;
         let mut files: Vec<&String> = index.weight_map.values().collect();
         files.sort();
         files.dedup();
         let mut shards = Vec::with_capacity(files.len());
         for file in &files {
             if file.contains(['/', '\\']) || file.as_str() == ".." {
-                return Err(container(format!(
-                    "shard name {file:?} must be a plain file name"
-                )));
+                return Err(container(format!("shard name {file:?} must be a plain file name")));
             }
             shards.push(Shard::open(&folder.join(file))?);
         }
         let mut shard_of = BTreeMap::new();
         for (name, file) in &index.weight_map {
-            let position = files
-                .binary_search(&file)
-                .map_err(|_| WeightsError::Missing(name.clone()))?;
+            let position = files.binary_search(&file).map_err(|_| WeightsError::Missing(name.clone()))?;
             if shards[position].metadata.info(name).is_none() {
-                return Err(container(format!(
-                    "{name} should be in {file}, which lacks it"
-                )));
+                return Err(container(format!("{name} should be in {file}, which lacks it")));
             }
             shard_of.insert(name.clone(), position);
         }
@@ -129,41 +117,24 @@ impl SafetensorsSource {
     /// Opens one safetensors file.
     pub fn open_file(path: &Path) -> Result<Self, WeightsError> {
         let shard = Shard::open(path)?;
-        let shard_of = shard
-            .metadata
-            .offset_keys()
-            .into_iter()
-            .map(|name| (name, 0))
-            .collect();
-        Ok(Self {
-            shards: vec![shard],
-            shard_of,
-        })
+        let shard_of = shard.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
+        Ok(Self { shards: vec![shard], shard_of })
     }
 }
 
 impl Shard {
     fn open(path: &Path) -> Result<Self, WeightsError> {
-        let io = |source| WeightsError::Io {
-            path: path.to_path_buf(),
-            source,
-        };
+        let io = |source| WeightsError::Io { path: path.to_path_buf(), source };
         let file = File::open(path).map_err(io)?;
         // SAFETY: the map is read-only; a file that another process truncates meanwhile is outside what any
         // reader of memory-mapped weights can guard against, and models are not written in place.
         #[allow(unsafe_code)]
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
-        let (header_len, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| WeightsError::Container {
-                path: path.to_path_buf(),
-                detail: format!("not a whole safetensors file: {e}"),
-            })?;
-        Ok(Self {
+        let (header_len, metadata) = SafeTensors::read_metadata(&map).map_err(|e| WeightsError::Container {
             path: path.to_path_buf(),
-            map,
-            header_len,
-            metadata,
-        })
+            detail: format!("not a whole safetensors file: {e}"),
+        })?;
+        Ok(Self { path: path.to_path_buf(), map, header_len, metadata })
     }
 }
 
@@ -184,36 +155,17 @@ impl TensorSource for SafetensorsSource {
         // The header is preceded by its own length in 8 bytes.
         let data_start = 8 + shard.header_len;
         let (from, to) = info.data_offsets;
-        let bytes = shard
-            .map
-            .get(data_start + from..data_start + to)
-            .ok_or_else(|| WeightsError::Container {
-                path: shard.path.clone(),
-                detail: format!("tensor {name} ends past the end of the file"),
-            })?;
+        let bytes = shard.map.get(data_start + from..data_start + to).ok_or_else(|| WeightsError::Container {
+            path: shard.path.clone(),
+            detail: format!("tensor {name} ends past the end of the file"),
+        })?;
         match info.dtype {
-            Dtype::F32 => Ok(bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|b| f32::from_le_bytes(*b))
-                .collect()),
-            Dtype::F16 => Ok(bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|b| half::f16::from_le_bytes(*b).to_f32())
-                .collect()),
-            Dtype::BF16 => Ok(bytes
-                .as_chunks::<2>()
-                .0
-                .iter()
-                .map(|b| half::bf16::from_le_bytes(*b).to_f32())
-                .collect()),
-            other => Err(WeightsError::Dtype {
-                name: name.to_owned(),
-                dtype: format!("{other:?}"),
-            }),
+            Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+            Dtype::F16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()),
+            Dtype::BF16 => {
+                Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect())
+            }
+            other => Err(WeightsError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") }),
         }
     }
 }

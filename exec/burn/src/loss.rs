@@ -1,0 +1,148 @@
+//! Cross-entropy over target positions, in chunks, with its gradient computed on the way.
+//!
+//! A batch's logits over a vocabulary of 50,000 are its largest tensor by far. Here they exist for a few hundred
+//! positions at a time and only where there is a target; each chunk leaves behind three numbers and its gradient at
+//! the hidden states.
+
+use burn::tensor::activation::softmax;
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+
+use crate::batch::{Batch, IGNORED};
+use crate::model::packed::int_tensor;
+use crate::model::parameter::host_values;
+use crate::model::{Gradients, Packed, Parameter};
+
+/// The logits alive at a time hold at most this many elements (64 MiB in f32), in forward and again in backward.
+const CHUNK_ELEMENTS: usize = 16 << 20;
+
+/// Which packed tokens predict a target, and which.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// Indices into the packed tokens.
+    pub rows: Vec<i64>,
+    /// The token to be predicted there.
+    pub ids: Vec<i64>,
+}
+
+impl Targets {
+    /// Each token predicts its row's next real token, where that is a target.
+    pub fn of(batch: &Batch, packed: &Packed) -> Self {
+        let mut targets = Self::default();
+        for (index, pair) in packed.slots.windows(2).enumerate() {
+            let [(row, _), (next_row, next_column)] = [pair[0], pair[1]];
+            let label = batch.labels[next_row][next_column];
+            if row == next_row && label != IGNORED {
+                targets.rows.push(index as i64);
+                targets.ids.push(label);
+            }
+        }
+        targets
+    }
+}
+
+/// Sums over targets; divide by `targets` for means.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossSums {
+    /// Σ cross-entropy, in nats.
+    pub loss: f64,
+    /// How many targets have the highest logit.
+    pub correct: f64,
+    /// Σ entropy of the predicted distributions, in nats.
+    pub entropy: f64,
+    /// How many targets.
+    pub targets: usize,
+}
+
+impl std::ops::AddAssign for LossSums {
+    fn add_assign(&mut self, other: Self) {
+        self.loss += other.loss;
+        self.correct += other.correct;
+        self.entropy += other.entropy;
+        self.targets += other.targets;
+    }
+}
+
+/// Evaluates without gradients.
+pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> LossSums {
+    let mut sums = LossSums::default();
+    for chunk in chunks(hidden, head, targets) {
+        sums += chunk.sums();
+    }
+    sums
+}
+
+/// Evaluates, and returns the gradient at `hidden` of `weight · Σ cross-entropy`; adds the head's gradient if the head
+/// is trainable. The mean over all targets of a step has `weight` = 1 / their number.
+pub fn backward(
+    hidden: &Tensor<2>,
+    head: &Parameter,
+    targets: &Targets,
+    weight: f64,
+    gradients: &mut Gradients,
+) -> (LossSums, Tensor<2>) {
+    let mut sums = LossSums::default();
+    let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
+    for chunk in chunks(hidden, head, targets) {
+        sums += chunk.sums();
+        let Chunk { rows, hidden, ids, probabilities, .. } = chunk;
+        let [count, _] = probabilities.dims();
+        // d/dlogits of −log softmax = softmax − one-hot.
+        let minus = Tensor::full([count, 1], -weight, &hidden.device());
+        let d_logits = probabilities.mul_scalar(weight).scatter(1, ids, minus, IndexingUpdateOp::Add);
+        if head.trainable {
+            gradients.add(&head.name, d_logits.clone().transpose().matmul(hidden));
+        }
+        let d = d_logits.matmul(head.value.clone());
+        // Each row occurs once, so adding to zero is placing.
+        d_hidden = d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add);
+    }
+    (sums, d_hidden)
+}
+
+struct Chunk {
+    rows: Tensor<1, Int>,
+    hidden: Tensor<2>,
+    ids: Tensor<2, Int>,
+    probabilities: Tensor<2>,
+    /// Per position: logit of the target, highest logit, highest probability, expected logit.
+    columns: Tensor<2>,
+}
+
+impl Chunk {
+    fn sums(&self) -> LossSums {
+        let mut sums = LossSums::default();
+        for row in host_values(self.columns.clone()).as_chunks::<4>().0 {
+            let [target, highest, highest_probability, expected] = row.map(f64::from);
+            // log Σ exp(logits): the highest probability is at least 1/vocabulary, so its logarithm is exact,
+            // which the target's own probability would not be.
+            let log_partition = highest - highest_probability.ln();
+            sums.loss += log_partition - target;
+            sums.entropy += log_partition - expected;
+            sums.correct += f64::from(u8::from(target >= highest));
+            sums.targets += 1;
+        }
+        sums
+    }
+}
+
+fn chunks<'a>(hidden: &'a Tensor<2>, head: &'a Parameter, targets: &'a Targets) -> impl Iterator<Item = Chunk> + 'a {
+    let size = (CHUNK_ELEMENTS / head.shape[0].max(1)).max(1);
+    let device = hidden.device();
+    targets.rows.chunks(size).zip(targets.ids.chunks(size)).map(move |(rows, ids)| {
+        let rows = int_tensor(rows.to_vec(), &device);
+        let ids = int_tensor(ids.to_vec(), &device).reshape([ids.len(), 1]);
+        let hidden = hidden.clone().select(0, rows.clone());
+        let logits = hidden.clone().matmul(head.value.clone().transpose());
+        let probabilities = softmax(logits.clone(), 1);
+        let columns = Tensor::cat(
+            vec![
+                logits.clone().gather(1, ids.clone()),
+                logits.clone().max_dim(1),
+                probabilities.clone().max_dim(1),
+                (logits * probabilities.clone()).sum_dim(1),
+            ],
+            1,
+        );
+        Chunk { rows, hidden, ids, probabilities, columns }
+    })
+}

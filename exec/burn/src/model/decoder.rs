@@ -1,0 +1,282 @@
+//! The whole decoder: embedding, layers, last norm, head.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use burn::tensor::{Device, Tensor};
+
+use super::attention::Attention;
+use super::cache::KeyValueCache;
+use super::config::DecoderConfig;
+use super::layer::{Layer, LayerTape, Mlp};
+use super::linear::Linear;
+use super::norm::RmsNorm;
+use super::packed::Packed;
+use super::parameter::{Gradients, Parameter};
+use crate::random::Random;
+use crate::weights::{TensorSource, WeightsError};
+
+/// A decoder-only language model.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    /// Its sizes and switches.
+    pub config: DecoderConfig,
+    /// `[vocab, hidden]`.
+    pub embedding: Parameter,
+    /// The layers, first to last.
+    pub layers: Vec<Layer>,
+    /// Before the head.
+    pub norm: RmsNorm,
+    /// `[vocab, hidden]`; `None` = the embedding is the head.
+    pub lm_head: Option<Parameter>,
+    device: Device,
+}
+
+/// What [`Decoder::backward`] needs of one [`Decoder::forward`].
+#[derive(Debug)]
+pub struct Tape {
+    layers: Vec<LayerTape>,
+    x: Tensor<2>,
+    reciprocal: Tensor<2>,
+}
+
+impl Decoder {
+    /// A model with the weights of `source`. Every missing, unknown or mis-shaped tensor is reported at once.
+    pub fn load(config: DecoderConfig, source: &dyn TensorSource, device: &Device) -> Result<Self, WeightsError> {
+        check_fit(&config, source, device)?;
+        Self::build(config, device, |name, shape| {
+            let values = source.read_f32(&name)?;
+            Ok(Parameter::new(name, shape, values, device))
+        })
+    }
+
+    /// A model with fresh weights: normal with the config's `initializer_range`, norms 1, biases 0. Each parameter
+    /// draws from a stream of its own, so the result depends on `seed` and the config only.
+    pub fn random(config: DecoderConfig, seed: u64, device: &Device) -> Self {
+        let deviation = config.initializer_range as f32;
+        let built = Self::build(config, device, |name, shape| {
+            let count = shape.iter().product();
+            let values = if name.ends_with("norm.weight") {
+                vec![1.0; count]
+            } else if name.ends_with(".bias") {
+                vec![0.0; count]
+            } else {
+                let mut random = Random::stream(seed, &name);
+                (0..count).map(|_| deviation * random.normal()).collect()
+            };
+            Ok::<_, Infallible>(Parameter::new(name, shape, values, device))
+        });
+        match built {
+            Ok(model) => model,
+            Err(never) => match never {},
+        }
+    }
+
+    fn build<E>(
+        config: DecoderConfig,
+        device: &Device,
+        mut parameter: impl FnMut(String, &[usize]) -> Result<Parameter, E>,
+    ) -> Result<Self, E> {
+        let c = &config;
+        let embedding = parameter(EMBEDDING.into(), &[c.vocab_size, c.hidden_size])?;
+        let mut layers = Vec::with_capacity(c.num_layers);
+        for index in 0..c.num_layers {
+            layers.push(build_layer(c, index, &mut parameter)?);
+        }
+        let norm = RmsNorm { weight: parameter(LAST_NORM.into(), &[c.hidden_size])?, eps: c.rms_norm_eps };
+        let lm_head = match c.tie_word_embeddings {
+            true => None,
+            false => Some(parameter(HEAD.into(), &[c.vocab_size, c.hidden_size])?),
+        };
+        Ok(Self { embedding, layers, norm, lm_head, device: device.clone(), config })
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The output head: `logits = hidden · headᵀ`.
+    pub fn head(&self) -> &Parameter {
+        self.lm_head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// The normalised hidden states, `[tokens, hidden]`. Keeps nothing for a backward pass.
+    pub fn hidden(&self, packed: &Packed) -> Tensor<2> {
+        let mut x = self.embed(packed);
+        for layer in &self.layers {
+            // The tape is dropped at once: one layer's activations are alive at a time.
+            x = layer.forward(x, packed, None).0;
+        }
+        let reciprocal = self.norm.reciprocal(&x);
+        self.norm.apply(&x, &reciprocal)
+    }
+
+    /// As [`Self::hidden`] for the next tokens of one text; `packed` is a [`Packed::continuation`] of `cache`.
+    pub fn hidden_cached(&self, packed: &Packed, cache: &mut KeyValueCache) -> Tensor<2> {
+        let mut x = self.embed(packed);
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(x, packed, Some(cache.layer(index))).0;
+        }
+        cache.advance(packed.tokens());
+        let reciprocal = self.norm.reciprocal(&x);
+        self.norm.apply(&x, &reciprocal)
+    }
+
+    /// The normalised hidden states and what the backward pass needs.
+    pub fn forward(&self, packed: &Packed) -> (Tensor<2>, Tape) {
+        let mut x = self.embed(packed);
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let (out, tape) = layer.forward(x, packed, None);
+            layers.push(tape);
+            x = out;
+        }
+        let reciprocal = self.norm.reciprocal(&x);
+        let hidden = self.norm.apply(&x, &reciprocal);
+        let tape = Tape { layers, x, reciprocal };
+        (hidden, tape)
+    }
+
+    /// Adds the gradients of all trainable parameters below the head, given the gradient at the hidden states.
+    /// The tape is consumed layer by layer, so memory falls as it goes.
+    pub fn backward(&self, packed: &Packed, tape: Tape, d_hidden: Tensor<2>, gradients: &mut Gradients) {
+        let Tape { layers, x, reciprocal } = tape;
+        let mut d = self.norm.backward(&x, &reciprocal, d_hidden, gradients);
+        drop((x, reciprocal));
+        // Below the lowest trainable layer there is nothing to compute.
+        let lowest = match self.embedding.trainable {
+            true => 0,
+            false => self.layers.iter().position(|l| l.parameters().any(|p| p.trainable)).unwrap_or(self.layers.len()),
+        };
+        for (index, tape) in layers.into_iter().enumerate().rev() {
+            if index < lowest {
+                return;
+            }
+            let input_needed = index > lowest || self.embedding.trainable;
+            match self.layers[index].backward(d, tape, packed, input_needed, gradients) {
+                Some(dx) => d = dx,
+                None => return,
+            }
+        }
+        if self.embedding.trainable {
+            let zeros = Tensor::zeros(self.embedding.value.dims(), &self.device);
+            let scattered = zeros.select_assign(0, packed.ids.clone(), d, burn::tensor::IndexingUpdateOp::Add);
+            gradients.add(&self.embedding.name, scattered);
+        }
+    }
+
+    /// Logits of given hidden states, `[n, vocab]`.
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        hidden.matmul(self.head().value.clone().transpose())
+    }
+
+    fn embed(&self, packed: &Packed) -> Tensor<2> {
+        self.embedding.value.clone().select(0, packed.ids.clone())
+    }
+
+    /// All parameters, adapters included, in a fixed order.
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        std::iter::once(&self.embedding)
+            .chain(self.layers.iter().flat_map(Layer::parameters))
+            .chain([&self.norm.weight])
+            .chain(&self.lm_head)
+    }
+
+    /// As [`Self::parameters`], to be changed.
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        std::iter::once(&mut self.embedding)
+            .chain(self.layers.iter_mut().flat_map(Layer::parameters_mut))
+            .chain([&mut self.norm.weight])
+            .chain(&mut self.lm_head)
+    }
+
+    /// Makes every parameter trainable (full fine-tuning, pre-training).
+    pub fn train_all(&mut self) {
+        self.parameters_mut().for_each(|p| p.trainable = true);
+    }
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const LAST_NORM: &str = "model.norm.weight";
+const HEAD: &str = "lm_head.weight";
+
+fn build_layer<E>(
+    c: &DecoderConfig,
+    index: usize,
+    parameter: &mut impl FnMut(String, &[usize]) -> Result<Parameter, E>,
+) -> Result<Layer, E> {
+    let prefix = format!("model.layers.{index}");
+    let mut linear = |name: &str, out: usize, input: usize, bias: bool| {
+        Ok(Linear {
+            weight: parameter(format!("{prefix}.{name}.weight"), &[out, input])?,
+            bias: match bias {
+                true => Some(parameter(format!("{prefix}.{name}.bias"), &[out])?),
+                false => None,
+            },
+            lora: None,
+        })
+    };
+    let (h, f) = (c.hidden_size, c.intermediate_size);
+    let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
+    let attention = [
+        linear("self_attn.q_proj", q, h, c.qkv_bias)?,
+        linear("self_attn.k_proj", kv, h, c.qkv_bias)?,
+        linear("self_attn.v_proj", kv, h, c.qkv_bias)?,
+        linear("self_attn.o_proj", h, q, c.o_bias)?,
+    ];
+    let mlp = Mlp {
+        gate_proj: linear("mlp.gate_proj", f, h, c.mlp_bias)?,
+        up_proj: linear("mlp.up_proj", f, h, c.mlp_bias)?,
+        down_proj: linear("mlp.down_proj", h, f, c.mlp_bias)?,
+    };
+    let mut norm = |name: &str, width: usize| {
+        Ok(RmsNorm { weight: parameter(format!("{prefix}.{name}.weight"), &[width])?, eps: c.rms_norm_eps })
+    };
+    let qk_norm = match c.qk_norm {
+        true => Some((norm("self_attn.q_norm", c.head_dim)?, norm("self_attn.k_norm", c.head_dim)?)),
+        false => None,
+    };
+    Ok(Layer {
+        input_norm: norm("input_layernorm", h)?,
+        post_norm: norm("post_attention_layernorm", h)?,
+        attention: Attention::new(c, index, attention, qk_norm),
+        mlp,
+    })
+}
+
+/// Compares names and shapes of a source with what the config asks for, before anything is read.
+fn check_fit(config: &DecoderConfig, source: &dyn TensorSource, device: &Device) -> Result<(), WeightsError> {
+    // The builder itself says what it wants, so that the list cannot drift from it.
+    let mut wanted = BTreeMap::new();
+    let recorded = Decoder::build(config.clone(), device, |name, shape| {
+        wanted.insert(name.clone(), shape.to_vec());
+        Ok::<_, Infallible>(Parameter::new(name, &[1], vec![0.0], device))
+    });
+    match recorded {
+        Ok(_) => {}
+        Err(never) => match never {},
+    }
+    let mut problems = Vec::new();
+    for (name, shape) in &wanted {
+        match source.shape(name) {
+            None => problems.push(format!("{name}: missing; expected shape {shape:?}")),
+            Some(found) if found != *shape => {
+                problems.push(format!("{name}: found shape {found:?}, expected {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    for name in source.names() {
+        // A tied head is often stored all the same, and old checkpoints carry rotary tables.
+        let harmless = name == HEAD || name.ends_with("rotary_emb.inv_freq");
+        if !harmless && !wanted.contains_key(&name) {
+            let shape = source.shape(&name).unwrap_or_default();
+            problems.push(format!("{name}: unknown to this architecture; its shape is {shape:?}"));
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(WeightsError::Mismatch(problems)),
+    }
+}

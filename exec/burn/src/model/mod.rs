@@ -1,0 +1,30 @@
+//! Decoder-only transformers: configuration, layers, forward and backward.
+//!
+//! ```text
+//! config     what config.json means; families as rows of a table
+//! packed     a batch with its padding removed: the form every layer works on
+//! parameter  a named tensor, trainable or frozen; gradients by name
+//! linear, norm, rope, attention, layer      each with its forward and its backward
+//! decoder    the stack: load, random, forward, backward, logits
+//! cache      keys and values of past tokens, for generation
+//! ```
+//!
+//! Activations are `[tokens, width]`: padding is taken out before the first layer, so no arithmetic is spent on it
+//! and no layer needs a padding mask.
+
+pub mod attention;
+pub mod cache;
+pub mod config;
+pub mod decoder;
+pub mod layer;
+pub mod linear;
+pub mod norm;
+pub mod packed;
+pub mod parameter;
+pub mod rope;
+
+pub use cache::KeyValueCache;
+pub use config::{ConfigError, DecoderConfig};
+pub use decoder::{Decoder, Tape};
+pub use packed::Packed;
+pub use parameter::{Gradients, Parameter};

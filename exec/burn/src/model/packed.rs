@@ -1,0 +1,143 @@
+//! A batch without its padding: the real tokens of all rows, one after another.
+//!
+//! Linear layers and norms see one tall matrix; attention works on [`Group`]s of neighbouring rows of equal length.
+//! Positions count real tokens of a row from 0, wherever its padding stood.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::config::DecoderConfig;
+use super::rope::{Rotation, frequencies};
+use crate::batch::Batch;
+
+/// Rows of equal length that are attended over together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    /// The first token, in the packed order.
+    pub start: usize,
+    /// How many rows.
+    pub rows: usize,
+    /// Real tokens in each row.
+    pub length: usize,
+}
+
+impl Group {
+    /// Tokens in the group.
+    pub fn tokens(&self) -> usize {
+        self.rows * self.length
+    }
+}
+
+/// The real tokens of a batch and what the layers need to know about them.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// Token ids, `[tokens]`.
+    pub ids: Tensor<1, Int>,
+    /// Their rotary positions.
+    pub rotation: Rotation,
+    /// Rows for attention, in order, covering all tokens.
+    pub groups: Vec<Group>,
+    /// Where each token stood in the batch: row and column.
+    pub slots: Vec<(usize, usize)>,
+    /// The seed of this batch's dropout; `None` outside training.
+    pub dropout_seed: Option<u64>,
+    masks: BTreeMap<(usize, Option<usize>), Tensor<4>>,
+}
+
+impl Packed {
+    /// Packs a batch for a model. Rows without a real token vanish.
+    pub fn new(batch: &Batch, config: &DecoderConfig, device: &Device) -> Self {
+        let mut ids = Vec::new();
+        let mut positions = Vec::new();
+        let mut slots = Vec::new();
+        let mut groups: Vec<Group> = Vec::new();
+        for (row, (row_ids, mask)) in batch.input_ids.iter().zip(&batch.attention_mask).enumerate() {
+            let start = ids.len();
+            for (column, (&id, _)) in row_ids.iter().zip(mask).enumerate().filter(|(_, (_, m))| **m != 0) {
+                positions.push(ids.len() - start);
+                ids.push(id);
+                slots.push((row, column));
+            }
+            let length = ids.len() - start;
+            match groups.last_mut() {
+                _ if length == 0 => {}
+                Some(last) if last.length == length => last.rows += 1,
+                _ => groups.push(Group { start, rows: 1, length }),
+            }
+        }
+        let queries_per_kv = config.num_heads / config.num_kv_heads;
+        let mut masks = BTreeMap::new();
+        for group in &groups {
+            for &window in &config.windows {
+                masks
+                    .entry((group.length, window))
+                    .or_insert_with(|| causal_mask(0, group.length, window, queries_per_kv, device));
+            }
+        }
+        Self {
+            rotation: Rotation::new(&frequencies(config), &positions, device),
+            ids: int_tensor(ids, device),
+            groups,
+            slots,
+            dropout_seed: None,
+            masks,
+        }
+    }
+
+    /// New tokens of one text of which `past` tokens are already cached.
+    pub fn continuation(ids: &[i64], past: usize, config: &DecoderConfig, device: &Device) -> Self {
+        let positions: Vec<usize> = (past..past + ids.len()).collect();
+        let queries_per_kv = config.num_heads / config.num_kv_heads;
+        let group = Group { start: 0, rows: 1, length: ids.len() };
+        let mut masks = BTreeMap::new();
+        for &window in &config.windows {
+            // One token that sees everything needs no mask.
+            if ids.len() > 1 || window.is_some_and(|w| past >= w) {
+                masks
+                    .entry((ids.len(), window))
+                    .or_insert_with(|| causal_mask(past, ids.len(), window, queries_per_kv, device));
+            }
+        }
+        Self {
+            rotation: Rotation::new(&frequencies(config), &positions, device),
+            ids: int_tensor(ids.to_vec(), device),
+            groups: vec![group],
+            slots: (0..ids.len()).map(|column| (0, column)).collect(),
+            dropout_seed: None,
+            masks,
+        }
+    }
+
+    /// How many tokens.
+    pub fn tokens(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// What is added to the scores of a group, `[1, 1, queries, keys]`; `None` = nothing is hidden.
+    pub fn mask(&self, group: &Group, window: Option<usize>) -> Option<&Tensor<4>> {
+        self.masks.get(&(group.length, window))
+    }
+}
+
+/// Whole numbers as a tensor on `device`.
+pub fn int_tensor(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
+    let length = values.len();
+    Tensor::from_data(TensorData::new(values, [length]), device)
+}
+
+/// 0 where a query may look, a very negative number elsewhere. Query heads that share a key head lie one after another
+/// among the rows, hence the repetition.
+fn causal_mask(past: usize, length: usize, window: Option<usize>, queries_per_kv: usize, device: &Device) -> Tensor<4> {
+    // Finite: a difference of two infinities would be no number.
+    const HIDDEN: f32 = -1e30;
+    let keys = past + length;
+    let mut one = vec![HIDDEN; length * keys];
+    for query in 0..length {
+        let last = past + query;
+        let first = window.map_or(0, |w| (last + 1).saturating_sub(w));
+        one[query * keys + first..=query * keys + last].fill(0.0);
+    }
+    let values = one.repeat(queries_per_kv);
+    Tensor::from_data(TensorData::new(values, [1, 1, queries_per_kv * length, keys]), device)
+}
