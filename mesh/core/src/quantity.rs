@@ -21,7 +21,7 @@ pub fn bytes(text: &str) -> Result<u64, BadQuantity> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = (&text[..split], text[split..].trim());
     let factor: u64 = match unit {
-        "" => 1,
+        "" | "B" => 1,
         "k" | "K" | "KB" | "kB" => 1_000,
         "M" | "MB" => 1_000_000,
         "G" | "GB" => 1_000_000_000,
@@ -71,6 +71,44 @@ fn scaled(number: &str, factor: u64) -> Option<u64> {
     u64::try_from(whole + part).ok()
 }
 
+/// Milliseconds of `500ms`, `90s`, `5m`, `1h30m`, `2d`. A bare number has no unit and is refused.
+///
+/// # Errors
+/// When the text is no such sum, or overflows.
+pub fn duration_ms(text: &str) -> Result<u64, BadQuantity> {
+    let bad = |hint: Option<String>| BadQuantity { expected: "a time with a unit, such as 90s, 5m or 1h30m", hint };
+    let text = text.trim();
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(bad(Some(format!("write {text}s"))));
+    }
+    let (mut rest, mut total) = (text, 0u64);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(|| bad(None))?;
+        let (number, after) = rest.split_at(digits);
+        let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit_end);
+        let factor = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" | "min" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(bad(None)),
+        };
+        let part = scaled(number, factor).ok_or_else(|| bad(None))?;
+        total = total.checked_add(part).ok_or_else(|| bad(None))?;
+        rest = after;
+    }
+    if text.is_empty() { Err(bad(None)) } else { Ok(total) }
+}
+
+/// Bytes as a file has them, exactly: `64GiB`, `40000000000B`.
+pub fn write_bytes(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let exact = units.into_iter().find(|(shift, _)| bytes != 0 && bytes.is_multiple_of(1 << shift));
+    exact.map_or_else(|| format!("{bytes}B"), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+}
+
 /// Bytes for people: `24.0 GiB`, `512 B`.
 pub fn show_bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -108,6 +146,15 @@ mod tests {
             assert!(bytes(text).is_err(), "{text} was taken");
         }
         assert_eq!(bytes("40").unwrap_err().hint.as_deref(), Some("write 40GiB"));
+        for bytes_exact in [0, 1, 1023, 1 << 20, 40_000_000_000, 3 << 29, u64::MAX] {
+            assert_eq!(bytes(&write_bytes(bytes_exact)), Ok(bytes_exact), "{bytes_exact}");
+        }
+        for (text, want) in [("500ms", 500), ("90s", 90_000), ("1h30m", 5_400_000), ("1.5d", 129_600_000)] {
+            assert_eq!(duration_ms(text), Ok(want), "{text}");
+        }
+        for text in ["", "90", "s", "1x", "-1s", "1h30", "99999999999999999999d"] {
+            assert!(duration_ms(text).is_err(), "{text} was taken");
+        }
         for (text, want) in [("8", 8000), ("500m", 500), ("1.5", 1500), ("0.25", 250)] {
             assert_eq!(cpu_millis(text), Ok(want), "{text}");
         }

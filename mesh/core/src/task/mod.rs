@@ -1,8 +1,55 @@
-//! A task: what was typed ([`raw`]), what it means ([`spec`]), and everything that is wrong with it at once
-//! ([`validate`], [`problem`]). Past `validate` nobody checks again.
+//! A task: what was typed (`raw`), what it means ([`spec`]), and everything that is wrong with it at once
+//! (`validate`, [`problem`]). Past `validate` nobody checks again.
+//!
+//! [`parse`] is the way in; [`canonical`] writes a spec back as a file that means the same.
 
+pub mod canonical;
+mod fields;
+pub mod hyperparameters;
 pub mod kind;
+mod names;
+mod places;
+pub mod problem;
+mod raw;
 pub mod spec;
+mod validate;
+pub mod yaml;
 
+pub use hyperparameters::settings;
 pub use kind::TaskType;
+pub use problem::{At, Note, Problem, Problems};
 pub use spec::TaskSpec;
+pub use validate::{ARTIFACTS, DEFAULT_PROJECT};
+
+/// A file that is taken: what it means, and what its author should know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    /// What it means.
+    pub spec: TaskSpec,
+    /// Settings without effect, old names, and the like.
+    pub notes: Vec<Note>,
+}
+
+/// What the text of a task file means; YAML or JSON. `file` is its name in messages.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(text: &str, file: &str) -> Result<TaskSpec, Problems> {
+    parse_with_notes(text.as_bytes(), file).map(|parsed| parsed.spec)
+}
+
+/// The same from bytes that may not be text, with what the author should know.
+///
+/// # Errors
+/// Everything that is wrong with it; a file that is no text, or no YAML, or over [`yaml::SIZE_MAX`] has one problem.
+pub fn parse_with_notes(bytes: &[u8], file: &str) -> Result<Parsed, Problems> {
+    let text = yaml::text_of(bytes, file)?;
+    let mut problems = Problems::none(file);
+    let Some(root) = yaml::tree(text, &mut problems) else { return problems.check(None) };
+    let raw = raw::RawTask::read(&root, &mut problems);
+    let parsed = validate::validate(&raw, &mut problems);
+    problems.check(parsed)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! Writes a spec as a task file that means the same: every default told, every name canonical.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    spec::{Adapter, Location, Model, TaskSpec},
+    yaml,
+};
+use crate::{capability::Request, quantity};
+
+/// The spec as YAML.
+///
+/// # Errors
+/// Never for a spec that was parsed; a value without a YAML form otherwise.
+pub fn write(spec: &TaskSpec) -> Result<String, String> {
+    yaml::write(&value(spec))
+}
+
+/// The spec as the value its file would have.
+pub fn value(spec: &TaskSpec) -> Value {
+    let metadata = &spec.metadata;
+    let mut body = Map::new();
+    body.insert("taskType".into(), json!(spec.task_type.name()));
+    body.insert("resources".into(), json!({ "replicas": spec.replicas, "hardware": hardware(&spec.request) }));
+    if let Some(model) = &spec.model {
+        body.insert("model".into(), self::model(model));
+    }
+    if let Some(dataset) = &spec.dataset {
+        let mut source = location(&dataset.source);
+        set(&mut source, "split", dataset.split.as_deref().map(Value::from));
+        let mut preprocessing = json!({});
+        set(&mut preprocessing, "prompt_template", dataset.prompt_template.as_deref().map(Value::from));
+        set(&mut preprocessing, "max_seq_length", dataset.max_seq_length.map(Value::from));
+        let mut value = json!({ "source": source, "preprocessing": preprocessing });
+        set(&mut value, "eval", dataset.eval.as_ref().map(|eval| json!({ "source": location(eval) })));
+        body.insert("dataset".into(), value);
+    }
+    body.insert("hyperparameters".into(), json!(spec.hyperparameters));
+    let mut output = json!({ "artifacts": spec.output.artifacts });
+    set(&mut output, "destination", spec.output.destination.as_ref().map(location));
+    body.insert("output".into(), output);
+    body.insert("priority".into(), json!(spec.priority));
+    body.insert("dependsOn".into(), json!(spec.depends_on));
+    body.insert(
+        "retry".into(),
+        json!({
+            "limit": spec.retry.limit,
+            "backoff": time(spec.retry.backoff_ms),
+            "backoffMax": time(spec.retry.backoff_max_ms),
+        }),
+    );
+    let mut timeouts = json!({});
+    set(&mut timeouts, "run", spec.timeouts.run_ms.map(time));
+    set(&mut timeouts, "stop", spec.timeouts.stop_ms.map(time));
+    body.insert("timeouts".into(), timeouts);
+    let mut placement = json!({ "nodeSelector": spec.placement.node_selector, "nodes": spec.placement.nodes });
+    set(&mut placement, "offlineFor", spec.placement.offline_for_ms.map(time));
+    body.insert("placement".into(), placement);
+    if let Some(destination) = &spec.checkpoint.destination {
+        body.insert("checkpoint".into(), json!({ "destination": location(destination) }));
+    }
+    body.insert("env".into(), json!(spec.env));
+    body.insert("secretsFrom".into(), json!(spec.secrets_from));
+    let mut named = json!({ "name": metadata.name, "project": metadata.project });
+    set(&mut named, "owner", Some(metadata.owner.as_str()).filter(|owner| !owner.is_empty()).map(Value::from));
+    set(&mut named, "labels", Some(json!(metadata.labels)));
+    set(&mut named, "annotations", Some(json!(metadata.annotations)));
+    json!({ "apiVersion": "mloc/v1", "kind": spec.kind, "metadata": named, "spec": body })
+}
+
+fn set(object: &mut Value, key: &str, value: Option<Value>) {
+    if let (Some(object), Some(value)) = (object.as_object_mut(), value) {
+        object.insert(key.to_owned(), value);
+    }
+}
+
+fn time(ms: u64) -> Value {
+    Value::from(format!("{ms}ms"))
+}
+
+fn hardware(request: &Request) -> Value {
+    let mut hardware = json!({
+        "cpu": format!("{}m", request.cpu_millis),
+        "memory": quantity::write_bytes(request.memory_bytes),
+        "disk": quantity::write_bytes(request.disk_bytes),
+    });
+    let gpu = request
+        .gpu
+        .as_ref()
+        .map(|gpu| json!({ "type": gpu.kind, "count": gpu.count, "memory": quantity::write_bytes(gpu.memory_bytes) }));
+    set(&mut hardware, "gpu", gpu);
+    hardware
+}
+
+fn model(model: &Model) -> Value {
+    let mut value = json!({ "source": location(&model.source) });
+    set(&mut value, "adapter", model.adapter.as_ref().map(adapter));
+    value
+}
+
+fn adapter(adapter: &Adapter) -> Value {
+    let mut value = json!({
+        "type": adapter.kind.name(),
+        "r": adapter.r,
+        "lora_alpha": adapter.lora_alpha_milli as f64 / 1e3,
+        "lora_dropout": f64::from(adapter.lora_dropout_micro) / 1e6,
+        "target_modules": adapter.target_modules,
+        "use_rslora": adapter.use_rslora,
+    });
+    set(&mut value, "source", adapter.source.as_ref().map(location));
+    value
+}
+
+fn location(location: &Location) -> Value {
+    let mut value = json!({ "type": location.scheme() });
+    let mut put = |key: &str, text: Option<&String>| set(&mut value, key, text.map(|t| Value::from(t.as_str())));
+    match location {
+        Location::Local { path } => put("path", Some(path)),
+        Location::S3 { bucket, path, endpoint, region } => {
+            put("bucket", Some(bucket));
+            put("path", Some(path));
+            put("endpoint", endpoint.as_ref());
+            put("region", region.as_ref());
+        }
+        Location::HuggingFace { identifier, revision } => {
+            put("identifier", Some(identifier));
+            put("revision", Some(revision));
+        }
+        Location::Task { identifier, path } => {
+            put("identifier", Some(identifier));
+            put("path", path.as_ref());
+        }
+        Location::Other { identifier, .. } => put("identifier", Some(identifier)),
+    }
+    value
+}

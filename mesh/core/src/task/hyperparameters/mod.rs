@@ -1,0 +1,172 @@
+//! Hyperparameters: one table of names per task type ([`rows`]), read against what was typed here, and turned into
+//! typed settings in [`settings`], so that no module parses again.
+//!
+//! Names and defaults are those of TRL 1.16.0's config classes (PPO: 0.29.1) and transformers' `TrainingArguments`.
+//! A name is supported, an old name of a supported one, without effect here (told as a note), or takes its default
+//! only (told with the reason). Our own names, which the reference lacks, stand last in each table.
+
+mod reference;
+pub mod rows;
+pub mod settings;
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::{
+    fields::with_unquoted_hint,
+    kind::TaskType,
+    problem::{At, Note, Problem, Problems, nearest, show},
+    yaml::{Key, Node, Tree},
+};
+use rows::{Row, Status, Translate, Type, tables};
+
+/// What was read: values under their canonical names, and where each was typed.
+#[derive(Debug, Default)]
+pub struct Read {
+    /// Values.
+    pub values: BTreeMap<String, Value>,
+    /// For each of them the name that was typed and the value's place.
+    pub typed: BTreeMap<String, (String, At)>,
+}
+
+const PATH: &str = "spec.hyperparameters";
+
+/// The row of a name.
+pub fn find(task_type: TaskType, name: &str) -> Option<&'static Row> {
+    tables(task_type).iter().find_map(|table| table.iter().find(|row| row.name == name))
+}
+
+/// Checks each name and value against the table of the task type.
+pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems, notes: &mut Vec<Note>) -> Read {
+    let mut read = Read::default();
+    for (key, node) in typed {
+        let path = format!("{PATH}.{}", key.text);
+        let Some(row) = find(task_type, &key.text) else {
+            problems.push(unknown(task_type, key, path));
+            continue;
+        };
+        let (row, value) = match row.status {
+            Status::OldName(new, translate) => {
+                let Some(new) = find(task_type, new) else { continue };
+                let Some(value) = check(row, node, &path, problems) else { continue };
+                let value = translated(translate, value);
+                notes.push(Note { path, at: key.at, text: format!("an old name: read as `{}: {value}`", new.name) });
+                (new, value)
+            }
+            Status::NoEffect(reason) => {
+                notes.push(Note { path, at: key.at, text: format!("has no effect: {reason}") });
+                continue;
+            }
+            Status::OnlyDefault(reason) => {
+                if let Some(value) = check(row, node, &path, problems)
+                    && value != row.default.value()
+                {
+                    let expected = format!("{}, the only value in this build", show(&row.default.value().to_string()));
+                    problems.push(Problem::new(path, node.at, node.shown(), expected).hint(reason));
+                }
+                continue;
+            }
+            Status::Works => {
+                let Some(value) = check(row, node, &path, problems) else { continue };
+                (row, value)
+            }
+        };
+        if let Some((other, _)) = read.typed.get(row.name)
+            && read.values.get(row.name) != Some(&value)
+        {
+            let expected = format!("the value of `{other}`, for both are names of one setting");
+            let path = format!("{PATH}.{}", key.text);
+            problems
+                .push(Problem::new(path, node.at, node.shown(), expected).hint(format!("keep only `{}`", row.name)));
+            continue;
+        }
+        read.typed.insert(row.name.to_owned(), (key.text.clone(), node.at));
+        read.values.insert(row.name.to_owned(), value);
+    }
+    together(task_type, &read, problems);
+    read
+}
+
+fn unknown(task_type: TaskType, key: &Key, path: String) -> Problem {
+    let found = format!("the unknown name {}", show(&key.text));
+    let names: Vec<_> = tables(task_type).iter().flat_map(|table| table.iter().map(|row| row.name)).collect();
+    if names.is_empty() {
+        return Problem::new(path, key.at, found, format!("no hyperparameters: {task_type} has none in this build"));
+    }
+    let problem = Problem::new(path, key.at, found, format!("a hyperparameter of {task_type}"));
+    match nearest(&key.text, names) {
+        Some(name) => problem.hint(format!("did you mean `{name}`?")),
+        None => problem.hint("names are those of TRL's config classes and transformers' TrainingArguments"),
+    }
+}
+
+fn translated(translate: Translate, value: Value) -> Value {
+    match translate {
+        Translate::Same => value,
+        Translate::SamplingOrder => Value::from(if value == "sequential" { "given" } else { "shuffled" }),
+    }
+}
+
+/// The value in its canonical form when it is right, so that equal settings are equal values: `3` for a number with
+/// a fraction becomes `3.0`.
+fn check(row: &Row, node: &Node, path: &str, problems: &mut Problems) -> Option<Value> {
+    if node.is_null() && row.nullable {
+        return Some(Value::Null);
+    }
+    let mut value = node.json();
+    if row.kind.is_float()
+        && let Some(number) = value.as_f64()
+    {
+        value = Value::from(number);
+    }
+    if row.kind.takes(&value) {
+        return Some(value);
+    }
+    let or_null = if row.nullable { ", or null" } else { "" };
+    let mut problem = Problem::new(path, node.at, node.shown(), format!("{}{or_null}", row.kind.expected()));
+    problem = with_unquoted_hint(problem, node, |v| v.is_number() || v.is_boolean());
+    if let (Type::Choice(choices), Tree::Scalar { text, .. }, None) = (row.kind, &node.tree, &problem.hint)
+        && let Some(near) = nearest(text, choices.iter().copied())
+    {
+        problem = problem.hint(format!("did you mean `{near}`?"));
+    }
+    problems.push(problem);
+    None
+}
+
+/// What settings must hold together.
+fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
+    let is_true = |name: &str| read.values.get(name) == Some(&Value::Bool(true));
+    if is_true("fp16") && is_true("bf16") {
+        read.problem("bf16", "true with fp16", "one of the two precisions", problems);
+    }
+    if task_type == TaskType::Pretrain {
+        let int = |name: &str| match read.values.get(name) {
+            Some(value) => value.as_i64(),
+            None => find(task_type, name).and_then(|row| row.default.value().as_i64()),
+        };
+        let divides = [("num_attention_heads", "hidden_size"), ("num_key_value_heads", "num_attention_heads")];
+        for (part, whole) in divides {
+            if let (Some(p), Some(w)) = (int(part), int(whole))
+                && (p == 0 || w % p != 0)
+            {
+                let name = if read.typed.contains_key(part) { part } else { whole };
+                read.problem(
+                    name,
+                    &format!("{part} {p} with {whole} {w}"),
+                    &format!("a {part} that divides {whole}"),
+                    problems,
+                );
+            }
+        }
+    }
+}
+
+impl Read {
+    /// A problem at the place where a name was typed.
+    pub fn problem(&self, name: &str, found: &str, expected: &str, problems: &mut Problems) {
+        let (typed, at) = self.typed.get(name).cloned().unwrap_or((name.to_owned(), At::START));
+        problems.push(Problem::new(format!("{PATH}.{typed}"), at, found, expected));
+    }
+}

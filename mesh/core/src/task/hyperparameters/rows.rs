@@ -1,0 +1,379 @@
+//! The tables: name, type, default, and what this build does with it.
+
+use serde_json::Value;
+
+use super::reference;
+use crate::task::kind::TaskType;
+
+/// One name.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The name in a file.
+    pub name: &'static str,
+    /// What its value may be.
+    pub kind: Type,
+    /// What it is when nobody says.
+    pub default: Default,
+    /// Whether `null` is a value.
+    pub nullable: bool,
+    /// What this build does with it.
+    pub status: Status,
+}
+
+/// What a value may be; bounds are included.
+#[derive(Clone, Copy, Debug)]
+pub enum Type {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number.
+    Int {
+        /// Least.
+        min: i64,
+        /// Most.
+        max: i64,
+    },
+    /// A number.
+    Float {
+        /// Least.
+        min: f64,
+        /// Most.
+        max: f64,
+    },
+    /// A text.
+    Text,
+    /// One of some words.
+    Choice(&'static [&'static str]),
+    /// A list of texts.
+    Texts {
+        /// Longest list.
+        most: usize,
+    },
+    /// Anything: the module checks.
+    Any,
+}
+
+/// A default.
+#[derive(Clone, Copy, Debug)]
+pub enum Default {
+    /// `null`.
+    Null,
+    /// A truth value.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A number.
+    Float(f64),
+    /// A text.
+    Text(&'static str),
+    /// An empty list.
+    Nothing,
+}
+
+/// What this build does with a name.
+#[derive(Clone, Copy, Debug)]
+pub enum Status {
+    /// It does what it says.
+    Works,
+    /// Another name of a setting.
+    OldName(&'static str, Translate),
+    /// It changes nothing here, and the user is told why.
+    NoEffect(&'static str),
+    /// Its default is taken; any other value is refused with the reason.
+    OnlyDefault(&'static str),
+}
+
+/// How a value moves to the canonical name.
+#[derive(Clone, Copy, Debug)]
+pub enum Translate {
+    /// As it is.
+    Same,
+    /// `sequential` and `random` to `given` and `shuffled`.
+    SamplingOrder,
+}
+
+impl Default {
+    /// As a value.
+    pub fn value(self) -> Value {
+        match self {
+            Default::Null => Value::Null,
+            Default::Bool(value) => Value::Bool(value),
+            Default::Int(value) => Value::from(value),
+            Default::Float(value) => Value::from(value),
+            Default::Text(value) => Value::from(value),
+            Default::Nothing => Value::Array(Vec::new()),
+        }
+    }
+}
+
+impl Type {
+    /// Whether it is a number with a fraction.
+    pub fn is_float(self) -> bool {
+        matches!(self, Type::Float { .. })
+    }
+
+    /// Whether a value is of this type and within its bounds.
+    pub fn takes(self, value: &Value) -> bool {
+        match self {
+            Type::Bool => value.is_boolean(),
+            Type::Int { min, max } => value.as_i64().is_some_and(|v| (min..=max).contains(&v)),
+            Type::Float { min, max } => value.as_f64().is_some_and(|v| (min..=max).contains(&v)),
+            Type::Text => value.is_string(),
+            Type::Choice(choices) => value.as_str().is_some_and(|v| choices.contains(&v)),
+            Type::Texts { most } => {
+                value.as_array().is_some_and(|list| list.len() <= most && list.iter().all(Value::is_string))
+            }
+            Type::Any => true,
+        }
+    }
+
+    /// What a message says is expected.
+    pub fn expected(self) -> String {
+        match self {
+            Type::Bool => "true or false".to_owned(),
+            Type::Int { min, max: i64::MAX } => format!("a whole number, at least {min}"),
+            Type::Int { min, max } => format!("a whole number from {min} to {max}"),
+            Type::Float { min, max } if min == f64::MIN && max == f64::MAX => "a number".to_owned(),
+            Type::Float { min, max } if min == ABOVE_ZERO && max == f64::MAX => "a number above 0".to_owned(),
+            Type::Float { min, max } if max == f64::MAX => format!("a number, at least {min}"),
+            Type::Float { min, max } if max == BELOW_ONE => format!("a number from {min} to below 1"),
+            Type::Float { min, max } => format!("a number from {min} to {max}"),
+            Type::Text => "a text".to_owned(),
+            Type::Choice(choices) => format!("one of {}", choices.join(", ")),
+            Type::Texts { most } => format!("a list of at most {most} texts"),
+            Type::Any => "a value".to_owned(),
+        }
+    }
+}
+
+const ABOVE_ZERO: f64 = f64::MIN_POSITIVE;
+const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
+/// A whole number, none included.
+pub(super) const COUNT: Type = Type::Int { min: 0, max: i64::MAX };
+/// A whole number from one on. Bounded, for products of such counts must not overflow.
+const SOME: Type = Type::Int { min: 1, max: 1 << 31 };
+/// Any number.
+pub(super) const NUMBER: Type = Type::Float { min: f64::MIN, max: f64::MAX };
+const NOT_NEGATIVE: Type = Type::Float { min: 0.0, max: f64::MAX };
+const SHARE: Type = Type::Float { min: 0.0, max: BELOW_ONE };
+
+pub(super) const fn works(name: &'static str, kind: Type, default: Default) -> Row {
+    Row { name, kind, default, nullable: false, status: Status::Works }
+}
+
+pub(super) const fn or_null(name: &'static str, kind: Type, default: Default) -> Row {
+    Row { name, kind, default, nullable: true, status: Status::Works }
+}
+
+const fn no_effect(name: &'static str, reason: &'static str) -> Row {
+    Row { name, kind: Type::Any, default: Default::Null, nullable: true, status: Status::NoEffect(reason) }
+}
+
+const fn only(name: &'static str, default: Default, reason: &'static str) -> Row {
+    Row { name, kind: Type::Any, default, nullable: true, status: Status::OnlyDefault(reason) }
+}
+
+const fn old(name: &'static str, kind: Type, new: &'static str, translate: Translate) -> Row {
+    Row { name, kind, default: Default::Null, nullable: false, status: Status::OldName(new, translate) }
+}
+
+/// The tables of a task type, the first that has a name winning: its own, then what all trainers share.
+pub fn tables(task_type: TaskType) -> &'static [&'static [Row]] {
+    match task_type {
+        TaskType::Echo => &[ECHO],
+        TaskType::Sft => &[SFT, TRAINER],
+        TaskType::Pretrain => &[PRETRAIN, SFT, TRAINER],
+        TaskType::Rm => &[reference::RM, TRAINER],
+        TaskType::Dpo => &[reference::DPO, TRAINER],
+        TaskType::Grpo => &[reference::GRPO, TRAINER],
+        TaskType::Ppo => &[reference::PPO, TRAINER],
+        TaskType::Command | TaskType::Inference | TaskType::RagInference | TaskType::Agent => &[],
+    }
+}
+
+const ONE_DEVICE: &str = "a training task runs on one worker and one device in this build";
+const ADAMW_ONLY: &str = "AdamW is the optimizer of this build";
+const NO_HUB: &str = "name the hub as `output.destination`";
+const SEEN_IN_MLOC: &str = "the mesh shows progress and logs itself";
+const OWN_LOADER: &str = "this build reads data its own way";
+
+/// What every trainer shares: `TrainingArguments` of transformers 5.23, with the defaults of TRL's base config.
+const TRAINER: &[Row] = &[
+    works("num_train_epochs", Type::Float { min: ABOVE_ZERO, max: 1e6 }, Default::Float(3.0)),
+    works("max_steps", Type::Int { min: -1, max: 1 << 40 }, Default::Int(-1)),
+    works("per_device_train_batch_size", SOME, Default::Int(8)),
+    works("per_device_eval_batch_size", SOME, Default::Int(8)),
+    works("gradient_accumulation_steps", SOME, Default::Int(1)),
+    works("learning_rate", NOT_NEGATIVE, Default::Float(5e-5)),
+    works(
+        "lr_scheduler_type",
+        Type::Choice(&["linear", "cosine", "constant", "constant_with_warmup"]),
+        Default::Text("linear"),
+    ),
+    // A number below 1 is a share of all steps, as in the reference.
+    works("warmup_steps", NOT_NEGATIVE, Default::Float(0.0)),
+    old("warmup_ratio", SHARE, "warmup_steps", Translate::Same),
+    works("weight_decay", NOT_NEGATIVE, Default::Float(0.0)),
+    works("adam_beta1", SHARE, Default::Float(0.9)),
+    works("adam_beta2", SHARE, Default::Float(0.999)),
+    works("adam_epsilon", Type::Float { min: ABOVE_ZERO, max: 1.0 }, Default::Float(1e-8)),
+    // 0 turns clipping off.
+    works("max_grad_norm", NOT_NEGATIVE, Default::Float(1.0)),
+    works("logging_steps", SOME, Default::Int(10)),
+    works("save_strategy", Type::Choice(&["no", "steps", "epoch"]), Default::Text("steps")),
+    works("save_steps", SOME, Default::Int(500)),
+    or_null("save_total_limit", SOME, Default::Null),
+    works("seed", COUNT, Default::Int(42)),
+    or_null("max_length", SOME, Default::Int(1024)),
+    old("max_seq_length", SOME, "max_length", Translate::Same),
+    works("fp16", Type::Bool, Default::Bool(false)),
+    or_null("bf16", Type::Bool, Default::Null),
+    works("data_order", Type::Choice(&["given", "shuffled"]), Default::Text("shuffled")),
+    old("train_sampling_strategy", Type::Choice(&["random", "sequential"]), "data_order", Translate::SamplingOrder),
+    no_effect("output_dir", "the worker chooses its own folder, and artifacts go to `output.destination`"),
+    no_effect("overwrite_output_dir", "the worker chooses its own folder"),
+    no_effect("gradient_checkpointing", "it trades memory for time and changes no result"),
+    no_effect("gradient_checkpointing_kwargs", "it trades memory for time and changes no result"),
+    no_effect("activation_checkpointing", "it trades memory for time and changes no result"),
+    no_effect("activation_checkpointing_kwargs", "it trades memory for time and changes no result"),
+    no_effect("activation_offloading", "it trades memory for time and changes no result"),
+    no_effect("use_liger_kernel", "kernels are this build's own"),
+    no_effect("liger_kernel_config", "kernels are this build's own"),
+    no_effect("torch_compile", "there is no torch here"),
+    no_effect("torch_compile_backend", "there is no torch here"),
+    no_effect("torch_compile_mode", "there is no torch here"),
+    no_effect("torch_empty_cache_steps", "there is no torch here"),
+    no_effect("tf32", "there is no torch here"),
+    no_effect("use_cache", "training keeps no generation cache"),
+    no_effect("use_cpu", "`resources.hardware` decides the device"),
+    no_effect("report_to", SEEN_IN_MLOC),
+    no_effect("run_name", SEEN_IN_MLOC),
+    no_effect("project", "`metadata.project` is what counts"),
+    no_effect("disable_tqdm", SEEN_IN_MLOC),
+    no_effect("log_level", SEEN_IN_MLOC),
+    no_effect("log_level_replica", SEEN_IN_MLOC),
+    no_effect("log_on_each_node", SEEN_IN_MLOC),
+    no_effect("logging_dir", SEEN_IN_MLOC),
+    no_effect("logging_nan_inf_filter", "a loss that is not a number ends the task"),
+    no_effect("include_num_input_tokens_seen", "`num_tokens` is always logged"),
+    no_effect("do_train", "the task type says what is done"),
+    no_effect("do_eval", "held-out data is used when `dataset.eval` is given"),
+    no_effect("prediction_loss_only", "only losses are computed"),
+    no_effect("skip_memory_metrics", "`peak_memory_bytes` is always logged"),
+    no_effect("dataloader_num_workers", OWN_LOADER),
+    no_effect("dataloader_pin_memory", OWN_LOADER),
+    no_effect("dataloader_persistent_workers", OWN_LOADER),
+    no_effect("dataloader_prefetch_factor", OWN_LOADER),
+    no_effect("dataset_num_proc", OWN_LOADER),
+    no_effect("remove_unused_columns", OWN_LOADER),
+    no_effect("pad_to_multiple_of", "padding is masked and changes no result"),
+    no_effect("average_tokens_across_devices", ONE_DEVICE),
+    no_effect("ddp_timeout", ONE_DEVICE),
+    no_effect("ddp_find_unused_parameters", ONE_DEVICE),
+    no_effect("local_rank", ONE_DEVICE),
+    no_effect("full_determinism", "the same CPU features and threads give the same bits anyway"),
+    works("optim", Type::Choice(&["adamw_torch", "adamw_torch_fused"]), Default::Text("adamw_torch")),
+    only("optim_args", Default::Null, ADAMW_ONLY),
+    only("lr_scheduler_kwargs", Default::Null, "schedules take no arguments in this build"),
+    only("data_seed", Default::Null, "`seed` sets the order of the data too"),
+    only("dataloader_drop_last", Default::Bool(false), "the last batch is trained on, however small"),
+    only("label_smoothing_factor", Default::Float(0.0), "label smoothing is not in this build"),
+    only("neftune_noise_alpha", Default::Null, "NEFTune is not in this build"),
+    only("auto_find_batch_size", Default::Bool(false), "batch sizes are as given"),
+    only("logging_strategy", Default::Text("steps"), "logs are written every `logging_steps`"),
+    only("logging_first_step", Default::Bool(false), "set `logging_steps: 1` to see the first step"),
+    only("eval_strategy", Default::Text("no"), "held-out loss is measured before and after training"),
+    only("eval_steps", Default::Null, "held-out loss is measured before and after training"),
+    only("load_best_model_at_end", Default::Bool(false), "the last weights are kept"),
+    only("metric_for_best_model", Default::Null, "the last weights are kept"),
+    only("save_only_model", Default::Bool(false), "a checkpoint without its optimizer cannot be resumed"),
+    only("resume_from_checkpoint", Default::Null, "the mesh resumes by itself, from the last whole checkpoint"),
+    only("push_to_hub", Default::Bool(false), NO_HUB),
+    only("hub_model_id", Default::Null, NO_HUB),
+    only("hub_token", Default::Null, "credentials come from the worker's environment, never from a task"),
+    only("deepspeed", Default::Null, ONE_DEVICE),
+    only("fsdp", Default::Null, ONE_DEVICE),
+    only("fsdp_config", Default::Null, ONE_DEVICE),
+    only("parallelism_config", Default::Null, ONE_DEVICE),
+    only("trust_remote_code", Default::Bool(false), "code from a model's repository is never run"),
+    only("model_init_kwargs", Default::Null, "a model is loaded as its config.json says"),
+    only("chat_template_path", Default::Null, "the tokenizer's own chat template is used"),
+    only("eos_token", Default::Null, "the tokenizer's own tokens are used"),
+    only("pad_token", Default::Null, "the tokenizer's own tokens are used"),
+    only("router_aux_loss_coef", Default::Null, "mixtures of experts are not in this build"),
+    // What follows is ours.
+    works("generation_prompts", Type::Texts { most: 16 }, Default::Nothing),
+    works("generation_max_new_tokens", Type::Int { min: 1, max: 4096 }, Default::Int(64)),
+];
+
+/// Names of `SFTConfig`.
+const SFT: &[Row] = &[
+    works("learning_rate", NOT_NEGATIVE, Default::Float(2e-5)),
+    or_null("completion_only_loss", Type::Bool, Default::Null),
+    no_effect("shuffle_dataset", "`data_order` sets the order"),
+    only("dataset_text_field", Default::Text("text"), "name the column `text`"),
+    only("dataset_kwargs", Default::Null, OWN_LOADER),
+    only("truncation_mode", Default::Text("keep_start"), "samples are cut at their end"),
+    only("packing", Default::Bool(false), "packing is not in this build"),
+    only("eval_packing", Default::Null, "packing is not in this build"),
+    only("packing_strategy", Default::Text("bfd"), "packing is not in this build"),
+    only("padding_free", Default::Bool(false), "padding-free batches are not in this build"),
+    only("assistant_only_loss", Default::Bool(false), "use prompt/completion data and `completion_only_loss`"),
+    only("loss_type", Default::Text("nll"), "the loss is the negative log-likelihood"),
+];
+
+/// Names of `LlamaConfig`, for a model made from nothing. The tokenizer is trained to `vocab_size` as well.
+const PRETRAIN: &[Row] = &[
+    works("learning_rate", NOT_NEGATIVE, Default::Float(1e-3)),
+    or_null("max_length", SOME, Default::Int(256)),
+    works("vocab_size", Type::Int { min: 300, max: 1 << 18 }, Default::Int(2048)),
+    works("hidden_size", Type::Int { min: 8, max: 1 << 14 }, Default::Int(256)),
+    or_null("intermediate_size", Type::Int { min: 8, max: 1 << 16 }, Default::Null),
+    works("num_hidden_layers", Type::Int { min: 1, max: 128 }, Default::Int(4)),
+    works("num_attention_heads", Type::Int { min: 1, max: 256 }, Default::Int(4)),
+    or_null("num_key_value_heads", Type::Int { min: 1, max: 256 }, Default::Null),
+    works("max_position_embeddings", Type::Int { min: 16, max: 1 << 20 }, Default::Int(512)),
+    works("rope_theta", Type::Float { min: 1.0, max: 1e9 }, Default::Float(10_000.0)),
+    works("rms_norm_eps", Type::Float { min: ABOVE_ZERO, max: 1.0 }, Default::Float(1e-5)),
+    works("tie_word_embeddings", Type::Bool, Default::Bool(true)),
+    works("initializer_range", Type::Float { min: ABOVE_ZERO, max: 1.0 }, Default::Float(0.02)),
+];
+
+/// Names of the smallest module: it counts steps, and fails where it is told to.
+const ECHO: &[Row] = &[
+    works("steps", Type::Int { min: 1, max: 1_000_000 }, Default::Int(3)),
+    works("step_ms", Type::Int { min: 0, max: 3_600_000 }, Default::Int(0)),
+    works("message", Type::Text, Default::Text("hello")),
+    works("save_steps", SOME, Default::Int(1)),
+    or_null("fail_at_step", SOME, Default::Null),
+    works("fail_with", Type::Choice(&["fatal", "retryable", "panic", "abort", "hang"]), Default::Text("fatal")),
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::task::kind::TASK_TYPES;
+
+    #[test]
+    fn every_table_is_sound() {
+        for task_type in TASK_TYPES {
+            let tables = tables(task_type.task_type);
+            for table in tables {
+                let names: BTreeSet<_> = table.iter().map(|row| row.name).collect();
+                assert_eq!(names.len(), table.len(), "{}: a name stands twice", task_type.name);
+            }
+            for row in tables.iter().copied().flatten() {
+                let default = row.default.value();
+                let good = row.kind.takes(&default) || (default.is_null() && row.nullable);
+                match row.status {
+                    Status::OldName(new, _) => {
+                        let found = super::super::find(task_type.task_type, new);
+                        assert!(found.is_some_and(|r| matches!(r.status, Status::Works)), "{}", row.name);
+                    }
+                    Status::Works | Status::NoEffect(_) | Status::OnlyDefault(_) => assert!(good, "{}", row.name),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! What was typed: the shape of a task file, every value with its place. Types are right here and keys are known;
+//! what values mean, and whether they go together, is [`super::validate`]'s.
+
+use super::{
+    fields::{Fields, Typed},
+    problem::{At, Problems},
+    yaml::{Key, Node},
+};
+
+/// Pairs of a map whose keys are the user's.
+pub type Pairs = Vec<(Typed<String>, Typed<String>)>;
+/// A text, when there was one.
+pub type Text = Option<Typed<String>>;
+
+/// A whole file.
+#[derive(Debug, Default)]
+pub struct RawTask {
+    /// `apiVersion`.
+    pub api_version: Text,
+    /// `kind`.
+    pub kind: Text,
+    /// `metadata`.
+    pub metadata: RawMetadata,
+    /// `spec`.
+    pub spec: RawSpec,
+}
+
+/// `metadata`.
+#[derive(Debug, Default)]
+pub struct RawMetadata {
+    pub name: Text,
+    pub owner: Text,
+    pub project: Text,
+    pub labels: Pairs,
+    pub annotations: Pairs,
+}
+
+/// `spec`.
+#[derive(Debug, Default)]
+pub struct RawSpec {
+    /// Where `spec` stands; what is missing in it is missed there.
+    pub at: Option<At>,
+    pub task_type: Text,
+    pub replicas: Option<Typed<i64>>,
+    pub cpu: Text,
+    pub memory: Text,
+    pub disk: Text,
+    pub gpu: Option<RawGpu>,
+    pub model: Option<RawModel>,
+    pub dataset: Option<RawDataset>,
+    /// Names and values as typed; the table of hyperparameters knows what they may be.
+    pub hyperparameters: Vec<(Key, Node)>,
+    pub destination: Option<RawLocation>,
+    pub artifacts: Vec<Typed<String>>,
+    pub priority: Option<Typed<i64>>,
+    pub depends_on: Vec<Typed<String>>,
+    pub retry_limit: Option<Typed<i64>>,
+    pub retry_backoff: Text,
+    pub retry_backoff_max: Text,
+    pub timeout_run: Text,
+    pub timeout_stop: Text,
+    pub node_selector: Pairs,
+    pub nodes: Vec<Typed<String>>,
+    pub offline_for: Text,
+    pub checkpoint: Option<RawLocation>,
+    pub env: Pairs,
+    pub secrets_from: Vec<Typed<String>>,
+}
+
+/// `resources.hardware.gpu`.
+#[derive(Debug)]
+pub struct RawGpu {
+    pub kind: Text,
+    pub count: Option<Typed<i64>>,
+    pub memory: Text,
+}
+
+/// `model`.
+#[derive(Debug)]
+pub struct RawModel {
+    pub at: At,
+    pub source: Option<RawLocation>,
+    pub adapter: Option<RawAdapter>,
+}
+
+/// `model.adapter`.
+#[derive(Debug)]
+pub struct RawAdapter {
+    pub at: At,
+    pub kind: Text,
+    pub r: Option<Typed<i64>>,
+    pub lora_alpha: Option<Typed<f64>>,
+    pub lora_dropout: Option<Typed<f64>>,
+    pub target_modules: Option<Typed<Vec<Typed<String>>>>,
+    pub use_rslora: Option<Typed<bool>>,
+    pub bias: Text,
+    pub source: Option<RawLocation>,
+}
+
+/// `dataset`.
+#[derive(Debug)]
+pub struct RawDataset {
+    pub source: Option<RawLocation>,
+    pub eval: Option<RawLocation>,
+    pub prompt_template: Text,
+    pub max_seq_length: Option<Typed<i64>>,
+}
+
+/// A source or a destination.
+#[derive(Debug)]
+pub struct RawLocation {
+    pub path: String,
+    pub at: At,
+    pub kind: Text,
+    pub identifier: Text,
+    pub location_path: Text,
+    pub bucket: Text,
+    pub endpoint: Text,
+    pub region: Text,
+    pub revision: Text,
+    pub split: Text,
+}
+
+/// Which keys a location may have beside the common ones.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Model,
+    Data,
+    Destination,
+}
+
+/// Keys of the contract that this build does not implement: refused by name, never taken in silence.
+const SPEC_NOT_YET: &[(&str, &str)] = &[
+    ("autoscale", "replicas that follow the load are not in this build: set `resources.replicas`"),
+    ("service", "settings of a running service are not in this build"),
+    ("command", "the command module is not in this build"),
+    ("args", "the command module is not in this build"),
+    ("image", "tasks run as child processes of the mesh's own binary; containers are not in this build"),
+    ("retrieval", "retrieval is not in this build"),
+    ("tools", "the agent module is not in this build"),
+    ("reward", "reward functions are not in this build"),
+    ("preemptible", "preemption is not in this build"),
+    ("schedule", "tasks on a timetable are not in this build"),
+];
+const HARDWARE_NOT_YET: &[(&str, &str)] = &[("network", "bandwidth is not something this build schedules by")];
+const ADAPTER_NOT_YET: &[(&str, &str)] = &[
+    ("use_dora", "DoRA is not in this build"),
+    ("modules_to_save", "training whole modules beside the adapter is not in this build"),
+    (
+        "init_lora_weights",
+        "A is drawn from Kaiming's uniform and B is zero, as PEFT's default; others are not in this build",
+    ),
+    ("rank_pattern", "one rank for all modules in this build"),
+    ("alpha_pattern", "one alpha for all modules in this build"),
+    ("layers_to_transform", "adapters go on every layer in this build"),
+    ("exclude_modules", "name the modules to adapt in `target_modules`"),
+];
+const DATASET_NOT_YET: &[(&str, &str)] = &[
+    ("streaming", "data sets are pulled whole in this build"),
+    ("weights", "mixing of data sets is not in this build"),
+];
+const CHECKPOINT_NOT_YET: &[(&str, &str)] = &[
+    ("every", "set `hyperparameters.save_steps`"),
+    ("keep", "set `hyperparameters.save_total_limit`"),
+    ("peers", "checkpoints held by other nodes are not in this build: give a `destination`"),
+];
+const NONE: &[(&str, &str)] = &[];
+
+impl RawTask {
+    /// Reads the tree of a file; what does not fit the shape goes to `problems`.
+    pub fn read(root: &Node, problems: &mut Problems) -> Self {
+        let mut raw = RawTask::default();
+        let Some(mut top) = Fields::of(root, "", root.at, problems) else { return raw };
+        raw.api_version = top.text("apiVersion", problems);
+        raw.kind = top.text("kind", problems);
+        // A key whose value has the wrong type was already told.
+        if top.get("apiVersion").is_none() {
+            top.missing("apiVersion", "`mloc/v1`", problems);
+        }
+        if top.get("kind").is_none() {
+            top.missing("kind", "`TrainingTask` or `ServiceTask`", problems);
+        }
+        match top.section("metadata", problems) {
+            Some(fields) => raw.metadata = metadata(fields, problems),
+            None if top.get("metadata").is_none() => top.missing("metadata", "a map with `name`", problems),
+            None => {}
+        }
+        match top.section("spec", problems) {
+            Some(fields) => raw.spec = spec(fields, problems),
+            None if top.get("spec").is_none() => top.missing("spec", "a map with `taskType`", problems),
+            None => {}
+        }
+        top.finish(&[("status", "a file says what is wanted; what happened is asked with `mloc task`")], problems);
+        raw
+    }
+}
+
+fn metadata(mut fields: Fields<'_>, problems: &mut Problems) -> RawMetadata {
+    let raw = RawMetadata {
+        name: fields.text("name", problems),
+        owner: fields.text("owner", problems),
+        project: fields.text("project", problems),
+        labels: fields.text_map("labels", problems),
+        annotations: fields.text_map("annotations", problems),
+    };
+    if fields.get("name").is_none() {
+        fields.missing("name", "a name for people, such as `sft-mistral-7b`", problems);
+    }
+    fields.finish(NONE, problems);
+    raw
+}
+
+fn spec(mut fields: Fields<'_>, problems: &mut Problems) -> RawSpec {
+    let mut raw = RawSpec { at: Some(fields.at), task_type: fields.text("taskType", problems), ..RawSpec::default() };
+    if let Some(mut resources) = fields.section("resources", problems) {
+        raw.replicas = resources.integer("replicas", problems);
+        if let Some(mut hardware) = resources.section("hardware", problems) {
+            raw.cpu = hardware.text("cpu", problems);
+            raw.memory = hardware.text("memory", problems);
+            raw.disk = hardware.text("disk", problems);
+            if let Some(mut gpu) = hardware.section("gpu", problems) {
+                raw.gpu = Some(RawGpu {
+                    kind: gpu.text("type", problems),
+                    count: gpu.integer("count", problems),
+                    memory: gpu.text("memory", problems),
+                });
+                gpu.finish(NONE, problems);
+            }
+            hardware.finish(HARDWARE_NOT_YET, problems);
+        }
+        resources.finish(NONE, problems);
+    }
+    raw.model = fields.section("model", problems).map(|section| model(section, problems));
+    raw.dataset = fields.section("dataset", problems).map(|section| dataset(section, problems));
+    raw.hyperparameters = fields.section("hyperparameters", problems).map_or(Vec::new(), |s| s.all().to_vec());
+    if let Some(mut output) = fields.section("output", problems) {
+        raw.destination = location(&mut output, "destination", Use::Destination, problems);
+        raw.artifacts = output.texts("artifacts", problems).map_or(Vec::new(), |list| list.value);
+        output.finish(NONE, problems);
+    }
+    raw.priority = fields.integer("priority", problems);
+    raw.depends_on = fields.texts("dependsOn", problems).map_or(Vec::new(), |list| list.value);
+    if let Some(mut retry) = fields.section("retry", problems) {
+        raw.retry_limit = retry.integer("limit", problems);
+        raw.retry_backoff = retry.text("backoff", problems);
+        raw.retry_backoff_max = retry.text("backoffMax", problems);
+        retry.finish(NONE, problems);
+    }
+    if let Some(mut timeouts) = fields.section("timeouts", problems) {
+        raw.timeout_run = timeouts.text("run", problems);
+        raw.timeout_stop = timeouts.text("stop", problems);
+        timeouts.finish(&[("queue", "a bound on waiting is not in this build")], problems);
+    }
+    if let Some(mut placement) = fields.section("placement", problems) {
+        raw.node_selector = placement.text_map("nodeSelector", problems);
+        raw.nodes = placement.texts("nodes", problems).map_or(Vec::new(), |list| list.value);
+        raw.offline_for = placement.text("offlineFor", problems);
+        let not_yet = [("spread", "spreading replicas is not in this build"), ("affinity", "use `nodeSelector`")];
+        placement.finish(&not_yet, problems);
+    }
+    if let Some(mut checkpoint) = fields.section("checkpoint", problems) {
+        raw.checkpoint = location(&mut checkpoint, "destination", Use::Destination, problems);
+        checkpoint.finish(CHECKPOINT_NOT_YET, problems);
+    }
+    raw.env = fields.text_map("env", problems);
+    raw.secrets_from = fields.texts("secretsFrom", problems).map_or(Vec::new(), |list| list.value);
+    if fields.get("taskType").is_none() {
+        fields.missing("taskType", "the module to run, such as `sft`", problems);
+    }
+    fields.finish(SPEC_NOT_YET, problems);
+    raw
+}
+
+fn model(mut fields: Fields<'_>, problems: &mut Problems) -> RawModel {
+    let source = location(&mut fields, "source", Use::Model, problems);
+    let adapter = fields.section("adapter", problems).map(|mut adapter| {
+        let raw = RawAdapter {
+            at: adapter.at,
+            kind: adapter.text("type", problems),
+            r: adapter.integer("r", problems),
+            lora_alpha: adapter.number("lora_alpha", problems),
+            lora_dropout: adapter.number("lora_dropout", problems),
+            target_modules: adapter.texts("target_modules", problems),
+            use_rslora: adapter.truth("use_rslora", problems),
+            bias: adapter.text("bias", problems),
+            source: location(&mut adapter, "source", Use::Model, problems),
+        };
+        if adapter.get("type").is_none() {
+            adapter.missing("type", "`lora` or `qlora`", problems);
+        }
+        adapter.finish(ADAPTER_NOT_YET, problems);
+        raw
+    });
+    let at = fields.at;
+    if fields.get("source").is_none() {
+        fields.missing("source", "where the model is: a map with `type` and `identifier`", problems);
+    }
+    fields.finish(NONE, problems);
+    RawModel { at, source, adapter }
+}
+
+fn dataset(mut fields: Fields<'_>, problems: &mut Problems) -> RawDataset {
+    let source = location(&mut fields, "source", Use::Data, problems);
+    let eval = fields.section("eval", problems).and_then(|mut eval| {
+        let source = location(&mut eval, "source", Use::Data, problems);
+        if eval.get("source").is_none() {
+            eval.missing("source", "where the held-out data is", problems);
+        }
+        eval.finish(NONE, problems);
+        source
+    });
+    let (mut prompt_template, mut max_seq_length) = (None, None);
+    if let Some(mut preprocessing) = fields.section("preprocessing", problems) {
+        prompt_template = preprocessing.text("prompt_template", problems);
+        max_seq_length = preprocessing.integer("max_seq_length", problems);
+        preprocessing.finish(&[("packing", "packing is not in this build")], problems);
+    }
+    if fields.get("source").is_none() {
+        fields.missing("source", "where the data is: a map with `type` and `identifier`", problems);
+    }
+    fields.finish(DATASET_NOT_YET, problems);
+    RawDataset { source, eval, prompt_template, max_seq_length }
+}
+
+fn location(parent: &mut Fields<'_>, name: &'static str, used: Use, problems: &mut Problems) -> Option<RawLocation> {
+    let mut fields = parent.section(name, problems)?;
+    let mut raw = RawLocation {
+        path: fields.path.clone(),
+        at: fields.at,
+        kind: fields.text("type", problems),
+        identifier: fields.text("identifier", problems),
+        location_path: fields.text("path", problems),
+        bucket: fields.text("bucket", problems),
+        endpoint: fields.text("endpoint", problems),
+        region: fields.text("region", problems),
+        revision: fields.text("revision", problems),
+        split: None,
+    };
+    if used == Use::Data {
+        raw.split = fields.text("split", problems);
+    }
+    if fields.get("type").is_none() {
+        fields.missing("type", "`local`, `s3` or `huggingface`", problems);
+    }
+    const SECRET: &str = "credentials come from the worker's environment or node.yaml, never from a task";
+    let secrets = ["access_key", "secret_key", "access_key_id", "secret_access_key", "token", "credentials"];
+    fields.finish(&secrets.map(|name| (name, SECRET)), problems);
+    Some(raw)
+}
