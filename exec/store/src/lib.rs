@@ -1,1 +1,75 @@
 //! Sources, destinations, checkpoints and manifests: how bytes come and go.
+//!
+//! ```text
+//! Location + StoreConfig → Place (a folder of a volume, a prefix of a bucket)
+//!   pull         source → where the attempt can open it       (transfer: chunks, resumed)
+//!   checkpoints  folder → TASK/REPLICA/step-N/ and back       (manifest last, digests checked)
+//!   publish      outputs → destination, once                  (manifest last, only where there is none)
+//! ```
+//!
+//! Every file is whole under its name or not there; every error says where, what was found and what would work, and
+//! whether another try is worth it. Left to others: when to do any of this (the attempt), and whether it may (the
+//! ledger). Bytes never pass the leader; credentials never leave [`S3Config`].
+//!
+//! Deliberately absent: burn, redb, libp2p. Not here yet: the Hugging Face Hub, git, other clouds.
+
+mod bucket;
+mod checkpoints;
+mod config;
+mod disk;
+mod error;
+mod failpoint;
+mod manifest;
+mod meter;
+mod place;
+mod publish;
+mod pull;
+mod transfer;
+mod volume;
+
+use std::sync::Arc;
+
+use mloc_core::task::spec::Location;
+
+pub use self::{
+    checkpoints::Fetched,
+    config::{Patience, S3Config, Secret, StoreConfig},
+    error::StoreError,
+    manifest::{FORMAT, MANIFEST, Manifest},
+    meter::{Moved, OnMoved},
+    publish::Output,
+    pull::{Pulled, PulledFile},
+};
+
+/// Features a node with this crate offers, as tasks ask for them.
+pub const FEATURES: [&str; 4] = ["source:local", "source:s3", "destination:local", "destination:s3"];
+
+/// A node's way to places. Cheap to clone; one is enough.
+#[derive(Clone)]
+pub struct Store {
+    config: Arc<StoreConfig>,
+    client: bucket::Client,
+}
+
+impl Store {
+    /// Makes the HTTP client; sends nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Unready`] when the client cannot be made.
+    pub fn new(config: StoreConfig) -> Result<Self, StoreError> {
+        let client = bucket::Client::new(&config.patience)?;
+        Ok(Self { config: Arc::new(config), client })
+    }
+
+    /// Whether a place can be meant on this node: its volume is declared, its endpoint is a URL. Sends nothing.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn check(&self, location: &Location) -> Result<(), StoreError> {
+        self.place(location).map(drop)
+    }
+
+    fn place(&self, location: &Location) -> Result<place::Place, StoreError> {
+        place::Place::open(&self.config, &self.client, location)
+    }
+}

@@ -1,0 +1,116 @@
+//! What a node's owner says about places: volumes, an S3 account, patience.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+
+/// A node's places. Part of node.yaml; credentials may stay out of it and in the environment.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct StoreConfig {
+    /// Declared volumes: name → folder. Nothing else of this machine's disk can be a source or a destination.
+    pub volumes: BTreeMap<String, PathBuf>,
+    /// The S3 account of this node.
+    pub s3: S3Config,
+    /// How long a transfer bears with a bad line.
+    #[serde(skip)]
+    pub patience: Patience,
+}
+
+/// An S3 account. What is absent comes from the usual `AWS_*` variables, a profile, or the cloud's metadata service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct S3Config {
+    /// Endpoint URL, `http://` or `https://`; a task's own endpoint goes before it.
+    pub endpoint: Option<String>,
+    /// Region; `us-east-1` when nobody says one (S3-compatible servers mostly don't care).
+    pub region: Option<String>,
+    /// Access key id.
+    pub access_key_id: Option<Secret>,
+    /// Secret access key.
+    pub secret_access_key: Option<Secret>,
+    /// Token of temporary credentials.
+    pub session_token: Option<Secret>,
+    /// Sends unsigned requests: public buckets without credentials.
+    pub anonymous: bool,
+}
+
+/// Text that shows itself to nobody by accident: `Debug` prints dots, and it cannot be serialised.
+#[derive(Clone, Deserialize, PartialEq, Eq)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes a secret in.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The secret itself: for the one who signs requests.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// How long a transfer bears with a bad line before it gives the attempt back to the scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// Tries in a row that brought nothing; any progress starts the count again.
+    pub tries: u32,
+    /// Wait before the second try; doubles each time.
+    pub first_wait: Duration,
+    /// Longest wait.
+    pub longest_wait: Duration,
+    /// Time to open a connection.
+    pub connect: Duration,
+    /// Silence on an open connection. Covers the sending of one part (8 MiB) too: 70 kB/s and less is given up.
+    pub silence: Duration,
+}
+
+impl Default for Patience {
+    /// Six tries over some six seconds: a blip is borne here, an outage is the scheduler's to wait out.
+    fn default() -> Self {
+        Self {
+            tries: 6,
+            first_wait: Duration::from_millis(200),
+            longest_wait: Duration::from_secs(10),
+            connect: Duration::from_secs(10),
+            silence: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Patience {
+    /// The wait after so many failures in a row; `None` when it is enough.
+    pub fn wait_after(&self, failures: u32) -> Option<Duration> {
+        let doublings = failures.saturating_sub(1).min(16);
+        (failures < self.tries).then(|| (self.first_wait * 2u32.pow(doublings)).min(self.longest_wait))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_do_not_show() {
+        let config = StoreConfig {
+            s3: S3Config { secret_access_key: Some(Secret::new("hunter2")), ..S3Config::default() },
+            ..StoreConfig::default()
+        };
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn patience_doubles_and_ends() {
+        let patience = Patience { tries: 4, longest_wait: Duration::from_millis(500), ..Patience::default() };
+        let waits: Vec<_> = (1..=4).map(|n| patience.wait_after(n).map(|w| w.as_millis())).collect();
+        assert_eq!(waits, [Some(200), Some(400), Some(500), None]);
+    }
+}

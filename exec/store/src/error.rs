@@ -1,0 +1,214 @@
+//! What can go wrong between a node and a place, said so that a user can act on it.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use mloc_core::ledger::entry::{Failure, FailureClass};
+
+/// A transfer that did not come off. The text says where, what was found, and what would work; it never holds
+/// credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Nobody answers, or the line breaks again and again.
+    #[error(
+        "{place}: no answer from {endpoint} after {tries} tries: {found}\nhint: is the endpoint up, and can this node reach it? the task will be tried again"
+    )]
+    Unreachable {
+        /// The place, as a URL.
+        place: String,
+        /// Whom was asked.
+        endpoint: String,
+        /// How often.
+        tries: u32,
+        /// What came back instead.
+        found: String,
+    },
+    /// The server says no to these credentials, or there are none.
+    #[error("{place}: access denied: {found}\nhint: {hint}")]
+    Denied {
+        /// The place, as a URL.
+        place: String,
+        /// The server's words.
+        found: String,
+        /// What would work.
+        hint: &'static str,
+    },
+    /// The server answered and refuses the request itself.
+    #[error("{place}: refused: {found}\nhint: check endpoint, region and bucket name")]
+    Refused {
+        /// The place, as a URL.
+        place: String,
+        /// The server's words.
+        found: String,
+    },
+    /// There is no such thing.
+    #[error("{place}: {found}\nhint: {hint}")]
+    NotFound {
+        /// The place.
+        place: String,
+        /// What is missing.
+        found: String,
+        /// What would work.
+        hint: String,
+    },
+    /// The folder or prefix holds no files.
+    #[error("{place}: nothing is there\nhint: name a folder that holds files, or one file")]
+    Empty {
+        /// The place.
+        place: String,
+    },
+    /// A local path that no declared volume covers.
+    #[error(
+        "local path `{path}` is under no volume of this node; declared: {declared}\nhint: write VOLUME/relative/path, or add the folder under `volumes` in node.yaml"
+    )]
+    NoVolume {
+        /// What was given.
+        path: String,
+        /// Names and folders of the volumes.
+        declared: String,
+    },
+    /// A path that leaves its volume by `..` or a symbolic link.
+    #[error(
+        "local path `{path}` leaves its volume: {found}\nhint: name a path inside the volume, without `..` and without links that lead out"
+    )]
+    Escapes {
+        /// What was given.
+        path: String,
+        /// How it leaves.
+        found: String,
+    },
+    /// A declared volume that is not there.
+    #[error("volume `{volume}` ({folder}) cannot be opened: {source}\nhint: is it mounted on this node?")]
+    VolumeGone {
+        /// Its name.
+        volume: String,
+        /// Its folder.
+        folder: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// A name that would be written somewhere else than below its folder.
+    #[error(
+        "{place}: file name `{name}` is refused\nhint: names are relative, with `/`, without `..`, empty or hidden parts of ours"
+    )]
+    BadName {
+        /// Where the name comes from.
+        place: String,
+        /// The name.
+        name: String,
+    },
+    /// Not enough room, known before the transfer or found while writing.
+    #[error(
+        "{folder}: {needed} more bytes are needed and {free} are free\nhint: free some space, or ask for more `disk` in resources.hardware"
+    )]
+    NoSpace {
+        /// The folder.
+        folder: PathBuf,
+        /// Bytes still to be written, reserve included.
+        needed: u64,
+        /// Bytes free for this process.
+        free: u64,
+    },
+    /// The object changed again and again while it was read.
+    #[error(
+        "{place}: changed while it was read\nhint: publish to a new path instead of writing over one that tasks read"
+    )]
+    Changed {
+        /// The object.
+        place: String,
+    },
+    /// Bytes that are not those that were written.
+    #[error("{place}: damaged: {found}")]
+    Damaged {
+        /// The file.
+        place: String,
+        /// What does not match.
+        found: String,
+    },
+    /// Another task's result lies at the destination.
+    #[error("{place}: destination holds the result of task {task}\nhint: choose another output.destination, or remove its {manifest} first", manifest = crate::manifest::MANIFEST)]
+    Taken {
+        /// The destination.
+        place: String,
+        /// Whose result it is.
+        task: String,
+    },
+    /// A kind of place this build cannot reach.
+    #[error("{place}: this build cannot reach places of type `{scheme}`\nhint: it offers local and s3")]
+    Unsupported {
+        /// The place.
+        place: String,
+        /// Its type.
+        scheme: String,
+    },
+    /// This machine's disk or its files.
+    #[error("cannot {action} {path}: {source}")]
+    Disk {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// The node's own configuration.
+    #[error("cannot speak to S3 from this node: {found}\nhint: {hint}")]
+    Unready {
+        /// What is wrong.
+        found: String,
+        /// What would work.
+        hint: &'static str,
+    },
+}
+
+impl StoreError {
+    /// What another try would come to.
+    pub fn class(&self) -> FailureClass {
+        use StoreError::*;
+        match self {
+            Unreachable { .. } | NoSpace { .. } | Changed { .. } | Disk { .. } | VolumeGone { .. } | Damaged { .. } => {
+                FailureClass::Retryable
+            }
+            // Another node may hold the volume or the certificates; the task itself would fail here again.
+            Denied { .. }
+            | Refused { .. }
+            | NotFound { .. }
+            | Empty { .. }
+            | NoVolume { .. }
+            | Escapes { .. }
+            | BadName { .. }
+            | Taken { .. }
+            | Unsupported { .. }
+            | Unready { .. } => FailureClass::Fatal,
+        }
+    }
+
+    /// For the ledger.
+    pub fn failure(&self) -> Failure {
+        Failure { class: self.class(), message: self.to_string() }
+    }
+
+    /// The same after so many tries.
+    pub(crate) fn after(self, failures: u32) -> Self {
+        match self {
+            StoreError::Unreachable { place, endpoint, found, .. } => {
+                StoreError::Unreachable { place, endpoint, tries: failures, found }
+            }
+            other => other,
+        }
+    }
+
+    /// An error of this machine's disk; a full one is told apart.
+    pub(crate) fn disk(action: &'static str, path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                let folder = path.parent().unwrap_or(path).to_owned();
+                let free = crate::disk::free_bytes(&folder).unwrap_or(0);
+                StoreError::NoSpace { folder, needed: free.saturating_add(1), free }
+            }
+            _ => StoreError::Disk { action, path: path.to_owned(), source },
+        }
+    }
+}

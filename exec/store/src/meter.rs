@@ -1,0 +1,66 @@
+//! Bytes moved, told to whoever shows them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Bytes at their goal, those of an earlier try included.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// Called with each step of a transfer, from any thread: must be quick.
+pub type OnMoved = Arc<dyn Fn(Moved) + Send + Sync>;
+
+/// Counts the bytes of one transfer.
+#[derive(Clone)]
+pub(crate) struct Meter {
+    done: Arc<AtomicU64>,
+    fetched: Arc<AtomicU64>,
+    /// Of `done`, what this file has.
+    own: Arc<AtomicU64>,
+    total: u64,
+    tell: OnMoved,
+}
+
+impl Meter {
+    pub fn new(total: u64, tell: OnMoved) -> Self {
+        tell(Moved { done: 0, total });
+        Self { done: Arc::default(), fetched: Arc::default(), own: Arc::default(), total, tell }
+    }
+
+    /// Bytes were moved just now.
+    pub fn moved(&self, bytes: u64) {
+        self.fetched.fetch_add(bytes, Ordering::Relaxed);
+        self.found(bytes);
+    }
+
+    /// Bytes were found where they belong.
+    pub fn found(&self, bytes: u64) {
+        self.own.fetch_add(bytes, Ordering::Relaxed);
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        (self.tell)(Moved { done, total: self.total });
+    }
+
+    /// The same meter for one file of the transfer.
+    pub fn of_one_file(&self) -> Self {
+        Self { own: Arc::default(), ..self.clone() }
+    }
+
+    /// The file begins again: what it had is of no use.
+    pub fn start_over(&self) {
+        let lost = self.own.swap(0, Ordering::Relaxed);
+        let done = self.done.fetch_sub(lost, Ordering::Relaxed).saturating_sub(lost);
+        (self.tell)(Moved { done, total: self.total });
+    }
+
+    /// Bytes that went over the line, useless ones included.
+    pub fn fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+}

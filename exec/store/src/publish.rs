@@ -1,0 +1,148 @@
+//! The result to its destination, once.
+//!
+//! Files go under their plain names, the manifest last and only where there is none yet. So a destination holds one
+//! whole result or none; a retry writes over what its own dead attempt left, and a result that is already there is
+//! adopted when it is of the same task and replica.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use mloc_core::{
+    id::AttemptId,
+    ledger::entry::{Artifact, TaskResult},
+    task::spec::Location,
+};
+
+use crate::{
+    Store,
+    disk::{self, off_thread},
+    error::StoreError,
+    manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
+    meter::{Meter, OnMoved},
+    place::Place,
+};
+
+/// A file to publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Path below the attempt's folder and below the destination, with `/`.
+    pub path: String,
+    /// Its kind: `adapter_weights`, `training_logs`, …
+    pub kind: String,
+}
+
+impl Store {
+    /// Publishes what an attempt made. Call it only after the ledger has granted [`Publishing`] to this attempt.
+    /// Without a destination the files stay where they are, and the result's location says so.
+    ///
+    /// # Errors
+    /// [`StoreError::Taken`] when another task's result lies there; others as for any transfer.
+    ///
+    /// [`Publishing`]: mloc_core::ledger::entry::Entry::Publishing
+    pub async fn publish(
+        &self,
+        attempt: &AttemptId,
+        destination: Option<&Location>,
+        folder: &Path,
+        outputs: &[Output],
+        summary: BTreeMap<String, serde_json::Value>,
+        tell: OnMoved,
+    ) -> Result<TaskResult, StoreError> {
+        let sizes = sizes(folder, outputs)?;
+        let meter = Meter::new(sizes.iter().sum(), tell);
+        let Some(destination) = destination else {
+            return stay(folder, outputs, summary, &meter).await;
+        };
+        let place = self.place(destination)?;
+        if let Some(result) = published(&place, attempt).await? {
+            return Ok(result);
+        }
+        let mut files = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            let stamp = place.put(&output.path, &folder.join(&output.path), &meter).await?;
+            files.push(artifact(output, stamp));
+        }
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let manifest = Manifest { format: FORMAT, attempt: attempt.clone(), step: None, files, summary };
+        if !place.put_new(MANIFEST, manifest.to_bytes()?).await? {
+            // Somebody was faster; perhaps this very attempt, whose answer was lost.
+            return published(&place, attempt).await?.ok_or_else(|| StoreError::Changed { place: place.url() });
+        }
+        sweep(&place, outputs).await;
+        Ok(manifest.into_result(place.url()))
+    }
+
+    /// The result of this task and replica at a destination, when an earlier attempt got so far and could not say
+    /// so: an attempt that finds one has nothing left to compute.
+    ///
+    /// # Errors
+    /// [`StoreError::Taken`] when another task's result lies there; others as for any transfer.
+    pub async fn published(
+        &self,
+        attempt: &AttemptId,
+        destination: &Location,
+    ) -> Result<Option<TaskResult>, StoreError> {
+        published(&self.place(destination)?, attempt).await
+    }
+}
+
+async fn published(place: &Place, attempt: &AttemptId) -> Result<Option<TaskResult>, StoreError> {
+    let Some(bytes) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? else { return Ok(None) };
+    let manifest = Manifest::read(&place.join(MANIFEST).url(), &bytes)?;
+    let of = &manifest.attempt;
+    if (&of.task, of.replica) != (&attempt.task, attempt.replica) {
+        let replica = if of.task == attempt.task { format!(" (replica {})", of.replica) } else { String::new() };
+        return Err(StoreError::Taken { place: place.url(), task: format!("{}{replica}", of.task) });
+    }
+    Ok(Some(manifest.into_result(place.url())))
+}
+
+/// No destination: the artifacts stay in the attempt's folder.
+async fn stay(
+    folder: &Path,
+    outputs: &[Output],
+    summary: BTreeMap<String, serde_json::Value>,
+    meter: &Meter,
+) -> Result<TaskResult, StoreError> {
+    let (from, all, meter) = (folder.to_owned(), outputs.to_vec(), meter.clone());
+    let mut artifacts = off_thread(move || {
+        let mut artifacts = Vec::with_capacity(all.len());
+        for output in &all {
+            let stamp = disk::stamp(&from.join(&output.path))?;
+            meter.found(stamp.bytes);
+            artifacts.push(artifact(output, stamp));
+        }
+        Ok::<_, StoreError>(artifacts)
+    })
+    .await?;
+    artifacts.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(TaskResult { location: folder.display().to_string(), artifacts, summary })
+}
+
+fn sizes(folder: &Path, outputs: &[Output]) -> Result<Vec<u64>, StoreError> {
+    let size = |output: &Output| {
+        let name = disk::below(&output.path)
+            .filter(|_| output.path != MANIFEST)
+            .ok_or_else(|| StoreError::BadName { place: folder.display().to_string(), name: output.path.clone() })?;
+        let path = folder.join(name);
+        std::fs::metadata(&path).map(|m| m.len()).map_err(|e| StoreError::disk("look at", &path, e))
+    };
+    outputs.iter().map(size).collect()
+}
+
+fn artifact(output: &Output, stamp: disk::Stamp) -> Artifact {
+    Artifact { path: output.path.clone(), kind: output.kind.clone(), bytes: stamp.bytes, sha256: stamp.sha256 }
+}
+
+/// Clears away what a dead attempt was writing when it died. The result is whole without it.
+async fn sweep(place: &Place, outputs: &[Output]) {
+    let Place::Folder { inside, .. } = place else { return };
+    let files = outputs.iter().map(|o| inside.path.join(&o.path)).chain([inside.path.join(MANIFEST)]);
+    let folders: BTreeSet<_> = files.filter_map(|path| path.parent().map(Path::to_owned)).collect();
+    let swept = off_thread(move || folders.iter().try_for_each(|folder| disk::sweep(folder))).await;
+    if let Err(error) = swept {
+        tracing::warn!(%error, "temporary files stay at the destination");
+    }
+}

@@ -1,0 +1,171 @@
+//! A model, data set or adapter to where the attempt can open it.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use mloc_core::task::spec::Location;
+
+use crate::{
+    Store,
+    bucket::{Bucket, Object},
+    disk::{self, Stamp, off_thread},
+    error::StoreError,
+    manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
+    meter::{Meter, OnMoved},
+    place::Place,
+    transfer,
+    volume::{self, Inside},
+};
+
+/// Left free on a disk that is filled: the mesh's own journal lives there too.
+const RESERVE: u64 = 64 << 20;
+/// How often a pull looks whether another one of the same source is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A source that can be opened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pulled {
+    /// The folder, or the file where the source is one file.
+    pub path: PathBuf,
+    /// Whether this is the source itself: it must not be written to.
+    pub in_place: bool,
+    /// The files, sorted by path below `path` (or the file's own name).
+    pub files: Vec<PulledFile>,
+    /// Bytes of them all.
+    pub bytes: u64,
+    /// Bytes that went over the line for this pull.
+    pub fetched: u64,
+}
+
+/// A file of a source.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PulledFile {
+    /// Path below the source, with `/`.
+    pub path: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// SHA-256, hex; `None` for files used in place, which nobody has read yet.
+    pub sha256: Option<String>,
+}
+
+impl Store {
+    /// Brings a source to this node, below `folder`, and goes on where an earlier try of the same source stopped.
+    /// `local` sources are used where they lie. Two pulls into one folder wait for one another, whatever process
+    /// they are in. Dropped, it leaves parts that the next one uses.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; [`StoreError::class`] says which are worth another try.
+    pub async fn pull(&self, source: &Location, folder: &Path, tell: OnMoved) -> Result<Pulled, StoreError> {
+        match self.place(source)? {
+            Place::Folder { given, inside } => off_thread(move || use_in_place(&given, &inside, &tell)).await,
+            Place::Bucket(bucket) => pull_bucket(&bucket, folder, tell).await,
+        }
+    }
+}
+
+fn use_in_place(given: &str, inside: &Inside, tell: &OnMoved) -> Result<Pulled, StoreError> {
+    let place = inside.path.display().to_string();
+    let files = match std::fs::metadata(&inside.path) {
+        Ok(meta) if meta.is_file() => {
+            let name = inside.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            vec![disk::Found { path: name, bytes: meta.len() }]
+        }
+        Ok(_) => {
+            let files = disk::files_below(&inside.path)?;
+            volume::all_inside(given, inside, &files)?;
+            files
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(StoreError::NotFound {
+                place,
+                found: "no such file or folder on this node".into(),
+                hint: format!("`{given}` was looked for below {}", inside.root.display()),
+            });
+        }
+        Err(e) => return Err(StoreError::disk("look at", &inside.path, e)),
+    };
+    if files.is_empty() {
+        return Err(StoreError::Empty { place });
+    }
+    let bytes = files.iter().map(|f| f.bytes).sum();
+    Meter::new(bytes, tell.clone()).found(bytes);
+    let files = files.into_iter().map(|f| PulledFile { path: f.path, bytes: f.bytes, sha256: None }).collect();
+    Ok(Pulled { path: inside.path.clone(), in_place: true, files, bytes, fetched: 0 })
+}
+
+async fn pull_bucket(bucket: &Bucket, folder: &Path, tell: OnMoved) -> Result<Pulled, StoreError> {
+    let objects = bucket.objects().await?;
+    if objects.is_empty() {
+        return Err(StoreError::Empty { place: bucket.url("") });
+    }
+    let one = objects.len() == 1 && bucket.url("") == format!("s3://{}/{}", bucket.name(), objects[0].key);
+    let _alone = alone(folder).await?;
+    enough_room(&objects, folder)?;
+    let bytes = objects.iter().map(|o| o.bytes).sum();
+    let meter = Meter::new(bytes, tell);
+    let stamps = transfer::fetch(bucket, &objects, folder, &meter).await?;
+    if let Err(damaged) = check_manifest(bucket, &objects, &stamps, folder) {
+        // What lies here is not to be taken for whole by the next try.
+        disk::remove_all(&folder.join(transfer::UNDER_WAY))?;
+        return Err(damaged);
+    }
+    let path = if one { folder.join(&objects[0].name) } else { folder.to_owned() };
+    let files: Vec<_> = std::iter::zip(&objects, stamps)
+        .map(|(o, s)| PulledFile { path: o.name.clone(), bytes: s.bytes, sha256: Some(s.sha256) })
+        .collect();
+    // Sizes may have changed with a file that was begun again.
+    let bytes = files.iter().map(|f| f.bytes).sum();
+    Ok(Pulled { path, in_place: false, files, bytes, fetched: meter.fetched() })
+}
+
+/// Says it before the first byte when they will not all fit.
+fn enough_room(objects: &[Object], folder: &Path) -> Result<(), StoreError> {
+    let missing = transfer::missing_bytes(objects, folder)?;
+    let free = disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e))?;
+    let needed = missing.saturating_add(RESERVE);
+    if missing > 0 && needed > free {
+        return Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free });
+    }
+    Ok(())
+}
+
+/// A result that MLOC published says what its bytes must be.
+fn check_manifest(bucket: &Bucket, objects: &[Object], stamps: &[Stamp], folder: &Path) -> Result<(), StoreError> {
+    if !objects.iter().any(|o| o.name == MANIFEST) {
+        return Ok(());
+    }
+    let place = bucket.url(MANIFEST);
+    let Some(bytes) = disk::read(&folder.join(MANIFEST), MANIFEST_BYTES_MAX)? else { return Ok(()) };
+    let there: BTreeMap<_, _> = std::iter::zip(objects, stamps).map(|(o, s)| (o.name.as_str(), s)).collect();
+    for file in Manifest::read(&place, &bytes)?.files {
+        let place = bucket.url(&file.path);
+        match there.get(file.path.as_str()) {
+            None => return Err(StoreError::Damaged { place, found: "missing; the manifest names it".into() }),
+            Some(stamp) if stamp.sha256 != file.sha256 => {
+                let found = format!("SHA-256 is {}, the manifest says {}", stamp.sha256, file.sha256);
+                return Err(StoreError::Damaged { place, found });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Waits until no other pull fills this folder. The lock goes with its process.
+async fn alone(folder: &Path) -> Result<File, StoreError> {
+    let way = folder.join(transfer::UNDER_WAY);
+    disk::make_folder(&way)?;
+    let path = way.join("lock");
+    let lock = File::create(&path).map_err(|e| StoreError::disk("create", &path, e))?;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOOK_AGAIN).await,
+            Err(TryLockError::Error(e)) => return Err(StoreError::disk("lock", &path, e)),
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Objects of a bucket into files: in chunks side by side, each going on where the line broke, and a process that
+//! died in the middle is taken up where its last whole chunk ended.
+//!
+//! A file is written as `.mloc-pull/VERSION.part` and described by `.mloc-pull/NAME.json`: which version of the object
+//! (ETag, size), which chunks are on the disk, and, once whole, its digest. Only then it gets its name.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures::{StreamExt, TryStreamExt, stream};
+use mloc_core::ledger::entry::FailureClass;
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::{
+    bucket::{Bucket, Object},
+    disk::{self, Stamp, off_thread},
+    error::StoreError,
+    failpoint,
+    meter::Meter,
+};
+
+/// Folder of what is under way, below the one that is filled.
+pub(crate) const UNDER_WAY: &str = ".mloc-pull";
+/// Bytes of one request: a killed process loses at most so much per connection.
+const CHUNK: u64 = 8 << 20;
+/// Requests at once: one TCP connection does not fill a long line.
+const AT_ONCE: usize = 4;
+/// What is gathered before it is written to the disk.
+const BLOCK: usize = 1 << 20;
+/// How often a file that changes under our hands is begun again.
+const RESTARTS: u32 = 3;
+
+/// What is known of a file under way, on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Part {
+    name: String,
+    etag: Option<String>,
+    bytes: u64,
+    chunk: u64,
+    /// Chunks that are durable.
+    done: BTreeSet<u64>,
+    /// Digest, once all of it is there.
+    sha256: Option<String>,
+}
+
+impl Part {
+    fn fresh(object: &Object) -> Self {
+        Self {
+            name: object.name.clone(),
+            etag: object.etag.clone(),
+            bytes: object.bytes,
+            chunk: CHUNK,
+            done: BTreeSet::new(),
+            sha256: None,
+        }
+    }
+
+    /// Whether this is of that version of that object. Without an ETag nothing says so, and it is begun again.
+    fn is_of(&self, object: &Object) -> bool {
+        self.etag.is_some() && (&self.name, &self.etag, self.bytes) == (&object.name, &object.etag, object.bytes)
+    }
+
+    fn range(&self, chunk: u64) -> std::ops::Range<u64> {
+        chunk * self.chunk..((chunk + 1) * self.chunk).min(self.bytes)
+    }
+
+    /// Chunks still to be fetched.
+    fn missing(&self) -> Vec<u64> {
+        (0..self.bytes.div_ceil(self.chunk)).filter(|c| !self.done.contains(c)).collect()
+    }
+
+    /// Bytes on the disk.
+    fn there(&self) -> u64 {
+        self.done.iter().map(|c| self.range(*c)).map(|r| r.end - r.start).sum()
+    }
+}
+
+/// The three files of one transfer: description, bytes so far, and the name at last.
+#[derive(Clone, Debug)]
+struct Paths {
+    state: PathBuf,
+    part: PathBuf,
+    whole: PathBuf,
+}
+
+impl Paths {
+    fn of(object: &Object, folder: &Path) -> Result<Self, StoreError> {
+        let name = disk::below(&object.name)
+            .ok_or_else(|| StoreError::BadName { place: folder.display().to_string(), name: object.name.clone() })?;
+        let id = |text: String| disk::stamp_bytes(text.as_bytes()).sha256[..16].to_owned();
+        let way = folder.join(UNDER_WAY);
+        Ok(Self {
+            state: way.join(format!("{}.json", id(object.name.clone()))),
+            // Another version has another file: a write of the last one may still be on its way to the disk.
+            part: way.join(format!("{}.part", id(format!("{} {:?}", object.name, object.etag)))),
+            whole: folder.join(name),
+        })
+    }
+
+    /// What an earlier process left of this object; a fresh start when it left nothing of use.
+    fn load(&self, object: &Object) -> Part {
+        let state: Option<Part> = fs::read(&self.state).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let size = |path: &Path| fs::metadata(path).map(|m| m.len()).ok();
+        match state.filter(|part| part.is_of(object) && part.chunk > 0) {
+            Some(part) if size(&self.whole) == Some(part.bytes) && part.sha256.is_some() => part,
+            Some(part) if size(&self.part) == Some(part.bytes) => Part { sha256: None, ..part },
+            _ => Part::fresh(object),
+        }
+    }
+
+    fn save(&self, part: &Part) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(part).map_err(|e| StoreError::Disk {
+            action: "describe",
+            path: self.state.clone(),
+            source: e.into(),
+        })?;
+        disk::write(&self.state, &bytes)
+    }
+}
+
+/// How many bytes of these objects are still missing in a folder.
+pub(crate) fn missing_bytes(objects: &[Object], folder: &Path) -> Result<u64, StoreError> {
+    let mut missing = 0;
+    for object in objects {
+        let part = Paths::of(object, folder)?.load(object);
+        // Room for a part was taken when it was made, but as holes: what is not fetched is not yet written.
+        missing += if part.sha256.is_some() { 0 } else { part.bytes - part.there() };
+    }
+    Ok(missing)
+}
+
+/// Fetches objects into a folder. Files that are there already, in this version, are left as they are.
+pub(crate) async fn fetch(
+    bucket: &Bucket,
+    objects: &[Object],
+    folder: &Path,
+    meter: &Meter,
+) -> Result<Vec<Stamp>, StoreError> {
+    disk::make_folder(&folder.join(UNDER_WAY))?;
+    let lanes = Arc::new(Semaphore::new(AT_ONCE));
+    let files = objects.iter().map(|object| fetch_file(bucket, object, folder, meter, &lanes));
+    stream::iter(files).buffered(AT_ONCE).try_collect().await
+}
+
+/// One file, begun again when the object changes meanwhile.
+async fn fetch_file(
+    bucket: &Bucket,
+    object: &Object,
+    folder: &Path,
+    meter: &Meter,
+    lanes: &Arc<Semaphore>,
+) -> Result<Stamp, StoreError> {
+    let paths = Paths::of(object, folder)?;
+    let mut object = object.clone();
+    let mut restarts = 0;
+    let meter = &meter.of_one_file();
+    loop {
+        let part = {
+            let (paths, object) = (paths.clone(), object.clone());
+            off_thread(move || paths.load(&object)).await
+        };
+        if let Some(sha256) = part.sha256 {
+            meter.found(part.bytes);
+            return Ok(Stamp { bytes: part.bytes, sha256 });
+        }
+        meter.found(part.there());
+        match fetch_chunks(bucket, &object, &paths, part, meter, lanes).await {
+            Err(StoreError::Changed { .. }) if restarts < RESTARTS => {
+                restarts += 1;
+                tracing::info!(place = bucket.url(&object.name), "changed while it was read: the file is begun again");
+                meter.start_over();
+                object = bucket.again(&object).await?;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// The missing chunks of one version of one object, then its digest and its name.
+async fn fetch_chunks(
+    bucket: &Bucket,
+    object: &Object,
+    paths: &Paths,
+    part: Part,
+    meter: &Meter,
+    lanes: &Semaphore,
+) -> Result<Stamp, StoreError> {
+    let file = {
+        let (paths, part) = (paths.clone(), part.clone());
+        off_thread(move || open_part(&paths, &part)).await?
+    };
+    let file = Arc::new(file);
+    let missing: Vec<_> = part.missing().into_iter().map(|c| (c, part.range(c))).collect();
+    let state = Arc::new(Mutex::new(part));
+    let chunks = missing.into_iter().map(|(chunk, range)| {
+        let (file, state) = (file.clone(), state.clone());
+        async move {
+            let Ok(_lane) = lanes.acquire().await else { return Ok(()) };
+            fetch_range(bucket, object, range, &file, &paths.part, meter).await?;
+            let paths = paths.clone();
+            off_thread(move || {
+                file.sync_data().map_err(|e| StoreError::disk("sync", &paths.part, e))?;
+                failpoint::reached("store.pull.chunk");
+                let mut part = state.lock().unwrap_or_else(PoisonError::into_inner);
+                part.done.insert(chunk);
+                paths.save(&part)
+            })
+            .await
+        }
+    });
+    let all: Vec<()> = stream::iter(chunks).buffer_unordered(AT_ONCE).try_collect().await?;
+    drop(all);
+    // Servers that know no If-Match would have given us two halves of different files.
+    if !bucket.unchanged(object).await? {
+        return Err(StoreError::Changed { place: bucket.url(&object.name) });
+    }
+    let paths = paths.clone();
+    off_thread(move || {
+        let stamp = disk::stamp(&paths.part)?;
+        let mut part = state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        part.sha256 = Some(stamp.sha256.clone());
+        paths.save(&part)?;
+        failpoint::reached("store.pull.whole");
+        let folder = paths.whole.parent().unwrap_or(&paths.whole);
+        disk::make_folder(folder)?;
+        fs::rename(&paths.part, &paths.whole).map_err(|e| StoreError::disk("rename", &paths.whole, e))?;
+        disk::sync_folder(folder)?;
+        Ok(stamp)
+    })
+    .await
+}
+
+/// The file chunks are written to, at its full length.
+fn open_part(paths: &Paths, part: &Part) -> Result<File, StoreError> {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(&paths.part);
+    let file = file.map_err(|e| StoreError::disk("create", &paths.part, e))?;
+    file.set_len(part.bytes).map_err(|e| StoreError::disk("size", &paths.part, e))?;
+    Ok(file)
+}
+
+/// One range, going on from the last byte that came whenever the line breaks.
+async fn fetch_range(
+    bucket: &Bucket,
+    object: &Object,
+    range: std::ops::Range<u64>,
+    file: &Arc<File>,
+    path: &Path,
+    meter: &Meter,
+) -> Result<(), StoreError> {
+    let patience = bucket.patience();
+    let (mut at, mut failures) = (range.start, 0);
+    while at < range.end {
+        let from = at;
+        let ended = read_on(bucket, object, &mut at, range.end, file, path, meter).await;
+        let Err(error) = ended else { break };
+        let broken = matches!(error, StoreError::Unreachable { .. });
+        failures = if at > from { 1 } else { failures + 1 };
+        let Some(wait) = patience.wait_after(failures).filter(|_| broken && error.class() == FailureClass::Retryable)
+        else {
+            return Err(error.after(failures));
+        };
+        tracing::debug!(place = bucket.url(&object.name), at, %error, ?wait, "the line broke; going on");
+        tokio::time::sleep(wait).await;
+    }
+    Ok(())
+}
+
+/// Reads and writes until the end of the range or of the line; `at` says how far it came.
+async fn read_on(
+    bucket: &Bucket,
+    object: &Object,
+    at: &mut u64,
+    end: u64,
+    file: &Arc<File>,
+    path: &Path,
+    meter: &Meter,
+) -> Result<(), StoreError> {
+    let mut stream = bucket.read(object, *at..end).await?;
+    let mut held = Vec::with_capacity(BLOCK);
+    loop {
+        let next = stream.try_next().await;
+        if let Ok(Some(bytes)) = &next {
+            let room = (end - *at) as usize - held.len();
+            held.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        }
+        let over = !matches!(next, Ok(Some(_)));
+        if held.len() >= BLOCK || (over && !held.is_empty()) {
+            let (block, offset, file, path) = (std::mem::take(&mut held), *at, file.clone(), path.to_owned());
+            let written = block.len() as u64;
+            off_thread(move || file.write_all_at(&block, offset).map_err(|e| StoreError::disk("write", &path, e)))
+                .await?;
+            *at += written;
+            meter.moved(written);
+        }
+        match next {
+            Ok(Some(_)) => {}
+            Ok(None) if *at == end => return Ok(()),
+            Ok(None) => return Err(bucket.cut_short(object, *at)),
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Sources, destinations and checkpoints on declared volumes, with real files.
+
+mod support;
+
+use std::{collections::BTreeMap, fs};
+
+use mloc_core::ledger::entry::FailureClass;
+use mloc_store::{MANIFEST, Store, StoreError};
+use support::*;
+
+#[tokio::test]
+async fn a_local_source_is_used_where_it_lies() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    fill(&top, &[("model/config.json", b"{}"), ("model/weights/a.bin", b"abc"), ("set.jsonl", b"{}\n")]);
+    let store = Store::new(config(&top)).unwrap();
+    let (tell, told) = seen();
+
+    let model = store.pull(&local("data/model"), &top.join("unused"), tell).await.unwrap();
+    assert_eq!((model.path, model.in_place, model.bytes), (top.join("model"), true, 5));
+    assert_eq!(model.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["config.json", "weights/a.bin"]);
+    assert!(!top.join("unused").exists());
+    assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((5, 5)));
+
+    let set = store.pull(&local(top.join("set.jsonl").to_str().unwrap()), &top, unseen()).await.unwrap();
+    assert_eq!((set.path, set.files[0].path.as_str()), (top.join("set.jsonl"), "set.jsonl"));
+}
+
+#[tokio::test]
+async fn local_sources_that_cannot_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    fill(&top, &[("data/model/config.json", b"{}"), ("secret/key", b"k")]);
+    fs::create_dir(top.join("data/empty")).unwrap();
+    std::os::unix::fs::symlink(top.join("secret/key"), top.join("data/model/key")).unwrap();
+    let store = Store::new(config(&top.join("data"))).unwrap();
+    let mut said = String::new();
+    for path in ["data/none", "data/empty", "/etc", "data/../secret", "data/model"] {
+        let error = store.pull(&local(path), &top, unseen()).await.unwrap_err();
+        assert_eq!(error.class(), FailureClass::Fatal);
+        said += &format!("{}\n", error.to_string().replace(top.to_str().unwrap(), "TOP"));
+    }
+    insta::assert_snapshot!(said);
+}
+
+#[tokio::test]
+async fn a_result_is_published_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    let (data, run) = (top.join("data"), top.join("run"));
+    fs::create_dir(&data).unwrap();
+    fill(&run, &[("adapter_model.safetensors", &noise(1, 3 << 20)), ("logs/training_log.jsonl", b"{}\n")]);
+    let store = Store::new(config(&data)).unwrap();
+    let outputs = outputs(&["logs/training_log.jsonl", "adapter_model.safetensors"]);
+    let to = local("data/results/one");
+    let summary = BTreeMap::from([("loss".to_owned(), serde_json::json!(0.5))]);
+    let (tell, told) = seen();
+
+    let first = store.publish(&attempt("task-a", 1), Some(&to), &run, &outputs, summary, tell).await.unwrap();
+    assert_eq!(first.location, data.join("results/one").display().to_string());
+    assert_eq!(first.artifacts[0].path, "adapter_model.safetensors");
+    let total = (3 << 20) + 3;
+    assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((total, total)));
+    let mut there = contents(&data.join("results/one"));
+    there.remove(MANIFEST).expect("a manifest");
+    assert_eq!(there, contents(&run));
+
+    // A later attempt of the same task, with other bytes: what is there stands.
+    fill(&run, &[("adapter_model.safetensors", b"other")]);
+    let again = store.publish(&attempt("task-a", 2), Some(&to), &run, &outputs, BTreeMap::new(), unseen()).await;
+    assert_eq!(again.unwrap(), first);
+    assert_eq!(store.published(&attempt("task-a", 3), &to).await.unwrap(), Some(first));
+
+    let taken = store.publish(&attempt("task-b", 1), Some(&to), &run, &outputs, BTreeMap::new(), unseen()).await;
+    let taken = taken.unwrap_err();
+    assert_eq!(taken.class(), FailureClass::Fatal);
+    assert!(taken.to_string().contains("destination holds the result of task task-a"), "{taken}");
+    let mut there = contents(&data.join("results/one"));
+    there.remove(MANIFEST);
+    assert_eq!(there["adapter_model.safetensors"], noise(1, 3 << 20), "another task's file was overwritten");
+}
+
+#[tokio::test]
+async fn without_a_destination_artifacts_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    fill(dir.path(), &[("a", b"abc")]);
+    let store = Store::new(config(dir.path())).unwrap();
+    let stay = store.publish(&attempt("t", 1), None, dir.path(), &outputs(&["a"]), BTreeMap::new(), unseen()).await;
+    let stay = stay.unwrap();
+    assert_eq!(stay.location, dir.path().display().to_string());
+    assert_eq!(stay.artifacts[0].sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+#[tokio::test]
+async fn outputs_with_path_tricks_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(config(dir.path())).unwrap();
+    for name in ["../a", "/etc/passwd", "a/../../b", "", MANIFEST] {
+        let to = local("data/out");
+        let bad =
+            store.publish(&attempt("t", 1), Some(&to), dir.path(), &outputs(&[name]), BTreeMap::new(), unseen()).await;
+        assert!(matches!(bad, Err(StoreError::BadName { .. })), "{name:?}: {bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_newest_whole_checkpoint_is_fetched() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    let (data, run, back) = (top.join("data"), top.join("run"), top.join("back"));
+    fs::create_dir(&data).unwrap();
+    let store = Store::new(config(&data)).unwrap();
+    let (a, to) = (attempt("task-a", 1), local("data/ckpt"));
+    assert_eq!(store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap(), None);
+
+    let mut pushed = Vec::new();
+    for step in [5, 10, 15, 20] {
+        fill(&run, &[("model.bin", &noise(step, 100_000)), ("state/rng.json", format!("{step}").as_bytes())]);
+        pushed.push(store.push_checkpoint(&a, &to, step, &run, 3, unseen()).await.unwrap());
+    }
+    let again = store.push_checkpoint(&a, &to, 20, &run, 3, unseen()).await.unwrap();
+    assert_eq!(again, pushed[3]);
+    assert_eq!(store.list_checkpoints(&a, &to).await.unwrap(), [10, 15, 20]);
+
+    let fetched = store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap().unwrap();
+    assert_eq!((&fetched.checkpoint, fetched.passed_over.len()), (&pushed[3], 0));
+    assert_eq!(contents(&back), contents(&run));
+
+    // One flipped bit, then a truncated file, then a missing one.
+    let file = |step: u32| data.join(format!("ckpt/task-a/0/step-{step:010}/model.bin"));
+    let mut flipped = fs::read(file(20)).unwrap();
+    flipped[50_000] ^= 1;
+    fs::write(file(20), flipped).unwrap();
+    let fetched = store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap().unwrap();
+    assert_eq!(fetched.checkpoint, pushed[2]);
+    assert!(fetched.passed_over[0].contains("step 20") && fetched.passed_over[0].contains("SHA-256"));
+    assert_eq!(contents(&back)["model.bin"], noise(15, 100_000));
+
+    fs::File::options().write(true).open(file(15)).unwrap().set_len(10).unwrap();
+    assert_eq!(store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap().unwrap().checkpoint, pushed[1]);
+    fs::remove_file(file(10)).unwrap();
+    assert_eq!(store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap(), None);
+
+    // The attempt that had to pass it over comes to step 20 itself, and mends it.
+    let mended = store.push_checkpoint(&attempt("task-a", 2), &to, 20, &run, 3, unseen()).await.unwrap();
+    assert_eq!(store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap().unwrap().checkpoint, mended);
+    assert_eq!(contents(&back), contents(&run));
+}

@@ -1,0 +1,104 @@
+//! What the cases share: attempts, folders of files, an S3 server, a line that breaks.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod line;
+pub mod moto;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use mloc_core::{
+    id::{AttemptId, TaskId},
+    task::spec::Location,
+};
+use mloc_store::{Moved, OnMoved, Output, Patience, StoreConfig};
+
+/// An attempt's id.
+pub fn attempt(task: &str, number: u32) -> AttemptId {
+    AttemptId { task: TaskId::new(task), replica: 0, attempt: number }
+}
+
+/// A place in a volume.
+pub fn local(path: &str) -> Location {
+    Location::Local { path: path.to_owned() }
+}
+
+/// Configuration with one volume `data` and little patience.
+pub fn config(data: &Path) -> StoreConfig {
+    StoreConfig {
+        volumes: BTreeMap::from([("data".to_owned(), data.to_owned())]),
+        patience: Patience {
+            tries: 4,
+            first_wait: Duration::from_millis(5),
+            longest_wait: Duration::from_millis(20),
+            ..Patience::default()
+        },
+        ..StoreConfig::default()
+    }
+}
+
+/// Bytes that compress badly and differ by seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        bytes.extend_from_slice(&x.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// Writes files below a folder.
+pub fn fill(folder: &Path, files: &[(&str, &[u8])]) {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+}
+
+/// All files below a folder with their bytes, ours left out.
+pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    let mut left = vec![folder.to_owned()];
+    while let Some(here) = left.pop() {
+        for entry in fs::read_dir(&here).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(folder).unwrap().display().to_string();
+            if name.contains(".mloc-") {
+                continue;
+            }
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                all.insert(name, fs::read(path).unwrap());
+            }
+        }
+    }
+    all
+}
+
+/// The outputs of a run.
+pub fn outputs(names: &[&str]) -> Vec<Output> {
+    names.iter().map(|n| Output { path: (*n).to_owned(), kind: "file".into() }).collect()
+}
+
+/// Nobody looks.
+pub fn unseen() -> OnMoved {
+    Arc::new(|_| {})
+}
+
+/// Remembers what it was told.
+pub fn seen() -> (OnMoved, Arc<Mutex<Vec<Moved>>>) {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let kept = told.clone();
+    (Arc::new(move |moved| kept.lock().unwrap().push(moved)), told)
+}
