@@ -145,6 +145,14 @@ impl RaftLog {
         Ok((Self { shared, ops }, id))
     }
 
+    /// The last entry that was dropped in favour of a snapshot.
+    pub(super) fn purged(&self) -> io::Result<Option<LogId>> {
+        self.shared.read(|db| {
+            let read = db.begin_read().map_err(io::Error::other)?;
+            get(&read.open_table(META).map_err(io::Error::other)?, PURGED)
+        })
+    }
+
     /// Writes what waits, closes the file and gives its lock back. Later calls fail.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
