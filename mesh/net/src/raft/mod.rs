@@ -24,6 +24,7 @@ mod rpc;
 mod server;
 mod settings;
 mod snapshot;
+#[cfg(test)]
 mod standin;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+// The tests need a ledger that changes when entries are applied; core's does not yet.
+#[cfg(test)]
 pub use super::standin::{Entry, Ledger, NodeId, Outcome};
+#[cfg(not(test))]
+pub use mloc_core::{
+    id::NodeId,
+    ledger::{Entry, Ledger, Outcome},
+};
 
 /// A raft id: 63 random bits, minted once per data directory and never reused. A node that lost its log is another
 /// raft node, even on the same machine with the same key: its old votes and promises are gone.
