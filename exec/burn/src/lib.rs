@@ -18,6 +18,7 @@
 
 pub mod batch;
 pub mod device;
+pub mod formats;
 pub mod loss;
 pub mod model;
 pub mod random;

@@ -1,0 +1,63 @@
+//! GGUF files: one file with weights (often quantised), configuration, tokenizer and chat template.
+//!
+//! `reader` finds its way in the bytes and trusts nothing in them, `blocks` turns quantised blocks into floats, `model`
+//! speaks Hugging Face's names and shapes, `vocabulary` rebuilds the tokenizer. Writing GGUF is not done here.
+
+mod blocks;
+mod model;
+mod reader;
+#[cfg(test)]
+pub(crate) mod testing;
+mod vocabulary;
+
+use std::path::PathBuf;
+
+pub use blocks::TensorType;
+pub use model::{GgufConfig, GgufModel, RopeScaling};
+pub use reader::{GgufFile, MetaValue, TensorInfo};
+
+/// What can be wrong with a GGUF file.
+#[derive(Debug, thiserror::Error)]
+pub enum GgufError {
+    /// The file could not be opened or mapped.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The bytes are not a GGUF file of a version that can be read.
+    #[error("not a GGUF file this build reads: {0}")]
+    Format(String),
+    /// The file ends before what it announces, or announces more than it can hold.
+    #[error("GGUF file is cut short or corrupt at byte {at}: {what}")]
+    Corrupt {
+        /// Offset from the start of the file.
+        at: usize,
+        /// What was being read.
+        what: String,
+    },
+    /// A metadata key is missing or has another type than it must have.
+    #[error("GGUF metadata `{key}`: {problem}")]
+    Metadata {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A tensor is missing or cannot be read.
+    #[error("GGUF tensor `{name}`: {problem}")]
+    Tensor {
+        /// The tensor's name.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The model or tokenizer is of a kind that this build does not know.
+    #[error("GGUF model is not supported: {0}")]
+    Unsupported(String),
+    /// The tokenizer built from the metadata is refused.
+    #[error("GGUF tokenizer: {0}")]
+    Tokenizer(#[from] super::tokenizer::TokenizerError),
+}

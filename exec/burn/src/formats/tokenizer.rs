@@ -1,0 +1,457 @@
+//! A model's tokenizer with the files that belong to it: `tokenizer.json`, `tokenizer_config.json`, the chat template.
+//!
+//! The splitting and merging is the `tokenizers` crate's. This file reads what the reference library reads beside it
+//! (special tokens, whether a begin token is added, the template) and can write all of it back, so that an adapter or
+//! a model is published with its tokenizer.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::chat_template::{ChatTemplate, Conversation, RenderOptions, TemplateError};
+
+/// The special tokens a configuration may name.
+const SPECIAL_NAMES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+];
+
+/// Tokenizer classes for which the reference library obeys `add_bos_token` and `add_eos_token`; for all others the
+/// post-processor in tokenizer.json is the only rule.
+const CLASSES_WITH_BOS_FLAG: [&str; 6] = [
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "CodeLlamaTokenizer",
+    "CodeLlamaTokenizerFast",
+    "GemmaTokenizer",
+    "GemmaTokenizerFast",
+];
+
+/// What can be wrong with a tokenizer's files or their use.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file's content is not what it should be.
+    #[error("{path}: {problem}")]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The folder has no tokenizer this build can read.
+    #[error(
+        "{0}: no tokenizer.json (hint: older models only have tokenizer.model or vocab.json; save them once with the `tokenizers` format)"
+    )]
+    Missing(PathBuf),
+    /// The tokenizer refused a text or an id.
+    #[error("tokenizer: {0}")]
+    Use(String),
+    /// The model has no chat template but a conversation was given.
+    #[error(
+        "the tokenizer has no chat template (hint: add `chat_template` to tokenizer_config.json, or use data with `text` or string prompts)"
+    )]
+    NoTemplate,
+    /// The chat template's own trouble.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+}
+
+/// Whether special tokens around a text come from tokenizer.json or from flags that override it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frame {
+    File,
+    Flags { bos: bool, eos: bool },
+}
+
+/// A tokenizer, its special tokens and its chat template.
+#[derive(Debug, Clone)]
+pub struct TextTokenizer {
+    inner: Tokenizer,
+    config: Map<String, Value>,
+    special: BTreeMap<String, String>,
+    template: Option<ChatTemplate>,
+    frame: Frame,
+}
+
+impl TextTokenizer {
+    /// Reads a model folder: `tokenizer.json`, and where present `tokenizer_config.json`, `special_tokens_map.json`
+    /// and `chat_template.jinja` (which wins over the template in the configuration).
+    ///
+    /// # Errors
+    /// Names the file and what is wrong with it.
+    pub fn from_folder(folder: &Path) -> Result<Self, TokenizerError> {
+        let path = folder.join("tokenizer.json");
+        let tokenizer =
+            read_if_present(&path)?.ok_or_else(|| TokenizerError::Missing(folder.to_owned()))?;
+        let mut config = read_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+        for (name, value) in
+            read_object(&folder.join("special_tokens_map.json"))?.unwrap_or_default()
+        {
+            config.entry(name).or_insert(value);
+        }
+        if let Some(template) = read_if_present(&folder.join("chat_template.jinja"))? {
+            config.insert("chat_template".into(), Value::String(template));
+        }
+        Self::from_parts(tokenizer.as_bytes(), config).map_err(|e| match e {
+            TokenizerError::Use(problem) => TokenizerError::Invalid { path, problem },
+            TokenizerError::Template(t) => TokenizerError::Invalid {
+                path: folder.join("tokenizer_config.json"),
+                problem: t.to_string(),
+            },
+            other => other,
+        })
+    }
+
+    /// Builds a tokenizer from the bytes of `tokenizer.json` and the content of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Use`] for the former, [`TokenizerError::Template`] for a template that does not parse.
+    pub fn from_parts(
+        tokenizer_json: &[u8],
+        config: Map<String, Value>,
+    ) -> Result<Self, TokenizerError> {
+        let mut inner = Tokenizer::from_bytes(tokenizer_json).map_err(used)?;
+        // Lengths and padding are the caller's business; what a file was saved with would cut texts silently.
+        inner.with_truncation(None).map_err(used)?;
+        inner.with_padding(None);
+        add_missing_tokens(&mut inner, &config)?;
+        let special = SPECIAL_NAMES
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), token_text(config.get(*name)?)?)))
+            .collect();
+        let template = config
+            .get("chat_template")
+            .and_then(template_text)
+            .map(|t| ChatTemplate::new(&t))
+            .transpose()?;
+        let frame = frame_of(&config);
+        Ok(Self {
+            inner,
+            config,
+            special,
+            template,
+            frame,
+        })
+    }
+
+    /// Token ids of a text. With `add_special_tokens`, the begin and end tokens the model was trained with are added;
+    /// special tokens spelled out in the text are recognised either way.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Use`] when the tokenizer cannot represent the text.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        let by_file = add_special_tokens && self.frame == Frame::File;
+        let encoding = self.inner.encode_fast(text, by_file).map_err(used)?;
+        let mut ids = encoding.get_ids().to_vec();
+        if let (true, Frame::Flags { bos, eos }) = (add_special_tokens, self.frame) {
+            if let (true, Some(id)) = (bos, self.bos_id()) {
+                ids.insert(0, id);
+            }
+            if let (true, Some(id)) = (eos, self.eos_id()) {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The text of token ids. Ids outside the vocabulary are left out.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Use`] when the decoder fails.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, skip_special_tokens).map_err(used)
+    }
+
+    /// Token ids of a conversation in the model's own format. The template prints every special token itself, so none
+    /// is added.
+    ///
+    /// # Errors
+    /// [`TokenizerError::NoTemplate`], or the template's own refusal.
+    pub fn encode_chat(
+        &self,
+        talk: &Conversation,
+        options: RenderOptions,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        self.encode(&self.render_chat(talk, options)?, false)
+    }
+
+    /// The text of a conversation in the model's own format.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode_chat`].
+    pub fn render_chat(
+        &self,
+        talk: &Conversation,
+        options: RenderOptions,
+    ) -> Result<String, TokenizerError> {
+        let template = self.template.as_ref().ok_or(TokenizerError::NoTemplate)?;
+        Ok(template.render(talk, &self.special, options)?)
+    }
+
+    /// The chat template, when the model has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// Highest token id plus one, added tokens included: the least number of rows an embedding must have.
+    pub fn vocab_size(&self) -> usize {
+        self.inner
+            .get_vocab(true)
+            .values()
+            .max()
+            .map_or(0, |id| *id as usize + 1)
+    }
+
+    /// The text of a special token by its configuration name, such as `eos_token`.
+    pub fn special_token(&self, name: &str) -> Option<&str> {
+        self.special.get(name).map(String::as_str)
+    }
+
+    /// Id of the token that begins a text, where the model has one.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.special_id("bos_token")
+    }
+
+    /// Id of the token that ends a text or a turn.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.special_id("eos_token")
+    }
+
+    /// Id to fill short rows of a batch with: the padding token, or else the end token.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.special_id("pad_token").or_else(|| self.eos_id())
+    }
+
+    /// Id of a token by its exact text.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Text of a token as the vocabulary spells it (not decoded).
+    pub fn token_text(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    fn special_id(&self, name: &str) -> Option<u32> {
+        self.token_id(self.special.get(name)?)
+    }
+
+    /// Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` into an existing folder, and says
+    /// which files those are.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Io`] with the file.
+    pub fn save(&self, folder: &Path) -> Result<Vec<PathBuf>, TokenizerError> {
+        let special: Map<String, Value> = self
+            .special
+            .iter()
+            .map(|(k, v)| (k.clone(), json!(v)))
+            .collect();
+        let files = [
+            ("tokenizer.json", self.inner.to_string(true).map_err(used)?),
+            ("tokenizer_config.json", pretty(&self.config)),
+            ("special_tokens_map.json", pretty(&special)),
+        ];
+        let mut written = Vec::new();
+        for (name, text) in files {
+            let path = folder.join(name);
+            std::fs::write(&path, text).map_err(|source| TokenizerError::Io {
+                path: path.clone(),
+                source,
+            })?;
+            written.push(path);
+        }
+        Ok(written)
+    }
+}
+
+/// Turns ids into text as they come, holding back the bytes of a character that is not complete yet.
+///
+/// It holds no reference, so that a server can keep one per request; give it the same tokenizer each time.
+#[derive(Debug, Clone, Default)]
+pub struct TextStream {
+    /// The ids of the last text printed (what comes before decides about spaces), then those still held back.
+    ids: Vec<u32>,
+    /// How many of `ids` are printed already.
+    printed: usize,
+    skip_special_tokens: bool,
+}
+
+impl TextStream {
+    /// A stream at its start.
+    pub fn new(skip_special_tokens: bool) -> Self {
+        Self {
+            skip_special_tokens,
+            ..Self::default()
+        }
+    }
+
+    /// Takes the next id and returns the text that is now certain, if any.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Use`] when the decoder fails.
+    pub fn push(
+        &mut self,
+        tokenizer: &TextTokenizer,
+        id: u32,
+    ) -> Result<Option<String>, TokenizerError> {
+        self.ids.push(id);
+        let text = self.pending(tokenizer)?;
+        // The replacement character stands for bytes whose rest is still to come.
+        if text.is_empty() || text.ends_with('\u{FFFD}') {
+            return Ok(None);
+        }
+        self.ids.drain(..self.printed);
+        self.printed = self.ids.len();
+        Ok(Some(text))
+    }
+
+    /// What is left at the end: text whose bytes never became a whole character, with replacement characters.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Use`] when the decoder fails.
+    pub fn finish(self, tokenizer: &TextTokenizer) -> Result<String, TokenizerError> {
+        self.pending(tokenizer)
+    }
+
+    fn pending(&self, tokenizer: &TextTokenizer) -> Result<String, TokenizerError> {
+        let before = tokenizer.decode(&self.ids[..self.printed], self.skip_special_tokens)?;
+        let all = tokenizer.decode(&self.ids, self.skip_special_tokens)?;
+        Ok(all.get(before.len()..).unwrap_or_default().to_owned())
+    }
+}
+
+fn used(error: tokenizers::Error) -> TokenizerError {
+    TokenizerError::Use(error.to_string())
+}
+
+fn pretty(map: &Map<String, Value>) -> String {
+    // A map of JSON values always serialises; the plain form is the answer that cannot fail.
+    serde_json::to_string_pretty(map).unwrap_or_else(|_| Value::Object(map.clone()).to_string())
+}
+
+fn read_if_present(path: &Path) -> Result<Option<String>, TokenizerError> {
+    match std::fs::read(path) {
+        Ok(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text)),
+            Err(_) => Err(TokenizerError::Invalid {
+                path: path.to_owned(),
+                problem: "not UTF-8 text".into(),
+            }),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(TokenizerError::Io {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError> {
+    let Some(text) = read_if_present(path)? else {
+        return Ok(None);
+    };
+    let invalid = |problem: String| TokenizerError::Invalid {
+        path: path.to_owned(),
+        problem,
+    };
+    match serde_json::from_str(&text).map_err(|e| invalid(format!("not JSON: {e}")))? {
+        Value::Object(map) => Ok(Some(map)),
+        _ => Err(invalid("expected a JSON object".into())),
+    }
+}
+
+/// A token in a configuration is its text, or an object with `content`.
+fn token_text(value: &Value) -> Option<String> {
+    value
+        .as_str()
+        .or_else(|| value.get("content")?.as_str())
+        .map(str::to_owned)
+}
+
+/// A template is a string, or a list of named ones of which `default` is meant for chat.
+fn template_text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(list) => {
+            let default = list
+                .iter()
+                .find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+            default
+                .or(list.first())?
+                .get("template")?
+                .as_str()
+                .map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+fn frame_of(config: &Map<String, Value>) -> Frame {
+    let class = config
+        .get("tokenizer_class")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let flag = |name: &str| config.get(name).and_then(Value::as_bool);
+    match (flag("add_bos_token"), flag("add_eos_token")) {
+        (None, None) => Frame::File,
+        (bos, eos) if CLASSES_WITH_BOS_FLAG.contains(&class) => Frame::Flags {
+            bos: bos.unwrap_or(true),
+            eos: eos.unwrap_or(false),
+        },
+        _ => Frame::File,
+    }
+}
+
+/// Some models list tokens in `added_tokens_decoder` that tokenizer.json lacks; the reference library adds them.
+fn add_missing_tokens(
+    inner: &mut Tokenizer,
+    config: &Map<String, Value>,
+) -> Result<(), TokenizerError> {
+    let Some(Value::Object(listed)) = config.get("added_tokens_decoder") else {
+        return Ok(());
+    };
+    let mut by_id: BTreeMap<u32, &Value> = BTreeMap::new();
+    for (id, token) in listed {
+        let id = id.parse().map_err(|_| {
+            TokenizerError::Use(format!("added_tokens_decoder: `{id}` is not an id"))
+        })?;
+        by_id.insert(id, token);
+    }
+    for (id, token) in by_id {
+        let Some(content) = token_text(token) else {
+            continue;
+        };
+        if inner.token_to_id(&content).is_some() {
+            continue;
+        }
+        let flag = |name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let added = AddedToken::from(content.as_str(), flag("special"))
+            .lstrip(flag("lstrip"))
+            .rstrip(flag("rstrip"))
+            .single_word(flag("single_word"))
+            .normalized(flag("normalized"));
+        inner.add_tokens([added]).map_err(used)?;
+        if let Some(got) = inner.token_to_id(&content).filter(|got| *got != id) {
+            let problem =
+                format!("added token `{content}` is listed with id {id} but its place is {got}");
+            return Err(TokenizerError::Use(problem));
+        }
+    }
+    Ok(())
+}
