@@ -53,10 +53,7 @@ impl Conversation {
             .into_iter()
             .map(|(role, content)| Value::from_pairs([("role", role), ("content", content)]))
             .collect();
-        Self {
-            messages,
-            tools: None,
-        }
+        Self { messages, tools: None }
     }
 
     /// Reads a JSON list of messages. Each must be an object with a string `role`.
@@ -64,8 +61,7 @@ impl Conversation {
     /// # Errors
     /// [`TemplateError::Messages`] says which message is wrong and how.
     pub fn from_json(json: &str) -> Result<Self, TemplateError> {
-        let value: Value =
-            serde_json::from_str(json).map_err(|e| TemplateError::Messages(e.to_string()))?;
+        let value: Value = serde_json::from_str(json).map_err(|e| TemplateError::Messages(e.to_string()))?;
         Self::from_value(&value)
     }
 
@@ -77,24 +73,15 @@ impl Conversation {
         use minijinja::value::ValueKind;
         let wrong = |text: String| Err(TemplateError::Messages(text));
         if value.kind() != ValueKind::Seq {
-            return wrong(format!(
-                "expected a list of messages, found {}",
-                plain_kind(value)
-            ));
+            return wrong(format!("expected a list of messages, found {}", plain_kind(value)));
         }
-        let messages: Vec<Value> = value
-            .try_iter()
-            .map_err(|e| TemplateError::Messages(e.to_string()))?
-            .collect();
+        let messages: Vec<Value> = value.try_iter().map_err(|e| TemplateError::Messages(e.to_string()))?.collect();
         if messages.is_empty() {
             return wrong("the list is empty".into());
         }
         for (index, message) in messages.iter().enumerate() {
             if message.kind() != ValueKind::Map {
-                return wrong(format!(
-                    "message {index} is {}, expected an object",
-                    plain_kind(message)
-                ));
+                return wrong(format!("message {index} is {}, expected an object", plain_kind(message)));
             }
             let role = message.get_attr("role").unwrap_or_default();
             if role.as_str().is_none() {
@@ -102,24 +89,15 @@ impl Conversation {
             }
             let content = message.get_attr("content").unwrap_or_default();
             // Content may be absent (a message that only calls tools) or a list of parts; a number is a mistake.
-            if matches!(
-                content.kind(),
-                ValueKind::Number | ValueKind::Bool | ValueKind::Map
-            ) {
-                return wrong(format!(
-                    "message {index}: `content` is {}, expected a string",
-                    plain_kind(&content)
-                ));
+            if matches!(content.kind(), ValueKind::Number | ValueKind::Bool | ValueKind::Map) {
+                return wrong(format!("message {index}: `content` is {}, expected a string", plain_kind(&content)));
             }
             let calls = message.get_attr("tool_calls").unwrap_or_default();
             if content.is_undefined() && calls.is_undefined() {
                 return wrong(format!("message {index} has no `content`"));
             }
         }
-        Ok(Self {
-            messages,
-            tools: None,
-        })
+        Ok(Self { messages, tools: None })
     }
 
     /// Adds the tools a template may describe to the model: a JSON list of function definitions.
@@ -127,8 +105,7 @@ impl Conversation {
     /// # Errors
     /// [`TemplateError::Messages`] when it is not JSON.
     pub fn with_tools_json(mut self, json: &str) -> Result<Self, TemplateError> {
-        let tools = serde_json::from_str(json)
-            .map_err(|e| TemplateError::Messages(format!("tools: {e}")))?;
+        let tools = serde_json::from_str(json).map_err(|e| TemplateError::Messages(format!("tools: {e}")))?;
         self.tools = Some(tools);
         Ok(self)
     }
@@ -143,16 +120,8 @@ impl Conversation {
     /// This conversation with `more` after it; the tools stay.
     #[must_use]
     pub fn followed_by(&self, more: &Conversation) -> Self {
-        let messages = self
-            .messages
-            .iter()
-            .chain(&more.messages)
-            .cloned()
-            .collect();
-        Self {
-            messages,
-            tools: self.tools.clone(),
-        }
+        let messages = self.messages.iter().chain(&more.messages).cloned().collect();
+        Self { messages, tools: self.tools.clone() }
     }
 
     /// Takes the last message off: (all before it, it). None when nothing would be left before it.
@@ -161,17 +130,8 @@ impl Conversation {
         if before.is_empty() {
             return None;
         }
-        let before = Self {
-            messages: before.to_vec(),
-            tools: self.tools.clone(),
-        };
-        Some((
-            before,
-            Self {
-                messages: vec![last.clone()],
-                tools: None,
-            },
-        ))
+        let before = Self { messages: before.to_vec(), tools: self.tools.clone() };
+        Some((before, Self { messages: vec![last.clone()], tools: None }))
     }
 
     /// The role of the last message, empty when there is none.
@@ -191,24 +151,13 @@ impl Conversation {
 
     /// `(role, content)` of each message, content empty where it is not a plain string.
     pub fn turns(&self) -> Vec<(String, String)> {
-        let text = |m: &Value| {
-            m.get_attr("content")
-                .ok()
-                .and_then(|c| c.as_str().map(str::to_owned))
-        };
-        self.messages
-            .iter()
-            .map(|m| (role_of(m), text(m).unwrap_or_default()))
-            .collect()
+        let text = |m: &Value| m.get_attr("content").ok().and_then(|c| c.as_str().map(str::to_owned));
+        self.messages.iter().map(|m| (role_of(m), text(m).unwrap_or_default())).collect()
     }
 }
 
 fn role_of(message: &Value) -> String {
-    message
-        .get_attr("role")
-        .ok()
-        .and_then(|r| r.as_str().map(str::to_owned))
-        .unwrap_or_default()
+    message.get_attr("role").ok().and_then(|r| r.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// JSON's own words for what was found.
@@ -249,31 +198,18 @@ impl ChatTemplate {
     /// [`TemplateError::Syntax`] with the line.
     pub fn new(source: &str) -> Result<Self, TemplateError> {
         let mut env = Environment::new();
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| TemplateError::Syntax(e.to_string()))?);
         env.set_fuel(Some(RENDER_FUEL));
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         env.add_filter("tojson", tojson);
-        env.add_function(
-            "raise_exception",
-            |text: String| -> Result<Value, JinjaError> {
-                Err(
-                    JinjaError::new(ErrorKind::InvalidOperation, "raise_exception")
-                        .with_source(Raised(text)),
-                )
-            },
-        );
+        env.add_function("raise_exception", |text: String| -> Result<Value, JinjaError> {
+            Err(JinjaError::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(text)))
+        });
         let plain = without_generation_tags(source);
-        env.add_template_owned("chat", plain)
-            .map_err(|e| TemplateError::Syntax(one_line(&e)))?;
-        Ok(Self {
-            source: source.into(),
-            env: Arc::new(env),
-        })
+        env.add_template_owned("chat", plain).map_err(|e| TemplateError::Syntax(one_line(&e)))?;
+        Ok(Self { source: source.into(), env: Arc::new(env) })
     }
 
     /// The source as it was given, for writing it back.
@@ -293,34 +229,17 @@ impl ChatTemplate {
     ) -> Result<String, TemplateError> {
         let now = options.now_unix;
         let strftime = Value::from_function(move |format: String| strftime(now, &format));
-        let mut names: Vec<(String, Value)> = special
-            .iter()
-            .map(|(k, v)| (k.clone(), v.as_str().into()))
-            .collect();
-        names.push((
-            "messages".into(),
-            Value::from(conversation.messages.clone()),
-        ));
-        names.push((
-            "tools".into(),
-            conversation.tools.clone().unwrap_or(Value::from(())),
-        ));
+        let mut names: Vec<(String, Value)> = special.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
+        names.push(("messages".into(), Value::from(conversation.messages.clone())));
+        names.push(("tools".into(), conversation.tools.clone().unwrap_or(Value::from(()))));
         names.push(("documents".into(), Value::from(())));
-        names.push((
-            "add_generation_prompt".into(),
-            options.add_generation_prompt.into(),
-        ));
+        names.push(("add_generation_prompt".into(), options.add_generation_prompt.into()));
         names.push(("strftime_now".into(), strftime));
-        let template = self
-            .env
-            .get_template("chat")
-            .map_err(|e| TemplateError::Failed(one_line(&e)))?;
-        template
-            .render(Value::from_pairs(names))
-            .map_err(|e| match raised(&e) {
-                Some(text) => TemplateError::Refused(text),
-                None => TemplateError::Failed(one_line(&e)),
-            })
+        let template = self.env.get_template("chat").map_err(|e| TemplateError::Failed(one_line(&e)))?;
+        template.render(Value::from_pairs(names)).map_err(|e| match raised(&e) {
+            Some(text) => TemplateError::Refused(text),
+            None => TemplateError::Failed(one_line(&e)),
+        })
     }
 }
 
@@ -341,12 +260,7 @@ fn raised(error: &JinjaError) -> Option<String> {
 }
 
 fn one_line(error: &JinjaError) -> String {
-    error
-        .to_string()
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned()
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// `{% generation %}` marks the assistant's part for loss masks and prints nothing: a branch always taken does the
@@ -362,10 +276,7 @@ fn without_generation_tags(source: &str) -> String {
             return out;
         };
         let (tag, after) = tag.split_at(end + 2);
-        let word = tag
-            .trim_start_matches(['{', '%', '-', '+'])
-            .trim_end_matches(['}', '%', '-', '+'])
-            .trim();
+        let word = tag.trim_start_matches(['{', '%', '-', '+']).trim_end_matches(['}', '%', '-', '+']).trim();
         match word {
             "generation" => out.push_str(&tag.replace("generation", "if true")),
             "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
@@ -384,42 +295,25 @@ fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Value
         Some(n) => Some(n),
         None => options.get::<Option<usize>>("indent")?,
     };
-    let ensure_ascii = options
-        .get::<Option<bool>>("ensure_ascii")?
-        .unwrap_or(false);
+    let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     let separators = options.get::<Option<Vec<String>>>("separators")?;
     options.assert_all_used()?;
     let text = match (indent, separators.as_deref()) {
         // A thousand spaces an indent is past any use and would only cost memory.
-        (Some(n), _) => json(
-            value,
-            sort_keys,
-            PrettyFormatter::with_indent(" ".repeat(n.min(1000)).as_bytes()),
-        ),
-        (None, Some([item, key])) if item == "," && key == ":" => {
-            json(value, sort_keys, CompactFormatter)
-        }
+        (Some(n), _) => json(value, sort_keys, PrettyFormatter::with_indent(" ".repeat(n.min(1000)).as_bytes())),
+        (None, Some([item, key])) if item == "," && key == ":" => json(value, sort_keys, CompactFormatter),
         (None, None) => json(value, sort_keys, PythonFormatter),
         (None, Some(other)) => {
             let text = format!("tojson separators {other:?} are not supported, only (',', ':')");
             return Err(JinjaError::new(ErrorKind::InvalidOperation, text));
         }
     };
-    let text =
-        text.map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))?;
-    Ok(Value::from(if ensure_ascii {
-        ascii_only(&text)
-    } else {
-        text
-    }))
+    let text = text.map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))?;
+    Ok(Value::from(if ensure_ascii { ascii_only(&text) } else { text }))
 }
 
-fn json(
-    value: &Value,
-    sort_keys: bool,
-    formatter: impl Formatter,
-) -> Result<String, serde_json::Error> {
+fn json(value: &Value, sort_keys: bool, formatter: impl Formatter) -> Result<String, serde_json::Error> {
     let mut out = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
     if sort_keys {
@@ -437,9 +331,7 @@ fn sorted(value: serde_json::Value) -> serde_json::Value {
             let ordered: BTreeMap<String, serde_json::Value> = map.into_iter().collect();
             serde_json::Value::Object(ordered.into_iter().map(|(k, v)| (k, sorted(v))).collect())
         }
-        serde_json::Value::Array(items) => {
-            serde_json::Value::Array(items.into_iter().map(sorted).collect())
-        }
+        serde_json::Value::Array(items) => serde_json::Value::Array(items.into_iter().map(sorted).collect()),
         other => other,
     }
 }
@@ -462,26 +354,15 @@ fn ascii_only(text: &str) -> String {
 struct PythonFormatter;
 
 impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        out: &mut W,
-    ) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
         out.write_all(b": ")
     }
 }
@@ -500,15 +381,7 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-const WEEKDAYS: [&str; 7] = [
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-];
+const WEEKDAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 /// C's `strftime` in UTC, for the directives that templates use; an unknown one is left as it stands.
 fn strftime(now_unix: i64, format: &str) -> String {
@@ -552,16 +425,11 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let days = days + 719_468;
     let era = days.div_euclid(146_097);
     let day_of_era = days.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month, day)
 }
@@ -573,10 +441,7 @@ mod tests {
     fn render(source: &str, conversation: &Conversation) -> Result<String, TemplateError> {
         let special = BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]);
         // 2026-02-03 04:05:06 UTC, a Tuesday.
-        let options = RenderOptions {
-            add_generation_prompt: true,
-            now_unix: 1_770_091_506,
-        };
+        let options = RenderOptions { add_generation_prompt: true, now_unix: 1_770_091_506 };
         ChatTemplate::new(source)?.render(conversation, &special, options)
     }
 
@@ -592,31 +457,14 @@ mod tests {
 
     #[test]
     fn text_is_not_escaped_and_json_is_pythons() {
-        assert_eq!(
-            render("{{ messages[0].content }}", &hello()).unwrap(),
-            "<a> & \"b\" é"
-        );
+        assert_eq!(render("{{ messages[0].content }}", &hello()).unwrap(), "<a> & \"b\" é");
         let json = "{\"role\": \"user\", \"content\": \"<a> & \\\"b\\\" é\"}";
+        assert_eq!(render("{{ messages[0] | tojson }}", &hello()).unwrap(), json);
         assert_eq!(
-            render("{{ messages[0] | tojson }}", &hello()).unwrap(),
-            json
-        );
-        assert_eq!(
-            render(
-                "{{ messages[0].content[-1] | tojson(ensure_ascii=true) }}",
-                &hello()
-            )
-            .unwrap(),
+            render("{{ messages[0].content[-1] | tojson(ensure_ascii=true) }}", &hello()).unwrap(),
             "\"\\u00e9\""
         );
-        assert_eq!(
-            render(
-                "{{ [1, true, none] | tojson(separators=(',', ':')) }}",
-                &hello()
-            )
-            .unwrap(),
-            "[1,true,null]"
-        );
+        assert_eq!(render("{{ [1, true, none] | tojson(separators=(',', ':')) }}", &hello()).unwrap(), "[1,true,null]");
         assert_eq!(
             render("{{ {'b': 1, 'a': [2]} | tojson(indent=2) }}", &hello()).unwrap(),
             "{\n  \"b\": 1,\n  \"a\": [\n    2\n  ]\n}"
@@ -631,14 +479,8 @@ mod tests {
     fn tools_keep_the_order_they_were_written_in() {
         let tools = r#"[{"type": "function", "name": "z", "arguments": {"b": 1, "a": 2}}]"#;
         let talk = hello().with_tools_json(tools).unwrap();
-        assert_eq!(
-            render("{% if tools %}{{ tools | tojson }}{% endif %}", &talk).unwrap(),
-            tools
-        );
-        assert_eq!(
-            render("{% if tools is none %}no tools{% endif %}", &hello()).unwrap(),
-            "no tools"
-        );
+        assert_eq!(render("{% if tools %}{{ tools | tojson }}{% endif %}", &talk).unwrap(), tools);
+        assert_eq!(render("{% if tools is none %}no tools{% endif %}", &hello()).unwrap(), "no tools");
     }
 
     #[test]
@@ -657,57 +499,33 @@ mod tests {
     #[test]
     fn dates_come_from_the_caller() {
         let source = "{{ strftime_now('%d %b %Y, %A %H:%M:%S %I %p %y %B %%') }}";
-        assert_eq!(
-            render(source, &hello()).unwrap(),
-            "03 Feb 2026, Tuesday 04:05:06 04 AM 26 February %"
-        );
+        assert_eq!(render(source, &hello()).unwrap(), "03 Feb 2026, Tuesday 04:05:06 04 AM 26 February %");
         assert_eq!(strftime(951_782_400, "%Y-%m-%d"), "2000-02-29");
         assert_eq!(strftime(-1, "%Y-%m-%d %H"), "1969-12-31 23");
     }
 
     #[test]
     fn errors_say_what_is_wrong() {
-        let refused =
-            render("{{ raise_exception('roles must alternate') }}", &hello()).unwrap_err();
-        assert_eq!(
-            refused.to_string(),
-            "chat template refuses these messages: roles must alternate"
-        );
-        assert!(matches!(
-            ChatTemplate::new("{% if %}").unwrap_err(),
-            TemplateError::Syntax(_)
-        ));
+        let refused = render("{{ raise_exception('roles must alternate') }}", &hello()).unwrap_err();
+        assert_eq!(refused.to_string(), "chat template refuses these messages: roles must alternate");
+        assert!(matches!(ChatTemplate::new("{% if %}").unwrap_err(), TemplateError::Syntax(_)));
         let cases = [
             ("3", "messages: expected a list of messages, found a number"),
             ("[]", "messages: the list is empty"),
             ("[1]", "messages: message 0 is a number, expected an object"),
-            (
-                r#"[{"content": "x"}]"#,
-                "messages: message 0 has no `role` that is a string",
-            ),
-            (
-                r#"[{"role": "user"}]"#,
-                "messages: message 0 has no `content`",
-            ),
-            (
-                r#"[{"role": "user", "content": 5}]"#,
-                "messages: message 0: `content` is a number, expected a string",
-            ),
+            (r#"[{"content": "x"}]"#, "messages: message 0 has no `role` that is a string"),
+            (r#"[{"role": "user"}]"#, "messages: message 0 has no `content`"),
+            (r#"[{"role": "user", "content": 5}]"#, "messages: message 0: `content` is a number, expected a string"),
         ];
         for (json, message) in cases {
-            assert_eq!(
-                Conversation::from_json(json).unwrap_err().to_string(),
-                message
-            );
+            assert_eq!(Conversation::from_json(json).unwrap_err().to_string(), message);
         }
     }
 
     #[test]
     fn a_template_that_loops_without_end_is_stopped() {
-        let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}";
-        assert!(matches!(
-            render(source, &hello()).unwrap_err(),
-            TemplateError::Failed(_)
-        ));
+        let source =
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% set c = a * b %}{% endfor %}{% endfor %}";
+        assert!(matches!(render(source, &hello()).unwrap_err(), TemplateError::Failed(_)));
     }
 }

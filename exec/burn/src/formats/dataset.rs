@@ -107,12 +107,7 @@ pub enum Example {
 impl Example {
     /// The texts inside, without any format around them: what a tokenizer is trained on.
     pub fn texts(&self) -> Vec<String> {
-        let contents = |talk: &Conversation| {
-            talk.turns()
-                .into_iter()
-                .map(|(_, content)| content)
-                .collect()
-        };
+        let contents = |talk: &Conversation| talk.turns().into_iter().map(|(_, content)| content).collect();
         match self {
             Self::Text(text) => vec![text.clone()],
             Self::Messages(talk) => contents(talk),
@@ -135,11 +130,7 @@ pub struct Row {
 
 impl Row {
     fn problem(&self, problem: String) -> RowProblem {
-        RowProblem {
-            path: self.path.to_path_buf(),
-            line: self.line,
-            problem,
-        }
+        RowProblem { path: self.path.to_path_buf(), line: self.line, problem }
     }
 }
 
@@ -190,27 +181,20 @@ impl PromptTemplate {
                 ));
             } else {
                 let Some(end) = tail.find('}') else {
-                    return wrong(format!(
-                        "`{tail}` is never closed (hint: write `{{{{` for a plain brace)"
-                    ));
+                    return wrong(format!("`{tail}` is never closed (hint: write `{{{{` for a plain brace)"));
                 };
                 let column = tail[1..end].trim();
                 if column.is_empty() || column.contains('{') {
                     return wrong(format!("`{}` names no column", &tail[..=end]));
                 }
-                pieces.extend([
-                    Piece::Plain(std::mem::take(&mut plain)),
-                    Piece::Column(column.to_owned()),
-                ]);
+                pieces.extend([Piece::Plain(std::mem::take(&mut plain)), Piece::Column(column.to_owned())]);
                 rest = &tail[end + 1..];
             }
         }
         plain.push_str(rest);
         pieces.push(Piece::Plain(plain));
         if !pieces.iter().any(|p| matches!(p, Piece::Column(_))) {
-            return wrong(
-                "it has no `{column}` placeholder, so every row would give the same text".into(),
-            );
+            return wrong("it has no `{column}` placeholder, so every row would give the same text".into());
         }
         Ok(Some(Self { pieces }))
     }
@@ -226,14 +210,9 @@ impl PromptTemplate {
                     match value.kind() {
                         ValueKind::Undefined => return Err(missing(name, row)),
                         ValueKind::None => {}
-                        ValueKind::String | ValueKind::Number | ValueKind::Bool => {
-                            out.push_str(&value.to_string())
-                        }
+                        ValueKind::String | ValueKind::Number | ValueKind::Bool => out.push_str(&value.to_string()),
                         _ => {
-                            return Err(format!(
-                                "column `{name}` is {}, expected a text or a number",
-                                kind_of(&value)
-                            ));
+                            return Err(format!("column `{name}` is {}, expected a text or a number", kind_of(&value)));
                         }
                     }
                 }
@@ -253,10 +232,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Vec<Row>, DatasetError
     let mut total = 0;
     for file in files_of(path, options.split.as_deref())? {
         let shared: Arc<Path> = file.as_path().into();
-        let io = |source| DatasetError::Io {
-            path: file.clone(),
-            source,
-        };
+        let io = |source| DatasetError::Io { path: file.clone(), source };
         let reader = BufReader::new(std::fs::File::open(&file).map_err(io)?);
         for (index, bytes) in reader.split(b'\n').enumerate() {
             let bytes = bytes.map_err(io)?;
@@ -264,19 +240,11 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Vec<Row>, DatasetError
                 continue;
             }
             match read_row(&bytes, options) {
-                Ok(example) => rows.push(Row {
-                    path: shared.clone(),
-                    line: index + 1,
-                    example,
-                }),
+                Ok(example) => rows.push(Row { path: shared.clone(), line: index + 1, example }),
                 Err(problem) => {
                     total += 1;
                     if problems.len() < MAX_PROBLEMS {
-                        problems.push(RowProblem {
-                            path: file.clone(),
-                            line: index + 1,
-                            problem,
-                        });
+                        problems.push(RowProblem { path: file.clone(), line: index + 1, problem });
                     }
                 }
             }
@@ -292,10 +260,7 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Vec<Row>, DatasetError
 }
 
 fn files_of(path: &Path, split: Option<&str>) -> Result<Vec<PathBuf>, DatasetError> {
-    let io = |source| DatasetError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| DatasetError::Io { path: path.to_owned(), source };
     if !std::fs::metadata(path).map_err(io)?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
@@ -307,11 +272,7 @@ fn files_of(path: &Path, split: Option<&str>) -> Result<Vec<PathBuf>, DatasetErr
         }
         for entry in std::fs::read_dir(&folder).map_err(io)? {
             let file = entry.map_err(io)?.path();
-            let name = file
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if name.ends_with(".jsonl") {
                 files.push(file);
             } else if file.is_file() {
@@ -321,71 +282,36 @@ fn files_of(path: &Path, split: Option<&str>) -> Result<Vec<PathBuf>, DatasetErr
     }
     files.sort();
     others.sort();
-    let none = |problem: String| {
-        Err(DatasetError::NoFiles {
-            path: path.to_owned(),
-            problem,
-        })
-    };
+    let none = |problem: String| Err(DatasetError::NoFiles { path: path.to_owned(), problem });
     if files.is_empty() {
         others.truncate(10);
-        let there = if others.is_empty() {
-            "nothing".to_owned()
-        } else {
-            others.join(", ")
-        };
-        return none(format!(
-            "no .jsonl file in this folder, there is {there} (hint: convert the data to JSON lines)"
-        ));
+        let there = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
+        return none(format!("no .jsonl file in this folder, there is {there} (hint: convert the data to JSON lines)"));
     }
     let Some(split) = split else { return Ok(files) };
-    let stem = |file: &PathBuf| {
-        file.file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
+    let stem = |file: &PathBuf| file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let of_split = |file: &&PathBuf, split: &str| match stem(file).strip_prefix(split) {
         Some(rest) => rest.is_empty() || rest.starts_with(['-', '_', '.']),
         None => false,
     };
-    let chosen: Vec<PathBuf> = files
-        .iter()
-        .filter(|f| of_split(f, split))
-        .cloned()
-        .collect();
+    let chosen: Vec<PathBuf> = files.iter().filter(|f| of_split(f, split)).cloned().collect();
     if !chosen.is_empty() {
         return Ok(chosen);
     }
     // Files whose names speak of no part are all for training.
-    let parts = [
-        "train",
-        "test",
-        "valid",
-        "validation",
-        "eval",
-        "dev",
-        "heldout",
-    ];
+    let parts = ["train", "test", "valid", "validation", "eval", "dev", "heldout"];
     if split == "train" && !files.iter().any(|f| parts.iter().any(|p| of_split(&f, p))) {
         return Ok(files);
     }
-    none(format!(
-        "no file for split `{split}`, there are {}",
-        files.iter().map(stem).collect::<Vec<_>>().join(", ")
-    ))
+    none(format!("no file for split `{split}`, there are {}", files.iter().map(stem).collect::<Vec<_>>().join(", ")))
 }
 
 fn read_row(bytes: &[u8], options: &LoadOptions) -> Result<Example, String> {
-    let text = std::str::from_utf8(bytes)
-        .map_err(|e| format!("not UTF-8 text after byte {}", e.valid_up_to()))?;
+    let text = std::str::from_utf8(bytes).map_err(|e| format!("not UTF-8 text after byte {}", e.valid_up_to()))?;
     let row: Value = serde_json::from_str(text).map_err(|e| {
         // The line number is the file's, which the caller adds; serde's is always 1 here.
         let what = e.to_string();
-        format!(
-            "not JSON: {}",
-            what.replace(" at line 1 column", " at character")
-        )
+        format!("not JSON: {}", what.replace(" at line 1 column", " at character"))
     })?;
     if row.kind() != ValueKind::Map {
         return Err(format!("expected a JSON object, found {}", kind_of(&row)));
@@ -413,10 +339,7 @@ fn read_row(bytes: &[u8], options: &LoadOptions) -> Result<Example, String> {
              text from other columns)",
             missing("messages", &row)
         )),
-        None => Err(format!(
-            "column `text` is {}, expected a string",
-            kind_of(&text)
-        )),
+        None => Err(format!("column `text` is {}, expected a string", kind_of(&text))),
     }
 }
 
@@ -427,10 +350,9 @@ fn prompt_and_completion(row: &Value) -> Result<Example, String> {
         return Err(missing("completion", row));
     }
     match (prompt.as_str(), completion.as_str()) {
-        (Some(prompt), Some(completion)) => Ok(Example::Continuation {
-            prompt: prompt.to_owned(),
-            completion: completion.to_owned(),
-        }),
+        (Some(prompt), Some(completion)) => {
+            Ok(Example::Continuation { prompt: prompt.to_owned(), completion: completion.to_owned() })
+        }
         (None, None) => Ok(Example::Answer {
             prompt: conversation("prompt", &prompt)?,
             completion: conversation("completion", &completion)?,
@@ -446,26 +368,13 @@ fn prompt_and_completion(row: &Value) -> Result<Example, String> {
 fn conversation(column: &str, value: &Value) -> Result<Conversation, String> {
     Conversation::from_value(value).map_err(|e| {
         let text = e.to_string();
-        format!(
-            "column `{column}`: {}",
-            text.strip_prefix("messages: ").unwrap_or(&text)
-        )
+        format!("column `{column}`: {}", text.strip_prefix("messages: ").unwrap_or(&text))
     })
 }
 
 fn missing(column: &str, row: &Value) -> String {
-    let there: Vec<String> = row
-        .try_iter()
-        .map(|keys| keys.map(|k| k.to_string()).collect())
-        .unwrap_or_default();
-    format!(
-        "no column `{column}`, found {}",
-        if there.is_empty() {
-            "none".to_owned()
-        } else {
-            there.join(", ")
-        }
-    )
+    let there: Vec<String> = row.try_iter().map(|keys| keys.map(|k| k.to_string()).collect()).unwrap_or_default();
+    format!("no column `{column}`, found {}", if there.is_empty() { "none".to_owned() } else { there.join(", ") })
 }
 
 fn kind_of(value: &Value) -> &'static str {
@@ -507,11 +416,7 @@ impl TokenizedExample {
 
     /// How many predictions count: labels after the first that are not ignored.
     pub fn num_targets(&self) -> usize {
-        self.labels
-            .iter()
-            .skip(1)
-            .filter(|l| **l != IGNORED)
-            .count()
+        self.labels.iter().skip(1).filter(|l| **l != IGNORED).count()
     }
 }
 
@@ -539,19 +444,9 @@ pub fn tokenize_all(
     let mut problems = Vec::new();
     let mut total = 0;
     for row in rows {
-        match tokenize(
-            &row.example,
-            tokenizer,
-            TokenizeOptions {
-                max_length: None,
-                ..options
-            },
-        ) {
+        match tokenize(&row.example, tokenizer, TokenizeOptions { max_length: None, ..options }) {
             Ok(mut example) => {
-                if let Some(longest) = options
-                    .max_length
-                    .filter(|longest| example.len() > *longest)
-                {
+                if let Some(longest) = options.max_length.filter(|longest| example.len() > *longest) {
                     cut(&mut example, longest);
                     out.truncated += 1;
                 }
@@ -582,47 +477,29 @@ pub fn tokenize(
     options: TokenizeOptions,
 ) -> Result<TokenizedExample, TokenizerError> {
     let chat = |talk: &Conversation, add_generation_prompt: bool| {
-        tokenizer.encode_chat(
-            talk,
-            RenderOptions {
-                add_generation_prompt,
-                now_unix: options.now_unix,
-            },
-        )
+        tokenizer.encode_chat(talk, RenderOptions { add_generation_prompt, now_unix: options.now_unix })
     };
     // Number of leading tokens that are given and not learnt, and all tokens.
     let (given, input_ids) = match example {
         Example::Text(text) => (0, tokenizer.encode(&with_end(text, tokenizer), true)?),
         Example::Messages(talk) => {
             let prompt = match talk.split_last() {
-                Some((prompt, _)) if options.completion_only == Some(true) => {
-                    chat(&prompt, true)?.len()
-                }
+                Some((prompt, _)) if options.completion_only == Some(true) => chat(&prompt, true)?.len(),
                 _ => 0,
             };
             (prompt, chat(talk, false)?)
         }
         Example::Continuation { prompt, completion } => {
             let whole = with_end(&format!("{prompt}{completion}"), tokenizer);
-            (
-                tokenizer.encode(prompt, true)?.len(),
-                tokenizer.encode(&whole, true)?,
-            )
+            (tokenizer.encode(prompt, true)?.len(), tokenizer.encode(&whole, true)?)
         }
-        Example::Answer { prompt, completion } => (
-            chat(prompt, true)?.len(),
-            chat(&prompt.followed_by(completion), false)?,
-        ),
+        Example::Answer { prompt, completion } => {
+            (chat(prompt, true)?.len(), chat(&prompt.followed_by(completion), false)?)
+        }
     };
-    let given = if options.completion_only == Some(false) {
-        0
-    } else {
-        given
-    };
+    let given = if options.completion_only == Some(false) { 0 } else { given };
     let labels = input_ids.iter().enumerate();
-    let labels = labels
-        .map(|(i, id)| if i < given { IGNORED } else { i64::from(*id) })
-        .collect();
+    let labels = labels.map(|(i, id)| if i < given { IGNORED } else { i64::from(*id) }).collect();
     let mut example = TokenizedExample { input_ids, labels };
     if let Some(longest) = options.max_length {
         cut(&mut example, longest);
@@ -677,23 +554,10 @@ mod tests {
             "\n",
             r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
         );
-        let folder = folder(&[
-            ("b.jsonl", rows),
-            ("a.jsonl", "{\"text\": \"first\"}\n"),
-            ("README.md", "no data"),
-        ]);
+        let folder = folder(&[("b.jsonl", rows), ("a.jsonl", "{\"text\": \"first\"}\n"), ("README.md", "no data")]);
         let rows = load(folder.path(), &LoadOptions::default()).unwrap();
-        let texts: Vec<_> = rows
-            .iter()
-            .map(|r| (r.line, r.example.texts().join("|")))
-            .collect();
-        let want = [
-            (1, "first"),
-            (1, "plain"),
-            (3, "q|a"),
-            (4, "p|c"),
-            (5, "q|a"),
-        ];
+        let texts: Vec<_> = rows.iter().map(|r| (r.line, r.example.texts().join("|"))).collect();
+        let want = [(1, "first"), (1, "plain"), (3, "q|a"), (4, "p|c"), (5, "q|a")];
         assert_eq!(texts, want.map(|(line, text)| (line, text.to_owned())));
     }
 
@@ -707,23 +571,14 @@ mod tests {
             ("training.jsonl", &row("d")),
         ]);
         let texts = |split: &str| {
-            let options = LoadOptions {
-                split: Some(split.into()),
-                ..Default::default()
-            };
-            load(folder.path(), &options).map(|rows| {
-                rows.iter()
-                    .flat_map(|r| r.example.texts())
-                    .collect::<Vec<_>>()
-            })
+            let options = LoadOptions { split: Some(split.into()), ..Default::default() };
+            load(folder.path(), &options).map(|rows| rows.iter().flat_map(|r| r.example.texts()).collect::<Vec<_>>())
         };
         assert_eq!(texts("train").unwrap(), ["b", "a"]);
         assert_eq!(texts("test").unwrap(), ["c"]);
         let error = texts("validation").unwrap_err().to_string();
         assert!(
-            error.ends_with(
-                "no file for split `validation`, there are train-01, test, train-00, training"
-            ),
+            error.ends_with("no file for split `validation`, there are train-01, test, train-00, training"),
             "{error}"
         );
     }
@@ -751,47 +606,35 @@ mod tests {
 
     #[test]
     fn nothing_to_read_is_said() {
-        assert_eq!(
-            complaint("\n \n", &LoadOptions::default()),
-            "data: the data set is empty"
-        );
+        assert_eq!(complaint("\n \n", &LoadOptions::default()), "data: the data set is empty");
         let empty = folder(&[("train.parquet", "PAR1")]);
-        let error = load(empty.path(), &LoadOptions::default())
-            .unwrap_err()
-            .to_string();
-        assert!(error.ends_with("no .jsonl file in this folder, there is train.parquet (hint: convert the data to JSON lines)"));
+        let error = load(empty.path(), &LoadOptions::default()).unwrap_err().to_string();
+        assert!(
+            error.ends_with(
+                "no .jsonl file in this folder, there is train.parquet (hint: convert the data to JSON lines)"
+            )
+        );
         let error = load(&empty.path().join("none"), &LoadOptions::default()).unwrap_err();
         assert!(matches!(error, DatasetError::Io { .. }));
         let bytes = folder(&[]);
         let file = bytes.path().join("x.jsonl");
         std::fs::write(&file, b"{\"text\": \"\xff\"}").unwrap();
-        let error = load(&file, &LoadOptions::default())
-            .unwrap_err()
-            .to_string();
+        let error = load(&file, &LoadOptions::default()).unwrap_err().to_string();
         assert!(error.ends_with("x.jsonl:1: not UTF-8 text after byte 10"));
     }
 
     #[test]
     fn a_template_is_filled_from_columns() {
         let template = PromptTemplate::parse("Q: {question}\n{context}A{{{n}}}: {answer}").unwrap();
-        let options = LoadOptions {
-            prompt_template: template,
-            ..Default::default()
-        };
+        let options = LoadOptions { prompt_template: template, ..Default::default() };
         let row = r#"{"question": "why?", "context": null, "n": 2, "answer": "so"}"#;
         let data = folder(&[("d.jsonl", row)]);
         let rows = load(data.path(), &options).unwrap();
         assert_eq!(rows[0].example.texts(), ["Q: why?\nA{2}: so"]);
         let missing = complaint(r#"{"question": "q", "context": "", "n": 1}"#, &options);
-        assert_eq!(
-            missing,
-            "d.jsonl:1: no column `answer`, found question, context, n"
-        );
+        assert_eq!(missing, "d.jsonl:1: no column `answer`, found question, context, n");
         let wrong = complaint(r#"{"question": ["q"]}"#, &options);
-        assert_eq!(
-            wrong,
-            "d.jsonl:1: column `question` is a list, expected a text or a number"
-        );
+        assert_eq!(wrong, "d.jsonl:1: column `question` is a list, expected a text or a number");
     }
 
     #[test]
@@ -805,10 +648,7 @@ mod tests {
             "prompt_template: it has no `{column}` placeholder, so every row would give the same text"
         );
         assert!(error("{{text}}").contains("no `{column}` placeholder"));
-        assert_eq!(
-            error("{text"),
-            "prompt_template: `{text` is never closed (hint: write `{{` for a plain brace)"
-        );
+        assert_eq!(error("{text"), "prompt_template: `{text` is never closed (hint: write `{{` for a plain brace)");
         assert_eq!(
             error("a } {b}"),
             "prompt_template: a `}` without `{` at character 2 (hint: write `}}` for a plain brace)"

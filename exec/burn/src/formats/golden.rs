@@ -12,9 +12,7 @@ use super::tokenizer::{TextStream, TextTokenizer};
 const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 fn golden(path: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/fixtures/golden")
-        .join(path)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(path)
 }
 
 fn read_json(path: &str) -> Value {
@@ -26,19 +24,11 @@ fn tokenizer(family: &str) -> TextTokenizer {
 }
 
 fn ids(value: &Value) -> Vec<u32> {
-    value
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| id.as_u64().unwrap() as u32)
-        .collect()
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
 fn cases(family: &str, kind: &str) -> Vec<Value> {
-    let cases = read_json(&format!("models/{family}/expected.json"))[kind]
-        .as_array()
-        .unwrap()
-        .clone();
+    let cases = read_json(&format!("models/{family}/expected.json"))[kind].as_array().unwrap().clone();
     assert!(!cases.is_empty());
     cases
 }
@@ -48,17 +38,9 @@ fn check_tokens(tokenizer: &TextTokenizer, family: &str) {
         let text = case["text"].as_str().unwrap();
         let plain = tokenizer.encode(text, false).unwrap();
         assert_eq!(plain, ids(&case["ids_no_special"]), "{family}: {text:?}");
-        assert_eq!(
-            tokenizer.encode(text, true).unwrap(),
-            ids(&case["ids"]),
-            "{family}: {text:?}"
-        );
+        assert_eq!(tokenizer.encode(text, true).unwrap(), ids(&case["ids"]), "{family}: {text:?}");
         let decoded = case["decoded_no_special"].as_str().unwrap();
-        assert_eq!(
-            tokenizer.decode(&plain, false).unwrap(),
-            decoded,
-            "{family}"
-        );
+        assert_eq!(tokenizer.decode(&plain, false).unwrap(), decoded, "{family}");
     }
 }
 
@@ -97,18 +79,9 @@ fn chats() {
         for case in cases(family, "chat") {
             let talk = Conversation::from_json(&case["messages"].to_string()).unwrap();
             let add_generation_prompt = case["add_generation_prompt"].as_bool().unwrap();
-            let options = RenderOptions {
-                add_generation_prompt,
-                now_unix: 0,
-            };
-            assert_eq!(
-                tokenizer.render_chat(&talk, options).unwrap(),
-                case["text"].as_str().unwrap()
-            );
-            assert_eq!(
-                tokenizer.encode_chat(&talk, options).unwrap(),
-                ids(&case["ids"])
-            );
+            let options = RenderOptions { add_generation_prompt, now_unix: 0 };
+            assert_eq!(tokenizer.render_chat(&talk, options).unwrap(), case["text"].as_str().unwrap());
+            assert_eq!(tokenizer.encode_chat(&talk, options).unwrap(), ids(&case["ids"]));
         }
     }
 }
@@ -136,77 +109,37 @@ fn special_tokens_and_saved_copies() {
 
 /// One row of a recorded batch, without its padding.
 fn row_of(batch: &Value, row: usize) -> TokenizedExample {
-    let kept: Vec<bool> = ids(&batch["attention_mask"][row])
-        .iter()
-        .map(|m| *m == 1)
-        .collect();
+    let kept: Vec<bool> = ids(&batch["attention_mask"][row]).iter().map(|m| *m == 1).collect();
     let real = |values: Vec<i64>| -> Vec<i64> {
-        values
-            .iter()
-            .zip(&kept)
-            .filter(|(_, kept)| **kept)
-            .map(|(v, _)| *v)
-            .collect()
+        values.iter().zip(&kept).filter(|(_, kept)| **kept).map(|(v, _)| *v).collect()
     };
-    let numbers = |key: &str| -> Vec<i64> {
-        batch[key][row]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|v| v.as_i64().unwrap())
-            .collect()
-    };
-    assert!(
-        numbers("labels")
-            .iter()
-            .zip(&kept)
-            .all(|(label, kept)| *kept || *label == IGNORED)
-    );
-    let input_ids = real(numbers("input_ids"))
-        .into_iter()
-        .map(|id| id as u32)
-        .collect();
-    TokenizedExample {
-        input_ids,
-        labels: real(numbers("labels")),
-    }
+    let numbers =
+        |key: &str| -> Vec<i64> { batch[key][row].as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect() };
+    assert!(numbers("labels").iter().zip(&kept).all(|(label, kept)| *kept || *label == IGNORED));
+    let input_ids = real(numbers("input_ids")).into_iter().map(|id| id as u32).collect();
+    TokenizedExample { input_ids, labels: real(numbers("labels")) }
 }
 
 #[test]
 fn training_rows() {
     for family in FAMILIES {
         let expected = read_json(&format!("lora/{family}/expected.json"));
-        let max_length = expected["hyperparameters"]["max_length"]
-            .as_u64()
-            .map(|n| n as usize);
+        let max_length = expected["hyperparameters"]["max_length"].as_u64().map(|n| n as usize);
         let data = golden(&format!("lora/{family}/train.jsonl"));
         let rows = load(&data, &LoadOptions::default()).unwrap();
-        let options = TokenizeOptions {
-            max_length,
-            ..Default::default()
-        };
+        let options = TokenizeOptions { max_length, ..Default::default() };
         let ours = tokenize_all(&rows, &tokenizer(family), options).unwrap();
         let batches = expected["batches"].as_array().unwrap();
         let theirs: Vec<TokenizedExample> = batches
             .iter()
-            .flat_map(|batch| {
-                (0..batch["input_ids"].as_array().unwrap().len()).map(|row| row_of(batch, row))
-            })
+            .flat_map(|batch| (0..batch["input_ids"].as_array().unwrap().len()).map(|row| row_of(batch, row)))
             .collect();
         // The run goes round the file when it has fewer rows than the steps need.
         assert!(!theirs.is_empty());
         for (index, want) in theirs.iter().enumerate() {
-            assert_eq!(
-                &ours.examples[index % ours.examples.len()],
-                want,
-                "{family}, row {index}"
-            );
+            assert_eq!(&ours.examples[index % ours.examples.len()], want, "{family}, row {index}");
         }
-        let targets: usize = ours
-            .examples
-            .iter()
-            .map(TokenizedExample::num_targets)
-            .sum();
+        let targets: usize = ours.examples.iter().map(TokenizedExample::num_targets).sum();
         assert!(targets > 0 && ours.without_target == 0);
     }
 }
@@ -219,36 +152,21 @@ fn all_tokens_or_the_completion_only() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("rows.jsonl");
         let talks = sft["messages"].as_array().unwrap();
-        let lines: Vec<String> = talks
-            .iter()
-            .map(|m| json!({ "messages": m }).to_string())
-            .collect();
+        let lines: Vec<String> = talks.iter().map(|m| json!({ "messages": m }).to_string()).collect();
         std::fs::write(&file, lines.join("\n")).unwrap();
         let rows = load(&file, &LoadOptions::default()).unwrap();
-        for (key, completion_only) in [
-            ("all_tokens", None),
-            ("all_tokens", Some(false)),
-            ("completion_only", Some(true)),
-        ] {
-            let options = TokenizeOptions {
-                completion_only,
-                ..Default::default()
-            };
+        for (key, completion_only) in
+            [("all_tokens", None), ("all_tokens", Some(false)), ("completion_only", Some(true))]
+        {
+            let options = TokenizeOptions { completion_only, ..Default::default() };
             let ours = tokenize_all(&rows, &tokenizer, options).unwrap();
             let batch = json!({ "input_ids": sft["input_ids"], "attention_mask": sft["attention_mask"],
                                 "labels": sft[key]["labels"] });
             for (row, example) in ours.examples.iter().enumerate() {
                 assert_eq!(*example, row_of(&batch, row), "{family}, {key}");
             }
-            let targets: usize = ours
-                .examples
-                .iter()
-                .map(TokenizedExample::num_targets)
-                .sum();
-            assert_eq!(
-                targets as u64,
-                sft[key]["num_target_tokens"].as_u64().unwrap()
-            );
+            let targets: usize = ours.examples.iter().map(TokenizedExample::num_targets).sum();
+            assert_eq!(targets as u64, sft[key]["num_target_tokens"].as_u64().unwrap());
         }
     }
 }
@@ -257,12 +175,11 @@ fn all_tokens_or_the_completion_only() {
 fn a_row_the_template_refuses_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("rows.jsonl");
-    let talk = json!({ "messages": [{ "role": "system", "content": "be brief" }, { "role": "user", "content": "hi" }] });
+    let talk =
+        json!({ "messages": [{ "role": "system", "content": "be brief" }, { "role": "user", "content": "hi" }] });
     std::fs::write(&file, talk.to_string()).unwrap();
     let rows = load(&file, &LoadOptions::default()).unwrap();
-    let error = tokenize_all(&rows, &tokenizer("mistral"), TokenizeOptions::default())
-        .unwrap_err()
-        .to_string();
+    let error = tokenize_all(&rows, &tokenizer("mistral"), TokenizeOptions::default()).unwrap_err().to_string();
     let want = "rows.jsonl:1: chat template refuses these messages: Only user and assistant roles are supported!";
     assert!(error.ends_with(want), "{error}");
 }
@@ -274,18 +191,10 @@ fn gguf_with_tokenizer(family: &str, model: &str, pre: Option<&str>) -> GgufWrit
     let generation = read_json(&format!("models/{family}/generation_config.json"));
     let vocab = tokenizer_json["model"]["vocab"].as_object().unwrap();
     let added = tokenizer_json["added_tokens"].as_array().unwrap();
-    let mut tokens: Vec<(u64, String, i32)> = vocab
-        .iter()
-        .map(|(t, id)| (id.as_u64().unwrap(), t.clone(), 1))
-        .collect();
+    let mut tokens: Vec<(u64, String, i32)> =
+        vocab.iter().map(|(t, id)| (id.as_u64().unwrap(), t.clone(), 1)).collect();
     tokens.retain(|(id, ..)| !added.iter().any(|a| a["id"].as_u64() == Some(*id)));
-    tokens.extend(added.iter().map(|a| {
-        (
-            a["id"].as_u64().unwrap(),
-            a["content"].as_str().unwrap().to_owned(),
-            3,
-        )
-    }));
+    tokens.extend(added.iter().map(|a| (a["id"].as_u64().unwrap(), a["content"].as_str().unwrap().to_owned(), 3)));
     tokens.sort();
     let merges: Vec<(String, String)> = tokenizer_json["model"]["merges"]
         .as_array()
@@ -302,57 +211,32 @@ fn gguf_with_tokenizer(family: &str, model: &str, pre: Option<&str>) -> GgufWrit
 
     let mut file = GgufWriter::new();
     file.text("general.architecture", "llama");
-    for key in [
-        "block_count",
-        "context_length",
-        "feed_forward_length",
-        "attention.head_count",
-    ] {
+    for key in ["block_count", "context_length", "feed_forward_length", "attention.head_count"] {
         file.uint(&format!("llama.{key}"), 1);
     }
     file.uint("llama.embedding_length", 2);
     file.float("llama.attention.layer_norm_rms_epsilon", 1e-5);
-    file.f32_tensor(
-        "token_embd.weight",
-        &[tokens.len() as u64, 2],
-        &vec![0.0; tokens.len() * 2],
-    );
+    file.f32_tensor("token_embd.weight", &[tokens.len() as u64, 2], &vec![0.0; tokens.len() * 2]);
     file.text("tokenizer.ggml.model", model);
     if let Some(pre) = pre {
         file.text("tokenizer.ggml.pre", pre);
     }
-    file.texts(
-        "tokenizer.ggml.tokens",
-        &tokens.iter().map(|t| t.1.as_str()).collect::<Vec<_>>(),
-    );
-    file.ints(
-        "tokenizer.ggml.token_type",
-        &tokens.iter().map(|t| t.2).collect::<Vec<_>>(),
-    );
+    file.texts("tokenizer.ggml.tokens", &tokens.iter().map(|t| t.1.as_str()).collect::<Vec<_>>());
+    file.ints("tokenizer.ggml.token_type", &tokens.iter().map(|t| t.2).collect::<Vec<_>>());
     let texts: Vec<String> = merges.iter().map(|(l, r)| format!("{l} {r}")).collect();
     if model == "gpt2" {
         file.texts("tokenizer.ggml.merges", &texts);
     } else {
         let rank = |token: &str| merges.iter().position(|(l, r)| format!("{l}{r}") == token);
-        let scores: Vec<f32> = tokens
-            .iter()
-            .map(|t| rank(&t.1).map_or(-1e6, |r| -(r as f32)))
-            .collect();
+        let scores: Vec<f32> = tokens.iter().map(|t| rank(&t.1).map_or(-1e6, |r| -(r as f32))).collect();
         file.floats("tokenizer.ggml.scores", &scores);
     }
-    for (key, name) in [
-        ("bos", "bos_token_id"),
-        ("eos", "eos_token_id"),
-        ("padding", "pad_token_id"),
-    ] {
+    for (key, name) in [("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")] {
         if let Some(id) = generation[name].as_u64() {
             file.uint(&format!("tokenizer.ggml.{key}_token_id"), id as u32);
         }
     }
-    file.text(
-        "tokenizer.chat_template",
-        config["chat_template"].as_str().unwrap(),
-    );
+    file.text("tokenizer.chat_template", config["chat_template"].as_str().unwrap());
     file
 }
 
@@ -374,46 +258,24 @@ fn a_gguf_tokenizer_gives_the_same_tokens() {
         }
         check_tokens(&ours, family);
         let original = tokenizer(family);
-        assert_eq!(
-            (ours.bos_id(), ours.eos_id()),
-            (original.bos_id(), original.eos_id())
-        );
+        assert_eq!((ours.bos_id(), ours.eos_id()), (original.bos_id(), original.eos_id()));
         let talk = Conversation::from_turns([("user", "Is node-2 up?")]);
-        let options = RenderOptions {
-            add_generation_prompt: true,
-            now_unix: 0,
-        };
-        assert_eq!(
-            ours.encode_chat(&talk, options).unwrap(),
-            original.encode_chat(&talk, options).unwrap()
-        );
+        let options = RenderOptions { add_generation_prompt: true, now_unix: 0 };
+        assert_eq!(ours.encode_chat(&talk, options).unwrap(), original.encode_chat(&talk, options).unwrap());
     }
 }
 
 #[test]
 fn a_gguf_tokenizer_of_another_kind_is_refused() {
     let refused = |file: GgufWriter| {
-        GgufModel::from_file(GgufFile::from_bytes(file.bytes(3)).unwrap())
-            .unwrap()
-            .tokenizer()
-            .unwrap_err()
-            .to_string()
+        GgufModel::from_file(GgufFile::from_bytes(file.bytes(3)).unwrap()).unwrap().tokenizer().unwrap_err().to_string()
     };
     let error = refused(gguf_with_tokenizer("llama", "gpt2", Some("tekken")));
-    assert!(
-        error.contains("tokenizer split `tekken`; known are default"),
-        "{error}"
-    );
+    assert!(error.contains("tokenizer split `tekken`; known are default"), "{error}");
     let error = refused(gguf_with_tokenizer("llama", "bert", None));
-    assert!(
-        error.contains("tokenizer model `bert`; known are gpt2 and llama"),
-        "{error}"
-    );
+    assert!(error.contains("tokenizer model `bert`; known are gpt2 and llama"), "{error}");
     let mut file = gguf_with_tokenizer("llama", "gpt2", Some("llama-bpe"));
     file.uint("tokenizer.ggml.unknown_token_id", 9999);
     let error = refused(file);
-    assert!(
-        error.contains("`tokenizer.ggml.unknown_token_id`: 9999 is outside the 512 tokens"),
-        "{error}"
-    );
+    assert!(error.contains("`tokenizer.ggml.unknown_token_id`: 9999 is outside the 512 tokens"), "{error}");
 }

@@ -13,15 +13,8 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::chat_template::{ChatTemplate, Conversation, RenderOptions, TemplateError};
 
 /// The special tokens a configuration may name.
-const SPECIAL_NAMES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const SPECIAL_NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Tokenizer classes for which the reference library obeys `add_bos_token` and `add_eos_token`; for all others the
 /// post-processor in tokenizer.json is the only rule.
@@ -96,12 +89,9 @@ impl TextTokenizer {
     /// Names the file and what is wrong with it.
     pub fn from_folder(folder: &Path) -> Result<Self, TokenizerError> {
         let path = folder.join("tokenizer.json");
-        let tokenizer =
-            read_if_present(&path)?.ok_or_else(|| TokenizerError::Missing(folder.to_owned()))?;
+        let tokenizer = read_if_present(&path)?.ok_or_else(|| TokenizerError::Missing(folder.to_owned()))?;
         let mut config = read_object(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-        for (name, value) in
-            read_object(&folder.join("special_tokens_map.json"))?.unwrap_or_default()
-        {
+        for (name, value) in read_object(&folder.join("special_tokens_map.json"))?.unwrap_or_default() {
             config.entry(name).or_insert(value);
         }
         if let Some(template) = read_if_present(&folder.join("chat_template.jinja"))? {
@@ -109,10 +99,9 @@ impl TextTokenizer {
         }
         Self::from_parts(tokenizer.as_bytes(), config).map_err(|e| match e {
             TokenizerError::Use(problem) => TokenizerError::Invalid { path, problem },
-            TokenizerError::Template(t) => TokenizerError::Invalid {
-                path: folder.join("tokenizer_config.json"),
-                problem: t.to_string(),
-            },
+            TokenizerError::Template(t) => {
+                TokenizerError::Invalid { path: folder.join("tokenizer_config.json"), problem: t.to_string() }
+            }
             other => other,
         })
     }
@@ -121,10 +110,7 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// [`TokenizerError::Use`] for the former, [`TokenizerError::Template`] for a template that does not parse.
-    pub fn from_parts(
-        tokenizer_json: &[u8],
-        config: Map<String, Value>,
-    ) -> Result<Self, TokenizerError> {
+    pub fn from_parts(tokenizer_json: &[u8], config: Map<String, Value>) -> Result<Self, TokenizerError> {
         let mut inner = Tokenizer::from_bytes(tokenizer_json).map_err(used)?;
         // Lengths and padding are the caller's business; what a file was saved with would cut texts silently.
         inner.with_truncation(None).map_err(used)?;
@@ -134,19 +120,10 @@ impl TextTokenizer {
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), token_text(config.get(*name)?)?)))
             .collect();
-        let template = config
-            .get("chat_template")
-            .and_then(template_text)
-            .map(|t| ChatTemplate::new(&t))
-            .transpose()?;
+        let template =
+            config.get("chat_template").and_then(template_text).map(|t| ChatTemplate::new(&t)).transpose()?;
         let frame = frame_of(&config);
-        Ok(Self {
-            inner,
-            config,
-            special,
-            template,
-            frame,
-        })
+        Ok(Self { inner, config, special, template, frame })
     }
 
     /// Token ids of a text. With `add_special_tokens`, the begin and end tokens the model was trained with are added;
@@ -182,11 +159,7 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// [`TokenizerError::NoTemplate`], or the template's own refusal.
-    pub fn encode_chat(
-        &self,
-        talk: &Conversation,
-        options: RenderOptions,
-    ) -> Result<Vec<u32>, TokenizerError> {
+    pub fn encode_chat(&self, talk: &Conversation, options: RenderOptions) -> Result<Vec<u32>, TokenizerError> {
         self.encode(&self.render_chat(talk, options)?, false)
     }
 
@@ -194,11 +167,7 @@ impl TextTokenizer {
     ///
     /// # Errors
     /// As [`TextTokenizer::encode_chat`].
-    pub fn render_chat(
-        &self,
-        talk: &Conversation,
-        options: RenderOptions,
-    ) -> Result<String, TokenizerError> {
+    pub fn render_chat(&self, talk: &Conversation, options: RenderOptions) -> Result<String, TokenizerError> {
         let template = self.template.as_ref().ok_or(TokenizerError::NoTemplate)?;
         Ok(template.render(talk, &self.special, options)?)
     }
@@ -210,11 +179,7 @@ impl TextTokenizer {
 
     /// Highest token id plus one, added tokens included: the least number of rows an embedding must have.
     pub fn vocab_size(&self) -> usize {
-        self.inner
-            .get_vocab(true)
-            .values()
-            .max()
-            .map_or(0, |id| *id as usize + 1)
+        self.inner.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
     }
 
     /// The text of a special token by its configuration name, such as `eos_token`.
@@ -257,11 +222,7 @@ impl TextTokenizer {
     /// # Errors
     /// [`TokenizerError::Io`] with the file.
     pub fn save(&self, folder: &Path) -> Result<Vec<PathBuf>, TokenizerError> {
-        let special: Map<String, Value> = self
-            .special
-            .iter()
-            .map(|(k, v)| (k.clone(), json!(v)))
-            .collect();
+        let special: Map<String, Value> = self.special.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         let files = [
             ("tokenizer.json", self.inner.to_string(true).map_err(used)?),
             ("tokenizer_config.json", pretty(&self.config)),
@@ -270,10 +231,7 @@ impl TextTokenizer {
         let mut written = Vec::new();
         for (name, text) in files {
             let path = folder.join(name);
-            std::fs::write(&path, text).map_err(|source| TokenizerError::Io {
-                path: path.clone(),
-                source,
-            })?;
+            std::fs::write(&path, text).map_err(|source| TokenizerError::Io { path: path.clone(), source })?;
             written.push(path);
         }
         Ok(written)
@@ -295,21 +253,14 @@ pub struct TextStream {
 impl TextStream {
     /// A stream at its start.
     pub fn new(skip_special_tokens: bool) -> Self {
-        Self {
-            skip_special_tokens,
-            ..Self::default()
-        }
+        Self { skip_special_tokens, ..Self::default() }
     }
 
     /// Takes the next id and returns the text that is now certain, if any.
     ///
     /// # Errors
     /// [`TokenizerError::Use`] when the decoder fails.
-    pub fn push(
-        &mut self,
-        tokenizer: &TextTokenizer,
-        id: u32,
-    ) -> Result<Option<String>, TokenizerError> {
+    pub fn push(&mut self, tokenizer: &TextTokenizer, id: u32) -> Result<Option<String>, TokenizerError> {
         self.ids.push(id);
         let text = self.pending(tokenizer)?;
         // The replacement character stands for bytes whose rest is still to come.
@@ -349,16 +300,10 @@ fn read_if_present(path: &Path) -> Result<Option<String>, TokenizerError> {
     match std::fs::read(path) {
         Ok(bytes) => match String::from_utf8(bytes) {
             Ok(text) => Ok(Some(text)),
-            Err(_) => Err(TokenizerError::Invalid {
-                path: path.to_owned(),
-                problem: "not UTF-8 text".into(),
-            }),
+            Err(_) => Err(TokenizerError::Invalid { path: path.to_owned(), problem: "not UTF-8 text".into() }),
         },
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TokenizerError::Io {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(TokenizerError::Io { path: path.to_owned(), source }),
     }
 }
 
@@ -366,10 +311,7 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError
     let Some(text) = read_if_present(path)? else {
         return Ok(None);
     };
-    let invalid = |problem: String| TokenizerError::Invalid {
-        path: path.to_owned(),
-        problem,
-    };
+    let invalid = |problem: String| TokenizerError::Invalid { path: path.to_owned(), problem };
     match serde_json::from_str(&text).map_err(|e| invalid(format!("not JSON: {e}")))? {
         Value::Object(map) => Ok(Some(map)),
         _ => Err(invalid("expected a JSON object".into())),
@@ -378,10 +320,7 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError
 
 /// A token in a configuration is its text, or an object with `content`.
 fn token_text(value: &Value) -> Option<String> {
-    value
-        .as_str()
-        .or_else(|| value.get("content")?.as_str())
-        .map(str::to_owned)
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
 /// A template is a string, or a list of named ones of which `default` is meant for chat.
@@ -389,48 +328,33 @@ fn template_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Array(list) => {
-            let default = list
-                .iter()
-                .find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
-            default
-                .or(list.first())?
-                .get("template")?
-                .as_str()
-                .map(str::to_owned)
+            let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+            default.or(list.first())?.get("template")?.as_str().map(str::to_owned)
         }
         _ => None,
     }
 }
 
 fn frame_of(config: &Map<String, Value>) -> Frame {
-    let class = config
-        .get("tokenizer_class")
-        .and_then(Value::as_str)
-        .unwrap_or_default();
+    let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
     let flag = |name: &str| config.get(name).and_then(Value::as_bool);
     match (flag("add_bos_token"), flag("add_eos_token")) {
         (None, None) => Frame::File,
-        (bos, eos) if CLASSES_WITH_BOS_FLAG.contains(&class) => Frame::Flags {
-            bos: bos.unwrap_or(true),
-            eos: eos.unwrap_or(false),
-        },
+        (bos, eos) if CLASSES_WITH_BOS_FLAG.contains(&class) => {
+            Frame::Flags { bos: bos.unwrap_or(true), eos: eos.unwrap_or(false) }
+        }
         _ => Frame::File,
     }
 }
 
 /// Some models list tokens in `added_tokens_decoder` that tokenizer.json lacks; the reference library adds them.
-fn add_missing_tokens(
-    inner: &mut Tokenizer,
-    config: &Map<String, Value>,
-) -> Result<(), TokenizerError> {
+fn add_missing_tokens(inner: &mut Tokenizer, config: &Map<String, Value>) -> Result<(), TokenizerError> {
     let Some(Value::Object(listed)) = config.get("added_tokens_decoder") else {
         return Ok(());
     };
     let mut by_id: BTreeMap<u32, &Value> = BTreeMap::new();
     for (id, token) in listed {
-        let id = id.parse().map_err(|_| {
-            TokenizerError::Use(format!("added_tokens_decoder: `{id}` is not an id"))
-        })?;
+        let id = id.parse().map_err(|_| TokenizerError::Use(format!("added_tokens_decoder: `{id}` is not an id")))?;
         by_id.insert(id, token);
     }
     for (id, token) in by_id {
@@ -448,8 +372,7 @@ fn add_missing_tokens(
             .normalized(flag("normalized"));
         inner.add_tokens([added]).map_err(used)?;
         if let Some(got) = inner.token_to_id(&content).filter(|got| *got != id) {
-            let problem =
-                format!("added token `{content}` is listed with id {id} but its place is {got}");
+            let problem = format!("added token `{content}` is listed with id {id} but its place is {got}");
             return Err(TokenizerError::Use(problem));
         }
     }

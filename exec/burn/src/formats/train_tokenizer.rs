@@ -43,12 +43,7 @@ pub struct TokenizerTraining {
 
 impl Default for TokenizerTraining {
     fn default() -> Self {
-        Self {
-            vocab_size: 4096,
-            extra_special_tokens: Vec::new(),
-            min_frequency: 2,
-            model_max_length: 512,
-        }
+        Self { vocab_size: 4096, extra_special_tokens: Vec::new(), min_frequency: 2, model_max_length: 512 }
     }
 }
 
@@ -56,10 +51,7 @@ impl Default for TokenizerTraining {
 ///
 /// # Errors
 /// [`TokenizerError::Use`] when the vocabulary is too small to hold bytes and special tokens, or there is no text.
-pub fn train<S: AsRef<str> + Sync>(
-    texts: &[S],
-    settings: &TokenizerTraining,
-) -> Result<TextTokenizer, TokenizerError> {
+pub fn train<S: AsRef<str> + Sync>(texts: &[S], settings: &TokenizerTraining) -> Result<TextTokenizer, TokenizerError> {
     let special: Vec<&str> = [END_OF_TEXT, TURN_START, TURN_END]
         .into_iter()
         .chain(settings.extra_special_tokens.iter().map(String::as_str))
@@ -74,9 +66,7 @@ pub fn train<S: AsRef<str> + Sync>(
         return Err(TokenizerError::Use(text));
     }
     if texts.iter().all(|t| t.as_ref().trim().is_empty()) {
-        return Err(TokenizerError::Use(
-            "there is no text to train a tokenizer on".into(),
-        ));
+        return Err(TokenizerError::Use("there is no text to train a tokenizer on".into()));
     }
     let used = |e: tokenizers::Error| TokenizerError::Use(e.to_string());
     // No space is added before a text, and splits are GPT-2's.
@@ -93,9 +83,7 @@ pub fn train<S: AsRef<str> + Sync>(
         .special_tokens(special.iter().map(|t| AddedToken::from(*t, true)).collect())
         .build()
         .into();
-    tokenizer
-        .train(&mut trainer, texts.iter().map(AsRef::as_ref))
-        .map_err(used)?;
+    tokenizer.train(&mut trainer, texts.iter().map(AsRef::as_ref)).map_err(used)?;
     let json = tokenizer.to_string(false).map_err(used)?;
 
     let config = json!({
@@ -123,14 +111,7 @@ mod tests {
     ];
 
     fn trained(vocab_size: usize) -> TextTokenizer {
-        train(
-            &TEXTS,
-            &TokenizerTraining {
-                vocab_size,
-                ..Default::default()
-            },
-        )
-        .unwrap()
+        train(&TEXTS, &TokenizerTraining { vocab_size, ..Default::default() }).unwrap()
     }
 
     #[test]
@@ -153,57 +134,34 @@ mod tests {
         assert_eq!(files.len(), 3);
         for file in files {
             let other = two.path().join(file.file_name().unwrap());
-            assert_eq!(
-                std::fs::read(&file).unwrap(),
-                std::fs::read(other).unwrap(),
-                "{file:?}"
-            );
+            assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(other).unwrap(), "{file:?}");
         }
         let again = TextTokenizer::from_folder(one.path()).unwrap();
-        assert_eq!(
-            again.encode(TEXTS[0], true).unwrap(),
-            trained(300).encode(TEXTS[0], true).unwrap()
-        );
+        assert_eq!(again.encode(TEXTS[0], true).unwrap(), trained(300).encode(TEXTS[0], true).unwrap());
     }
 
     #[test]
     fn it_speaks_the_chat_format() {
         let tokenizer = trained(280);
         let talk = Conversation::from_turns([("user", "hi"), ("assistant", "yo")]);
-        let options = RenderOptions {
-            add_generation_prompt: true,
-            now_unix: 0,
-        };
+        let options = RenderOptions { add_generation_prompt: true, now_unix: 0 };
         let text = tokenizer.render_chat(&talk, options).unwrap();
         let turns = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n<|im_start|>assistant\n";
         assert_eq!(text, turns);
         let ids = tokenizer.encode_chat(&talk, options).unwrap();
-        assert_eq!(
-            ids.iter()
-                .filter(|id| **id == tokenizer.eos_id().unwrap())
-                .count(),
-            2
-        );
-        assert_eq!(
-            (tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id()),
-            (Some(0), None, Some(2))
-        );
+        assert_eq!(ids.iter().filter(|id| **id == tokenizer.eos_id().unwrap()).count(), 2);
+        assert_eq!((tokenizer.pad_id(), tokenizer.bos_id(), tokenizer.eos_id()), (Some(0), None, Some(2)));
     }
 
     #[test]
     fn impossible_settings_are_refused() {
-        let small = TokenizerTraining {
-            vocab_size: 200,
-            ..Default::default()
-        };
+        let small = TokenizerTraining { vocab_size: 200, ..Default::default() };
         let error = train(&TEXTS, &small).unwrap_err().to_string();
         assert_eq!(
             error,
             "tokenizer: a vocabulary of 200 cannot hold the 256 bytes and 3 special tokens: at least 259"
         );
-        let error = train(&["", " "], &TokenizerTraining::default())
-            .unwrap_err()
-            .to_string();
+        let error = train(&["", " "], &TokenizerTraining::default()).unwrap_err().to_string();
         assert_eq!(error, "tokenizer: there is no text to train a tokenizer on");
     }
 }

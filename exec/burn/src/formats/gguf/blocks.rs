@@ -6,10 +6,7 @@ use half::{bf16, f16};
 
 /// How the elements of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(
-    non_camel_case_types,
-    reason = "the names under which the format knows them"
-)]
+#[allow(non_camel_case_types, reason = "the names under which the format knows them")]
 pub enum TensorType {
     /// 32-bit float.
     F32,
@@ -107,21 +104,12 @@ impl TensorType {
                 Self::F32 => out.push(f32::from_le_bytes([block[0], block[1], block[2], block[3]])),
                 Self::F16 => out.push(half(block, 0)),
                 Self::BF16 => out.push(bf16::from_le_bytes([block[0], block[1]]).to_f32()),
-                #[allow(
-                    clippy::cast_possible_truncation,
-                    reason = "rounding to f32 is what is asked for"
-                )]
+                #[allow(clippy::cast_possible_truncation, reason = "rounding to f32 is what is asked for")]
                 Self::F64 => out.push(f64::from_le_bytes(std::array::from_fn(|i| block[i])) as f32),
                 Self::Q4_0 => nibbles(&mut out, &block[2..], |q| half(block, 0) * (q - 8.0)),
-                Self::Q4_1 => nibbles(&mut out, &block[4..], |q| {
-                    half(block, 0) * q + half(block, 2)
-                }),
-                Self::Q5_0 => five_bits(&mut out, &block[2..6], &block[6..], |q| {
-                    half(block, 0) * (q - 16.0)
-                }),
-                Self::Q5_1 => five_bits(&mut out, &block[4..8], &block[8..], |q| {
-                    half(block, 0) * q + half(block, 2)
-                }),
+                Self::Q4_1 => nibbles(&mut out, &block[4..], |q| half(block, 0) * q + half(block, 2)),
+                Self::Q5_0 => five_bits(&mut out, &block[2..6], &block[6..], |q| half(block, 0) * (q - 16.0)),
+                Self::Q5_1 => five_bits(&mut out, &block[4..8], &block[8..], |q| half(block, 0) * q + half(block, 2)),
                 Self::Q8_0 => {
                     let scale = half(block, 0);
                     out.extend(block[2..].iter().map(|q| scale * f32::from(*q as i8)));
@@ -148,18 +136,8 @@ fn nibbles(out: &mut Vec<f32>, codes: &[u8], value: impl Fn(f32) -> f32) {
 /// As [`nibbles`], with a fifth bit for element i in bit i of `high`.
 fn five_bits(out: &mut Vec<f32>, high: &[u8], codes: &[u8], value: impl Fn(f32) -> f32) {
     let bit = |i: usize| (high[i / 8] >> (i % 8) & 1) << 4;
-    out.extend(
-        codes
-            .iter()
-            .enumerate()
-            .map(|(i, b)| value(f32::from(b & 15 | bit(i)))),
-    );
-    out.extend(
-        codes
-            .iter()
-            .enumerate()
-            .map(|(i, b)| value(f32::from(b >> 4 | bit(i + 16)))),
-    );
+    out.extend(codes.iter().enumerate().map(|(i, b)| value(f32::from(b & 15 | bit(i)))));
+    out.extend(codes.iter().enumerate().map(|(i, b)| value(f32::from(b >> 4 | bit(i + 16)))));
 }
 
 /// Scale and minimum number `j` of 8, six bits each, packed into 12 bytes: the first four pairs whole in the low bits,
@@ -168,10 +146,7 @@ fn six_bit_pair(packed: &[u8], j: usize) -> (f32, f32) {
     let (scale, minimum) = if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {
-        (
-            packed[j + 4] & 15 | packed[j - 4] >> 6 << 4,
-            packed[j + 4] >> 4 | packed[j] >> 6 << 4,
-        )
+        (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4)
     };
     (f32::from(scale), f32::from(minimum))
 }
@@ -180,11 +155,7 @@ fn six_bit_pair(packed: &[u8], j: usize) -> (f32, f32) {
 /// fifth bits of element l of all eight runs of 32.
 fn k4_or_k5(out: &mut Vec<f32>, block: &[u8], high: Option<&[u8]>) {
     let (scale, minimum) = (half(block, 0), half(block, 2));
-    let codes = if high.is_some() {
-        &block[48..]
-    } else {
-        &block[16..]
-    };
+    let codes = if high.is_some() { &block[48..] } else { &block[16..] };
     for run in 0..8 {
         let (s, m) = six_bit_pair(&block[4..16], run);
         let (s, m) = (scale * s, minimum * m);
@@ -224,15 +195,9 @@ mod tests {
 
     #[test]
     fn plain_floats() {
-        assert_eq!(
-            TensorType::F32.dequantise(&[0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0]),
-            [1.0, -2.0]
-        );
+        assert_eq!(TensorType::F32.dequantise(&[0, 0, 0x80, 0x3f, 0, 0, 0, 0xc0]), [1.0, -2.0]);
         assert_eq!(TensorType::F16.dequantise(&[0, 0x3c, 0, 0xc0]), [1.0, -2.0]);
-        assert_eq!(
-            TensorType::BF16.dequantise(&[0x80, 0x3f, 0, 0xc0]),
-            [1.0, -2.0]
-        );
+        assert_eq!(TensorType::BF16.dequantise(&[0x80, 0x3f, 0, 0xc0]), [1.0, -2.0]);
         assert_eq!(TensorType::F64.dequantise(&(-2.5f64).to_le_bytes()), [-2.5]);
     }
 
@@ -281,24 +246,10 @@ mod tests {
 
     #[test]
     fn k_quants_of_256() {
-        let pairs: [(u8, u8); 8] = [
-            (1, 63),
-            (2, 5),
-            (40, 0),
-            (63, 7),
-            (17, 33),
-            (33, 17),
-            (62, 48),
-            (9, 15),
-        ];
+        let pairs: [(u8, u8); 8] = [(1, 63), (2, 5), (40, 0), (63, 7), (17, 33), (33, 17), (62, 48), (9, 15)];
         let code4 = |i: usize| (i * 7 + i / 32) % 16;
         let code5 = |i: usize| (i * 11 + i / 32) % 32;
-        let head = [
-            half_bytes(0.125).as_slice(),
-            &half_bytes(0.5),
-            &pack_pairs(&pairs),
-        ]
-        .concat();
+        let head = [half_bytes(0.125).as_slice(), &half_bytes(0.5), &pack_pairs(&pairs)].concat();
         let want = |code: &dyn Fn(usize) -> usize| -> Vec<f32> {
             let value = |i: usize| {
                 let (s, m) = pairs[i / 32];
@@ -315,14 +266,8 @@ mod tests {
             low5[byte] |= ((code5(i) % 16) << shift) as u8;
             high5[i % 32] |= ((code5(i) / 16) << (i / 32)) as u8;
         }
-        assert_eq!(
-            TensorType::Q4_K.dequantise(&[&head[..], &low4].concat()),
-            want(&code4)
-        );
-        assert_eq!(
-            TensorType::Q5_K.dequantise(&[&head[..], &high5, &low5].concat()),
-            want(&code5)
-        );
+        assert_eq!(TensorType::Q4_K.dequantise(&[&head[..], &low4].concat()), want(&code4));
+        assert_eq!(TensorType::Q5_K.dequantise(&[&head[..], &high5, &low5].concat()), want(&code5));
     }
 
     #[test]
@@ -337,21 +282,13 @@ mod tests {
         }
         let scale_bytes: Vec<u8> = scales.iter().map(|s| *s as u8).collect();
         let block = [&low[..], &high, &scale_bytes, &half_bytes(0.25)].concat();
-        let want: Vec<f32> = (0..256)
-            .map(|i| 0.25 * f32::from(scales[i / 16]) * (code(i) as f32 - 32.0))
-            .collect();
+        let want: Vec<f32> = (0..256).map(|i| 0.25 * f32::from(scales[i / 16]) * (code(i) as f32 - 32.0)).collect();
         assert_eq!(TensorType::Q6_K.dequantise(&block), want);
     }
 
     #[test]
     fn unknown_types_are_named() {
-        assert_eq!(
-            TensorType::from_code(10).unwrap_err(),
-            "element type 10 (Q2_K)"
-        );
-        assert_eq!(
-            TensorType::from_code(999).unwrap_err(),
-            "element type 999 (unknown)"
-        );
+        assert_eq!(TensorType::from_code(10).unwrap_err(), "element type 10 (Q2_K)");
+        assert_eq!(TensorType::from_code(999).unwrap_err(), "element type 999 (unknown)");
     }
 }

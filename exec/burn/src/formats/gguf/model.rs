@@ -164,24 +164,18 @@ impl GgufModel {
     /// # Errors
     /// See [`GgufModel::open`].
     pub fn from_file(file: GgufFile) -> Result<Self, GgufError> {
-        let architecture =
-            required(file.text("general.architecture")?, "general.architecture")?.to_owned();
+        let architecture = required(file.text("general.architecture")?, "general.architecture")?.to_owned();
         let rows = match architecture.as_str() {
             "llama" => RotaryRows::Pairs,
             "qwen2" | "qwen3" => RotaryRows::Halves,
             other => {
-                let text =
-                    format!("architecture `{other}`; known are llama (with mistral), qwen2, qwen3");
+                let text = format!("architecture `{other}`; known are llama (with mistral), qwen2, qwen3");
                 return Err(GgufError::Unsupported(text));
             }
         };
         let config = read_config(&file, &architecture)?;
         let tensors = map_names(&file, &config, rows)?;
-        Ok(Self {
-            file,
-            config,
-            tensors,
-        })
+        Ok(Self { file, config, tensors })
     }
 
     /// The model's dimensions and constants.
@@ -240,8 +234,7 @@ impl TensorSource for GgufModel {
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         // Everything else was checked when the file was opened.
-        self.read_f32(name)
-            .map_err(|_| WeightsError::Missing(name.to_owned()))
+        self.read_f32(name).map_err(|_| WeightsError::Missing(name.to_owned()))
     }
 }
 
@@ -260,26 +253,17 @@ fn rows_in_halves(values: &[f32], heads: usize, head_dim: usize) -> Vec<f32> {
 }
 
 fn required<T>(value: Option<T>, key: &str) -> Result<T, GgufError> {
-    value.ok_or_else(|| GgufError::Metadata {
-        key: key.to_owned(),
-        problem: "is missing".into(),
-    })
+    value.ok_or_else(|| GgufError::Metadata { key: key.to_owned(), problem: "is missing".into() })
 }
 
 fn tensor_error(name: &str, problem: String) -> GgufError {
-    GgufError::Tensor {
-        name: name.to_owned(),
-        problem,
-    }
+    GgufError::Tensor { name: name.to_owned(), problem }
 }
 
 fn read_config(file: &GgufFile, architecture: &str) -> Result<GgufConfig, GgufError> {
     let key = |rest: &str| format!("{architecture}.{rest}");
     let positive = |rest: &str| match required(file.uint(&key(rest))?, &key(rest))? {
-        0 => Err(GgufError::Metadata {
-            key: key(rest),
-            problem: "is zero".into(),
-        }),
+        0 => Err(GgufError::Metadata { key: key(rest), problem: "is zero".into() }),
         n => Ok(n),
     };
     let hidden_size = positive("embedding_length")?;
@@ -290,18 +274,10 @@ fn read_config(file: &GgufFile, architecture: &str) -> Result<GgufConfig, GgufEr
         None => hidden_size / heads,
     };
     if kv_heads == 0 || heads % kv_heads != 0 || head_dim == 0 || head_dim % 2 != 0 {
-        let problem = format!(
-            "{heads} heads, {kv_heads} key heads and a width of {head_dim} do not fit together"
-        );
-        return Err(GgufError::Metadata {
-            key: key("attention.head_count"),
-            problem,
-        });
+        let problem = format!("{heads} heads, {kv_heads} key heads and a width of {head_dim} do not fit together");
+        return Err(GgufError::Metadata { key: key("attention.head_count"), problem });
     }
-    if let Some(n) = file
-        .uint(&key("rope.dimension_count"))?
-        .filter(|n| *n != head_dim)
-    {
+    if let Some(n) = file.uint(&key("rope.dimension_count"))?.filter(|n| *n != head_dim) {
         let text = format!("rotary embedding over {n} of a head's {head_dim} elements");
         return Err(GgufError::Unsupported(text));
     }
@@ -309,8 +285,7 @@ fn read_config(file: &GgufFile, architecture: &str) -> Result<GgufConfig, GgufEr
         return Err(GgufError::Unsupported("a mixture of experts".into()));
     }
     let embedding = file.tensors.get("token_embd.weight");
-    let embedding =
-        embedding.ok_or_else(|| tensor_error("token_embd.weight", "is missing".into()))?;
+    let embedding = embedding.ok_or_else(|| tensor_error("token_embd.weight", "is missing".into()))?;
     let [vocab_size, _] = embedding.shape[..] else {
         return Err(tensor_error(
             "token_embd.weight",
@@ -353,11 +328,7 @@ fn read_config(file: &GgufFile, architecture: &str) -> Result<GgufConfig, GgufEr
 fn round_from_f32(x: f64) -> f64 {
     #[allow(clippy::cast_possible_truncation, reason = "that is the point")]
     let short = x as f32;
-    if f64::from(short) == x {
-        short.to_string().parse().unwrap_or(x)
-    } else {
-        x
-    }
+    if f64::from(short) == x { short.to_string().parse().unwrap_or(x) } else { x }
 }
 
 fn read_rope_scaling(
@@ -374,13 +345,9 @@ fn read_rope_scaling(
         None | Some("none") => Ok(None),
         Some("linear") => {
             let name = key("rope.scaling.factor");
-            Ok(Some(RopeScaling::Linear {
-                factor: required(file.float(&name)?, &name)?,
-            }))
+            Ok(Some(RopeScaling::Linear { factor: required(file.float(&name)?, &name)? }))
         }
-        Some(other) => Err(GgufError::Unsupported(format!(
-            "rope scaling `{other}`; known are linear and llama3"
-        ))),
+        Some(other) => Err(GgufError::Unsupported(format!("rope scaling `{other}`; known are linear and llama3"))),
     }
 }
 
@@ -391,8 +358,7 @@ fn llama3_scaling(factors: &[f32], head_dim: usize, theta: f64) -> Result<RopeSc
     let factor = f64::from(factors.iter().copied().fold(1.0, f32::max));
     let matches = factors.len() == head_dim / 2
         && factors.iter().enumerate().all(|(i, found)| {
-            let turns = length as f64
-                / (std::f64::consts::TAU * theta.powf(2.0 * i as f64 / head_dim as f64));
+            let turns = length as f64 / (std::f64::consts::TAU * theta.powf(2.0 * i as f64 / head_dim as f64));
             let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
             let want = 1.0 / ((1.0 - smooth) / factor + smooth);
             (f64::from(*found) / want - 1.0).abs() < 1e-3
@@ -409,43 +375,24 @@ fn llama3_scaling(factors: &[f32], head_dim: usize, theta: f64) -> Result<RopeSc
     })
 }
 
-fn map_names(
-    file: &GgufFile,
-    config: &GgufConfig,
-    rows: RotaryRows,
-) -> Result<BTreeMap<String, Mapped>, GgufError> {
+fn map_names(file: &GgufFile, config: &GgufConfig, rows: RotaryRows) -> Result<BTreeMap<String, Mapped>, GgufError> {
     let mut mapped = BTreeMap::new();
     for (source, info) in &file.tensors {
         if source == "rope_freqs.weight" {
             continue;
         }
         let Some(name) = hf_name(source) else {
-            return Err(tensor_error(
-                source,
-                "has no place in this kind of model".into(),
-            ));
+            return Err(tensor_error(source, "has no place in this kind of model".into()));
         };
         let heads = match (rows, source.rsplit('.').nth(1)) {
             (RotaryRows::Pairs, Some("attn_q")) => Some(config.num_attention_heads),
             (RotaryRows::Pairs, Some("attn_k")) => Some(config.num_key_value_heads),
             _ => None,
         };
-        if let Some(want) = heads
-            .map(|h| h * config.head_dim)
-            .filter(|want| info.shape.first() != Some(want))
-        {
-            return Err(tensor_error(
-                source,
-                format!("has shape {:?}, expected {want} rows", info.shape),
-            ));
+        if let Some(want) = heads.map(|h| h * config.head_dim).filter(|want| info.shape.first() != Some(want)) {
+            return Err(tensor_error(source, format!("has shape {:?}, expected {want} rows", info.shape)));
         }
-        mapped.insert(
-            name,
-            Mapped {
-                source: source.clone(),
-                unpermute: heads,
-            },
-        );
+        mapped.insert(name, Mapped { source: source.clone(), unpermute: heads });
     }
     Ok(mapped)
 }
@@ -473,8 +420,7 @@ fn hf_name(source: &str) -> Option<String> {
                 "ffn_down" => "mlp.down_proj",
                 _ => return None,
             };
-            matches!(suffix, "weight" | "bias")
-                .then(|| format!("model.layers.{layer}.{part}.{suffix}"))?
+            matches!(suffix, "weight" | "bias").then(|| format!("model.layers.{layer}.{part}.{suffix}"))?
         }
     })
 }
@@ -531,10 +477,7 @@ mod tests {
             "model.norm.weight",
         ];
         assert_eq!(model.names(), names);
-        assert_eq!(
-            model.shape("model.layers.0.mlp.down_proj.weight"),
-            Some(vec![8, 16])
-        );
+        assert_eq!(model.shape("model.layers.0.mlp.down_proj.weight"), Some(vec![8, 16]));
         assert_eq!(model.shape("lm_head.weight"), None);
         let config = model.config().to_hf_config();
         assert_eq!(config["rms_norm_eps"], json!(1e-5));
@@ -550,45 +493,22 @@ mod tests {
         // The converter's own formula: reshape to (heads, 2, d/2, columns), swap the middle two.
         let convert = |rows: &[usize], heads: usize| -> Vec<usize> {
             let d = rows.len() / heads;
-            (0..rows.len())
-                .map(|r| rows[r / d * d + r % d % 2 * (d / 2) + r % d / 2])
-                .collect()
+            (0..rows.len()).map(|r| rows[r / d * d + r % d % 2 * (d / 2) + r % d / 2]).collect()
         };
         let original: Vec<usize> = (0..8).collect();
         assert_eq!(convert(&original, 2), [0, 2, 1, 3, 4, 6, 5, 7]);
         let converted: Vec<f32> = convert(&original, 2).iter().map(|r| *r as f32).collect();
-        assert_eq!(
-            rows_in_halves(&converted, 2, 4),
-            (0..8).map(|r| r as f32).collect::<Vec<_>>()
-        );
+        assert_eq!(rows_in_halves(&converted, 2, 4), (0..8).map(|r| r as f32).collect::<Vec<_>>());
 
         let rows = |model: &GgufModel, name: &str| -> Vec<f32> {
-            model
-                .read_f32(name)
-                .unwrap()
-                .iter()
-                .step_by(8)
-                .map(|x| x / 8.0)
-                .collect()
+            model.read_f32(name).unwrap().iter().step_by(8).map(|x| x / 8.0).collect()
         };
         let llama = open(&tiny("llama")).unwrap();
-        assert_eq!(
-            rows(&llama, "model.layers.0.self_attn.q_proj.weight"),
-            [0., 2., 1., 3., 4., 6., 5., 7.]
-        );
-        assert_eq!(
-            rows(&llama, "model.layers.0.self_attn.k_proj.weight"),
-            [0., 2., 1., 3.]
-        );
-        assert_eq!(
-            rows(&llama, "model.layers.0.self_attn.v_proj.weight"),
-            [0., 1., 2., 3.]
-        );
+        assert_eq!(rows(&llama, "model.layers.0.self_attn.q_proj.weight"), [0., 2., 1., 3., 4., 6., 5., 7.]);
+        assert_eq!(rows(&llama, "model.layers.0.self_attn.k_proj.weight"), [0., 2., 1., 3.]);
+        assert_eq!(rows(&llama, "model.layers.0.self_attn.v_proj.weight"), [0., 1., 2., 3.]);
         let qwen = open(&tiny("qwen2")).unwrap();
-        assert_eq!(
-            rows(&qwen, "model.layers.0.self_attn.k_proj.weight"),
-            [0., 1., 2., 3.]
-        );
+        assert_eq!(rows(&qwen, "model.layers.0.self_attn.k_proj.weight"), [0., 1., 2., 3.]);
     }
 
     #[test]
@@ -596,8 +516,7 @@ mod tests {
         let (head_dim, theta, factor) = (64usize, 500_000f64, 32f64);
         // The reference's own words: wavelengths, not turns.
         let divisor = |i: usize| -> f32 {
-            let wavelength =
-                2.0 * std::f64::consts::PI * theta.powf((2 * i) as f64 / head_dim as f64);
+            let wavelength = 2.0 * std::f64::consts::PI * theta.powf((2 * i) as f64 / head_dim as f64);
             if wavelength < 8192.0 / 4.0 {
                 1.0
             } else if wavelength > 8192.0 / 1.0 {
@@ -632,9 +551,6 @@ mod tests {
         assert!(error(&short).contains("has shape [6, 8], expected 8 rows"));
         let mut empty = GgufWriter::new();
         empty.text("general.architecture", "llama");
-        assert_eq!(
-            error(&empty),
-            "GGUF metadata `llama.embedding_length`: is missing"
-        );
+        assert_eq!(error(&empty), "GGUF metadata `llama.embedding_length`: is missing");
     }
 }

@@ -87,19 +87,13 @@ impl GgufFile {
     /// # Errors
     /// [`GgufError::Io`] when it cannot be opened, otherwise what is wrong with the content.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
-        let io = |source| GgufError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| GgufError::Io { path: path.to_owned(), source };
         let file = std::fs::File::open(path).map_err(io)?;
         // An empty file cannot be mapped.
         if file.metadata().map_err(io)?.len() == 0 {
             return Self::from_bytes(Vec::new());
         }
-        #[allow(
-            unsafe_code,
-            reason = "mapping is the only way to read weights without holding them twice"
-        )]
+        #[allow(unsafe_code, reason = "mapping is the only way to read weights without holding them twice")]
         // SAFETY: the map is only read. Another process that shortens the file while we read it would end ours with
         // SIGBUS; model files are written once and then renamed into place, and work runs in a child process.
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
@@ -115,24 +109,17 @@ impl GgufFile {
     }
 
     fn parse(data: Bytes) -> Result<Self, GgufError> {
-        let mut cursor = Cursor {
-            bytes: &data,
-            at: 0,
-        };
+        let mut cursor = Cursor { bytes: &data, at: 0 };
         let magic = cursor.take(4, "the magic number")?;
         if magic != b"GGUF" {
-            return Err(GgufError::Format(format!(
-                "it begins with {magic:02x?}, expected the letters GGUF"
-            )));
+            return Err(GgufError::Format(format!("it begins with {magic:02x?}, expected the letters GGUF")));
         }
         let version = cursor.u32("the version")?;
         if version.swap_bytes() <= 3 && version > 3 {
             return Err(GgufError::Format("it is big-endian".into()));
         }
         if !(2..=3).contains(&version) {
-            return Err(GgufError::Format(format!(
-                "its version is {version}, supported are 2 and 3"
-            )));
+            return Err(GgufError::Format(format!("its version is {version}, supported are 2 and 3")));
         }
         // An entry takes at least 12 or 24 bytes, so the counts are bounded by what is left of the file.
         let tensor_count = cursor.count(24, "the number of tensors")?;
@@ -144,15 +131,10 @@ impl GgufFile {
             let kind = cursor.u32(&format!("the type of metadata `{key}`"))?;
             let value = cursor.value(kind, &format!("metadata `{key}`"))?;
             if metadata.insert(key.clone(), value).is_some() {
-                return Err(GgufError::Corrupt {
-                    at,
-                    what: format!("metadata `{key}` is there twice"),
-                });
+                return Err(GgufError::Corrupt { at, what: format!("metadata `{key}` is there twice") });
             }
         }
-        let directory = (0..tensor_count)
-            .map(|_| cursor.tensor())
-            .collect::<Result<Vec<_>, _>>()?;
+        let directory = (0..tensor_count).map(|_| cursor.tensor()).collect::<Result<Vec<_>, _>>()?;
         let alignment = alignment(&metadata)?;
         let start = (cursor.at as u64)
             .checked_next_multiple_of(alignment)
@@ -162,18 +144,10 @@ impl GgufFile {
             let name = entry.name.clone();
             let info = entry.locate(start, alignment, data.len())?;
             if tensors.insert(name.clone(), info).is_some() {
-                return Err(GgufError::Tensor {
-                    name,
-                    problem: "is there twice".into(),
-                });
+                return Err(GgufError::Tensor { name, problem: "is there twice".into() });
             }
         }
-        Ok(Self {
-            version,
-            metadata,
-            tensors,
-            data,
-        })
+        Ok(Self { version, metadata, tensors, data })
     }
 
     /// All elements of a tensor as `f32`, rows one after the other.
@@ -199,10 +173,7 @@ impl GgufFile {
                 Ok(n) => Ok(Some(n)),
                 Err(_) => Err(wrong(key, format!("{n} is out of range"))),
             },
-            Some(other) => Err(wrong(
-                key,
-                format!("expected an integer, found {}", kind_name(other)),
-            )),
+            Some(other) => Err(wrong(key, format!("expected an integer, found {}", kind_name(other)))),
         }
     }
 
@@ -215,10 +186,7 @@ impl GgufFile {
             None => Ok(None),
             Some(MetaValue::Float(x)) => Ok(Some(*x)),
             Some(MetaValue::Int(n)) => Ok(Some(*n as f64)),
-            Some(other) => Err(wrong(
-                key,
-                format!("expected a number, found {}", kind_name(other)),
-            )),
+            Some(other) => Err(wrong(key, format!("expected a number, found {}", kind_name(other)))),
         }
     }
 
@@ -230,10 +198,7 @@ impl GgufFile {
         match self.metadata.get(key) {
             None => Ok(None),
             Some(MetaValue::Bool(b)) => Ok(Some(*b)),
-            Some(other) => Err(wrong(
-                key,
-                format!("expected true or false, found {}", kind_name(other)),
-            )),
+            Some(other) => Err(wrong(key, format!("expected true or false, found {}", kind_name(other)))),
         }
     }
 
@@ -245,10 +210,7 @@ impl GgufFile {
         match self.metadata.get(key) {
             None => Ok(None),
             Some(MetaValue::Text(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong(
-                key,
-                format!("expected text, found {}", kind_name(other)),
-            )),
+            Some(other) => Err(wrong(key, format!("expected text, found {}", kind_name(other)))),
         }
     }
 
@@ -259,36 +221,20 @@ impl GgufFile {
     pub fn array(&self, key: &str) -> Result<Option<Vec<MetaValue>>, GgufError> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(MetaValue::Array {
-                element,
-                len,
-                bytes,
-            }) => {
+            Some(MetaValue::Array { element, len, bytes }) => {
                 if *element == ARRAY {
                     return Err(wrong(key, "an array of arrays is not read".into()));
                 }
-                let mut cursor = Cursor {
-                    bytes: &self.data[..bytes.end],
-                    at: bytes.start,
-                };
-                (0..*len)
-                    .map(|_| cursor.value(*element, key))
-                    .collect::<Result<_, _>>()
-                    .map(Some)
+                let mut cursor = Cursor { bytes: &self.data[..bytes.end], at: bytes.start };
+                (0..*len).map(|_| cursor.value(*element, key)).collect::<Result<_, _>>().map(Some)
             }
-            Some(other) => Err(wrong(
-                key,
-                format!("expected an array, found {}", kind_name(other)),
-            )),
+            Some(other) => Err(wrong(key, format!("expected an array, found {}", kind_name(other)))),
         }
     }
 }
 
 fn wrong(key: &str, problem: String) -> GgufError {
-    GgufError::Metadata {
-        key: key.to_owned(),
-        problem,
-    }
+    GgufError::Metadata { key: key.to_owned(), problem }
 }
 
 fn kind_name(value: &MetaValue) -> &'static str {
@@ -306,15 +252,9 @@ fn alignment(metadata: &BTreeMap<String, MetaValue>) -> Result<u64, GgufError> {
         None => Ok(DEFAULT_ALIGNMENT),
         Some(MetaValue::Int(n)) => match u64::try_from(*n) {
             Ok(n) if n.is_power_of_two() && n <= 1 << 30 => Ok(n),
-            _ => Err(wrong(
-                "general.alignment",
-                format!("{n} is not a power of two up to 2^30"),
-            )),
+            _ => Err(wrong("general.alignment", format!("{n} is not a power of two up to 2^30"))),
         },
-        Some(other) => Err(wrong(
-            "general.alignment",
-            format!("expected an integer, found {}", kind_name(other)),
-        )),
+        Some(other) => Err(wrong("general.alignment", format!("expected an integer, found {}", kind_name(other)))),
     }
 }
 
@@ -340,10 +280,7 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn corrupt(&self, what: impl Into<String>) -> GgufError {
-        GgufError::Corrupt {
-            at: self.at,
-            what: what.into(),
-        }
+        GgufError::Corrupt { at: self.at, what: what.into() }
     }
 
     fn take(&mut self, len: usize, what: &str) -> Result<&'a [u8], GgufError> {
@@ -375,9 +312,7 @@ impl<'a> Cursor<'a> {
         let left = self.bytes.len() - self.at;
         match usize::try_from(n) {
             Ok(n) if n <= left / each => Ok(n),
-            _ => Err(self.corrupt(format!(
-                "{what} is {n}, more than the {left} bytes left can hold"
-            ))),
+            _ => Err(self.corrupt(format!("{what} is {n}, more than the {left} bytes left can hold"))),
         }
     }
 
@@ -404,11 +339,7 @@ impl<'a> Cursor<'a> {
             ARRAY => {
                 let (element, len, start) = self.array_head(what)?;
                 self.skip_elements(element, len, what, 1)?;
-                MetaValue::Array {
-                    element,
-                    len,
-                    bytes: start..self.at,
-                }
+                MetaValue::Array { element, len, bytes: start..self.at }
             }
             10 => MetaValue::Int(self.u64(what)?.into()),
             11 => MetaValue::Int(i64::from_le_bytes(self.fixed(what)?).into()),
@@ -422,30 +353,22 @@ impl<'a> Cursor<'a> {
         let least = match element {
             TEXT => 8,
             ARRAY => 12,
-            other => fixed_size(other).ok_or_else(|| {
-                self.corrupt(format!("{what} is an array of unknown type {other}"))
-            })?,
+            other => {
+                fixed_size(other).ok_or_else(|| self.corrupt(format!("{what} is an array of unknown type {other}")))?
+            }
         };
         let len = self.count(least, &format!("the length of {what}"))?;
         Ok((element, len, self.at))
     }
 
-    fn skip_elements(
-        &mut self,
-        element: u32,
-        len: usize,
-        what: &str,
-        depth: u32,
-    ) -> Result<(), GgufError> {
+    fn skip_elements(&mut self, element: u32, len: usize, what: &str, depth: u32) -> Result<(), GgufError> {
         if let Some(size) = fixed_size(element) {
             // The count was checked against the bytes left, so the product cannot overflow.
             self.take(len * size, what)?;
             return Ok(());
         }
         if depth > MAX_ARRAY_DEPTH {
-            return Err(self.corrupt(format!(
-                "{what} nests arrays more than {MAX_ARRAY_DEPTH} deep"
-            )));
+            return Err(self.corrupt(format!("{what} nests arrays more than {MAX_ARRAY_DEPTH} deep")));
         }
         for _ in 0..len {
             if element == TEXT {
@@ -464,22 +387,13 @@ impl<'a> Cursor<'a> {
         let what = format!("the entry of tensor `{name}`");
         let dimensions = self.u32(&what)?;
         if dimensions > MAX_DIMENSIONS {
-            return Err(self.corrupt(format!(
-                "{what} has {dimensions} dimensions, at most {MAX_DIMENSIONS} are known"
-            )));
+            return Err(self.corrupt(format!("{what} has {dimensions} dimensions, at most {MAX_DIMENSIONS} are known")));
         }
-        let mut shape = (0..dimensions)
-            .map(|_| self.u64(&what))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut shape = (0..dimensions).map(|_| self.u64(&what)).collect::<Result<Vec<_>, _>>()?;
         shape.reverse();
         let kind = self.u32(&what)?;
         let offset = self.u64(&what)?;
-        Ok(TensorEntry {
-            name,
-            shape,
-            kind,
-            offset,
-        })
+        Ok(TensorEntry { name, shape, kind, offset })
     }
 }
 
@@ -492,38 +406,24 @@ struct TensorEntry {
 
 impl TensorEntry {
     fn locate(self, start: u64, alignment: u64, file_len: usize) -> Result<TensorInfo, GgufError> {
-        let wrong = |problem: String| GgufError::Tensor {
-            name: self.name.clone(),
-            problem,
-        };
-        let kind =
-            TensorType::from_code(self.kind).map_err(|e| wrong(format!("{e} is not supported")))?;
+        let wrong = |problem: String| GgufError::Tensor { name: self.name.clone(), problem };
+        let kind = TensorType::from_code(self.kind).map_err(|e| wrong(format!("{e} is not supported")))?;
         let row = self.shape.last().copied().unwrap_or(1);
         if row % kind.block_len() as u64 != 0 {
             let block = kind.block_len();
-            return Err(wrong(format!(
-                "rows of {row} elements are no multiple of {kind:?}'s block of {block}"
-            )));
+            return Err(wrong(format!("rows of {row} elements are no multiple of {kind:?}'s block of {block}")));
         }
         if !self.offset.is_multiple_of(alignment) {
-            return Err(wrong(format!(
-                "offset {} is not aligned to {alignment}",
-                self.offset
-            )));
+            return Err(wrong(format!("offset {} is not aligned to {alignment}", self.offset)));
         }
         let elements = self.shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
-        let bytes = elements
-            .and_then(|n| (n / kind.block_len() as u64).checked_mul(kind.block_bytes() as u64));
+        let bytes = elements.and_then(|n| (n / kind.block_len() as u64).checked_mul(kind.block_bytes() as u64));
         let end = bytes.and_then(|n| n.checked_add(self.offset)?.checked_add(start));
         match (end, bytes.unwrap_or(0)) {
             (Some(end), 1..) if end <= file_len as u64 => {
                 let begin = (start + self.offset) as usize;
                 let shape = self.shape.iter().map(|d| *d as usize).collect();
-                Ok(TensorInfo {
-                    shape,
-                    kind,
-                    bytes: begin..end as usize,
-                })
+                Ok(TensorInfo { shape, kind, bytes: begin..end as usize })
             }
             (Some(_), 0) => Err(wrong(format!("has no elements (shape {:?})", self.shape))),
             _ => Err(wrong(format!(
@@ -564,23 +464,14 @@ mod tests {
             assert_eq!(file.uint("missing").unwrap(), None);
             let words = ["a", "bé", ""].map(|w| MetaValue::Text(w.into()));
             assert_eq!(file.array("words").unwrap().unwrap(), words);
-            assert_eq!(
-                file.array("numbers").unwrap().unwrap(),
-                [1, -2, 3].map(MetaValue::Int)
-            );
+            assert_eq!(file.array("numbers").unwrap().unwrap(), [1, -2, 3].map(MetaValue::Int));
             assert_eq!(file.tensors["m"].shape, [2, 3]);
             assert_eq!(file.read_f32("m").unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
             assert_eq!(file.read_f32("q").unwrap(), [7.0; 32]);
             let error = file.uint("words").unwrap_err().to_string();
-            assert_eq!(
-                error,
-                "GGUF metadata `words`: expected an integer, found an array"
-            );
+            assert_eq!(error, "GGUF metadata `words`: expected an integer, found an array");
             let error = file.read_f32("x").unwrap_err().to_string();
-            assert_eq!(
-                error,
-                "GGUF tensor `x`: not in the file, which has 2 tensors"
-            );
+            assert_eq!(error, "GGUF tensor `x`: not in the file, which has 2 tensors");
         }
     }
 
@@ -588,10 +479,7 @@ mod tests {
     fn a_file_cut_anywhere_gives_an_error() {
         let whole = sample().bytes(3);
         for len in 0..whole.len() {
-            assert!(
-                GgufFile::from_bytes(whole[..len].to_vec()).is_err(),
-                "cut to {len} bytes it was accepted"
-            );
+            assert!(GgufFile::from_bytes(whole[..len].to_vec()).is_err(), "cut to {len} bytes it was accepted");
         }
     }
 
@@ -610,13 +498,7 @@ mod tests {
                 }
                 for key in file.metadata.keys() {
                     // Any answer will do, as long as there is one.
-                    let _ = (
-                        file.array(key),
-                        file.uint(key),
-                        file.text(key),
-                        file.float(key),
-                        file.bool(key),
-                    );
+                    let _ = (file.array(key), file.uint(key), file.text(key), file.float(key), file.bool(key));
                 }
             }
         }
@@ -633,10 +515,7 @@ mod tests {
         assert!(error(huge).contains("the number of tensors is 18446744073709551615, more than"));
         let mut odd = GgufWriter::new();
         odd.tensor("q", &[1, 33], 8, vec![0; 64]);
-        assert!(
-            error(odd.bytes(3))
-                .contains("rows of 33 elements are no multiple of Q8_0's block of 32")
-        );
+        assert!(error(odd.bytes(3)).contains("rows of 33 elements are no multiple of Q8_0's block of 32"));
         let mut far = GgufWriter::new();
         far.tensor("w", &[1 << 40, 1 << 40], 0, vec![]);
         assert!(error(far.bytes(3)).contains("ends past the file's"));

@@ -72,23 +72,14 @@ impl GgufWriter {
         self.data.resize(self.data.len().next_multiple_of(32), 0);
         push_text(&mut self.directory, name);
         self.directory.extend((shape.len() as u32).to_le_bytes());
-        shape
-            .iter()
-            .rev()
-            .for_each(|d| self.directory.extend(d.to_le_bytes()));
+        shape.iter().rev().for_each(|d| self.directory.extend(d.to_le_bytes()));
         self.directory.extend(kind.to_le_bytes());
-        self.directory
-            .extend((self.data.len() as u64).to_le_bytes());
+        self.directory.extend((self.data.len() as u64).to_le_bytes());
         self.data.extend(bytes);
     }
 
     pub(crate) fn f32_tensor(&mut self, name: &str, shape: &[u64], values: &[f32]) {
-        self.tensor(
-            name,
-            shape,
-            0,
-            values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        );
+        self.tensor(name, shape, 0, values.iter().flat_map(|v| v.to_le_bytes()).collect());
     }
 
     pub(crate) fn bytes(&self, version: u32) -> Vec<u8> {

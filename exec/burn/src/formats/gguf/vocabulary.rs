@@ -29,19 +29,14 @@ pub(super) fn build(file: &GgufFile) -> Result<TextTokenizer, GgufError> {
     let kinds = ints(file, "tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![1; tokens.len()]);
     if kinds.len() != tokens.len() {
         let problem = format!("has {} entries for {} tokens", kinds.len(), tokens.len());
-        return Err(GgufError::Metadata {
-            key: "tokenizer.ggml.token_type".into(),
-            problem,
-        });
+        return Err(GgufError::Metadata { key: "tokenizer.ggml.token_type".into(), problem });
     }
     let model = file.text("tokenizer.ggml.model")?.unwrap_or_default();
     let mut parts = match model {
         "gpt2" => byte_level(file, &tokens)?,
         "llama" => sentence_piece(file, &tokens)?,
         other => {
-            return Err(GgufError::Unsupported(format!(
-                "tokenizer model `{other}`; known are gpt2 and llama"
-            )));
+            return Err(GgufError::Unsupported(format!("tokenizer model `{other}`; known are gpt2 and llama")));
         }
     };
     let frame = read_frame(file, &tokens, model == "llama")?;
@@ -59,29 +54,17 @@ pub(super) fn build(file: &GgufFile) -> Result<TextTokenizer, GgufError> {
     parts.insert("added_tokens".into(), json!(added));
     parts.insert("post_processor".into(), post_processor(&frame, &tokens));
     let bytes = Value::Object(parts).to_string();
-    Ok(TextTokenizer::from_parts(
-        bytes.as_bytes(),
-        configuration(file, &frame, &tokens)?,
-    )?)
+    Ok(TextTokenizer::from_parts(bytes.as_bytes(), configuration(file, &frame, &tokens)?)?)
 }
 
-fn read_frame(
-    file: &GgufFile,
-    tokens: &[String],
-    bos_by_default: bool,
-) -> Result<Frame, GgufError> {
+fn read_frame(file: &GgufFile, tokens: &[String], bos_by_default: bool) -> Result<Frame, GgufError> {
     let marker = |key: &str| -> Result<Option<String>, GgufError> { token_at(file, tokens, key) };
     // llama.cpp's rule for files that do not say: SentencePiece models and Llama 3 get a begin token.
-    let llama3 = matches!(
-        file.text("tokenizer.ggml.pre")?,
-        Some("llama-bpe" | "llama3" | "llama-v3")
-    );
+    let llama3 = matches!(file.text("tokenizer.ggml.pre")?, Some("llama-bpe" | "llama3" | "llama-v3"));
     Ok(Frame {
         bos: marker("tokenizer.ggml.bos_token_id")?,
         eos: marker("tokenizer.ggml.eos_token_id")?,
-        add_bos: file
-            .bool("tokenizer.ggml.add_bos_token")?
-            .unwrap_or(bos_by_default || llama3),
+        add_bos: file.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(bos_by_default || llama3),
         add_eos: file.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
     })
 }
@@ -93,30 +76,19 @@ fn token_at(file: &GgufFile, tokens: &[String], key: &str) -> Result<Option<Stri
     let problem = || format!("{id} is outside the {} tokens", tokens.len());
     match tokens.get(id) {
         Some(token) => Ok(Some(token.clone())),
-        None => Err(GgufError::Metadata {
-            key: key.into(),
-            problem: problem(),
-        }),
+        None => Err(GgufError::Metadata { key: key.into(), problem: problem() }),
     }
 }
 
 /// What `tokenizer_config.json` would say.
-fn configuration(
-    file: &GgufFile,
-    frame: &Frame,
-    tokens: &[String],
-) -> Result<Map<String, Value>, GgufError> {
+fn configuration(file: &GgufFile, frame: &Frame, tokens: &[String]) -> Result<Map<String, Value>, GgufError> {
     let mut config = Map::new();
     config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
     config.insert("clean_up_tokenization_spaces".into(), json!(false));
     let unknown = token_at(file, tokens, "tokenizer.ggml.unknown_token_id")?;
     let padding = token_at(file, tokens, "tokenizer.ggml.padding_token_id")?;
-    let named = [
-        ("bos_token", &frame.bos),
-        ("eos_token", &frame.eos),
-        ("unk_token", &unknown),
-        ("pad_token", &padding),
-    ];
+    let named =
+        [("bos_token", &frame.bos), ("eos_token", &frame.eos), ("unk_token", &unknown), ("pad_token", &padding)];
     for (name, token) in named {
         if let Some(token) = token {
             config.insert(name.into(), json!(token));
@@ -137,10 +109,7 @@ fn post_processor(frame: &Frame, tokens: &[String]) -> Value {
             return;
         };
         single.push(json!({ "SpecialToken": { "id": token, "type_id": 0 } }));
-        special.insert(
-            token.clone(),
-            json!({ "id": token, "ids": [id], "tokens": [token] }),
-        );
+        special.insert(token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] }));
     };
     if frame.add_bos {
         add(&mut single, &frame.bos);
@@ -162,26 +131,16 @@ fn byte_level(file: &GgufFile, tokens: &[String]) -> Result<Map<String, Value>, 
     let name = file.text("tokenizer.ggml.pre")?.unwrap_or("default");
     let split = Split::by_name(name)?;
     let merges = texts(file, "tokenizer.ggml.merges")?;
-    let merges = merges
-        .iter()
-        .enumerate()
-        .map(|(i, m)| match m.split_once(' ') {
-            Some((left, right)) => Ok(json!([left, right])),
-            None => Err(GgufError::Metadata {
-                key: "tokenizer.ggml.merges".into(),
-                problem: format!("entry {i} (`{m}`) is not two tokens with a space between"),
-            }),
-        });
+    let merges = merges.iter().enumerate().map(|(i, m)| match m.split_once(' ') {
+        Some((left, right)) => Ok(json!([left, right])),
+        None => Err(GgufError::Metadata {
+            key: "tokenizer.ggml.merges".into(),
+            problem: format!("entry {i} (`{m}`) is not two tokens with a space between"),
+        }),
+    });
     let merges = merges.collect::<Result<Vec<Value>, GgufError>>()?;
     let mut parts = Map::new();
-    parts.insert(
-        "normalizer".into(),
-        if split.nfc {
-            json!({ "type": "NFC" })
-        } else {
-            Value::Null
-        },
-    );
+    parts.insert("normalizer".into(), if split.nfc { json!({ "type": "NFC" }) } else { Value::Null });
     parts.insert("pre_tokenizer".into(), split.pre_tokenizer());
     parts.insert("decoder".into(), byte_level_part(true));
     parts.insert(
@@ -202,10 +161,7 @@ fn vocabulary(tokens: &[String]) -> Result<Map<String, Value>, GgufError> {
     for (id, token) in tokens.iter().enumerate() {
         if vocab.insert(token.clone(), json!(id)).is_some() {
             let problem = format!("`{token}` is there twice, the second time as number {id}");
-            return Err(GgufError::Metadata {
-                key: "tokenizer.ggml.tokens".into(),
-                problem,
-            });
+            return Err(GgufError::Metadata { key: "tokenizer.ggml.tokens".into(), problem });
         }
     }
     Ok(vocab)
@@ -224,33 +180,20 @@ struct Split {
 }
 
 const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2_PATTERN: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl Split {
     fn by_name(name: &str) -> Result<Self, GgufError> {
-        let gpt2 = Self {
-            pattern: None,
-            single_digits: false,
-            nfc: false,
-            ignore_merges: false,
-        };
+        let gpt2 = Self { pattern: None, single_digits: false, nfc: false, ignore_merges: false };
         Ok(match name {
             // Files without a name are from before names existed: GPT-2's split was the only one.
             "default" | "gpt-2" | "gpt2" | "phi-2" | "jina-es" | "jina-de" | "olmo" => gpt2,
-            "smollm" | "starcoder" | "refact" | "codeshell" | "command-r" | "exaone" => Self {
-                single_digits: true,
-                ..gpt2
-            },
-            "llama-bpe" | "llama3" | "llama-v3" => Self {
-                pattern: Some(LLAMA3_PATTERN),
-                ignore_merges: true,
-                ..gpt2
-            },
-            "qwen2" | "deepseek-r1-qwen" => Self {
-                pattern: Some(QWEN2_PATTERN),
-                nfc: true,
-                ..gpt2
-            },
+            "smollm" | "starcoder" | "refact" | "codeshell" | "command-r" | "exaone" => {
+                Self { single_digits: true, ..gpt2 }
+            }
+            "llama-bpe" | "llama3" | "llama-v3" => Self { pattern: Some(LLAMA3_PATTERN), ignore_merges: true, ..gpt2 },
+            "qwen2" | "deepseek-r1-qwen" => Self { pattern: Some(QWEN2_PATTERN), nfc: true, ..gpt2 },
             other => {
                 return Err(GgufError::Unsupported(format!(
                     "tokenizer split `{other}`; known are default, gpt-2, smollm, llama-bpe, qwen2 (hint: take the \
@@ -266,7 +209,9 @@ impl Split {
             parts.push(json!({ "type": "Digits", "individual_digits": true }));
         }
         if let Some(pattern) = self.pattern {
-            parts.push(json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false }));
+            parts.push(
+                json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false }),
+            );
         }
         parts.push(byte_level_part(self.pattern.is_none()));
         json!({ "type": "Sequence", "pretokenizers": parts })
@@ -279,17 +224,10 @@ fn sentence_piece(file: &GgufFile, tokens: &[String]) -> Result<Map<String, Valu
     let scores = floats(file, "tokenizer.ggml.scores")?;
     if scores.len() != tokens.len() {
         let problem = format!("has {} entries for {} tokens", scores.len(), tokens.len());
-        return Err(GgufError::Metadata {
-            key: "tokenizer.ggml.scores".into(),
-            problem,
-        });
+        return Err(GgufError::Metadata { key: "tokenizer.ggml.scores".into(), problem });
     }
     let vocab = vocabulary(tokens)?;
-    let ids: HashMap<&str, usize> = tokens
-        .iter()
-        .enumerate()
-        .map(|(id, t)| (t.as_str(), id))
-        .collect();
+    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, t)| (t.as_str(), id)).collect();
     let mut merges = Vec::new();
     for (token, score) in tokens.iter().zip(&scores) {
         let mut ways: Vec<(usize, usize, &str, &str)> = token
@@ -301,31 +239,16 @@ fn sentence_piece(file: &GgufFile, tokens: &[String]) -> Result<Map<String, Valu
             })
             .collect();
         ways.sort_unstable();
-        merges.extend(
-            ways.into_iter()
-                .map(|(_, _, left, right)| (*score, left, right)),
-        );
+        merges.extend(ways.into_iter().map(|(_, _, left, right)| (*score, left, right)));
     }
     // Stable, as the reference's sort is: equal ranks keep the order of the vocabulary. Longer parts go first.
     let chars = |s: &str| s.chars().count();
-    merges.sort_by(|a, b| {
-        b.0.total_cmp(&a.0)
-            .then_with(|| (chars(b.1), chars(b.2)).cmp(&(chars(a.1), chars(a.2))))
-    });
-    let merges: Vec<Value> = merges
-        .into_iter()
-        .map(|(_, left, right)| json!([left, right]))
-        .collect();
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| (chars(b.1), chars(b.2)).cmp(&(chars(a.1), chars(a.2)))));
+    let merges: Vec<Value> = merges.into_iter().map(|(_, left, right)| json!([left, right])).collect();
     let unknown = token_at(file, tokens, "tokenizer.ggml.unknown_token_id")?;
-    let prefix = file
-        .bool("tokenizer.ggml.add_space_prefix")?
-        .unwrap_or(true);
+    let prefix = file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let spaces = json!({ "type": "Replace", "pattern": { "String": " " }, "content": "▁" });
-    let normalizers = if prefix {
-        vec![json!({ "type": "Prepend", "prepend": "▁" }), spaces]
-    } else {
-        vec![spaces]
-    };
+    let normalizers = if prefix { vec![json!({ "type": "Prepend", "prepend": "▁" }), spaces] } else { vec![spaces] };
     let mut decoders = vec![
         json!({ "type": "Replace", "pattern": { "String": "▁" }, "content": " " }),
         json!({ "type": "ByteFallback" }),
@@ -335,15 +258,9 @@ fn sentence_piece(file: &GgufFile, tokens: &[String]) -> Result<Map<String, Valu
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
     let mut parts = Map::new();
-    parts.insert(
-        "normalizer".into(),
-        json!({ "type": "Sequence", "normalizers": normalizers }),
-    );
+    parts.insert("normalizer".into(), json!({ "type": "Sequence", "normalizers": normalizers }));
     parts.insert("pre_tokenizer".into(), Value::Null);
-    parts.insert(
-        "decoder".into(),
-        json!({ "type": "Sequence", "decoders": decoders }),
-    );
+    parts.insert("decoder".into(), json!({ "type": "Sequence", "decoders": decoders }));
     parts.insert(
         "model".into(),
         json!({ "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
@@ -354,18 +271,12 @@ fn sentence_piece(file: &GgufFile, tokens: &[String]) -> Result<Map<String, Valu
 }
 
 fn elements(file: &GgufFile, key: &str) -> Result<Vec<MetaValue>, GgufError> {
-    let missing = || GgufError::Metadata {
-        key: key.to_owned(),
-        problem: "is missing".into(),
-    };
+    let missing = || GgufError::Metadata { key: key.to_owned(), problem: "is missing".into() };
     file.array(key)?.ok_or_else(missing)
 }
 
 fn mistyped(key: &str, expected: &str) -> GgufError {
-    GgufError::Metadata {
-        key: key.to_owned(),
-        problem: format!("expected an array of {expected}"),
-    }
+    GgufError::Metadata { key: key.to_owned(), problem: format!("expected an array of {expected}") }
 }
 
 fn texts(file: &GgufFile, key: &str) -> Result<Vec<String>, GgufError> {
@@ -389,7 +300,5 @@ fn ints(file: &GgufFile, key: &str) -> Result<Option<Vec<i128>>, GgufError> {
         MetaValue::Int(n) => Ok(n),
         _ => Err(mistyped(key, "integers")),
     };
-    file.array(key)?
-        .map(|values| values.into_iter().map(int).collect())
-        .transpose()
+    file.array(key)?.map(|values| values.into_iter().map(int).collect()).transpose()
 }
