@@ -10,16 +10,23 @@
 //! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
 //! train     Trainer: step, save, resume, export
 //! generate  greedy and sampled continuation with a key-value cache
+//! export    model and adapter folders in Hugging Face's and PEFT's layout
 //! ```
 //!
-//! Deliberately absent: autodiff. The backward pass of the decoder is a page long, keeps a third of the
-//! activations a recorded graph would, and never touches a frozen weight's gradient. Losses outside this crate
+//! Deliberately absent: autodiff. The backward pass of the decoder is a page long, keeps only
+//! the activations it needs, and never touches a frozen weight's gradient. Losses outside this crate
 //! may still use Burn's autodiff on the hidden states and hand their gradient to [`model::Decoder::backward`].
 
 pub mod batch;
 pub mod device;
+pub mod export;
 pub mod formats;
+pub mod generate;
+pub mod lora;
 pub mod loss;
 pub mod model;
+pub mod optim;
 pub mod random;
+pub mod schedule;
+pub mod train;
 pub mod weights;

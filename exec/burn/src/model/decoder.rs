@@ -13,6 +13,7 @@ use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::packed::Packed;
 use super::parameter::{Gradients, Parameter};
+use crate::lora::LoraConfig;
 use crate::random::Random;
 use crate::weights::{TensorSource, WeightsError};
 
@@ -29,6 +30,8 @@ pub struct Decoder {
     pub norm: RmsNorm,
     /// `[vocab, hidden]`; `None` = the embedding is the head.
     pub lm_head: Option<Parameter>,
+    /// The settings of the adapters on its linear layers, if there are any.
+    pub adapter: Option<LoraConfig>,
     device: Device,
 }
 
@@ -88,7 +91,7 @@ impl Decoder {
             true => None,
             false => Some(parameter(HEAD.into(), &[c.vocab_size, c.hidden_size])?),
         };
-        Ok(Self { embedding, layers, norm, lm_head, device: device.clone(), config })
+        Ok(Self { embedding, layers, norm, lm_head, adapter: None, device: device.clone(), config })
     }
 
     /// Where the weights are.

@@ -80,7 +80,7 @@ impl Close {
             .enumerate()
             .max_by(|a, b| a.1.total_cmp(&b.1));
         if let Some((index, excess)) = worst
-            && !(excess <= 0.0)
+            && (excess > 0.0 || excess.is_nan())
         {
             panic!("{what}: element {index}: found {}, expected {}", found[index], wanted[index]);
         }

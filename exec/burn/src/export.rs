@@ -1,0 +1,113 @@
+//! Writing tensors as safetensors, and whole models as folders.
+//!
+//! Bytes depend on the tensors only: names are sorted and nothing of the time or the machine goes in. Nothing is
+//! synced here; who needs durability syncs file and folder.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::model::{Decoder, Parameter};
+use crate::weights::WeightsError;
+
+/// How floats are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// Four bytes each, exact.
+    F32,
+    /// Two bytes each, rounded to nearest even.
+    Bf16,
+}
+
+impl Storage {
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    fn dtype(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    fn config_name(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+}
+
+/// A tensor to be written; its values are fetched one tensor at a time.
+pub struct Stored<'a> {
+    /// Its name in the file.
+    pub name: String,
+    /// Its shape in the file.
+    pub shape: Vec<usize>,
+    /// Its values, row-major.
+    pub values: Box<dyn Fn() -> Vec<f32> + 'a>,
+}
+
+impl<'a> Stored<'a> {
+    /// A parameter under its own name.
+    pub fn of(parameter: &'a Parameter) -> Self {
+        Self { name: parameter.name.clone(), shape: parameter.shape.clone(), values: Box::new(|| parameter.to_vec()) }
+    }
+}
+
+/// Writes one safetensors file.
+pub fn write_safetensors(path: &Path, mut tensors: Vec<Stored<'_>>, storage: Storage) -> Result<(), WeightsError> {
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut offset = 0;
+    for tensor in &tensors {
+        let end = offset + tensor.shape.iter().product::<usize>() * storage.bytes();
+        header.insert(
+            tensor.name.clone(),
+            json!({"dtype": storage.dtype(), "shape": tensor.shape, "data_offsets": [offset, end]}),
+        );
+        offset = end;
+    }
+    let mut header = Value::Object(header).to_string();
+    // Readers map the file; data aligned to 8 bytes can be used in place.
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        for tensor in &tensors {
+            for value in (tensor.values)() {
+                match storage {
+                    Storage::F32 => file.write_all(&value.to_le_bytes())?,
+                    Storage::Bf16 => {
+                        file.write_all(&half::bf16::from_f32(value).to_le_bytes())?;
+                    }
+                }
+            }
+        }
+        file.flush()
+    };
+    write().map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })
+}
+
+/// Writes `model.safetensors` and `config.json` into `folder`, without adapters (merge them first if they are meant).
+pub fn write_model(model: &Decoder, folder: &Path, storage: Storage) -> Result<(), WeightsError> {
+    let tensors = model.parameters().filter(|p| !crate::lora::is_adapter(&p.name)).map(Stored::of).collect();
+    write_safetensors(&folder.join("model.safetensors"), tensors, storage)?;
+    let config = model.config.to_json(storage.config_name());
+    write_json(&folder.join("config.json"), &config)
+}
+
+/// Writes a JSON file, indented, with a newline at the end.
+pub fn write_json(path: &Path, value: &Value) -> Result<(), WeightsError> {
+    std::fs::write(path, format!("{value:#}\n")).map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })
+}

@@ -1,0 +1,136 @@
+//! Continuing a text: greedy or sampled, one text at a time.
+
+use crate::model::parameter::host_values;
+use crate::model::{Decoder, KeyValueCache, Packed};
+use crate::random::Random;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sampling {
+    /// The highest logit; the lowest id among equals.
+    Greedy,
+    /// At random.
+    Random {
+        /// Logits are divided by it; above 0.
+        temperature: f32,
+        /// Only the most probable tokens that together reach this probability are eligible; 1 = all.
+        top_p: f32,
+        /// The same seed gives the same text.
+        seed: u64,
+    },
+}
+
+/// When to stop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// At most this many new tokens.
+    pub max_new_tokens: usize,
+    /// A token among these ends the text; it is part of the result.
+    pub stop_ids: Vec<i64>,
+}
+
+/// The tokens after `prompt`. `on_token` sees each as it comes and ends the generation by returning false.
+/// An empty prompt, or one with ids outside the vocabulary, gives no tokens.
+pub fn generate(
+    model: &Decoder,
+    prompt: &[i64],
+    sampling: Sampling,
+    limits: &Limits,
+    mut on_token: impl FnMut(i64) -> bool,
+) -> Vec<i64> {
+    let known = |id: &i64| (0..model.config.vocab_size as i64).contains(id);
+    let mut new = Vec::new();
+    if prompt.is_empty() || !prompt.iter().all(known) {
+        return new;
+    }
+    let mut random = Random::new(match sampling {
+        Sampling::Greedy => 0,
+        Sampling::Random { seed, .. } => seed,
+    });
+    let mut cache = KeyValueCache::new(model.layers.len());
+    let mut next = prompt.to_vec();
+    while new.len() < limits.max_new_tokens {
+        let logits = next_logits(model, &next, &mut cache);
+        let id = match sampling {
+            Sampling::Greedy => argmax(&logits),
+            Sampling::Random { temperature, top_p, .. } => sample(&logits, temperature, top_p, &mut random),
+        };
+        new.push(id);
+        if limits.stop_ids.contains(&id) || !on_token(id) {
+            break;
+        }
+        next = vec![id];
+    }
+    new
+}
+
+/// Feeds tokens into the cache; the logits after the last of them.
+pub fn next_logits(model: &Decoder, ids: &[i64], cache: &mut KeyValueCache) -> Vec<f32> {
+    let packed = Packed::continuation(ids, cache.tokens(), &model.config, model.device());
+    let hidden = model.hidden_cached(&packed, cache);
+    let last = hidden.narrow(0, ids.len() - 1, 1);
+    host_values(model.logits(last))
+}
+
+fn argmax(logits: &[f32]) -> i64 {
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = id;
+        }
+    }
+    best as i64
+}
+
+fn sample(logits: &[f32], temperature: f32, top_p: f32, random: &mut Random) -> i64 {
+    let best = argmax(logits);
+    let highest = logits[best as usize];
+    let mut weights: Vec<(usize, f32)> = logits
+        .iter()
+        .enumerate()
+        .map(|(id, logit)| (id, ((logit - highest) / temperature).exp()))
+        .filter(|(_, weight)| *weight > 0.0)
+        .collect();
+    weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let total: f32 = weights.iter().map(|(_, w)| w).sum();
+    let mut eligible = 0.0;
+    let mut count = 0;
+    for (_, weight) in &weights {
+        eligible += weight;
+        count += 1;
+        if eligible >= top_p * total {
+            break;
+        }
+    }
+    let mut point = random.uniform() * eligible;
+    for (id, weight) in &weights[..count] {
+        point -= weight;
+        if point < 0.0 {
+            return *id as i64;
+        }
+    }
+    // Rounding may leave a sliver behind the last one.
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sampling_follows_the_probabilities_and_top_p() {
+        let logits = [1.0_f32, 3.0, 2.0].map(|p: f32| (p / 6.0).ln());
+        let mut random = Random::new(1);
+        let mut counts = [0_i32; 3];
+        for _ in 0..6000 {
+            counts[sample(&logits, 1.0, 1.0, &mut random) as usize] += 1;
+        }
+        for (count, expected) in counts.into_iter().zip([1000, 3000, 2000]) {
+            assert!((count - expected).abs() < 150, "{counts:?}");
+        }
+        for _ in 0..100 {
+            assert_ne!(sample(&logits, 1.0, 0.8, &mut random), 0);
+            assert_eq!(sample(&logits, 0.01, 1.0, &mut random), 1);
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Ten steps of training against the reference trainer, resume, and the files that come out.
+
+mod golden;
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use golden::{Close, Expected, fixture, tensors};
+use mloc_burn::batch::Batch;
+use mloc_burn::export::{Storage, write_model};
+use mloc_burn::lora::{self, LoraConfig};
+use mloc_burn::model::parameter::host_values;
+use mloc_burn::model::{Decoder, DecoderConfig, Packed};
+use mloc_burn::optim::AdamWSettings;
+use mloc_burn::schedule::Schedule;
+use mloc_burn::train::{STATE_FILES, TrainSettings, Trainer};
+use mloc_burn::weights::SafetensorsSource;
+
+fn base(family: &str) -> Decoder {
+    open(&fixture(&format!("models/{family}")))
+}
+
+fn open(folder: &Path) -> Decoder {
+    let config = DecoderConfig::from_folder(folder).expect("config");
+    let source = SafetensorsSource::open_folder(folder).expect("weights");
+    Decoder::load(config, &source, &Device::flex()).expect("model")
+}
+
+fn settings(expected: &Expected) -> TrainSettings {
+    let number = |key: &str| expected.number(&format!("/hyperparameters/{key}"));
+    TrainSettings {
+        schedule: Schedule {
+            kind: serde_json::from_value(expected.value("/hyperparameters/lr_scheduler_type").clone())
+                .expect("schedule"),
+            peak: number("learning_rate"),
+            warmup_steps: number("warmup_steps") as u64,
+            total_steps: number("max_steps") as u64,
+        },
+        adamw: AdamWSettings {
+            adam_beta1: number("adam_beta1"),
+            adam_beta2: number("adam_beta2"),
+            adam_epsilon: number("adam_epsilon"),
+            weight_decay: number("weight_decay"),
+        },
+        max_grad_norm: Some(number("max_grad_norm")),
+        seed: 42,
+    }
+}
+
+/// The micro-batches of each step.
+fn steps(expected: &Expected) -> Vec<Vec<Batch>> {
+    let batches: Vec<Batch> = serde_json::from_value(expected.value("/batches").clone()).expect("batches");
+    let per_step = expected.number("/hyperparameters/gradient_accumulation_steps") as usize;
+    batches.chunks(per_step).map(<[_]>::to_vec).collect()
+}
+
+fn follow(what: &str, trainer: &mut Trainer, expected: &Expected) {
+    for (index, micro_batches) in steps(expected).iter().enumerate() {
+        let report = trainer.step(micro_batches).expect("step");
+        let check = |key: &str, close: Close, found: f64| {
+            let wanted = expected.number(&format!("/logs/{index}/{key}"));
+            let what = format!("{what} step {} {key}", index + 1);
+            close.check(&what, &[found as f32], &[wanted as f32]);
+        };
+        check("loss", Close::absolute(2e-3), report.loss);
+        check("grad_norm", Close::relative(1e-2), report.grad_norm);
+        check("learning_rate", Close::relative(1e-6), report.learning_rate);
+        check("num_tokens", Close::absolute(0.0), report.num_tokens as f64);
+        check("mean_token_accuracy", Close::absolute(1e-6), report.mean_token_accuracy);
+        check("entropy", Close::absolute(2e-3), report.entropy);
+    }
+}
+
+fn logits(model: &Decoder, ids: &[i64]) -> Vec<f32> {
+    let packed = Packed::new(&Batch::single(ids), &model.config, model.device());
+    host_values(model.logits(model.hidden(&packed)))
+}
+
+#[test]
+fn lora_follows_the_reference_in_four_families() {
+    for family in ["llama", "mistral", "qwen2", "qwen3"] {
+        let folder = fixture(&format!("lora/{family}"));
+        let expected = Expected::open(&folder.join("expected.json"));
+        let mut model = base(family);
+        lora::load(&mut model, &folder.join("adapter_init")).expect("adapter");
+        let mut trainer = Trainer::new(model, settings(&expected));
+        follow(family, &mut trainer, &expected);
+
+        let out = tempfile::tempdir().expect("folder");
+        assert!(lora::save(trainer.model(), out.path(), "models/x").expect("save"));
+        let found = tensors(&out.path().join("adapter_model.safetensors"));
+        let wanted = tensors(&folder.join("adapter_final/adapter_model.safetensors"));
+        assert!(found.keys().eq(wanted.keys()), "{family}: names");
+        for (name, values) in &found {
+            Close::absolute(1e-3).check(&format!("{family} {name}"), values, &wanted[name]);
+        }
+        let written = LoraConfig::from_folder(out.path()).expect("written config");
+        let reference = LoraConfig::from_folder(&folder.join("adapter_init")).expect("config");
+        assert_eq!(written, reference);
+    }
+}
+
+#[test]
+fn a_loaded_adapter_and_its_merge_give_the_reference_logits() {
+    for family in ["llama", "mistral", "qwen2", "qwen3"] {
+        let folder = fixture(&format!("lora/{family}"));
+        let expected = Expected::open(&folder.join("expected.json"));
+        let wanted = tensors(&folder.join("tensors.safetensors"));
+        let ids = expected.ids("/forward_input_ids");
+        let mut model = base(family);
+        lora::load(&mut model, &folder.join("adapter_final")).expect("adapter");
+        let close = Close::default;
+        close().check(&format!("{family} adapter"), &logits(&model, &ids), &wanted["adapter_logits"]);
+        lora::merge(&mut model);
+        close().check(&format!("{family} merged"), &logits(&model, &ids), &wanted["merged_logits"]);
+    }
+}
+
+#[test]
+fn full_training_follows_the_reference() {
+    let folder = fixture("sft_full");
+    let expected = Expected::open(&folder.join("expected.json"));
+    let mut model = base("llama");
+    model.train_all();
+    let mut trainer = Trainer::new(model, settings(&expected));
+    follow("full", &mut trainer, &expected);
+    let model = trainer.into_model();
+    for parameter in model.parameters() {
+        let norm = parameter.to_vec().iter().map(|v| v * v).sum::<f32>().sqrt();
+        let wanted = expected.number(&format!("/param_norms_after/{}", parameter.name));
+        Close::relative(1e-3).check(&parameter.name, &[norm], &[wanted as f32]);
+    }
+    let wanted = tensors(&folder.join("tensors.safetensors"));
+    let ids = expected.ids("/forward_input_ids");
+    Close::absolute(1e-2).check("logits after", &logits(&model, &ids), &wanted["logits_after"]);
+
+    let out = tempfile::tempdir().expect("folder");
+    write_model(&model, out.path(), Storage::F32).expect("export");
+    let again = open(out.path());
+    assert_eq!(logits(&again, &ids), logits(&model, &ids));
+}
+
+#[test]
+fn greedy_generation_with_a_cache_gives_the_reference_tokens() {
+    use mloc_burn::generate::{Limits, Sampling, generate};
+    for family in ["llama", "mistral", "qwen2", "qwen3"] {
+        let model = base(family);
+        let expected = Expected::open(&fixture(&format!("models/{family}")).join("expected.json"));
+        let wanted = expected.ids("/greedy/new_ids");
+        let limits = Limits { max_new_tokens: wanted.len(), stop_ids: vec![] };
+        let prompt = expected.ids("/greedy/prompt_ids");
+        let found = generate(&model, &prompt, Sampling::Greedy, &limits, |_| true);
+        assert_eq!(found, wanted, "{family}");
+    }
+}
+
+/// Reads every file of a saved state.
+fn state_bytes(trainer: &Trainer) -> Vec<Vec<u8>> {
+    let folder = tempfile::tempdir().expect("folder");
+    trainer.save_state(folder.path()).expect("save");
+    STATE_FILES.iter().map(|file| std::fs::read(folder.path().join(file)).expect("state file")).collect()
+}
+
+#[test]
+fn a_resumed_run_equals_the_unbroken_run_bit_for_bit() {
+    let expected = Expected::open(&fixture("lora/llama/expected.json"));
+    let steps = steps(&expected);
+    for full in [false, true] {
+        let fresh = || {
+            let mut model = base("llama");
+            match full {
+                true => model.train_all(),
+                false => {
+                    let config = LoraConfig {
+                        r: 4,
+                        lora_alpha: 8.0,
+                        // Dropout, so that the random state matters.
+                        lora_dropout: 0.2,
+                        use_rslora: false,
+                        target_modules: vec!["q_proj".into(), "down_proj".into()],
+                    };
+                    lora::attach(&mut model, &config, 7).expect("attach");
+                }
+            }
+            Trainer::new(model, settings(&expected))
+        };
+        let mut unbroken = fresh();
+        let mut reports = Vec::new();
+        for step in &steps {
+            reports.push(unbroken.step(step).expect("step"));
+        }
+        let mut first = fresh();
+        for step in &steps[..4] {
+            first.step(step).expect("step");
+        }
+        first.data_position = 4;
+        let folder = tempfile::tempdir().expect("folder");
+        first.save_state(folder.path()).expect("save");
+        drop(first);
+        let mut second = fresh();
+        second.load_state(folder.path()).expect("load");
+        assert_eq!((second.steps_done(), second.data_position), (4, 4));
+        for (step, wanted) in steps.iter().zip(&reports).skip(4) {
+            assert_eq!(second.step(step).expect("step"), *wanted);
+        }
+        second.data_position = 0;
+        assert_eq!(state_bytes(&second), state_bytes(&unbroken), "full = {full}");
+    }
+}
+
+#[test]
+fn a_damaged_state_is_an_error_that_names_the_file() {
+    let expected = Expected::open(&fixture("lora/llama/expected.json"));
+    let fresh = || {
+        let mut model = base("llama");
+        lora::load(&mut model, &fixture("lora/llama/adapter_init")).expect("adapter");
+        Trainer::new(model, settings(&expected))
+    };
+    let mut trainer = fresh();
+    trainer.step(&steps(&expected)[0]).expect("step");
+    for file in STATE_FILES {
+        let folder = tempfile::tempdir().expect("folder");
+        trainer.save_state(folder.path()).expect("save");
+        let path = folder.path().join(file);
+        let bytes = std::fs::read(&path).expect("file");
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).expect("truncate");
+        let error = fresh().load_state(folder.path()).expect_err("truncated").to_string();
+        assert!(error.contains(file), "{error}");
+        std::fs::remove_file(&path).expect("remove");
+        let error = fresh().load_state(folder.path()).expect_err("missing").to_string();
+        assert!(error.contains(file), "{error}");
+    }
+}
+
+#[test]
+fn tokens_outside_the_vocabulary_are_refused() {
+    let expected = Expected::open(&fixture("lora/llama/expected.json"));
+    let mut trainer = Trainer::new(base("llama"), settings(&expected));
+    let error = trainer.step(&[Batch::single(&[1, 512])]).expect_err("too large").to_string();
+    assert_eq!(error, "batch row 0: token id 512, the vocabulary has 512");
+}
