@@ -204,6 +204,16 @@ pub fn text_of(node: &Node, path: String, problems: &mut Problems) -> Option<Typ
 
 /// Says to leave the quotes out, when that is all that is wrong.
 pub fn with_unquoted_hint(problem: Problem, node: &Node, right: fn(&serde_json::Value) -> bool) -> Problem {
+    // YAML 1.1's truth values, which 1.2 reads as texts.
+    if let Tree::Scalar { text, plain: true } = &node.tree
+        && right(&serde_json::Value::Bool(true))
+    {
+        match text.to_ascii_lowercase().as_str() {
+            "yes" | "on" => return problem.hint("write true"),
+            "no" | "off" => return problem.hint("write false"),
+            _ => {}
+        }
+    }
     if let Tree::Scalar { text, plain: false } = &node.tree {
         let unquoted = Node { at: node.at, tree: Tree::Scalar { text: text.clone(), plain: true } };
         if unquoted.json_scalar().is_some_and(|v| right(&v)) {

@@ -37,6 +37,16 @@ fn suggest(text: &str, allowed: impl Fn(char) -> bool, longest: usize) -> String
     suggestion.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
 }
 
+/// A split of a hub's data set, slices such as `train[:10%]` included.
+pub fn split(typed: &Typed<String>) -> Result<String, Problem> {
+    let text = typed.value.as_str();
+    let good = text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.len() <= 128
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-[]:%+".contains(c))
+        && !text.contains("..");
+    if good { Ok(text.to_owned()) } else { Err(typed.problem("a split such as train or train[:10%]")) }
+}
+
 /// A label's or annotation's key: a name, perhaps after a prefix and a slash.
 pub fn label_key(typed: &Typed<String>) -> Result<String, Problem> {
     let parts: Vec<&str> = typed.value.split('/').collect();

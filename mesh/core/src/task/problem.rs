@@ -156,8 +156,9 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Opt
         let name_plain = plain(name);
         let edits = strsim::damerau_levenshtein(&typed, &name_plain);
         // A third of the word may be wrong; and a word that is a part of the name is near, whatever its length.
-        let part =
-            typed.len().min(name_plain.len()) >= 4 && (name_plain.contains(&typed) || typed.contains(&name_plain));
+        let part = typed.len().min(name_plain.len()) >= 4
+            && (name_plain.contains(&typed) || typed.contains(&name_plain))
+            || typed.len() >= 3 && name_plain.starts_with(&typed);
         (edits, edits * 3 <= name_plain.chars().count().max(3) || part, name)
     });
     scored.filter(|(_, near, _)| *near).min_by_key(|(edits, ..)| *edits).map(|(.., name)| name)

@@ -4,6 +4,8 @@ use std::{fs, path::PathBuf};
 
 use super::*;
 
+mod properties;
+
 fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -47,4 +49,103 @@ fn every_example_is_taken_and_survives_its_canonical_form() {
         }
     }
     assert!(count >= 5, "only {count} examples");
+}
+
+/// One snapshot a file: read them as a user would.
+#[test]
+fn every_bad_file_says_what_would_work() {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(repository().join("tests/fixtures/tasks/bad/messages"));
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    let files = files("tests/fixtures/tasks/bad");
+    assert!(files.len() >= 25, "only {} files", files.len());
+    for (name, bytes) in files {
+        let problems = match parse_with_notes(&bytes, &name) {
+            Ok(parsed) => panic!("{name} was taken: {:?}", parsed.spec),
+            Err(problems) => problems,
+        };
+        assert!(!problems.problems.is_empty(), "{name} was refused without a reason");
+        settings.bind(|| insta::assert_snapshot!(name.trim_end_matches(".yaml"), problems.to_string()));
+    }
+}
+
+#[test]
+fn a_huge_body_is_refused_by_its_size() {
+    let body = vec![b'#'; 100 << 20];
+    let problems = parse_with_notes(&body, "body").unwrap_err();
+    insta::assert_snapshot!(problems.to_string(), @"
+    body:1:1: found 104857600 bytes, expected at most 262144 bytes
+      hint: a task names its data and does not hold it: put the data where a `source` can name it
+    ");
+}
+
+#[test]
+fn problems_are_plain_data_for_rest() {
+    let problems = parse("kind: TrainingTask\n", "task.yaml").unwrap_err();
+    let json = serde_json::to_value(&problems.problems[0]).unwrap();
+    let want = serde_json::json!({
+        "path": "apiVersion", "line": 1, "column": 1, "found": "nothing", "expected": "`mloc/v1`",
+    });
+    assert_eq!(json, want);
+}
+
+#[test]
+fn notes_tell_what_has_no_effect() {
+    let bytes = fs::read(repository().join("configs/sft_mistral_7b.yaml")).unwrap();
+    let parsed = parse_with_notes(&bytes, "sft_mistral_7b.yaml").unwrap();
+    let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notes.join("\n"), @"
+    40:24: spec.dataset.preprocessing.prompt_template: `...` stands for the data set's own format
+    44:5: spec.hyperparameters.output_dir: has no effect: the worker chooses its own folder, and artifacts go to `output.destination`
+    ");
+}
+
+#[test]
+fn the_contracts_example_means_what_it_says() {
+    let bytes = fs::read(repository().join("configs/sft_mistral_7b.yaml")).unwrap();
+    let spec = parse_with_notes(&bytes, "sft_mistral_7b.yaml").unwrap().spec;
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(repository().join("tests/fixtures/tasks/good/meanings"));
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_json_snapshot!("sft_mistral_7b", spec));
+}
+
+#[test]
+fn settings_read_what_was_typed_and_fill_in_the_rest() {
+    use settings::{DataOrder, Precision, Save, Schedule, Training, Warmup};
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/everything.yaml")).unwrap();
+    let spec = parse_with_notes(&bytes, "everything.yaml").unwrap().spec;
+    let training = Training::of(&spec);
+    assert_eq!(training.num_train_epochs, 1.0);
+    assert_eq!((training.max_steps, training.max_length), (None, Some(512)));
+    assert_eq!(training.learning_rate, 2e-5, "SFTConfig's default, not TrainingArguments'");
+    assert_eq!((training.warmup, training.warmup.steps(11)), (Warmup::Share(0.1), 2));
+    assert_eq!((training.data_order, training.precision), (DataOrder::Given, Precision::Bf16));
+    assert_eq!((training.lr_scheduler, training.save), (Schedule::Linear, Save::Steps(500)));
+    assert_eq!(training.generation_prompts, ["12", "null", "true", "a: b"]);
+
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/no_length_bound.yaml")).unwrap();
+    let training = Training::of(&parse_with_notes(&bytes, "x").unwrap().spec);
+    assert_eq!((training.max_length, training.max_steps), (None, Some(10)));
+    assert_eq!((training.warmup, training.save_total_limit), (Warmup::Steps(5), Some(3)));
+
+    let bytes = fs::read(repository().join("configs/pretrain_quickstart.yaml")).unwrap();
+    let shape = settings::Shape::of(&parse_with_notes(&bytes, "x").unwrap().spec);
+    assert_eq!(shape.hidden_size % shape.num_attention_heads, 0);
+
+    let bytes = fs::read(repository().join("configs/echo.yaml")).unwrap();
+    let echo = settings::Echo::of(&parse_with_notes(&bytes, "x").unwrap().spec);
+    assert_eq!((echo.steps, echo.step_ms, echo.fail), (5, 200, None));
+}
+
+#[test]
+fn the_node_example_is_yaml_without_a_second_thought() {
+    // Its shape is the binary's, which tests it; here only that no key stands twice and every value is plain.
+    let bytes = fs::read(repository().join("configs/node.yaml")).unwrap();
+    let mut problems = Problems::none("node.yaml");
+    assert!(yaml::tree(yaml::text_of(&bytes, "node.yaml").unwrap(), &mut problems).is_some());
+    assert!(problems.problems.is_empty(), "{problems}");
+    assert!(yaml::read::<serde_json::Value>(std::str::from_utf8(&bytes).unwrap()).is_ok());
 }

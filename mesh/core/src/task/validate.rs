@@ -125,7 +125,14 @@ impl Validation<'_> {
         let Some(row) = TASK_TYPES.iter().find(|row| row.name == text.value) else {
             let names: Vec<_> = TASK_TYPES.iter().map(|row| row.name).collect();
             let problem = text.problem(format!("one of {}", names.join(", ")));
-            self.problems.push(match nearest(&text.value, names) {
+            let habit = match text.value.to_ascii_lowercase().as_str() {
+                "finetune" | "fine-tune" | "fine_tune" | "finetuning" | "train" | "lora" | "qlora" => Some("sft"),
+                "reward" | "reward_model" => Some("rm"),
+                "rag" => Some("rag_inference"),
+                "serve" | "serving" => Some("inference"),
+                _ => None,
+            };
+            self.problems.push(match habit.or_else(|| nearest(&text.value, names)) {
                 Some(near) => problem.hint(format!("did you mean `{near}`?")),
                 None => problem,
             });
@@ -390,7 +397,7 @@ impl Validation<'_> {
             if !hub {
                 self.problems.push(split.problem("no `split` here: a path names the file itself"));
             }
-            self.told(names::name(split, "[]:%", 128))
+            self.told(names::split(split))
         });
         Some(Dataset { source: source?, split, eval, prompt_template, max_seq_length })
     }

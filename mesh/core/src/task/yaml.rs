@@ -21,7 +21,7 @@ const DEPTH_MAX: usize = 32;
 /// Most nodes after aliases are followed, so that a few lines cannot grow to gigabytes.
 const NODES_MAX: usize = 20_000;
 /// Most bytes of scalars after aliases are followed.
-const TEXT_MAX: usize = 4 * SIZE_MAX;
+const TEXT_MAX: usize = SIZE_MAX;
 
 /// A value and where it begins.
 #[derive(Clone, Debug, PartialEq)]
@@ -336,6 +336,7 @@ impl Builder<'_, '_> {
             Content::List(items) => Tree::List(items),
             Content::Map { entries, .. } => Tree::Map(entries),
         };
+        // Its children were counted as they came.
         self.nodes += 1;
         self.place(Node { at, tree }, anchor)
     }
@@ -345,16 +346,32 @@ impl Builder<'_, '_> {
         let (nodes, bytes, depth) = measure(node);
         self.nodes += nodes;
         self.bytes += bytes;
-        let small = self.nodes <= NODES_MAX && self.bytes <= TEXT_MAX && self.open.len() + depth <= DEPTH_MAX;
-        if !small {
-            self.problem(
-                at,
-                "a text that grows beyond 20000 values",
-                "a task",
-                Some("write values out where aliases repeat them"),
-            );
+        let hint = Some("write values out where aliases repeat them");
+        if self.nodes > NODES_MAX {
+            self.problem(at, "a text that grows beyond 20000 values", "a task", hint);
+        } else if self.bytes > TEXT_MAX {
+            self.problem(at, "a text that grows beyond 256 KiB", "a task", hint);
+        } else if self.open.len() + depth > DEPTH_MAX {
+            self.problem(at, "nesting deeper than 32", "a task, which is seven deep", None);
+        } else {
+            return true;
         }
-        small
+        false
+    }
+
+    /// The path of a key in the map that is being read.
+    fn path_of(&self, key: &str) -> String {
+        let mut path = String::new();
+        for open in self.open.iter() {
+            let part = match &open.content {
+                Content::List(items) => format!("[{}]", items.len()),
+                Content::Map { key: Some(key), .. } if path.is_empty() => key.text.clone(),
+                Content::Map { key: Some(key), .. } => format!(".{}", key.text),
+                Content::Map { key: None, .. } => String::new(),
+            };
+            path.push_str(&part);
+        }
+        if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
     }
 
     /// Puts a finished value where it belongs.
@@ -376,7 +393,8 @@ impl Builder<'_, '_> {
                     } else if let Some(first) = seen.get(&key.text) {
                         let found = format!("{} a second time", show(&key.text));
                         let hint = format!("the first is on line {}", first.line);
-                        self.problem(key.at, &found, "each key once", Some(&hint));
+                        let problem = Problem::new(self.path_of(&key.text), key.at, found, "each key once");
+                        self.problems.push(problem.hint(hint));
                     }
                 }
                 None => match node.tree {
@@ -424,10 +442,75 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_yaml::from_str(text).map_err(|error| error.to_string())
 }
 
-/// Writes a value as YAML.
+/// Writes a value as YAML that [`tree`] reads back as the same value.
+///
+/// `serde_yaml` writes YAML 1.1, where U+2028 and its like break lines; such texts are rare, and for them the value
+/// is written as JSON, which is YAML as well and can escape every character.
 ///
 /// # Errors
-/// When the value has no YAML form, such as a map whose keys are maps.
+/// When the value has no JSON form, such as a map whose keys are maps.
 pub fn write<T: Serialize>(value: &T) -> Result<String, String> {
-    serde_yaml::to_string(value).map_err(|error| error.to_string())
+    let value = serde_json::to_value(value).map_err(|error| error.to_string())?;
+    let text = serde_yaml::to_string(&value).map_err(|error| error.to_string())?;
+    let mut problems = Problems::none("");
+    if tree(&text, &mut problems).is_some_and(|read| problems.problems.is_empty() && read.json() == value) {
+        return Ok(text);
+    }
+    let json = serde_json::to_string_pretty(&value).map_err(|error| error.to_string())?;
+    let mut escaped = String::with_capacity(json.len() + 1);
+    for c in json.chars() {
+        // Outside its texts JSON has no such characters, and all of them fit four digits.
+        if (c.is_control() && c != '\n') || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped.push('\n');
+    Ok(escaped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_scalars_mean_what_the_core_schema_says() {
+        for (text, want) in [
+            ("", Value::Null),
+            ("~", Value::Null),
+            ("true", Value::Bool(true)),
+            ("yes", Value::from("yes")),
+            ("12", Value::from(12)),
+            ("-3", Value::from(-3)),
+            ("+3", Value::from(3)),
+            ("0x1F", Value::from(31)),
+            ("2e-4", Value::from(2e-4)),
+            ("1.", Value::from(1.0)),
+            (".5", Value::from(0.5)),
+            ("1e999", Value::from("1e999")),
+            (".inf", Value::from(".inf")),
+            (".nan", Value::from(".nan")),
+            ("1.2.3", Value::from("1.2.3")),
+            ("18446744073709551615", Value::from(u64::MAX)),
+            ("--1", Value::from("--1")),
+            (".", Value::from(".")),
+        ] {
+            assert_eq!(core_schema(text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_key_and_value_knows_its_place() {
+        let mut problems = Problems::none("x");
+        let root = tree("a: 1\nbö:\n  - ü: [2,\n     3]\r\n", &mut problems).unwrap();
+        let Tree::Map(top) = &root.tree else { panic!("{root:?}") };
+        let place = |line, column| At { line, column };
+        assert_eq!((top[0].0.at, top[0].1.at), (place(1, 1), place(1, 4)));
+        let Tree::List(list) = &top[1].1.tree else { panic!("{root:?}") };
+        let Tree::Map(inner) = &list[0].tree else { panic!("{root:?}") };
+        let Tree::List(numbers) = &inner[0].1.tree else { panic!("{root:?}") };
+        assert_eq!((inner[0].0.at, numbers[0].at, numbers[1].at), (place(3, 5), place(3, 9), place(4, 6)));
+        assert!(problems.problems.is_empty());
+    }
 }

@@ -19,7 +19,7 @@ use super::{
     problem::{At, Note, Problem, Problems, nearest, show},
     yaml::{Key, Node, Tree},
 };
-use rows::{Row, Status, Translate, Type, tables};
+use rows::{HABITS, Row, Status, Translate, Type, tables};
 
 /// What was read: values under their canonical names, and where each was typed.
 #[derive(Debug, Default)]
@@ -58,6 +58,12 @@ pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems,
                 notes.push(Note { path, at: key.at, text: format!("has no effect: {reason}") });
                 continue;
             }
+            Status::Secret(reason) => {
+                if !node.is_null() {
+                    problems.push(Problem::new(path, node.at, "a secret", "no secrets in a task").hint(reason));
+                }
+                continue;
+            }
             Status::OnlyDefault(reason) => {
                 if let Some(value) = check(row, node, &path, problems)
                     && value != row.default.value()
@@ -90,12 +96,16 @@ pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems,
 
 fn unknown(task_type: TaskType, key: &Key, path: String) -> Problem {
     let found = format!("the unknown name {}", show(&key.text));
-    let names: Vec<_> = tables(task_type).iter().flat_map(|table| table.iter().map(|row| row.name)).collect();
+    let rows = || tables(task_type).iter().copied().flatten();
+    let names: Vec<_> = rows().map(|row| row.name).collect();
     if names.is_empty() {
         return Problem::new(path, key.at, found, format!("no hyperparameters: {task_type} has none in this build"));
     }
     let problem = Problem::new(path, key.at, found, format!("a hyperparameter of {task_type}"));
-    match nearest(&key.text, names) {
+    let habit = HABITS.iter().find(|(typed, name)| *typed == key.text && names.contains(name)).map(|(_, name)| *name);
+    // A name that does something here is the better guess.
+    let working = rows().filter(|row| matches!(row.status, Status::Works | Status::OldName(..))).map(|row| row.name);
+    match habit.or_else(|| nearest(&key.text, working)).or_else(|| nearest(&key.text, names)) {
         Some(name) => problem.hint(format!("did you mean `{name}`?")),
         None => problem.hint("names are those of TRL's config classes and transformers' TrainingArguments"),
     }

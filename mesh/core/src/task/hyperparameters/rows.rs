@@ -78,6 +78,8 @@ pub enum Status {
     OldName(&'static str, Translate),
     /// It changes nothing here, and the user is told why.
     NoEffect(&'static str),
+    /// It holds a secret, and a task is no place for one; its value is not even shown.
+    Secret(&'static str),
     /// Its default is taken; any other value is refused with the reason.
     OnlyDefault(&'static str),
 }
@@ -134,6 +136,7 @@ impl Type {
             Type::Int { min, max } => format!("a whole number from {min} to {max}"),
             Type::Float { min, max } if min == f64::MIN && max == f64::MAX => "a number".to_owned(),
             Type::Float { min, max } if min == ABOVE_ZERO && max == f64::MAX => "a number above 0".to_owned(),
+            Type::Float { min, max } if min == ABOVE_ZERO => format!("a number above 0, at most {max}"),
             Type::Float { min, max } if max == f64::MAX => format!("a number, at least {min}"),
             Type::Float { min, max } if max == BELOW_ONE => format!("a number from {min} to below 1"),
             Type::Float { min, max } => format!("a number from {min} to {max}"),
@@ -171,6 +174,22 @@ const fn no_effect(name: &'static str, reason: &'static str) -> Row {
 const fn only(name: &'static str, default: Default, reason: &'static str) -> Row {
     Row { name, kind: Type::Any, default, nullable: true, status: Status::OnlyDefault(reason) }
 }
+
+/// What people write from habit, and what they mean: for hints only.
+pub(super) const HABITS: [(&str, &str); 12] = [
+    ("lr", "learning_rate"),
+    ("epochs", "num_train_epochs"),
+    ("num_epochs", "num_train_epochs"),
+    ("batch_size", "per_device_train_batch_size"),
+    ("train_batch_size", "per_device_train_batch_size"),
+    ("eval_batch_size", "per_device_eval_batch_size"),
+    ("grad_accum", "gradient_accumulation_steps"),
+    ("clip", "max_grad_norm"),
+    ("scheduler", "lr_scheduler_type"),
+    ("warmup", "warmup_steps"),
+    ("max_seq_len", "max_length"),
+    ("steps", "max_steps"),
+];
 
 const fn old(name: &'static str, kind: Type, new: &'static str, translate: Translate) -> Row {
     Row { name, kind, default: Default::Null, nullable: false, status: Status::OldName(new, translate) }
@@ -289,7 +308,13 @@ const TRAINER: &[Row] = &[
     only("resume_from_checkpoint", Default::Null, "the mesh resumes by itself, from the last whole checkpoint"),
     only("push_to_hub", Default::Bool(false), NO_HUB),
     only("hub_model_id", Default::Null, NO_HUB),
-    only("hub_token", Default::Null, "credentials come from the worker's environment, never from a task"),
+    Row {
+        name: "hub_token",
+        kind: Type::Any,
+        default: Default::Null,
+        nullable: true,
+        status: Status::Secret("credentials come from the worker's environment, never from a task"),
+    },
     only("deepspeed", Default::Null, ONE_DEVICE),
     only("fsdp", Default::Null, ONE_DEVICE),
     only("fsdp_config", Default::Null, ONE_DEVICE),
@@ -371,7 +396,9 @@ mod tests {
                         let found = super::super::find(task_type.task_type, new);
                         assert!(found.is_some_and(|r| matches!(r.status, Status::Works)), "{}", row.name);
                     }
-                    Status::Works | Status::NoEffect(_) | Status::OnlyDefault(_) => assert!(good, "{}", row.name),
+                    Status::Works | Status::NoEffect(_) | Status::Secret(_) | Status::OnlyDefault(_) => {
+                        assert!(good, "{}", row.name)
+                    }
                 }
             }
         }

@@ -1,0 +1,198 @@
+//! What holds for every input: no panic, a spec or a reason, and a canonical form that means the same.
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    capability::{GpuRequest, Request},
+    task::{
+        kind::Kind,
+        spec::{
+            Adapter, AdapterKind, Checkpointing, Dataset, Location, Metadata, Model, Output, Placement, Retry, Timeouts,
+        },
+    },
+};
+
+/// A spec or at least one problem, each of which can be shown; and a spec means the same after its canonical form.
+fn holds(bytes: &[u8]) -> Result<(), TestCaseError> {
+    match parse_with_notes(bytes, "f") {
+        Ok(parsed) => {
+            let canonical = canonical::write(&parsed.spec).map_err(TestCaseError::fail)?;
+            match parse(&canonical, "canonical") {
+                Ok(again) => prop_assert_eq!(again, parsed.spec),
+                Err(problems) => return Err(TestCaseError::fail(format!("{problems}\n{canonical}"))),
+            }
+        }
+        Err(problems) => {
+            prop_assert!(!problems.problems.is_empty());
+            prop_assert!(problems.to_string().lines().count() <= 2 * Problems::LIMIT + 1, "{problems}");
+            prop_assert!(problems.problems.iter().all(|p| p.at.line > 0 && p.at.column > 0));
+        }
+    }
+    Ok(())
+}
+
+/// One change to a file.
+#[derive(Clone, Debug)]
+enum Change {
+    Cut(usize, usize),
+    Put(usize, Vec<u8>),
+    Repeat(usize, usize),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let bits = [
+        ":", "- ", "\n", "\t", "{", "}", "[", "]", "&a ", "*a", "!", "!!str ", "|\n", ">\n", "'", "\"", "#", "? ",
+        "<<: ", "---\n", "\0", "\u{feff}", "\u{2028}", "null", "1e999", "../", "-1", "\\x00", "é",
+    ];
+    prop_oneof![
+        (any::<usize>(), 0..40usize).prop_map(|(at, length)| Change::Cut(at, length)),
+        (any::<usize>(), prop::sample::select(bits.to_vec())).prop_map(|(at, b)| Change::Put(at, b.into())),
+        (any::<usize>(), prop::collection::vec(any::<u8>(), 1..4)).prop_map(|(at, b)| Change::Put(at, b)),
+        (any::<usize>(), 1..80usize).prop_map(|(at, length)| Change::Repeat(at, length)),
+    ]
+}
+
+fn changed(mut bytes: Vec<u8>, changes: &[Change]) -> Vec<u8> {
+    for change in changes {
+        let (Change::Cut(at, _) | Change::Put(at, _) | Change::Repeat(at, _)) = change;
+        let at = at % (bytes.len() + 1);
+        match change {
+            Change::Cut(_, length) => drop(bytes.drain(at..(at + length).min(bytes.len()))),
+            Change::Put(_, new) => drop(bytes.splice(at..at, new.iter().copied())),
+            Change::Repeat(_, length) => {
+                let again = bytes[at..(at + length).min(bytes.len())].to_vec();
+                drop(bytes.splice(at..at, again));
+            }
+        }
+    }
+    bytes
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9]([a-z0-9_-]{0,8}[a-z0-9])?"
+}
+
+fn location(writable: bool) -> BoxedStrategy<Location> {
+    let path = || "[a-z0-9_.-]{0,3}[a-z0-9](/[a-z0-9]{1,5}){0,2}".prop_filter("tricks", |p| !p.contains(".."));
+    let local = path().prop_map(|path| Location::Local { path });
+    let s3 = (
+        "[a-z][a-z0-9]{2,9}",
+        path(),
+        prop::option::of(Just("http://[::1]:9000".to_owned())),
+        prop::option::of(name()),
+    )
+        .prop_map(|(bucket, path, endpoint, region)| Location::S3 { bucket, path, endpoint, region });
+    let hub = (name(), name(), "[0-9]{1,3}(\\.[0-9]{1,2})?|main|refs/pr/1")
+        .prop_map(|(a, b, revision)| Location::HuggingFace { identifier: format!("{a}/{b}"), revision });
+    let gcs = path().prop_map(|p| Location::Other { scheme: "gcs".into(), identifier: format!("bucket/{p}") });
+    if writable {
+        return prop_oneof![local, s3, hub, gcs].boxed();
+    }
+    let task = (name(), prop::option::of(path())).prop_map(|(identifier, path)| Location::Task { identifier, path });
+    prop_oneof![local, s3, hub, gcs, task].boxed()
+}
+
+fn texts() -> impl Strategy<Value = std::collections::BTreeMap<String, String>> {
+    // Any text but NUL, which no environment can hold.
+    let text = any::<String>().prop_map(|text| text.replace('\0', ""));
+    prop::collection::btree_map("[a-z]{1,6}", text, 0..3)
+}
+
+fn spec() -> impl Strategy<Value = TaskSpec> {
+    let adapter = (any::<bool>(), 1..1025u32, 1..10_000_000u64, 0..1_000_000u32, any::<bool>()).prop_map(
+        |(quantised, r, lora_alpha_milli, lora_dropout_micro, use_rslora)| Adapter {
+            kind: if quantised { AdapterKind::Qlora } else { AdapterKind::Lora },
+            r,
+            lora_alpha_milli,
+            lora_dropout_micro,
+            target_modules: vec!["q_proj".into(), "all-linear".into()],
+            use_rslora,
+            source: None,
+        },
+    );
+    let hyperparameters = (any::<u32>(), 0.0..1.0f64, prop::collection::vec("\\PC{0,12}", 0..3)).prop_map(
+        |(seed, learning_rate, prompts)| {
+            std::collections::BTreeMap::from([
+                ("seed".to_owned(), json!(seed)),
+                ("learning_rate".to_owned(), json!(learning_rate)),
+                ("generation_prompts".to_owned(), json!(prompts)),
+                ("max_length".to_owned(), json!(null)),
+            ])
+        },
+    );
+    let gpu = prop::option::of((1..1025u32, any::<u64>()).prop_map(|(count, memory_bytes)| GpuRequest {
+        kind: "any".into(),
+        count,
+        memory_bytes,
+    }));
+    let request = (1..1_000_000u64, any::<u64>(), any::<u64>(), gpu)
+        .prop_map(|(cpu_millis, memory_bytes, disk_bytes, gpu)| Request { cpu_millis, memory_bytes, disk_bytes, gpu });
+    let places = (location(false), prop::option::of(adapter), location(false), prop::option::of(location(false)));
+    let ends = (prop::option::of(location(true)), prop::option::of(location(true)));
+    let rest = (texts(), texts(), texts(), -1_000_000..1_000_000i32, 0..1_000u32, 1..1_000_000_000u64);
+    (name(), request, places, ends, hyperparameters, rest).prop_map(
+        |(name, request, (model, adapter, data, eval), (out, checkpoint), hyperparameters, rest)| {
+            let (labels, annotations, env, priority, limit, ms) = rest;
+            TaskSpec {
+                kind: Kind::TrainingTask,
+                metadata: Metadata { name, owner: "a@b".into(), project: "p".into(), labels, annotations },
+                task_type: TaskType::Sft,
+                replicas: 1,
+                request,
+                model: Some(Model { source: model, adapter }),
+                dataset: Some(Dataset {
+                    source: data,
+                    split: None,
+                    eval,
+                    prompt_template: Some("{a}: {{}}\n".into()),
+                    max_seq_length: None,
+                }),
+                hyperparameters,
+                output: Output { destination: out, artifacts: vec!["training_logs".into()] },
+                priority,
+                depends_on: vec![],
+                retry: Retry { limit, backoff_ms: ms, backoff_max_ms: 2 * ms },
+                timeouts: Timeouts { run_ms: Some(ms), stop_ms: None },
+                placement: Placement { offline_for_ms: Some(ms), ..Placement::default() },
+                checkpoint: Checkpointing { destination: checkpoint },
+                env,
+                secrets_from: vec!["s".into()],
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        holds(&bytes)?;
+    }
+
+    #[test]
+    fn any_text_is_taken_or_refused(text in "[ \\-\\n:{}\\[\\]&*!|>'\"#%@a-e0-2\t?,~.]{0,120}") {
+        holds(text.as_bytes())?;
+    }
+
+    #[test]
+    fn mutated_files_are_taken_or_refused(
+        which in any::<prop::sample::Index>(),
+        changes in prop::collection::vec(change(), 1..6),
+    ) {
+        let files = [files("configs"), files("tests/fixtures/tasks/good"), files("tests/fixtures/tasks/bad")].concat();
+        let (_, bytes) = which.get(&files).clone();
+        holds(&changed(bytes, &changes))?;
+    }
+
+    #[test]
+    fn a_spec_means_the_same_after_its_canonical_form(spec in spec()) {
+        let canonical = canonical::write(&spec).map_err(TestCaseError::fail)?;
+        match parse(&canonical, "canonical") {
+            Ok(again) => prop_assert_eq!(again, spec),
+            Err(problems) => return Err(TestCaseError::fail(format!("{problems}\n{canonical}"))),
+        }
+    }
+}
