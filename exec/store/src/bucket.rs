@@ -268,12 +268,23 @@ impl Bucket {
     /// A small object, whole; `None` when there is none.
     pub async fn get(&self, name: &str, bytes_max: u64) -> Result<Option<Bytes>, StoreError> {
         let key = self.key(name);
-        match self.patient.read_with(&key).range(0..bytes_max + 1).await {
+        let read = async {
+            let mut stream = self.patient.reader(&key).await?.into_stream(..).await?;
+            let mut bytes = Vec::new();
+            while let Some(block) = stream.try_next().await? {
+                bytes.extend_from_slice(&block.to_bytes());
+                if bytes.len() as u64 > bytes_max {
+                    break;
+                }
+            }
+            Ok::<_, opendal::Error>(bytes)
+        };
+        match read.await {
             Ok(bytes) if bytes.len() as u64 > bytes_max => {
                 let found = format!("larger than {bytes_max} bytes");
                 Err(StoreError::Damaged { place: self.url(name), found })
             }
-            Ok(bytes) => Ok(Some(bytes.to_bytes())),
+            Ok(bytes) => Ok(Some(bytes.into())),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
             Err(e) => Err(self.error(name, self.patience.tries, &e)),
         }

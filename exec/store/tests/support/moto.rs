@@ -25,7 +25,7 @@ impl Drop for Moto {
 }
 
 impl Moto {
-    /// Starts the server and makes bucket `b`. `None`, and a line that is counted, where it cannot be had.
+    /// Starts the server and makes bucket `mloc-test`. `None`, and a line that is counted, where it cannot be had.
     pub async fn start() -> Option<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/servers/moto.sh");
         let child =
@@ -39,14 +39,17 @@ impl Moto {
             println!("SKIP: no S3 server: moto[server] 5.2.5 is neither installed nor to be had from PyPI");
             return None;
         }
-        moto.call(reqwest::Method::PUT, "/b", Vec::new()).await;
+        moto.call(reqwest::Method::PUT, "/mloc-test", Vec::new()).await;
         Some(moto)
     }
 
-    /// An unsigned request: moto takes them until [`Moto::check_credentials`].
+    /// A request that is signed only for show: moto looks no closer until [`Moto::check_credentials`].
     pub async fn call(&self, method: reqwest::Method, path: &str, body: Vec<u8>) -> Vec<u8> {
         drop(rustls::crypto::ring::default_provider().install_default());
-        let request = reqwest::Client::new().request(method, format!("{}{path}", self.endpoint)).body(body);
+        let signed = "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/us-east-1/s3/aws4_request, \
+                      SignedHeaders=host, Signature=0";
+        let request = reqwest::Client::new().request(method, format!("{}{path}", self.endpoint));
+        let request = request.header("authorization", signed).body(body);
         let answer = request.send().await.expect("moto answers");
         let status = answer.status();
         let bytes = answer.bytes().await.expect("moto answers to the end").to_vec();
@@ -54,15 +57,23 @@ impl Moto {
         bytes
     }
 
-    /// Puts an object into bucket `b`.
+    /// Puts an object into bucket `mloc-test`.
     pub async fn put(&self, key: &str, bytes: &[u8]) {
-        self.call(reqwest::Method::PUT, &format!("/b/{key}"), bytes.to_vec()).await;
+        self.call(reqwest::Method::PUT, &format!("/mloc-test/{key}"), bytes.to_vec()).await;
     }
 
-    /// The keys in bucket `b`.
+    /// The keys in bucket `mloc-test`.
     pub async fn keys(&self) -> Vec<String> {
-        let xml = String::from_utf8(self.call(reqwest::Method::GET, "/b?list-type=2", Vec::new()).await).unwrap();
+        let xml =
+            String::from_utf8(self.call(reqwest::Method::GET, "/mloc-test?list-type=2", Vec::new()).await).unwrap();
         xml.split("<Key>").skip(1).map(|part| part.split("</Key>").next().unwrap().to_owned()).collect()
+    }
+
+    /// Removes all objects from bucket `mloc-test`.
+    pub async fn clear(&self) {
+        for key in self.keys().await {
+            self.call(reqwest::Method::DELETE, &format!("/mloc-test/{key}"), Vec::new()).await;
+        }
     }
 
     /// From now on only known credentials are let in, and it knows none.
@@ -71,9 +82,9 @@ impl Moto {
     }
 }
 
-/// A place in bucket `b` behind an endpoint.
+/// A place in bucket `mloc-test` behind an endpoint.
 pub fn at(endpoint: &str, path: &str) -> Location {
-    Location::S3 { bucket: "b".into(), path: path.into(), endpoint: Some(endpoint.into()), region: None }
+    Location::S3 { bucket: "mloc-test".into(), path: path.into(), endpoint: Some(endpoint.into()), region: None }
 }
 
 /// With credentials that moto does not mind.

@@ -1,0 +1,244 @@
+//! Sources, destinations and checkpoints in buckets, against a real S3 server, over lines that break.
+
+mod support;
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use mloc_core::ledger::entry::FailureClass;
+use mloc_store::{MANIFEST, Secret, Store, StoreConfig, StoreError};
+use reqwest::Method;
+use support::{
+    line::Line,
+    moto::{Moto, at, with_credentials},
+    *,
+};
+
+/// A node with an S3 server beside it.
+struct Bench {
+    moto: Moto,
+    store: Store,
+    top: PathBuf,
+    // Keeps the folder.
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    async fn new() -> Option<Self> {
+        let moto = Moto::start().await?;
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        let store = Store::new(with_credentials(config(&top))).unwrap();
+        Some(Self { moto, store, top, _dir: dir })
+    }
+}
+
+#[tokio::test]
+async fn a_prefix_or_one_object_is_pulled() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let weights = noise(7, 20 << 20);
+    moto.put("models/m/weights.bin", &weights).await;
+    moto.put("models/m/config.json", b"{}").await;
+    moto.put("models/m/sub/empty.txt", b"").await;
+    moto.put("models/m-other/config.json", b"no").await;
+    let (tell, told) = seen();
+
+    let pulled = store.pull(&at(&moto.endpoint, "models/m"), &top.join("m"), tell).await.unwrap();
+    assert_eq!((pulled.path, pulled.in_place), (top.join("m"), false));
+    let names: Vec<_> = pulled.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
+    assert_eq!(names, [("config.json", 2), ("sub/empty.txt", 0), ("weights.bin", 20 << 20)]);
+    assert_eq!(contents(&top.join("m"))["weights.bin"], weights);
+    assert_eq!(contents(&top.join("m")).len(), 3);
+    let total = (20 << 20) + 2;
+    assert_eq!((pulled.bytes, pulled.fetched), (total, total));
+    assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((total, total)));
+
+    // Again: nothing goes over the line, until an object has changed.
+    let again = store.pull(&at(&moto.endpoint, "models/m/"), &top.join("m"), unseen()).await.unwrap();
+    assert_eq!((again.fetched, again.files), (0, pulled.files));
+    moto.put("models/m/config.json", b"[]").await;
+    let again = store.pull(&at(&moto.endpoint, "models/m"), &top.join("m"), unseen()).await.unwrap();
+    assert_eq!((again.fetched, fs::read(top.join("m/config.json")).unwrap()), (2, b"[]".to_vec()));
+
+    let one = store.pull(&at(&moto.endpoint, "models/m/weights.bin"), &top.join("w"), unseen()).await.unwrap();
+    assert_eq!(one.path, top.join("w/weights.bin"));
+    assert_eq!(fs::read(one.path).unwrap(), weights);
+}
+
+#[tokio::test]
+async fn a_line_that_breaks_costs_little() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let bytes = noise(8, 40 << 20);
+    moto.put("big.bin", &bytes).await;
+    let line = Line::to(&moto.endpoint).await;
+    line.breaks_after(3 << 20);
+
+    let pulled = store.pull(&at(&line.endpoint, "big.bin"), &top.join("big"), unseen()).await.unwrap();
+    assert!(fs::read(&pulled.path).unwrap() == bytes, "other bytes arrived");
+    let over = line.down() as f64 / bytes.len() as f64;
+    println!("a line that breaks every 3 MiB: {over:.4} × the object came down");
+    assert!(over <= 1.05, "{over:.3} × the object came down");
+}
+
+#[tokio::test]
+async fn a_pull_that_was_dropped_goes_on_where_it_stopped() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let bytes = noise(9, 64 << 20);
+    moto.put("big.bin", &bytes).await;
+    let line = Line::to(&moto.endpoint).await;
+    line.pause_at(48 << 20);
+    {
+        let folder = top.join("big");
+        let source = at(&line.endpoint, "big.bin");
+        let pull = store.pull(&source, &folder, unseen());
+        tokio::select! {
+            ended = pull => panic!("it ended: {ended:?}"),
+            () = line.paused() => {}
+        }
+    }
+    line.go_on();
+    let before = line.down();
+    let pulled = store.pull(&at(&line.endpoint, "big.bin"), &top.join("big"), unseen()).await.unwrap();
+    assert!(fs::read(&pulled.path).unwrap() == bytes, "other bytes arrived");
+    // Four chunks of 8 MiB were on their way at most, and what lay in sockets.
+    assert!(pulled.fetched <= (64 - 48 + 4 * 8) << 20, "{} bytes came again", pulled.fetched);
+    println!("dropped after {before} bytes; {} came afterwards", pulled.fetched);
+}
+
+#[tokio::test]
+async fn an_object_that_changes_meanwhile_is_begun_again() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let (old, new) = (noise(1, 40 << 20), noise(2, 30 << 20));
+    moto.put("m/w.bin", &old).await;
+    let line = Line::to(&moto.endpoint).await;
+    line.pause_at(20 << 20);
+    let folder = top.join("m");
+    let source = at(&line.endpoint, "m");
+    let change = async {
+        line.paused().await;
+        moto.put("m/w.bin", &new).await;
+        line.go_on();
+    };
+    let (pulled, ()) = tokio::join!(store.pull(&source, &folder, unseen()), change);
+    let pulled = pulled.unwrap();
+    assert!(contents(&folder)["w.bin"] == new, "old bytes, or a mixture");
+    assert_eq!(pulled.bytes, new.len() as u64);
+}
+
+#[tokio::test]
+async fn a_result_in_a_bucket_is_published_once() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let run = top.join("run");
+    fill(&run, &[("adapter_model.safetensors", &noise(3, 20 << 20)), ("logs/training_log.jsonl", b"{}\n")]);
+    let outputs = outputs(&["adapter_model.safetensors", "logs/training_log.jsonl"]);
+    let to = at(&moto.endpoint, "out/one");
+    let publish = |task: &str, number| {
+        let (store, to, run, outputs, a) =
+            (store.clone(), to.clone(), run.clone(), outputs.clone(), attempt(task, number));
+        async move { store.publish(&a, Some(&to), &run, &outputs, BTreeMap::new(), unseen()).await }
+    };
+    // Two tasks at once: one result, and the other is told whose it is.
+    let (a, b) = tokio::join!(publish("task-a", 1), publish("task-b", 1));
+    let (won, lost) = if a.is_ok() { (a, b) } else { (b, a) };
+    let (won, lost) = (won.unwrap(), lost.unwrap_err());
+    assert_eq!(won.location, "s3://mloc-test/out/one");
+    assert!(matches!(&lost, StoreError::Taken { task, .. } if task.starts_with("task-")), "{lost}");
+    assert_eq!(lost.class(), FailureClass::Fatal);
+    let mut keys = moto.keys().await;
+    keys.sort();
+    assert_eq!(
+        keys,
+        ["out/one/adapter_model.safetensors", "out/one/logs/training_log.jsonl", "out/one/mloc-manifest.json"]
+    );
+
+    // The winner's retry adopts; and what was published can be pulled, digests checked.
+    let StoreError::Taken { task, .. } = lost else { unreachable!() };
+    assert_eq!(publish(&task, 2).await.unwrap(), won);
+    store.pull(&to, &top.join("back"), unseen()).await.unwrap();
+    let mut back = contents(&top.join("back"));
+    back.remove(MANIFEST);
+    assert!(back == contents(&run), "other bytes came back");
+
+    moto.put("out/one/logs/training_log.jsonl", b"no\n").await;
+    let damaged = store.pull(&to, &top.join("back"), unseen()).await.unwrap_err();
+    assert!(
+        matches!(&damaged, StoreError::Damaged { place, .. } if place.ends_with("training_log.jsonl")),
+        "{damaged}"
+    );
+}
+
+#[tokio::test]
+async fn checkpoints_in_a_bucket() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let (run, back, a, to) = (top.join("run"), top.join("back"), attempt("task-a", 1), at(&moto.endpoint, "ckpt"));
+    assert_eq!(store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap(), None);
+    let mut pushed = Vec::new();
+    for step in [5, 10, 15] {
+        fill(&run, &[("model.bin", &noise(step, 9 << 20)), ("state/rng.json", format!("{step}").as_bytes())]);
+        pushed.push(store.push_checkpoint(&a, &to, step, &run, 2, unseen()).await.unwrap());
+    }
+    assert_eq!(store.push_checkpoint(&a, &to, 15, &run, 2, unseen()).await.unwrap(), pushed[2]);
+    assert_eq!(store.list_checkpoints(&a, &to).await.unwrap(), [10, 15]);
+    let fetched = store.fetch_checkpoint(&attempt("task-a", 2), &to, &back, unseen()).await.unwrap().unwrap();
+    assert_eq!(fetched.checkpoint, pushed[2]);
+    assert!(contents(&back) == contents(&run), "other bytes came back");
+
+    moto.call(Method::DELETE, "/mloc-test/ckpt/task-a/0/step-0000000015/state/rng.json", vec![]).await;
+    moto.put("ckpt/task-a/0/step-0000000020/model.bin", b"half-written").await;
+    let fetched = store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap().unwrap();
+    assert_eq!((fetched.checkpoint, fetched.passed_over.len()), (pushed[1].clone(), 2));
+    assert_eq!(contents(&back)["state/rng.json"], b"10");
+}
+
+#[tokio::test]
+async fn what_is_said_when_s3_does_not_give() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let mut said = String::new();
+    let mut say = |what: &str, error: StoreError, class: FailureClass| {
+        assert_eq!(error.class(), class, "{what}: {error}");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+        said += &format!("# {what}\n{}\n\n", error.to_string().replace(&moto.endpoint, "http://HOST:PORT"));
+    };
+    let fatal = FailureClass::Fatal;
+    let here = |path: &str| at(&moto.endpoint, path);
+
+    say("no such object", store.pull(&here("none/at/all"), &top, unseen()).await.unwrap_err(), fatal);
+    say("empty bucket", store.pull(&here(""), &top, unseen()).await.unwrap_err(), fatal);
+    let mut other = here("x");
+    if let mloc_core::task::spec::Location::S3 { bucket, .. } = &mut other {
+        *bucket = "nobodys-bucket".into();
+    }
+    say("no such bucket", store.pull(&other, &top, unseen()).await.unwrap_err(), fatal);
+    moto.put("tricks/..%2F..%2Fetc/passwd", b"x").await;
+    let tricks = store.pull(&here("tricks"), &top.join("tricks"), unseen()).await;
+    assert!(tricks.is_err() && !top.join("etc").exists(), "{tricks:?}");
+
+    // An address where nobody listens: bound once, and let go.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let down = store.pull(&at(&format!("http://{gone}"), "m"), &top, unseen()).await.unwrap_err();
+    let down_text = down.to_string().replace(&gone.to_string(), "HOST:PORT");
+    assert!(!down_text.contains("hunter2"));
+    assert_eq!(down.class(), FailureClass::Retryable, "{down}");
+
+    moto.put("m/a", b"a").await;
+    moto.check_credentials().await;
+    say("unknown credentials", store.pull(&here("m"), &top, unseen()).await.unwrap_err(), fatal);
+    let to = here("out");
+    fill(&top, &[("a", b"abc")]);
+    let put = store.publish(&attempt("t", 1), Some(&to), &top, &outputs(&["a"]), BTreeMap::new(), unseen()).await;
+    say("unknown credentials, publishing", put.unwrap_err(), fatal);
+    said += &format!("# endpoint down\n{down_text}\n");
+    insta::assert_snapshot!(said);
+}
+
+#[tokio::test]
+async fn https_is_spoken_with_ring() {
+    // Nobody listens, but a client that cannot agree on a TLS provider would not even get so far.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = StoreConfig { patience: config(dir.path()).patience, ..StoreConfig::default() };
+    config.s3.access_key_id = Some(Secret::new("AKIAEXAMPLE"));
+    config.s3.secret_access_key = Some(Secret::new("hunter2"));
+    let store = Store::new(config).unwrap();
+    let error = store.pull(&at(&format!("https://{gone}"), "m"), dir.path(), unseen()).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unreachable { .. } | StoreError::Unready { .. }), "{error}");
+}
