@@ -15,8 +15,7 @@ use minijinja::value::ValueKind;
 use super::chat_template::{Conversation, RenderOptions};
 use super::tokenizer::{TextTokenizer, TokenizerError};
 
-/// The label of a token that is no target: the loss leaves it out.
-pub const IGNORED: i64 = -100;
+pub use crate::batch::IGNORED;
 
 /// Rows are all checked, but no more complaints than this are kept: the rest are counted.
 const MAX_PROBLEMS: usize = 20;
@@ -412,6 +411,11 @@ impl TokenizedExample {
     /// Whether there is no token.
     pub fn is_empty(&self) -> bool {
         self.input_ids.is_empty()
+    }
+
+    /// (token ids, labels) as the rows of a [`crate::batch::Batch`] take them.
+    pub fn row(&self) -> (Vec<i64>, Vec<i64>) {
+        (self.input_ids.iter().map(|id| i64::from(*id)).collect(), self.labels.clone())
     }
 
     /// How many predictions count: labels after the first that are not ignored.

