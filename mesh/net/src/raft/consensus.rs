@@ -1,14 +1,15 @@
 //! The handle by which the rest of a node uses consensus.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
 };
 
 use openraft::{
-    ChangeMembers, Instant, Raft, RaftMetrics, ReadPolicy, ServerState,
+    ChangeMembers, Instant as _, Raft, RaftMetrics, ReadPolicy, ServerState,
     async_runtime::watch::WatchReceiver,
     errors::{
         ChangeMembershipError, ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
@@ -63,8 +64,8 @@ pub struct Voter {
     pub id: RaftId,
     /// Its peer id.
     pub peer: NodeId,
-    /// On the leader: how long raft has had no answer from it, zero for the leader itself. `None` on the others, and
-    /// for one that has never answered this leader.
+    /// On the leader: how long raft has had no answer from it, zero for the leader itself; one that has never answered
+    /// this leader is silent since the leader leads. `None` on the others.
     pub silent_for: Option<Duration>,
 }
 
@@ -83,6 +84,8 @@ pub struct RaftHealth {
     pub applied: u64,
     /// Index at which the snapshot was taken, 0 without one.
     pub snapshot: u64,
+    /// Durable transactions on `raft.redb` since the start.
+    pub log_commits: u64,
     /// Why consensus has stopped, if it has.
     pub stopped: Option<String>,
 }
@@ -102,6 +105,8 @@ struct Inner {
     log: RaftLog,
     ledger: LedgerView,
     leadership: watch::Receiver<Leadership>,
+    /// Since when this node leads.
+    leads_since: Arc<std::sync::Mutex<Option<Instant>>>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -125,14 +130,15 @@ impl Consensus {
 
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let (seen, leadership) = watch::channel(leadership(&raft.server_metrics().borrow_watched().clone(), id));
-        let follow = follow_leadership(raft.clone(), id, seen);
+        let leads_since = Arc::default();
+        let follow = follow_leadership(raft.clone(), id, seen, Arc::clone(&leads_since));
         let span = tracing::info_span!("raft_leadership", raft = id);
         tasks.spawn(cancel.clone().run_until_cancelled_owned(follow.instrument(span)));
         tasks.close();
 
         let server = Server { me: id, raft: raft.clone(), is_member, arriving: Mutex::new(None) };
         let me = RaftNode { peer: me };
-        let inner = Inner { me, id, settings, raft, server, log, ledger, leadership, tasks, cancel };
+        let inner = Inner { me, id, settings, raft, server, log, ledger, leadership, leads_since, tasks, cancel };
         let this = Self { inner: Arc::new(inner) };
         let voters = this.voters();
         if voters.len() == 1 && voters[0].id == id {
@@ -232,7 +238,33 @@ impl Consensus {
 
     /// The voters this node knows. Only the leader's answer is current.
     pub fn voters(&self) -> Vec<Voter> {
-        voters(&self.inner.raft.metrics().borrow_watched().clone(), self.inner.id)
+        self.voters_in(&self.inner.raft.metrics().borrow_watched().clone())
+    }
+
+    fn voters_in(&self, metrics: &RaftMetrics<TypeConfig>) -> Vec<Voter> {
+        let leads_for =
+            self.inner.leads_since.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed());
+        let membership = metrics.membership_config.membership();
+        let heard = |id: RaftId| -> Option<Duration> {
+            let heartbeat = metrics.heartbeat.as_ref()?;
+            if id == self.inner.id {
+                return Some(Duration::ZERO);
+            }
+            heartbeat.get(&id).copied().flatten().map(|at| at.elapsed()).or(leads_for)
+        };
+        let known = membership.voter_ids().filter_map(|id| membership.get_node(&id).map(|node| (id, node)));
+        known.map(|(id, node)| Voter { id, peer: node.peer.clone(), silent_for: heard(id) }).collect()
+    }
+
+    /// The target of a change of voters that a leader began and did not live to end: call
+    /// [`change_voters`](Self::change_voters) with it before any new plan. Until then both the old and the new voters
+    /// must agree to every entry.
+    pub fn unfinished_change(&self) -> Option<BTreeMap<RaftId, NodeId>> {
+        let metrics = self.inner.raft.metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        let [_, .., target] = membership.get_joint_config().as_slice() else { return None };
+        let node = |id: &RaftId| membership.get_node(id).map(|node| (*id, node.peer.clone()));
+        Some(target.iter().filter_map(node).collect())
     }
 
     /// Makes `target` the voters, in one joint change after the newcomers have caught up. On the leader only.
@@ -301,26 +333,24 @@ impl Consensus {
         }
     }
 
-    /// Hands the lead to the voter that is furthest, for a drain or a shutdown. Returns whether somebody else leads.
+    /// Hands the lead to another voter, for a drain or a shutdown: to the one with the longest log, and of equals to
+    /// the one heard last. Returns whether somebody else leads.
     pub async fn hand_over(&self) -> bool {
-        if !self.inner.leadership.borrow().mine {
-            return true;
-        }
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
-        let fresh = self.inner.settings.election_max;
         let reached = |id: RaftId| metrics.replication.as_ref().and_then(|all| all.get(&id).copied().flatten());
-        let heir = voters(&metrics, self.inner.id)
-            .into_iter()
-            .filter(|voter| voter.id != self.inner.id && voter.silent_for.is_some_and(|silent| silent <= fresh))
-            .max_by_key(|voter| reached(voter.id));
-        let Some(heir) = heir else { return false };
-        match self.transfer_leader(&heir.peer).await {
-            Ok(()) => true,
-            Err(error) => {
+        let fresh = |silent: Duration| silent <= self.inner.settings.election_max;
+        let mut heirs = self.voters_in(&metrics);
+        heirs.retain(|voter| voter.id != self.inner.id && voter.silent_for.is_some_and(fresh));
+        heirs.sort_by_key(|voter| (Reverse(reached(voter.id)), voter.silent_for));
+        for heir in heirs {
+            if !self.inner.leadership.borrow().mine {
+                break;
+            }
+            if let Err(error) = self.transfer_leader(&heir.peer).await {
                 tracing::warn!(%error, "the lead could not be handed over");
-                false
             }
         }
+        !self.inner.leadership.borrow().mine
     }
 
     /// Answers a raft request that `from` sent by its [`RaftWire`].
@@ -335,10 +365,11 @@ impl Consensus {
         RaftHealth {
             id: self.inner.id,
             leadership: self.inner.leadership.borrow().clone(),
-            voters: voters(&metrics, self.inner.id),
+            voters: self.voters_in(&metrics),
             last_log: metrics.last_log_index.unwrap_or(0),
             applied: index(&metrics.last_applied),
             snapshot: index(&metrics.snapshot),
+            log_commits: self.inner.log.commits(),
             stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
         }
     }
@@ -379,6 +410,19 @@ impl Consensus {
     }
 }
 
+#[cfg(test)]
+impl Consensus {
+    /// Raft itself, for tests that must stop half way.
+    pub(super) fn raft(&self) -> &Raft<TypeConfig, LedgerMachine> {
+        &self.inner.raft
+    }
+
+    /// The disk is gone.
+    pub(super) async fn break_disk(&self) {
+        self.inner.log.close().await;
+    }
+}
+
 /// 63 bits, so that the id fits every language's integers on its way through JSON tools; never 0.
 fn mint() -> RaftId {
     (rand::random::<u64>() >> 1).max(1)
@@ -400,19 +444,6 @@ fn voters_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> V
     }
 }
 
-fn voters(metrics: &RaftMetrics<TypeConfig>, me: RaftId) -> Vec<Voter> {
-    let membership = metrics.membership_config.membership();
-    let heard = |id: RaftId| -> Option<Duration> {
-        let heartbeat = metrics.heartbeat.as_ref()?;
-        if id == me {
-            return Some(Duration::ZERO);
-        }
-        heartbeat.get(&id).copied().flatten().map(|at| at.elapsed())
-    };
-    let known = membership.voter_ids().filter_map(|id| membership.get_node(&id).map(|node| (id, node)));
-    known.map(|(id, node)| Voter { id, peer: node.peer.clone(), silent_for: heard(id) }).collect()
-}
-
 fn leadership(metrics: &openraft::metrics::RaftServerMetrics<TypeConfig>, me: RaftId) -> Leadership {
     let mine = metrics.state == ServerState::Leader;
     // A leader that was voted out goes on naming itself: nobody tells it who came after it.
@@ -421,13 +452,20 @@ fn leadership(metrics: &openraft::metrics::RaftServerMetrics<TypeConfig>, me: Ra
     Leadership { term: metrics.vote.leader_id().term(), leader: node.map(|node| node.peer), mine }
 }
 
-async fn follow_leadership(raft: Raft<TypeConfig, LedgerMachine>, me: RaftId, seen: watch::Sender<Leadership>) {
+async fn follow_leadership(
+    raft: Raft<TypeConfig, LedgerMachine>,
+    me: RaftId,
+    seen: watch::Sender<Leadership>,
+    leads_since: Arc<std::sync::Mutex<Option<Instant>>>,
+) {
     let mut metrics = raft.server_metrics();
     loop {
         let now = leadership(&metrics.borrow_watched().clone(), me);
         seen.send_if_modified(|before| {
             let changed = *before != now;
             if changed {
+                let since = now.mine.then(Instant::now);
+                *leads_since.lock().unwrap_or_else(PoisonError::into_inner) = since;
                 tracing::info!(term = now.term, leader = ?now.leader, mine = now.mine, "leadership");
                 *before = now;
             }

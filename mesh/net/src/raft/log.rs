@@ -13,7 +13,10 @@ use std::{
     ops::{Bound, RangeBounds},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use openraft::{
@@ -106,6 +109,8 @@ pub(super) struct Shared {
     /// `None` once closed, which also gives the file lock back.
     pub db: RwLock<Option<Database>>,
     pub tail: Mutex<Tail>,
+    /// Durable transactions so far: far fewer than appends, when many append at a time.
+    pub commits: AtomicU64,
 }
 
 impl Shared {
@@ -139,10 +144,15 @@ impl RaftLog {
             Err(LogOpenError::Damaged { path: path.clone(), detail: panic_text(panic.as_ref()) })
         });
         let (db, tail, id) = opened?;
-        let shared = Arc::new(Shared { db: RwLock::new(Some(db)), tail: Mutex::new(tail) });
+        let shared = Arc::new(Shared { db: RwLock::new(Some(db)), tail: Mutex::new(tail), commits: AtomicU64::new(0) });
         let (ops, inbox) = mpsc::channel(QUEUE);
         log_writer::spawn(shared.clone(), inbox).map_err(|source| LogOpenError::Io { path, source })?;
         Ok((Self { shared, ops }, id))
+    }
+
+    /// Durable transactions since the log was opened.
+    pub(super) fn commits(&self) -> u64 {
+        self.shared.commits.load(Ordering::Relaxed)
     }
 
     /// The last entry that was dropped in favour of a snapshot.

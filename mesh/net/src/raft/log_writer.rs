@@ -3,7 +3,7 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering},
 };
 
 use openraft::storage::IOFlushed;
@@ -137,7 +137,9 @@ impl Writer {
                 }
             }
         }
-        write.commit().map_err(io::Error::other)
+        write.commit().map_err(io::Error::other)?;
+        self.shared.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Tells the one who asked; a waiter that went away has no use for the answer.

@@ -70,7 +70,8 @@ impl RaftSettings {
             install_snapshot_timeout: millis(self.snapshot_timeout),
             // Bytes are what counts, and the log's reader bounds those.
             max_payload_entries: 1024,
-            replication_lag_threshold: self.snapshot_every,
+            // A snapshot is taken first, or sending one would not help a follower that lags this far.
+            replication_lag_threshold: self.snapshot_every.saturating_mul(2),
             snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(self.snapshot_every),
             max_in_snapshot_log_to_keep: self.keep_entries,
             // A node that cannot win must not disturb a leader that the others hear well.

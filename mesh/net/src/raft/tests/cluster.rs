@@ -215,6 +215,57 @@ async fn what_is_submitted_while_leaders_change_is_all_there() {
 }
 
 #[tokio::test]
+async fn a_round_trip_of_half_a_heartbeat_costs_no_elections() {
+    let settings = RaftSettings {
+        heartbeat: Duration::from_millis(200),
+        election_min: Duration::from_millis(800),
+        election_max: Duration::from_millis(1600),
+        ..fast()
+    };
+    let cluster = Cluster::voters(3, settings).await;
+    cluster.submit(0).await;
+    let leader = cluster.leader().await;
+    let before = cluster.nodes[leader].consensus.leadership().borrow().clone();
+    cluster.net.delay_ms(50);
+    for n in 1..20 {
+        cluster.submit(n).await;
+    }
+    assert_eq!(*cluster.nodes[leader].consensus.leadership().borrow(), before);
+    cluster.net.delay_ms(0);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn proposals_that_come_together_share_commits() {
+    let cluster = Cluster::voters(1, fast()).await;
+    let node = &cluster.nodes[0].consensus;
+    let before = node.health().log_commits;
+    let all = (0..400).map(|n| node.propose(sample_entry(n)));
+    for outcome in futures::future::join_all(all).await {
+        outcome.unwrap();
+    }
+    let commits = node.health().log_commits - before;
+    assert!(commits < 100, "400 entries took {commits} commits");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_whose_disk_fails_says_so_and_the_others_go_on() {
+    let cluster = Cluster::voters(3, fast()).await;
+    let leader = cluster.leader().await;
+    cluster.nodes[leader].consensus.break_disk().await;
+    let proposed = cluster.nodes[leader].consensus.propose(sample_entry(0)).await;
+    assert!(matches!(proposed, Err(ProposeError::Stopped(_))), "{proposed:?}");
+    let why = within("it fails", cluster.nodes[leader].consensus.failed()).await;
+    assert!(why.contains("raft log"), "{why}");
+    assert_eq!(cluster.nodes[leader].consensus.health().stopped, Some(why));
+    cluster.kill(leader).await;
+    assert_ne!(cluster.leader().await, leader);
+    cluster.submit(1).await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
 async fn strangers_and_lost_data_directories_are_refused() {
     let cluster = Cluster::voters(3, fast()).await;
     let refusal = |body: Vec<u8>| match codec::decode::<Reply>("raft reply", &body).unwrap() {

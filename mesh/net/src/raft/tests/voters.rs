@@ -1,7 +1,9 @@
 //! The plan of `plan_voters`, carried out.
 
+use std::collections::BTreeMap;
+
 use super::{
-    super::{Candidate, VoterPolicy, plan_voters},
+    super::{Candidate, RaftId, VoterPolicy, plan_voters, types::RaftNode},
     wire::{Cluster, fast, within},
 };
 
@@ -54,6 +56,54 @@ async fn voters_grow_from_one_to_three_and_a_dead_one_is_replaced() {
     leader.change_voters(&replaced).await.unwrap();
     cluster.submit(1).await;
     cluster.has(3, 0..2).await;
+    cluster.stop().await;
+}
+
+/// The leader after the one that knew must not take a voter it has never heard for one that answers.
+#[tokio::test]
+async fn a_new_leader_counts_the_silence_of_a_voter_it_has_never_heard() {
+    let cluster = Cluster::voters(3, fast()).await;
+    let old = cluster.leader().await;
+    let dead = (old + 1) % 3;
+    cluster.kill(dead).await;
+    assert!(cluster.nodes[old].consensus.hand_over().await);
+    let new = cluster.leader().await;
+    let silence = || {
+        let voters = cluster.nodes[new].consensus.voters();
+        voters.into_iter().find(|voter| voter.peer == cluster.nodes[dead].peer).and_then(|voter| voter.silent_for)
+    };
+    within("its silence is counted", async {
+        while silence().is_none_or(|silent| silent < fast().election_max) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_that_its_leader_did_not_end_is_ended_by_the_next() {
+    let cluster = Cluster::strangers(4, fast()).await;
+    cluster.nodes[0].consensus.bootstrap().await.unwrap();
+    cluster.leader().await;
+    let (old, new, all) = (cluster.ids(0..3), cluster.ids(1..4), cluster.ids(0..4));
+    cluster.nodes[0].consensus.change_voters(&old).await.unwrap();
+    let raft = cluster.nodes[0].consensus.raft();
+    let newcomer = RaftNode { peer: cluster.nodes[3].peer.clone() };
+    raft.add_learner(cluster.nodes[3].consensus.raft_id(), newcomer, true).await.unwrap();
+    let configs = vec![old.keys().copied().collect(), new.keys().copied().collect()];
+    let nodes: BTreeMap<RaftId, RaftNode> = all.into_iter().map(|(id, peer)| (id, RaftNode { peer })).collect();
+    let joint = openraft::Membership::new(configs, nodes).unwrap();
+    raft.append_membership(joint, openraft::EntryPayload::Blank, []).await.unwrap();
+    cluster.kill(0).await;
+
+    let next = &cluster.nodes[cluster.leader().await].consensus;
+    assert_eq!(next.unfinished_change(), Some(new.clone()));
+    next.change_voters(&new).await.unwrap();
+    let next = &cluster.nodes[cluster.leader().await].consensus;
+    assert_eq!(next.unfinished_change(), None);
+    assert!(next.voters().into_iter().map(|voter| voter.id).eq(new.keys().copied()));
+    cluster.submit(0).await;
     cluster.stop().await;
 }
 

@@ -52,6 +52,8 @@ pub struct Net {
     break_every: AtomicU64,
     calls: AtomicU64,
     pub longest: AtomicU64,
+    /// How long a message is under way, in milliseconds.
+    delay_ms: AtomicU64,
     /// Requests that an isolated node tried to send.
     lost: watch::Sender<u64>,
 }
@@ -67,6 +69,10 @@ impl Net {
 
     pub fn break_every(&self, calls: u64) {
         self.break_every.store(calls, Ordering::Relaxed);
+    }
+
+    pub fn delay_ms(&self, delay: u64) {
+        self.delay_ms.store(delay, Ordering::Relaxed);
     }
 
     /// Returns when isolated nodes have tried to send `more` more requests.
@@ -98,7 +104,10 @@ impl RaftWire for MemoryWire {
             }
         }
         let node = net.nodes.lock().unwrap().get(peer).cloned().ok_or_else(|| unreachable("down"))?;
+        let delay = Duration::from_millis(net.delay_ms.load(Ordering::Relaxed));
+        tokio::time::sleep(delay).await;
         let reply = node.handle(&self.me, &body).await;
+        tokio::time::sleep(delay).await;
         let every = net.break_every.load(Ordering::Relaxed);
         if every > 0 && net.calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(every) {
             return Err(WireError::Broken { peer: peer.clone(), why: "reply lost".to_owned() });
