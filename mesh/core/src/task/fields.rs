@@ -6,6 +6,9 @@ use super::{
     yaml::{Node, Tree},
 };
 
+/// Longest list and largest map of the user's own names.
+const LONGEST: usize = 256;
+
 /// A value as typed, with its key's path and its own place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Typed<T> {
@@ -129,6 +132,11 @@ impl<'a> Fields<'a> {
         let path = self.path_of(name);
         let value = match &node.tree {
             Tree::Scalar { .. } => text_of(node, path.clone(), problems).into_iter().collect(),
+            Tree::List(items) if items.len() > LONGEST => {
+                let expected = format!("a list of at most {LONGEST}");
+                problems.push(Problem::new(&path, node.at, node.shown(), expected));
+                Vec::new()
+            }
             Tree::List(items) => {
                 let each = items.iter().enumerate();
                 each.filter_map(|(i, item)| text_of(item, format!("{path}[{i}]"), problems)).collect()
@@ -145,6 +153,11 @@ impl<'a> Fields<'a> {
     pub fn text_map(&mut self, name: &'static str, problems: &mut Problems) -> Vec<(Typed<String>, Typed<String>)> {
         let Some(section) = self.section(name, problems) else { return Vec::new() };
         let mut pairs = Vec::new();
+        if section.entries.len() > LONGEST {
+            let found = format!("{} keys", section.entries.len());
+            problems.push(Problem::new(&section.path, section.at, found, format!("at most {LONGEST} keys")));
+            return pairs;
+        }
         for (key, node) in section.entries {
             let path = section.path_of(&key.text);
             let name = Typed { path: path.clone(), at: key.at, value: key.text.clone() };
@@ -174,6 +187,10 @@ impl<'a> Fields<'a> {
             if let Some((_, reason)) = not_yet.iter().find(|(name, _)| *name == key.text) {
                 let expected = "only keys this build implements";
                 problems.push(Problem::new(path, key.at, found, expected).hint(*reason));
+                continue;
+            }
+            if problems.is_full() {
+                problems.push(Problem::new(path, key.at, found, "known keys"));
                 continue;
             }
             let mut known = self.asked.clone();

@@ -226,6 +226,14 @@ impl Place<'_, '_> {
             return None;
         }
         for text in &given {
+            // A password in a URL would end up in the ledger and in listings; `git@host` is only a user.
+            let authority = text.value.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
+            if authority.and_then(|a| a.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':')) {
+                self.fail(
+                    Problem::new(&text.path, text.at, "a URL with credentials", "a URL without credentials")
+                        .hint("credentials come from the worker's environment or node.yaml, never from a task"),
+                );
+            }
             if text.value.contains(|c: char| c.is_control()) || text.value.split('/').any(|part| part == "..") {
                 self.fail(text.problem("a place without `..` and control characters"));
             }

@@ -97,6 +97,11 @@ impl Problems {
         }
     }
 
+    /// Whether what is pushed now is only counted, so that finding hints for it is work for nothing.
+    pub fn is_full(&self) -> bool {
+        self.problems.len() >= Self::LIMIT
+    }
+
     /// `value` when nothing is wrong.
     ///
     /// # Errors

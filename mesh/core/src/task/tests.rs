@@ -149,3 +149,29 @@ fn the_node_example_is_yaml_without_a_second_thought() {
     assert!(problems.problems.is_empty(), "{problems}");
     assert!(yaml::read::<serde_json::Value>(std::str::from_utf8(&bytes).unwrap()).is_ok());
 }
+
+/// Patterns that make parsers quadratic or deep, at the largest size that is read. Each must end, and soon: together
+/// they take about a second in a debug build, and minutes if any of them were quadratic.
+#[test]
+fn files_made_to_be_slow_are_refused_all_the_same() {
+    let many_keys = |i: usize| format!("key{i}: 1\n");
+    let head = "apiVersion: mloc/v1\nkind: TrainingTask\nmetadata: {name: x}\nspec:\n  taskType: sft\n";
+    let hyper: String = (0..9_000).map(|i| format!("    learning_ratf_{i}: 1\n")).collect();
+    let list = ["x"; 9_000].join(",");
+    let mut cases = vec![
+        (0..9_000).map(many_keys).collect(),
+        format!("{head}  hyperparameters:\n{hyper}"),
+        format!("{head}  output: {{artifacts: [{list}]}}\n  dependsOn: [{list}]\n"),
+        (0..60_000).map(|i| format!("&a{i} ")).collect(),
+    ];
+    for unit in [
+        "[", "{", "- ", "? ", "a: ", "! ", "&a [", "# \n", "%a\n", "\"", "'", "|\n", "\n", "---\n", "[a,", "{a: ",
+        "\u{2028}", "a\n\n", "- a\n", ", ",
+    ] {
+        cases.push(unit.repeat((yaml::SIZE_MAX - 8) / unit.len()));
+    }
+    for case in cases {
+        let start = case.chars().take(24).collect::<String>();
+        assert!(parse(&case, "slow").is_err(), "{start} was taken");
+    }
+}

@@ -1,5 +1,8 @@
 //! From what was typed to what it means. Every problem is collected; past this file nobody checks again.
 
+mod hardware;
+mod model;
+
 use std::collections::BTreeMap;
 
 use super::{
@@ -9,15 +12,12 @@ use super::{
     kind::{Kind, TASK_TYPES, TaskType, TaskTypeRow},
     names,
     places::{self, Use},
-    problem::{At, Note, Problem, Problems, nearest, show},
-    raw::{Pairs, RawAdapter, RawDataset, RawGpu, RawLocation, RawSpec, RawTask, Text},
-    spec::{
-        Adapter, AdapterKind, Checkpointing, Dataset, Location, Metadata, Model, Output, Placement, Retry, TaskSpec,
-        Timeouts,
-    },
+    problem::{At, Note, Problem, Problems, nearest},
+    raw::{Pairs, RawLocation, RawSpec, RawTask, Text},
+    spec::{Checkpointing, Location, Metadata, Output, Placement, Retry, TaskSpec, Timeouts},
 };
 use crate::{
-    capability::{self, GpuRequest, Request, SIMULATED},
+    capability::{Request, SIMULATED},
     quantity::{self, BadQuantity},
 };
 
@@ -25,8 +25,6 @@ use crate::{
 pub const ARTIFACTS: [&str; 4] = ["adapter_weights", "full_model", "training_logs", "tokenizer"];
 /// The project of a task that names none.
 pub const DEFAULT_PROJECT: &str = "default";
-/// A core, when a task does not say: a child process needs one to get anywhere.
-const DEFAULT_CPU_MILLIS: u64 = 1_000;
 
 /// What a raw task means.
 pub fn validate(raw: &RawTask, problems: &mut Problems) -> Option<Parsed> {
@@ -72,7 +70,7 @@ impl Validation<'_> {
             }
             None => Read::default(),
         };
-        self.lengths(spec, row, &read);
+        self.lengths(spec, &read);
         let output = self.output(spec);
         let retry = self.retry(spec);
         let timeouts =
@@ -199,63 +197,6 @@ impl Validation<'_> {
         Some(value)
     }
 
-    fn request(&mut self, spec: &RawSpec) -> Request {
-        let cpu_millis = self.amount(&spec.cpu, quantity::cpu_millis).unwrap_or(DEFAULT_CPU_MILLIS);
-        if let Some(cpu) = &spec.cpu
-            && cpu_millis == 0
-        {
-            self.problems.push(cpu.problem("some share of a core").hint("write 100m"));
-        }
-        Request {
-            cpu_millis,
-            memory_bytes: self.amount(&spec.memory, quantity::bytes).unwrap_or(0),
-            disk_bytes: self.amount(&spec.disk, quantity::bytes).unwrap_or(0),
-            gpu: spec.gpu.as_ref().map(|gpu| self.gpu(gpu)),
-        }
-    }
-
-    fn gpu(&mut self, raw: &RawGpu) -> GpuRequest {
-        const MOST: i64 = 1024;
-        let count = raw.count.as_ref().map_or(1, |count| {
-            if !(1..=MOST).contains(&count.value) {
-                let problem = Problem::new(&count.path, count.at, format!("`{}`", count.value), format!("1 to {MOST}"));
-                let none = count.value == 0;
-                self.problems.push(if none { problem.hint("leave `gpu` out to ask for none") } else { problem });
-            }
-            u32::try_from(count.value).unwrap_or(1)
-        });
-        let kind = raw.kind.as_ref().map_or_else(|| "any".to_owned(), |kind| self.gpu_kind(kind));
-        GpuRequest { kind, count, memory_bytes: self.amount(&raw.memory, quantity::bytes).unwrap_or(0) }
-    }
-
-    fn gpu_kind(&mut self, text: &Typed<String>) -> String {
-        const VENDORS: [&str; 4] = ["nvidia-", "amd-", "intel-", "apple-"];
-        let real = text.value.strip_prefix(SIMULATED).unwrap_or(&text.value);
-        let normal = capability::normalise_gpu(real);
-        let vendor = VENDORS.iter().any(|vendor| real.starts_with(vendor));
-        let plain = real.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-        if real != "any" && !(vendor && plain) {
-            let problem = text.problem("`any` or a type as `mloc nodes` lists it, such as nvidia-a100-80gb");
-            let simulated = if real.len() < text.value.len() { SIMULATED } else { "" };
-            let real = if real.eq_ignore_ascii_case("any") { "any" } else { normal.as_str() };
-            self.problems.push(problem.hint(format!("write {simulated}{real}")));
-        }
-        text.value.clone()
-    }
-
-    fn replicas(&mut self, spec: &RawSpec, kind: Option<Kind>) -> u32 {
-        let Some(replicas) = &spec.replicas else { return 1 };
-        let problem =
-            |expected: &str| Problem::new(&replicas.path, replicas.at, format!("`{}`", replicas.value), expected);
-        if !(1..=1000).contains(&replicas.value) {
-            self.problems.push(problem("1 to 1000"));
-        } else if replicas.value > 1 && kind == Some(Kind::TrainingTask) {
-            let reason = "data parallelism is not in this build: more replicas would each train a model of their own";
-            self.problems.push(problem("1 for a TrainingTask").hint(reason));
-        }
-        u32::try_from(replicas.value).unwrap_or(1)
-    }
-
     /// What the task type asks of its file.
     fn needs(&mut self, spec: &RawSpec, row: &TaskTypeRow, request: &Request) {
         let at = spec.at.unwrap_or(At::START);
@@ -292,154 +233,6 @@ impl Validation<'_> {
 
     fn destination(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
         places::location(raw.as_ref()?, Use::Destination, self.problems)
-    }
-
-    fn model(&mut self, spec: &RawSpec) -> Option<Option<Model>> {
-        let raw = spec.model.as_ref()?;
-        let source = self.source(&raw.source);
-        let adapter = raw.adapter.as_ref().map(|adapter| self.adapter(adapter));
-        Some(source.map(|source| Model { source, adapter: adapter.flatten() }))
-    }
-
-    fn adapter(&mut self, raw: &RawAdapter) -> Option<Adapter> {
-        let kind = match raw.kind.as_ref().map(|kind| (kind, kind.value.as_str())) {
-            Some((_, "lora")) => Some(AdapterKind::Lora),
-            Some((_, "qlora")) => Some(AdapterKind::Qlora),
-            Some((kind, _)) => {
-                self.problems.push(kind.problem("`lora` or `qlora`"));
-                None
-            }
-            None => None,
-        };
-        if let Some(bias) = raw.bias.as_ref().filter(|bias| bias.value != "none") {
-            self.problems.push(bias.problem("`none`: training biases is not in this build"));
-        }
-        let r = raw.r.as_ref().map_or(8, |r| {
-            if !(1..=1024).contains(&r.value) {
-                self.problems.push(Problem::new(&r.path, r.at, format!("`{}`", r.value), "a rank from 1 to 1024"));
-            }
-            u32::try_from(r.value).unwrap_or(1)
-        });
-        let alpha = raw.lora_alpha.as_ref().map_or(8_000, |alpha| {
-            let expected = "a number above 0, at most 1000000, with at most 3 digits after the point";
-            self.fixed(alpha, 1e3, 1.0..=1e9, expected)
-        });
-        let dropout = raw.lora_dropout.as_ref().map_or(0, |dropout| {
-            let expected = "a share from 0 to below 1, with at most 6 digits after the point";
-            self.fixed(dropout, 1e6, 0.0..=999_999.0, expected)
-        });
-        let target_modules = match &raw.target_modules {
-            Some(modules) => self.target_modules(modules),
-            // PEFT's own choice for this family.
-            None => vec!["q_proj".to_owned(), "v_proj".to_owned()],
-        };
-        Some(Adapter {
-            kind: kind?,
-            r,
-            lora_alpha_milli: alpha,
-            lora_dropout_micro: u32::try_from(dropout).unwrap_or(0),
-            target_modules,
-            use_rslora: raw.use_rslora.as_ref().is_some_and(|truth| truth.value),
-            source: self.source(&raw.source),
-        })
-    }
-
-    fn target_modules(&mut self, modules: &Typed<Vec<Typed<String>>>) -> Vec<String> {
-        if modules.value.is_empty() {
-            let expected = "names of linear layers, such as q_proj, or `all-linear`";
-            self.problems.push(Problem::new(&modules.path, modules.at, "an empty list", expected));
-        }
-        let mut kept = Vec::new();
-        for module in &modules.value {
-            match names::name(module, "", 128) {
-                Ok(name) if kept.contains(&name) => {
-                    self.problems.push(module.problem("each module once"));
-                }
-                Ok(name) => kept.push(name),
-                Err(problem) => self.problems.push(Problem {
-                    expected: "the name of a linear layer; patterns are not in this build".to_owned(),
-                    hint: None,
-                    ..problem
-                }),
-            }
-        }
-        kept
-    }
-
-    /// A number as a whole number of small parts, for the ledger has no floats.
-    fn fixed(&mut self, typed: &Typed<f64>, parts: f64, bounds: std::ops::RangeInclusive<f64>, expected: &str) -> u64 {
-        let scaled = (typed.value * parts).round();
-        let exact = (scaled / parts - typed.value).abs() <= f64::EPSILON * typed.value.abs();
-        if !bounds.contains(&scaled) || !exact {
-            self.problems.push(Problem::new(&typed.path, typed.at, format!("`{}`", typed.value), expected));
-            return 0;
-        }
-        scaled as u64
-    }
-
-    fn dataset(&mut self, raw: &RawDataset) -> Option<Dataset> {
-        let source = self.source(&raw.source);
-        let eval = self.source(&raw.eval);
-        if let Some(split) = raw.eval.as_ref().and_then(|eval| eval.split.as_ref()) {
-            self.problems.push(split.problem("no `split` with held-out data: name its own file"));
-        }
-        let prompt_template = raw.prompt_template.as_ref().and_then(|template| self.template(template));
-        let max_seq_length = raw.max_seq_length.as_ref().map(|length| {
-            if !(1..=1 << 24).contains(&length.value) {
-                let found = format!("`{}`", length.value);
-                self.problems.push(Problem::new(&length.path, length.at, found, "a number of tokens, at least 1"));
-            }
-            u32::try_from(length.value).unwrap_or(1)
-        });
-        let split = raw.source.as_ref().and_then(|source| source.split.as_ref());
-        let split = split.and_then(|split| {
-            let hub = !matches!(source, Some(Location::Local { .. } | Location::S3 { .. } | Location::Task { .. }));
-            if !hub {
-                self.problems.push(split.problem("no `split` here: a path names the file itself"));
-            }
-            self.told(names::split(split))
-        });
-        Some(Dataset { source: source?, split, eval, prompt_template, max_seq_length })
-    }
-
-    /// A template with at least one `{column}`; `...` stands for none.
-    fn template(&mut self, text: &Typed<String>) -> Option<String> {
-        if text.value.trim() == "..." {
-            self.note(&text.path, text.at, "`...` stands for the data set's own format");
-            return None;
-        }
-        match placeholders(&text.value) {
-            Ok(0) => {
-                let expected = "a template with at least one `{column}` of the data set";
-                let hint =
-                    "write for example \"{instruction}\\n{response}\", or leave it out for the data set's own format";
-                self.problems.push(text.problem(expected).hint(hint));
-            }
-            Ok(_) => {}
-            Err(found) => {
-                let problem = Problem::new(&text.path, text.at, found, "`{column}` with a column's name");
-                self.problems.push(problem.hint("write {{ and }} for braces that stand for themselves"));
-            }
-        }
-        Some(text.value.clone())
-    }
-
-    /// One bound on the length, however many ways there are to write it.
-    fn lengths(&mut self, spec: &RawSpec, row: Option<&TaskTypeRow>, read: &Read) {
-        let preprocessing = spec.dataset.as_ref().and_then(|dataset| dataset.max_seq_length.as_ref());
-        let (Some(preprocessing), Some(_)) = (preprocessing, row) else { return };
-        if let Some(length) = read.values.get("max_length")
-            && length.as_i64() != Some(preprocessing.value)
-        {
-            let name = read.typed.get("max_length").map_or("max_length", |(name, _)| name.as_str());
-            let problem = Problem::new(
-                &preprocessing.path,
-                preprocessing.at,
-                format!("`{}`", preprocessing.value),
-                format!("{length}, as `hyperparameters.{name}` has it"),
-            );
-            self.problems.push(problem.hint("keep one of the two"));
-        }
     }
 
     fn output(&mut self, spec: &RawSpec) -> Output {
@@ -530,28 +323,4 @@ impl Validation<'_> {
         }
         env
     }
-}
-
-/// How many `{column}` a template has; `{{` and `}}` stand for braces.
-fn placeholders(template: &str) -> Result<usize, String> {
-    let mut count = 0;
-    let mut rest = template;
-    while let Some(brace) = rest.find(['{', '}']) {
-        let (open, after) = (rest[brace..].starts_with('{'), &rest[brace + 1..]);
-        let doubled = after.starts_with(if open { '{' } else { '}' });
-        rest = if doubled {
-            &after[1..]
-        } else if open {
-            let Some(close) = after.find('}') else { return Err(format!("the open brace of {}", show(after))) };
-            let column = &after[..close];
-            if column.is_empty() || !column.chars().all(|c| c.is_alphanumeric() || "_-. ".contains(c)) {
-                return Err(show(&format!("{{{column}}}")));
-            }
-            count += 1;
-            &after[close + 1..]
-        } else {
-            return Err("a closing brace without its opening one".to_owned());
-        };
-    }
-    Ok(count)
 }

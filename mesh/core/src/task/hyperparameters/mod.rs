@@ -43,7 +43,11 @@ pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems,
     for (key, node) in typed {
         let path = format!("{PATH}.{}", key.text);
         let Some(row) = find(task_type, &key.text) else {
-            problems.push(unknown(task_type, key, path));
+            problems.push(if problems.is_full() {
+                Problem::new(path, key.at, "an unknown name", "known names")
+            } else {
+                unknown(task_type, key, path)
+            });
             continue;
         };
         let (row, value) = match row.status {

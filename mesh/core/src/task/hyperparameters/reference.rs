@@ -1,7 +1,10 @@
 //! Names of the reference's config classes for task types whose modules are not in every build: types are checked, so
 //! that a task which waits for such a node waits for a good reason.
 
-use super::rows::{COUNT, Default, NUMBER, Row, Type, or_null, works};
+use super::rows::{COUNT, Default, NUMBER, Row, Type, no_effect, only, or_null, works};
+
+const NO_VLLM: &str = "generation runs in the trainer itself";
+const COMPUTED: &str = "it is computed from the other batch sizes";
 
 /// Names of `RewardConfig`.
 pub(super) const RM: &[Row] = &[
@@ -32,7 +35,7 @@ pub(super) const DPO: &[Row] = &[
     works("ref_model_sync_steps", COUNT, Default::Int(512)),
 ];
 
-/// Names of `GRPOConfig`, less those of a vLLM server beside the trainer.
+/// Names of `GRPOConfig`.
 pub(super) const GRPO: &[Row] = &[
     works("learning_rate", NUMBER, Default::Float(1e-06)),
     works("disable_dropout", Type::Bool, Default::Bool(false)),
@@ -88,9 +91,30 @@ pub(super) const GRPO: &[Row] = &[
     works("use_transformers_continuous_batching", Type::Bool, Default::Bool(false)),
     or_null("transformers_continuous_batching_config", Type::Any, Default::Null),
     works("use_transformers_paged", Type::Bool, Default::Bool(false)),
+    only("use_vllm", Default::Bool(false), NO_VLLM),
+    no_effect("vllm_mode", NO_VLLM),
+    no_effect("vllm_model_impl", NO_VLLM),
+    no_effect("vllm_enable_sleep_mode", NO_VLLM),
+    no_effect("vllm_structured_outputs_regex", NO_VLLM),
+    no_effect("vllm_server_base_url", NO_VLLM),
+    no_effect("vllm_server_host", NO_VLLM),
+    no_effect("vllm_server_port", NO_VLLM),
+    no_effect("vllm_server_timeout", NO_VLLM),
+    no_effect("vllm_group_port", NO_VLLM),
+    no_effect("vllm_gpu_memory_utilization", NO_VLLM),
+    no_effect("vllm_max_model_length", NO_VLLM),
+    no_effect("vllm_tensor_parallel_size", NO_VLLM),
+    no_effect("vllm_importance_sampling_correction", NO_VLLM),
+    no_effect("vllm_importance_sampling_mode", NO_VLLM),
+    no_effect("vllm_importance_sampling_clip_max", NO_VLLM),
+    no_effect("vllm_importance_sampling_clip_min", NO_VLLM),
+    no_effect("vllm_importance_sampling_cap", NO_VLLM),
+    no_effect("cache_implementation", NO_VLLM),
+    no_effect("ds3_gather_for_generation", "there is no DeepSpeed here"),
+    only("log_completions_hub_repo", Default::Null, "name the hub as `output.destination`"),
 ];
 
-/// Names of `PPOConfig` of TRL 0.29.1, less those it computes itself.
+/// Names of `PPOConfig` of TRL 0.29.1.
 pub(super) const PPO: &[Row] = &[
     works("learning_rate", NUMBER, Default::Float(3e-06)),
     works("num_mini_batches", COUNT, Default::Int(1)),
@@ -111,4 +135,16 @@ pub(super) const PPO: &[Row] = &[
     works("cliprange_value", NUMBER, Default::Float(0.2)),
     works("gamma", NUMBER, Default::Float(1.0)),
     works("lam", NUMBER, Default::Float(0.95)),
+    only("sft_model_path", Default::Null, "name the model as `spec.model.source`"),
+    only("reward_model_path", Default::Null, "a reward model beside the policy is not in this build"),
+    only("model_adapter_name", Default::Null, "an adapter has no name here"),
+    only("ref_adapter_name", Default::Null, "an adapter has no name here"),
+    no_effect("ds3_gather_for_generation", "there is no DeepSpeed here"),
+    no_effect("world_size", COMPUTED),
+    no_effect("num_total_batches", COMPUTED),
+    no_effect("micro_batch_size", COMPUTED),
+    no_effect("local_batch_size", COMPUTED),
+    no_effect("batch_size", COMPUTED),
+    no_effect("local_mini_batch_size", COMPUTED),
+    no_effect("mini_batch_size", COMPUTED),
 ];

@@ -167,11 +167,11 @@ pub(super) const fn or_null(name: &'static str, kind: Type, default: Default) ->
     Row { name, kind, default, nullable: true, status: Status::Works }
 }
 
-const fn no_effect(name: &'static str, reason: &'static str) -> Row {
+pub(super) const fn no_effect(name: &'static str, reason: &'static str) -> Row {
     Row { name, kind: Type::Any, default: Default::Null, nullable: true, status: Status::NoEffect(reason) }
 }
 
-const fn only(name: &'static str, default: Default, reason: &'static str) -> Row {
+pub(super) const fn only(name: &'static str, default: Default, reason: &'static str) -> Row {
     Row { name, kind: Type::Any, default, nullable: true, status: Status::OnlyDefault(reason) }
 }
 
@@ -211,6 +211,8 @@ pub fn tables(task_type: TaskType) -> &'static [&'static [Row]] {
 
 const ONE_DEVICE: &str = "a training task runs on one worker and one device in this build";
 const ADAMW_ONLY: &str = "AdamW is the optimizer of this build";
+const AROUND_TRAINING: &str = "held-out loss is measured before and after training";
+const RESUMES: &str = "the mesh resumes by itself, from the last whole checkpoint";
 const NO_HUB: &str = "name the hub as `output.destination`";
 const SEEN_IN_MLOC: &str = "the mesh shows progress and logs itself";
 const OWN_LOADER: &str = "this build reads data its own way";
@@ -276,6 +278,16 @@ const TRAINER: &[Row] = &[
     no_effect("include_num_input_tokens_seen", "`num_tokens` is always logged"),
     no_effect("do_train", "the task type says what is done"),
     no_effect("do_eval", "held-out data is used when `dataset.eval` is given"),
+    no_effect("debug", "there is no torch here"),
+    no_effect("bf16_full_eval", "held-out loss is computed in the precision of the training"),
+    no_effect("fp16_full_eval", "held-out loss is computed in the precision of the training"),
+    no_effect("eval_accumulation_steps", "only sums of losses are kept"),
+    no_effect("eval_do_concat_batches", "only sums of losses are kept"),
+    no_effect("batch_eval_metrics", "only sums of losses are kept"),
+    no_effect("eval_delay", AROUND_TRAINING),
+    no_effect("eval_on_start", AROUND_TRAINING),
+    no_effect("enable_jit_checkpoint", RESUMES),
+    no_effect("restore_callback_states_from_checkpoint", RESUMES),
     no_effect("prediction_loss_only", "only losses are computed"),
     no_effect("skip_memory_metrics", "`peak_memory_bytes` is always logged"),
     no_effect("dataloader_num_workers", OWN_LOADER),
@@ -283,15 +295,29 @@ const TRAINER: &[Row] = &[
     no_effect("dataloader_persistent_workers", OWN_LOADER),
     no_effect("dataloader_prefetch_factor", OWN_LOADER),
     no_effect("dataset_num_proc", OWN_LOADER),
+    no_effect("dataloader_multiprocessing_context", OWN_LOADER),
+    no_effect("dataloader_in_order", OWN_LOADER),
+    no_effect("length_column_name", OWN_LOADER),
+    no_effect("label_names", OWN_LOADER),
     no_effect("remove_unused_columns", OWN_LOADER),
     no_effect("pad_to_multiple_of", "padding is masked and changes no result"),
     no_effect("average_tokens_across_devices", ONE_DEVICE),
     no_effect("ddp_timeout", ONE_DEVICE),
     no_effect("ddp_find_unused_parameters", ONE_DEVICE),
+    no_effect("ddp_bucket_cap_mb", ONE_DEVICE),
+    no_effect("ddp_broadcast_buffers", ONE_DEVICE),
+    no_effect("ddp_static_graph", ONE_DEVICE),
+    no_effect("save_on_each_node", ONE_DEVICE),
+    no_effect("eval_use_gather_object", ONE_DEVICE),
     no_effect("local_rank", ONE_DEVICE),
     no_effect("full_determinism", "the same CPU features and threads give the same bits anyway"),
     works("optim", Type::Choice(&["adamw_torch", "adamw_torch_fused"]), Default::Text("adamw_torch")),
     only("optim_args", Default::Null, ADAMW_ONLY),
+    only("optim_target_modules", Default::Null, ADAMW_ONLY),
+    only("do_predict", Default::Bool(false), "predictions on a test set are not in this build"),
+    only("include_for_metrics", Default::Nothing, "metrics of one's own are not in this build"),
+    only("ignore_data_skip", Default::Bool(false), "a resumed run goes on where the data was left"),
+    only("greater_is_better", Default::Null, "the last weights are kept"),
     only("lr_scheduler_kwargs", Default::Null, "schedules take no arguments in this build"),
     only("data_seed", Default::Null, "`seed` sets the order of the data too"),
     only("dataloader_drop_last", Default::Bool(false), "the last batch is trained on, however small"),
@@ -300,12 +326,12 @@ const TRAINER: &[Row] = &[
     only("auto_find_batch_size", Default::Bool(false), "batch sizes are as given"),
     only("logging_strategy", Default::Text("steps"), "logs are written every `logging_steps`"),
     only("logging_first_step", Default::Bool(false), "set `logging_steps: 1` to see the first step"),
-    only("eval_strategy", Default::Text("no"), "held-out loss is measured before and after training"),
-    only("eval_steps", Default::Null, "held-out loss is measured before and after training"),
+    only("eval_strategy", Default::Text("no"), AROUND_TRAINING),
+    only("eval_steps", Default::Null, AROUND_TRAINING),
     only("load_best_model_at_end", Default::Bool(false), "the last weights are kept"),
     only("metric_for_best_model", Default::Null, "the last weights are kept"),
     only("save_only_model", Default::Bool(false), "a checkpoint without its optimizer cannot be resumed"),
-    only("resume_from_checkpoint", Default::Null, "the mesh resumes by itself, from the last whole checkpoint"),
+    only("resume_from_checkpoint", Default::Null, RESUMES),
     only("push_to_hub", Default::Bool(false), NO_HUB),
     only("hub_model_id", Default::Null, NO_HUB),
     Row {
@@ -315,6 +341,15 @@ const TRAINER: &[Row] = &[
         nullable: true,
         status: Status::Secret("credentials come from the worker's environment, never from a task"),
     },
+    only("hub_revision", Default::Null, NO_HUB),
+    only("hub_private_repo", Default::Null, NO_HUB),
+    only("hub_always_push", Default::Bool(false), NO_HUB),
+    only("hub_strategy", Default::Text("every_save"), NO_HUB),
+    only("trackio_space_id", Default::Null, SEEN_IN_MLOC),
+    only("trackio_bucket_id", Default::Null, SEEN_IN_MLOC),
+    only("trackio_static_space_id", Default::Null, SEEN_IN_MLOC),
+    only("accelerator_config", Default::Null, ONE_DEVICE),
+    only("ddp_backend", Default::Null, ONE_DEVICE),
     only("deepspeed", Default::Null, ONE_DEVICE),
     only("fsdp", Default::Null, ONE_DEVICE),
     only("fsdp_config", Default::Null, ONE_DEVICE),
