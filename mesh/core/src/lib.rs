@@ -4,14 +4,14 @@
 //!
 //! ```text
 //! task.yaml → task::raw → task::validate → TaskSpec → ledger::Entry::Submit (raft commits it)
-//!   → leader::decide → schedule::solve → Entry::Assign (accepted by apply) → wire::ToWorker::Assign
+//!   → leader::decide → schedule::solve → Entry::Assigned (accepted by apply) → wire::ToWorker::Assign
 //!   → worker::Worker (journal, child, reports) → Entry::{Started, Publishing, Finished} → ledger::usage
 //! ```
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`id`], [`time`], [`quantity`] | names, moments, amounts |
-//! | [`capability`] | what a node can do, and whether a request fits it |
+//! | [`capability`], [`fit`] | what a node can do, and whether a task fits it |
 //! | [`task`] | what was typed (`raw`), what it means (`spec`), every problem at once (`validate`) |
 //! | [`ledger`] | the replicated state: `apply` is total, usage is integers |
 //! | [`schedule`] | `solve(problem)`, and `explain`: why a task does not run |
@@ -23,6 +23,7 @@
 //! Time and chance come in as arguments, so that every replica, test and simulation gets the same answer.
 
 pub mod capability;
+pub mod fit;
 pub mod id;
 pub mod leader;
 pub mod ledger;

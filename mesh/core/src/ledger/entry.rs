@@ -209,9 +209,9 @@ pub enum FailureClass {
 pub enum Outcome {
     /// It changed the ledger.
     Applied,
-    /// The same request had been taken already: this is its task.
+    /// The same submission or report had been taken already, and this is its task: nothing changed.
     Duplicate(TaskId),
-    /// The attempt has been superseded or is over; nothing changed.
+    /// The attempt has been superseded or is over, or the members are so already; nothing changed.
     Stale,
     /// It did not fit the state it met; nothing changed.
     Rejected(Reason),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::entry::{CheckpointRef, Entry, Failure, Member, Outcome, TaskResult};
+use super::entry::{CheckpointRef, Failure, Member, TaskResult};
 use crate::{
     capability::Grant,
     id::{AttemptId, NodeId, RequestId, TaskId},
@@ -179,8 +179,62 @@ pub struct UsageRow {
 }
 
 impl Ledger {
-    /// Applies one committed entry. Always returns; a refused entry changes nothing.
-    pub fn apply(&mut self, _entry: &Entry) -> Outcome {
-        Outcome::Stale
+    /// Every attempt that still holds its slots on this node: all but the ended ones.
+    pub fn live_attempts_on<'a>(&'a self, node: &'a NodeId) -> impl Iterator<Item = &'a Attempt> + 'a {
+        self.live_attempts().filter(move |attempt| attempt.node == *node)
+    }
+
+    /// Every attempt that still holds its slots, in the order of tasks.
+    pub fn live_attempts(&self) -> impl Iterator<Item = &Attempt> {
+        // Only the last attempt of a replica can be live.
+        self.tasks.values().flat_map(|task| &task.replicas).filter_map(Replica::live)
+    }
+
+    /// An attempt by its id, ended or not.
+    pub fn attempt(&self, id: &AttemptId) -> Option<&Attempt> {
+        self.replica(id)?.attempts.iter().rev().find(|attempt| attempt.id == *id)
+    }
+
+    /// The replica an attempt belongs to.
+    pub fn replica(&self, id: &AttemptId) -> Option<&Replica> {
+        self.tasks.get(&id.task)?.replicas.get(id.replica as usize)
+    }
+}
+
+impl Replica {
+    /// Its live attempt, if it has one.
+    pub fn live(&self) -> Option<&Attempt> {
+        self.attempts.last().filter(|attempt| attempt.is_live())
+    }
+
+    /// Whether its work is done.
+    pub fn finished(&self) -> bool {
+        matches!(self.attempts.last().map(|a| &a.state), Some(AttemptState::Ended { how: AttemptEnd::Finished, .. }))
+    }
+
+    /// Attempts that ended by an error or with their node: what `retry.limit` counts.
+    pub fn failures(&self) -> u32 {
+        let counts =
+            |a: &&Attempt| matches!(a.state, AttemptState::Ended { how: AttemptEnd::Failed(_) | AttemptEnd::Lost, .. });
+        u32::try_from(self.attempts.iter().filter(counts).count()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Attempt {
+    /// Whether it still holds its slots.
+    pub fn is_live(&self) -> bool {
+        !matches!(self.state, AttemptState::Ended { .. })
+    }
+}
+
+impl AttemptState {
+    /// When it started to run, if it did.
+    pub fn started_at(&self) -> Option<Millis> {
+        match self {
+            AttemptState::Assigned => None,
+            AttemptState::Running { since } => Some(*since),
+            AttemptState::Publishing { started_at, .. } => Some(*started_at),
+            AttemptState::Stopping { started_at, .. } | AttemptState::Ended { started_at, .. } => *started_at,
+        }
     }
 }

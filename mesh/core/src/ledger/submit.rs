@@ -1,0 +1,145 @@
+//! Entries about whole tasks: submission, cancellation, what they depend on, how they end.
+
+use super::{
+    entry::{Failure, FailureClass, Outcome, Reason},
+    state::{AttemptState, Key, Ledger, Replica, Task, TaskEnd},
+};
+use crate::{
+    id::{RequestId, TaskId},
+    task::TaskSpec,
+    time::Millis,
+};
+
+/// Bound of `spec.replicas`, so that no entry makes every voter allocate without end.
+pub const REPLICAS_MAX: u32 = 1_000;
+
+/// What a task waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dependency {
+    /// It has completed.
+    Done,
+    /// It is under way: the task's id.
+    Waiting(TaskId),
+    /// No task has this name or id yet.
+    Unknown,
+    /// It failed or was cancelled: the task's id. What depends on it cannot run.
+    Broken(TaskId),
+}
+
+impl Ledger {
+    pub(super) fn submit(
+        &mut self,
+        id: &TaskId,
+        spec: &TaskSpec,
+        request: &RequestId,
+        body_digest: &str,
+        at: Millis,
+    ) -> Outcome {
+        let keys = self.keys.get(&spec.metadata.owner);
+        if let Some(key) = keys.and_then(|keys| keys.get(request)) {
+            return if key.body_digest == body_digest {
+                Outcome::Duplicate(key.task.clone())
+            } else {
+                Outcome::Rejected(Reason::KeyReused(key.task.clone()))
+            };
+        }
+        if self.tasks.contains_key(id) {
+            return Outcome::Rejected(Reason::TaskExists(id.clone()));
+        }
+        let replica = Replica { pending_since: at, not_before: at, ..Replica::default() };
+        let task = Task {
+            seq: self.next_seq,
+            spec: spec.clone(),
+            submitted_at: at,
+            replicas: vec![replica; spec.replicas.clamp(1, REPLICAS_MAX) as usize],
+            ended: None,
+        };
+        self.next_seq += 1;
+        self.tasks.insert(id.clone(), task);
+        let key = Key { task: id.clone(), body_digest: body_digest.to_owned(), at };
+        self.keys.entry(spec.metadata.owner.clone()).or_default().insert(request.clone(), key);
+        self.fail_broken_dependents(at);
+        Outcome::Applied
+    }
+
+    pub(super) fn cancelled(&mut self, id: &TaskId, by: &str, at: Millis) -> Outcome {
+        match self.tasks.get(id) {
+            None => Outcome::Rejected(Reason::UnknownTask(id.clone())),
+            Some(task) if task.ended.is_some() => Outcome::Rejected(Reason::TaskEnded(id.clone())),
+            Some(_) => {
+                self.end_task(id, TaskEnd::Cancelled { at, by: by.to_owned() }, at);
+                Outcome::Applied
+            }
+        }
+    }
+
+    pub(super) fn keys_forgotten(&mut self, before: Millis) -> Outcome {
+        let count = |keys: &Self| keys.keys.values().map(std::collections::BTreeMap::len).sum::<usize>();
+        let had = count(self);
+        self.keys.retain(|_, keys| {
+            keys.retain(|_, key| key.at >= before);
+            !keys.is_empty()
+        });
+        if count(self) == had { Outcome::Stale } else { Outcome::Applied }
+    }
+
+    /// Writes the terminal entry unless there is one, and asks live attempts to stop: they hold their slots until
+    /// they have.
+    pub(super) fn end_task(&mut self, id: &TaskId, end: TaskEnd, at: Millis) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        if task.ended.is_some() {
+            return;
+        }
+        let completed = matches!(end, TaskEnd::Completed { .. });
+        task.ended = Some(end);
+        for attempt in task.replicas.iter_mut().filter_map(|r| r.attempts.last_mut()).filter(|a| a.is_live()) {
+            attempt.state = AttemptState::Stopping { started_at: attempt.state.started_at(), since: at };
+        }
+        if !completed {
+            self.fail_broken_dependents(at);
+        }
+    }
+
+    /// Fails what depends on a task that failed or was cancelled, and what depends on that in turn.
+    fn fail_broken_dependents(&mut self, at: Millis) {
+        loop {
+            let broken = self.tasks.iter().filter(|(_, t)| t.ended.is_none()).find_map(|(id, task)| {
+                task.spec.depends_on.iter().find_map(|name| match self.dependency(task, name) {
+                    Dependency::Broken(on) => Some((id.clone(), on)),
+                    Dependency::Done | Dependency::Waiting(_) | Dependency::Unknown => None,
+                })
+            });
+            let Some((id, on)) = broken else { return };
+            let failure = Failure {
+                class: FailureClass::Fatal,
+                message: format!("it depends on {on}, which did not complete; submit both again"),
+            };
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.ended = Some(TaskEnd::Failed { at, failure });
+                for attempt in task.replicas.iter_mut().filter_map(|r| r.attempts.last_mut()).filter(|a| a.is_live()) {
+                    attempt.state = AttemptState::Stopping { started_at: attempt.state.started_at(), since: at };
+                }
+            }
+        }
+    }
+
+    /// Where one of `dependsOn` stands: the task of this id, else the owner's newest earlier task of this name.
+    pub fn dependency(&self, task: &Task, on: &str) -> Dependency {
+        let named = |t: &&Task| {
+            t.spec.metadata.name == on && t.spec.metadata.owner == task.spec.metadata.owner && t.seq < task.seq
+        };
+        let by_id = self.tasks.get_key_value(&TaskId::new(on));
+        let by_name = || self.tasks.iter().filter(|(_, t)| named(t)).max_by_key(|(_, t)| t.seq);
+        let Some((id, found)) = by_id.or_else(by_name) else { return Dependency::Unknown };
+        match &found.ended {
+            Some(TaskEnd::Completed { .. }) => Dependency::Done,
+            Some(TaskEnd::Failed { .. } | TaskEnd::Cancelled { .. }) => Dependency::Broken(id.clone()),
+            None => Dependency::Waiting(id.clone()),
+        }
+    }
+
+    /// Whether everything this task depends on has completed.
+    pub fn dependencies_done(&self, task: &Task) -> bool {
+        task.spec.depends_on.iter().all(|on| self.dependency(task, on) == Dependency::Done)
+    }
+}

@@ -1,0 +1,123 @@
+//! A task's state as REST shows it, read off its replicas and its end. Nothing stores it.
+
+use super::{
+    entry::{Failure, TaskResult},
+    state::{AttemptState, Task, TaskEnd},
+};
+use crate::{
+    id::{AttemptId, NodeId},
+    time::Millis,
+};
+
+/// Where a task stands. With several replicas it is as far as its furthest live one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TaskState {
+    /// It waits for its turn, for what it depends on, or for a backoff to pass.
+    Pending {
+        /// Since when.
+        since: Millis,
+        /// Why it came back to the queue; empty the first time.
+        reason: String,
+        /// Not tried again before this moment.
+        not_before: Millis,
+    },
+    /// A node was chosen; its worker has not started.
+    Scheduled {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The node.
+        node: NodeId,
+        /// Since when.
+        since: Millis,
+    },
+    /// It runs.
+    Running {
+        /// The attempt.
+        attempt: AttemptId,
+        /// The node.
+        node: NodeId,
+        /// Since when.
+        since: Millis,
+        /// Whether it holds the right to publish.
+        publishing: bool,
+    },
+    /// Every replica finished.
+    Completed {
+        /// When.
+        at: Millis,
+    },
+    /// It cannot succeed.
+    Failed {
+        /// When.
+        at: Millis,
+        /// Why.
+        failure: Failure,
+    },
+    /// A user did not want it any more. Its worker may still be stopping.
+    Cancelled {
+        /// When.
+        at: Millis,
+        /// Who.
+        by: String,
+    },
+}
+
+impl TaskState {
+    /// The state of a task.
+    pub fn of(task: &Task) -> Self {
+        match &task.ended {
+            Some(TaskEnd::Completed { at, result: TaskResult { .. } }) => return TaskState::Completed { at: *at },
+            Some(TaskEnd::Failed { at, failure }) => return TaskState::Failed { at: *at, failure: failure.clone() },
+            Some(TaskEnd::Cancelled { at, by }) => return TaskState::Cancelled { at: *at, by: by.clone() },
+            None => {}
+        }
+        let mut scheduled = None;
+        for attempt in task.replicas.iter().filter_map(|replica| replica.live()) {
+            let running = |since: Millis, publishing: bool| TaskState::Running {
+                attempt: attempt.id.clone(),
+                node: attempt.node.clone(),
+                since,
+                publishing,
+            };
+            match &attempt.state {
+                AttemptState::Running { since } => return running(*since, false),
+                AttemptState::Publishing { started_at, .. } => return running(*started_at, true),
+                AttemptState::Assigned => {
+                    scheduled.get_or_insert_with(|| TaskState::Scheduled {
+                        attempt: attempt.id.clone(),
+                        node: attempt.node.clone(),
+                        since: attempt.assigned_at,
+                    });
+                }
+                // Stopping attempts belong to ended tasks; ended ones are not live.
+                AttemptState::Stopping { .. } | AttemptState::Ended { .. } => {}
+            }
+        }
+        let waiting = task.replicas.iter().find(|replica| !replica.finished());
+        scheduled.unwrap_or_else(|| TaskState::Pending {
+            since: waiting.map_or(task.submitted_at, |r| r.pending_since),
+            reason: waiting.map(|r| r.pending_reason.clone()).unwrap_or_default(),
+            not_before: waiting.map_or(task.submitted_at, |r| r.not_before),
+        })
+    }
+
+    /// Its name in REST and tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            TaskState::Pending { .. } => "PENDING",
+            TaskState::Scheduled { .. } => "SCHEDULED",
+            TaskState::Running { .. } => "RUNNING",
+            TaskState::Completed { .. } => "COMPLETED",
+            TaskState::Failed { .. } => "FAILED",
+            TaskState::Cancelled { .. } => "CANCELLED",
+        }
+    }
+
+    /// Whether it will not change any more.
+    pub fn is_terminal(&self) -> bool {
+        match self {
+            TaskState::Completed { .. } | TaskState::Failed { .. } | TaskState::Cancelled { .. } => true,
+            TaskState::Pending { .. } | TaskState::Scheduled { .. } | TaskState::Running { .. } => false,
+        }
+    }
+}

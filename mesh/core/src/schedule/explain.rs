@@ -1,0 +1,207 @@
+//! Why a task does or does not run: the queue before it, and for each node every reason and its remedy.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::problem::Problem;
+use crate::{
+    fit::{self, Misfit},
+    id::{NodeId, TaskId},
+    ledger::{TaskState, submit::Dependency},
+};
+
+/// The scheduler's answer about one task.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Explanation {
+    /// The task.
+    pub task: TaskId,
+    /// PENDING and so on.
+    pub state: &'static str,
+    /// One sentence: what it comes to, and what would help.
+    pub summary: String,
+    /// What has to happen first: backoff, dependencies.
+    pub waits_for: Vec<String>,
+    /// Waiting tasks before it, first one first.
+    pub ahead: Vec<TaskId>,
+    /// Each node, those that fit first.
+    pub nodes: Vec<NodeExplanation>,
+}
+
+/// One node's part of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NodeExplanation {
+    /// The node.
+    pub node: NodeId,
+    /// Its name for people.
+    pub name: String,
+    /// Whether the task could go there now.
+    pub fits: bool,
+    /// Why not: every reason.
+    pub reasons: Vec<NodeReason>,
+}
+
+/// One reason.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NodeReason {
+    /// For people.
+    pub text: String,
+    /// What would make it fit.
+    pub remedy: String,
+    /// Whether it passes by itself.
+    pub passes: bool,
+    /// For programs; absent when it is about the node and not about room on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub misfit: Option<Misfit>,
+}
+
+/// Explains a task of the ledger; `None` when there is none of this id.
+pub fn explain(problem: &Problem<'_>, task: &TaskId) -> Option<Explanation> {
+    let found = problem.ledger.tasks.get(task)?;
+    let state = TaskState::of(found);
+    let waits_for = waits_for(problem, found);
+    let mut ahead: Vec<TaskId> = problem.queue().iter().take_while(|w| w.id != task).map(|w| w.id.clone()).collect();
+    ahead.dedup();
+    let mut nodes = nodes(problem, found);
+    nodes.sort_by(|a, b| (!a.fits, &a.name, &a.node).cmp(&(!b.fits, &b.name, &b.node)));
+    let summary = match &state {
+        TaskState::Pending { .. } => summary_of_waiting(&waits_for, &nodes),
+        TaskState::Scheduled { node, .. } => format!("node {} was chosen and has not started yet", name(problem, node)),
+        TaskState::Running { node, .. } => format!("it runs on node {}", name(problem, node)),
+        TaskState::Completed { at } => format!("it completed at {at}"),
+        TaskState::Failed { failure, .. } => format!("it failed: {}", failure.message),
+        TaskState::Cancelled { by, .. } => format!("{by} cancelled it"),
+    };
+    let pending = matches!(state, TaskState::Pending { .. });
+    Some(Explanation {
+        task: task.clone(),
+        state: state.name(),
+        summary,
+        waits_for: if pending { waits_for } else { Vec::new() },
+        ahead: if pending { ahead } else { Vec::new() },
+        nodes: if pending { nodes } else { Vec::new() },
+    })
+}
+
+fn name(problem: &Problem<'_>, node: &NodeId) -> String {
+    let gossip = problem.nodes.get(node).map(|view| view.capability.name.clone());
+    gossip.or_else(|| problem.ledger.members.get(node).map(|m| m.name.clone())).unwrap_or_else(|| node.to_string())
+}
+
+fn waits_for(problem: &Problem<'_>, task: &crate::ledger::state::Task) -> Vec<String> {
+    let mut waits = Vec::new();
+    let waiting = task.replicas.iter().filter(|r| r.live().is_none() && !r.finished());
+    if let Some(replica) = waiting.min_by_key(|r| r.not_before)
+        && replica.not_before > problem.now
+    {
+        let seconds = replica.not_before.since(problem.now).div_ceil(1000);
+        waits.push(format!("backoff: tried again in {seconds} s, because {}", replica.pending_reason));
+    }
+    for on in &task.spec.depends_on {
+        match problem.ledger.dependency(task, on) {
+            Dependency::Done => {}
+            Dependency::Waiting(id) => waits.push(format!("dependsOn {on}: {id} has not completed yet")),
+            Dependency::Unknown => {
+                waits.push(format!("dependsOn {on}: no task of this id or name was submitted before"))
+            }
+            Dependency::Broken(id) => waits.push(format!("dependsOn {on}: {id} did not complete")),
+        }
+    }
+    waits
+}
+
+fn nodes(problem: &Problem<'_>, task: &crate::ledger::state::Task) -> Vec<NodeExplanation> {
+    let held = problem.held();
+    let mut all: Vec<&NodeId> = problem.nodes.keys().chain(problem.ledger.members.keys()).collect();
+    all.sort();
+    all.dedup();
+    let one = |node: &NodeId| {
+        let mut reasons = reasons_of_member(problem, node);
+        if let Some(view) = problem.nodes.get(node)
+            && let Err(misfits) = fit::fits(&task.spec, &view.capability, held.get(node).map_or(&[], Vec::as_slice))
+        {
+            reasons.extend(misfits.into_iter().map(|misfit| NodeReason {
+                text: misfit.to_string(),
+                remedy: misfit.remedy(),
+                passes: misfit.passes(),
+                misfit: Some(misfit),
+            }));
+        }
+        NodeExplanation { node: node.clone(), name: name(problem, node), fits: reasons.is_empty(), reasons }
+    };
+    all.into_iter().map(one).collect()
+}
+
+fn reasons_of_member(problem: &Problem<'_>, node: &NodeId) -> Vec<NodeReason> {
+    let mut reasons = Vec::new();
+    let mut because = |text: &str, remedy: &str, passes: bool| {
+        reasons.push(NodeReason { text: text.to_owned(), remedy: remedy.to_owned(), passes, misfit: None });
+    };
+    match problem.ledger.members.get(node) {
+        None => because("it gossips and is not in the member table yet", "wait until it has joined", true),
+        Some(member) => {
+            if member.revoked_at.is_some() {
+                because("revoked", "use another node: a revoked key does not come back", false);
+            }
+            if member.draining_since.is_some() {
+                because("draining: it takes nothing new", "end its drain, or wait for another node", false);
+            }
+        }
+    }
+    if !problem.nodes.get(node).is_some_and(|view| view.alive) {
+        because("silent: gossip does not hear of it", "start it, or look at its network", true);
+    }
+    reasons
+}
+
+fn summary_of_waiting(waits_for: &[String], nodes: &[NodeExplanation]) -> String {
+    if let Some(first) = waits_for.first() {
+        return format!("it waits for {first}");
+    }
+    if let Some(node) = nodes.iter().find(|n| n.fits) {
+        return format!("node {} has room: it is about to be scheduled", node.name);
+    }
+    if nodes.is_empty() {
+        return "the mesh has no node to run it on: join one".to_owned();
+    }
+    if let Some(node) = nodes.iter().find(|n| n.reasons.iter().all(|r| r.passes)) {
+        let why: Vec<&str> = node.reasons.iter().map(|r| r.text.as_str()).collect();
+        return format!("it waits for room: node {} would do ({})", node.name, why.join("; "));
+    }
+    // The node that lacks least is the best advice.
+    match nodes.iter().min_by_key(|n| n.reasons.iter().filter(|r| !r.passes).count()) {
+        Some(node) => {
+            let remedies: Vec<&str> = node.reasons.iter().filter(|r| !r.passes).map(|r| r.remedy.as_str()).collect();
+            format!("no node can run it as things are; nearest is {}: {}", node.name, remedies.join("; "))
+        }
+        None => String::new(),
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}: {}", self.task, self.state, self.summary)?;
+        for wait in &self.waits_for {
+            write!(f, "\n  waits for {wait}")?;
+        }
+        if !self.ahead.is_empty() {
+            let (shown, more) = self.ahead.split_at(self.ahead.len().min(5));
+            let shown: Vec<&str> = shown.iter().map(TaskId::as_str).collect();
+            write!(f, "\n  queue: {} before it: {}", self.ahead.len(), shown.join(", "))?;
+            if !more.is_empty() {
+                write!(f, " and {} more", more.len())?;
+            }
+        }
+        for node in &self.nodes {
+            if node.fits {
+                write!(f, "\n  node {}: fits", node.name)?;
+                continue;
+            }
+            write!(f, "\n  node {}:", node.name)?;
+            for reason in &node.reasons {
+                write!(f, "\n    {}\n      hint: {}", reason.text, reason.remedy)?;
+            }
+        }
+        Ok(())
+    }
+}
