@@ -30,19 +30,19 @@ pub struct Parsed {
     pub notes: Vec<Note>,
 }
 
-/// What the text of a task file means; YAML or JSON. `file` is its name in messages.
+/// What the text of a task file means, YAML or JSON, and what its author should know. `file` is its name in messages.
 ///
 /// # Errors
 /// Everything that is wrong with it.
-pub fn parse(text: &str, file: &str) -> Result<TaskSpec, Problems> {
-    parse_with_notes(text.as_bytes(), file).map(|parsed| parsed.spec)
+pub fn parse(text: &str, file: &str) -> Result<Parsed, Problems> {
+    parse_bytes(text.as_bytes(), file)
 }
 
-/// The same from bytes that may not be text, with what the author should know.
+/// The same from bytes that may not be text.
 ///
 /// # Errors
 /// Everything that is wrong with it; a file that is no text, or no YAML, or over [`yaml::SIZE_MAX`] has one problem.
-pub fn parse_with_notes(bytes: &[u8], file: &str) -> Result<Parsed, Problems> {
+pub fn parse_bytes(bytes: &[u8], file: &str) -> Result<Parsed, Problems> {
     let text = yaml::text_of(bytes, file)?;
     let mut problems = Problems::none(file);
     let Some(root) = yaml::tree(text, &mut problems) else { return problems.check(None) };

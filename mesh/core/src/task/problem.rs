@@ -97,6 +97,11 @@ impl Problems {
         }
     }
 
+    /// The problems, by line.
+    pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
+        self.problems.iter()
+    }
+
     /// Whether what is pushed now is only counted, so that finding hints for it is work for nothing.
     pub fn is_full(&self) -> bool {
         self.problems.len() >= Self::LIMIT
@@ -114,6 +119,15 @@ impl Problems {
                 Err(self)
             }
         }
+    }
+}
+
+impl<'a> IntoIterator for &'a Problems {
+    type Item = &'a Problem;
+    type IntoIter = std::slice::Iter<'a, Problem>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 

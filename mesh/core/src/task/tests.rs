@@ -23,7 +23,7 @@ fn files(folder: &str) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn the_smallest_task_is_taken() {
     let text = "apiVersion: mloc/v1\nkind: TrainingTask\nmetadata: {name: hi}\nspec: {taskType: echo}\n";
-    let spec = parse(text, "task.yaml").unwrap();
+    let spec = parse(text, "task.yaml").unwrap().spec;
     assert_eq!(spec.task_type, TaskType::Echo);
     assert_eq!(spec.metadata.project, "default");
 }
@@ -33,13 +33,13 @@ fn every_example_is_taken_and_survives_its_canonical_form() {
     let mut count = 0;
     for folder in ["configs", "tests/fixtures/tasks/good"] {
         for (name, bytes) in files(folder).into_iter().filter(|(name, _)| name != "node.yaml") {
-            let spec = match parse_with_notes(&bytes, &name) {
+            let spec = match parse_bytes(&bytes, &name) {
                 Ok(parsed) => parsed.spec,
                 Err(problems) => panic!("{problems}"),
             };
             let canonical = canonical::write(&spec).unwrap();
             match parse(&canonical, &name) {
-                Ok(again) => assert_eq!(again, spec, "{canonical}"),
+                Ok(again) => assert_eq!(again.spec, spec, "{canonical}"),
                 Err(problems) => panic!("{problems}\n{canonical}"),
             }
             // The ledger and the wire keep specs as JSON.
@@ -61,7 +61,7 @@ fn every_bad_file_says_what_would_work() {
     let files = files("tests/fixtures/tasks/bad");
     assert!(files.len() >= 25, "only {} files", files.len());
     for (name, bytes) in files {
-        let problems = match parse_with_notes(&bytes, &name) {
+        let problems = match parse_bytes(&bytes, &name) {
             Ok(parsed) => panic!("{name} was taken: {:?}", parsed.spec),
             Err(problems) => problems,
         };
@@ -73,7 +73,7 @@ fn every_bad_file_says_what_would_work() {
 #[test]
 fn a_huge_body_is_refused_by_its_size() {
     let body = vec![b'#'; 100 << 20];
-    let problems = parse_with_notes(&body, "body").unwrap_err();
+    let problems = parse_bytes(&body, "body").unwrap_err();
     insta::assert_snapshot!(problems.to_string(), @"
     body:1:1: found 104857600 bytes, expected at most 262144 bytes
       hint: a task names its data and does not hold it: put the data where a `source` can name it
@@ -93,7 +93,7 @@ fn problems_are_plain_data_for_rest() {
 #[test]
 fn notes_tell_what_has_no_effect() {
     let bytes = fs::read(repository().join("configs/sft_mistral_7b.yaml")).unwrap();
-    let parsed = parse_with_notes(&bytes, "sft_mistral_7b.yaml").unwrap();
+    let parsed = parse_bytes(&bytes, "sft_mistral_7b.yaml").unwrap();
     let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(notes.join("\n"), @"
     40:24: spec.dataset.preprocessing.prompt_template: `...` stands for the data set's own format
@@ -104,7 +104,7 @@ fn notes_tell_what_has_no_effect() {
 #[test]
 fn the_contracts_example_means_what_it_says() {
     let bytes = fs::read(repository().join("configs/sft_mistral_7b.yaml")).unwrap();
-    let spec = parse_with_notes(&bytes, "sft_mistral_7b.yaml").unwrap().spec;
+    let spec = parse_bytes(&bytes, "sft_mistral_7b.yaml").unwrap().spec;
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path(repository().join("tests/fixtures/tasks/good/meanings"));
     settings.set_prepend_module_to_snapshot(false);
@@ -116,7 +116,7 @@ fn the_contracts_example_means_what_it_says() {
 fn settings_read_what_was_typed_and_fill_in_the_rest() {
     use settings::{DataOrder, Precision, Save, Schedule, Training, Warmup};
     let bytes = fs::read(repository().join("tests/fixtures/tasks/good/everything.yaml")).unwrap();
-    let spec = parse_with_notes(&bytes, "everything.yaml").unwrap().spec;
+    let spec = parse_bytes(&bytes, "everything.yaml").unwrap().spec;
     let training = Training::of(&spec);
     assert_eq!(training.num_train_epochs, 1.0);
     assert_eq!((training.max_steps, training.max_length), (None, Some(512)));
@@ -127,16 +127,16 @@ fn settings_read_what_was_typed_and_fill_in_the_rest() {
     assert_eq!(training.generation_prompts, ["12", "null", "true", "a: b"]);
 
     let bytes = fs::read(repository().join("tests/fixtures/tasks/good/no_length_bound.yaml")).unwrap();
-    let training = Training::of(&parse_with_notes(&bytes, "x").unwrap().spec);
+    let training = Training::of(&parse_bytes(&bytes, "x").unwrap().spec);
     assert_eq!((training.max_length, training.max_steps), (None, Some(10)));
     assert_eq!((training.warmup, training.save_total_limit), (Warmup::Steps(5), Some(3)));
 
     let bytes = fs::read(repository().join("configs/pretrain_quickstart.yaml")).unwrap();
-    let shape = settings::Shape::of(&parse_with_notes(&bytes, "x").unwrap().spec);
+    let shape = settings::Shape::of(&parse_bytes(&bytes, "x").unwrap().spec);
     assert_eq!(shape.hidden_size % shape.num_attention_heads, 0);
 
     let bytes = fs::read(repository().join("configs/echo.yaml")).unwrap();
-    let echo = settings::Echo::of(&parse_with_notes(&bytes, "x").unwrap().spec);
+    let echo = settings::Echo::of(&parse_bytes(&bytes, "x").unwrap().spec);
     assert_eq!((echo.steps, echo.step_ms, echo.fail), (5, 200, None));
 }
 
