@@ -14,7 +14,7 @@
 //! SendReport / SendHeartbeat   to the leader, wherever it is; then ReportAnswered or HeartbeatAnswered. Whether a
 //!           send fails need not be told: it is repeated.
 //! ```
-//! [`Event::Tick`] is wanted several times a second, or at `Worker::wake_at`.
+//! [`Event::Tick`] is wanted several times a second, or at [`Worker::wake_at`].
 //!
 //! Promises:
 //! - an assignment is acknowledged after it is journalled; a term lower than the highest seen is refused;
@@ -25,9 +25,13 @@
 //! - bytes are published only under a right that was granted in this lease;
 //! - an attempt reports its end when its child is gone, not before: the report frees its slots.
 
+mod attempt;
 mod journal;
+mod machine;
 
 pub use journal::{AttemptRow, Ending, JournalRows, LocalCheckpoint, Stage, Write};
+
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
@@ -216,3 +220,23 @@ pub enum Action {
         attempt: AttemptId,
     },
 }
+
+/// The worker.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    settings: Settings,
+    /// Highest term of a leader seen.
+    highest_term: u64,
+    attempts: BTreeMap<AttemptId, attempt::Running>,
+    /// Number of the last journal write, and of the last that is on disk.
+    written: u64,
+    durable: u64,
+    /// What waits for a journal write, in the order of writes.
+    gated: VecDeque<(u64, Action)>,
+    last_run: u64,
+    last_seq: u64,
+    heartbeat_due: u64,
+}
+
+#[cfg(test)]
+mod tests;

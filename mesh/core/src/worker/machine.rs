@@ -1,0 +1,397 @@
+//! The worker's turn: an event changes rows and soft state, then everything that follows is asked for.
+
+use std::collections::VecDeque;
+
+use super::{
+    Action, AttemptRow, ChildEvent, Ending, Event, JournalRows, Settings, Stage, Worker, Write,
+    attempt::{Child, Running, Sent, unexplained},
+};
+use crate::{
+    id::AttemptId,
+    ledger::entry::{Failure, FailureClass},
+    wire::{Assign, FromLeader, FromWorker, Heartbeat, Phase, Report, ToWorker},
+};
+
+impl Worker {
+    /// Starts from the journal; no child runs. `now` is CLOCK_BOOTTIME in milliseconds, here and everywhere.
+    pub fn restore(rows: JournalRows, settings: Settings, now: u64) -> (Self, Vec<Action>) {
+        let running = rows.attempts.into_iter().map(|row| Running::new(row, 0, now));
+        let mut worker = Self {
+            settings,
+            highest_term: rows.highest_term,
+            attempts: running.map(|r| (r.id().clone(), r)).collect(),
+            written: 0,
+            durable: 0,
+            gated: VecDeque::new(),
+            last_run: 0,
+            last_seq: 0,
+            heartbeat_due: now,
+        };
+        let actions = worker.on(Event::Tick, now);
+        (worker, actions)
+    }
+
+    /// Takes an event; returns what to do, in order.
+    pub fn on(&mut self, event: Event, now: u64) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Message { request, message } => self.on_message(request, message, now, &mut actions),
+            Event::Journalled(id) => self.durable = self.durable.max(id),
+            Event::Child { attempt, run, event } => self.on_child(&attempt, run, event, now, &mut actions),
+            Event::Published { attempt, result } => {
+                self.end_if(&attempt, |s| *s == Stage::Computed, Ending::Finished(result), now, &mut actions);
+            }
+            Event::PublishFailed { attempt, failure } => {
+                self.end_if(&attempt, |s| *s == Stage::Computed, Ending::Failed(failure), now, &mut actions);
+            }
+            Event::ReportAnswered { attempt, seq, answer } => {
+                self.on_answer(&attempt, seq, answer, now, &mut actions);
+            }
+            Event::HeartbeatAnswered(answer) => self.on_heartbeat_answer(answer, now, &mut actions),
+            Event::HeartbeatFailed | Event::Tick => {}
+        }
+        self.follow_up(now, &mut actions);
+        actions
+    }
+
+    /// When the next [`Event::Tick`] is needed at the latest, should nothing happen before.
+    pub fn wake_at(&self, now: u64) -> u64 {
+        let mut at = self.heartbeat_due;
+        for running in self.attempts.values() {
+            let retry = running.sent.as_ref().map(|sent| sent.at + self.settings.report_retry_ms);
+            let kill = running.child.as_ref().and_then(|child| child.kill_at);
+            let lease = running.publishing.then(|| running.lease_ends()).flatten();
+            let offline = matches!(running.row.stage, Stage::Accepted | Stage::Running).then(|| running.offline_ends());
+            let run = running.row.assign.spec.timeouts.run_ms;
+            let run = run.filter(|_| running.child.is_some()).map(|run| now + run.saturating_sub(running.ran_ms(now)));
+            at = [retry, kill, lease, offline, run].into_iter().flatten().fold(at, u64::min);
+        }
+        at
+    }
+
+    /// Attempts in the journal, for listings.
+    pub fn attempts(&self) -> impl Iterator<Item = &AttemptRow> {
+        self.attempts.values().map(|running| &running.row)
+    }
+
+    fn on_message(&mut self, request: u64, message: ToWorker, now: u64, actions: &mut Vec<Action>) {
+        let term = match &message {
+            ToWorker::Assign(assign) => assign.term,
+            ToWorker::Stop { term, .. } => *term,
+        };
+        if !self.saw_term(term, actions) {
+            let answer = FromWorker::StaleTerm { highest: self.highest_term };
+            return actions.push(Action::Answer { request, answer });
+        }
+        let answer = match message {
+            ToWorker::Assign(assign) => self.on_assign(*assign, now, actions),
+            ToWorker::Stop { attempt, .. } => {
+                self.on_stop(&attempt, now, actions);
+                FromWorker::Journalled
+            }
+        };
+        // Whatever the answer rests on is among the writes so far.
+        self.gated.push_back((self.written, Action::Answer { request, answer }));
+    }
+
+    fn on_assign(&mut self, assign: Assign, now: u64, actions: &mut Vec<Action>) -> FromWorker {
+        let id = assign.attempt.clone();
+        if self.attempts.contains_key(&id) {
+            return FromWorker::Journalled;
+        }
+        let same_replica = |other: &&AttemptId| (&other.task, other.replica) == (&id.task, id.replica);
+        let others: Vec<AttemptId> = self.attempts.keys().filter(same_replica).cloned().collect();
+        if let Some(newer) = others.iter().find(|other| other.attempt > id.attempt) {
+            return FromWorker::Refused { reason: format!("this node already has its successor {newer}") };
+        }
+        // A successor exists only when the ledger has given those up.
+        for older in others {
+            self.superseded(&older, now, actions);
+        }
+        let outbox = VecDeque::from([Report::Started]);
+        let row = AttemptRow { assign, stage: Stage::Accepted, checkpoint: None, outbox, ran_ms: 0 };
+        let write = self.write(Write::Attempt(Box::new(row.clone())), actions);
+        self.attempts.insert(id, Running::new(row, write, now));
+        FromWorker::Journalled
+    }
+
+    fn on_stop(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
+        if self.attempts.contains_key(id) {
+            return self.superseded(id, now, actions);
+        }
+        // It never came, or is long over. Should it still come, `Started` will be stale and start nothing.
+        self.last_seq += 1;
+        actions.push(Action::SendReport { attempt: id.clone(), seq: self.last_seq, report: Report::Stopped });
+    }
+
+    fn on_child(&mut self, id: &AttemptId, run: u64, event: ChildEvent, now: u64, actions: &mut Vec<Action>) {
+        let Some(running) = self.attempts.get_mut(id) else { return };
+        if running.child.as_ref().is_none_or(|child| child.run != run) {
+            return;
+        }
+        match event {
+            ChildEvent::Progress { phase, progress } => {
+                running.phase = phase;
+                running.progress = progress;
+            }
+            ChildEvent::Checkpoint(checkpoint) => {
+                running.row.checkpoint = Some(checkpoint);
+                self.write_row(id, now, actions);
+            }
+            ChildEvent::Pushed(checkpoint) => {
+                // Of several that wait only the newest matters, so that the outbox has a bound. The first may be under way.
+                if running.row.outbox.len() > 1 && matches!(running.row.outbox.back(), Some(Report::Checkpointed(_))) {
+                    running.row.outbox.pop_back();
+                }
+                running.row.outbox.push_back(Report::Checkpointed(checkpoint));
+                self.write_row(id, now, actions);
+            }
+            ChildEvent::Computed => {
+                if running.row.stage == Stage::Running {
+                    running.row.stage = Stage::Computed;
+                    running.phase = Phase::Uploading;
+                    self.write_row(id, now, actions);
+                }
+            }
+            ChildEvent::Failed(failure) => {
+                self.end_if(id, |s| *s == Stage::Running, Ending::Failed(failure), now, actions);
+            }
+            ChildEvent::Exited(exit) => {
+                running.row.ran_ms = running.ran_ms(now);
+                running.child = None;
+                self.end_if(id, |s| *s == Stage::Running, Ending::Failed(unexplained(&exit)), now, actions);
+            }
+        }
+    }
+
+    fn on_answer(&mut self, id: &AttemptId, seq: u64, answer: FromLeader, now: u64, actions: &mut Vec<Action>) {
+        let (term, committed) = match answer {
+            FromLeader::Committed { term } => (term, true),
+            FromLeader::Stale { term, .. } => (term, false),
+            // Nobody decided: it is sent again when its time comes.
+            FromLeader::NotLeader { .. } | FromLeader::Unavailable { .. } | FromLeader::Alive { .. } => return,
+        };
+        if !self.saw_term(term, actions) {
+            return;
+        }
+        let Some(running) = self.attempts.get_mut(id) else { return };
+        // The answer to an earlier report says nothing about this one.
+        let Some(sent) = running.sent.take_if(|sent| sent.seq == seq) else { return };
+        if !committed {
+            if running.row.stage == Stage::Over {
+                running.row.outbox.clear();
+            } else {
+                self.superseded(id, now, actions);
+            }
+            return;
+        }
+        if sent.report == Report::Publish {
+            if running.row.stage == Stage::Computed && running.in_lease(now) {
+                running.publishing = true;
+                actions.push(Action::StartPublish { attempt: id.clone() });
+            }
+            return;
+        }
+        if running.row.outbox.front() == Some(&sent.report) {
+            running.row.outbox.pop_front();
+            if running.row.stage == Stage::Accepted {
+                running.row.stage = Stage::Running;
+            }
+            if running.row.stage != Stage::Over || !running.row.outbox.is_empty() {
+                self.write_row(id, now, actions);
+            }
+        }
+    }
+
+    fn on_heartbeat_answer(&mut self, answer: FromLeader, now: u64, actions: &mut Vec<Action>) {
+        let FromLeader::Alive { term, sent_at, stop } = answer else { return };
+        if !self.saw_term(term, actions) {
+            return;
+        }
+        for running in self.attempts.values_mut() {
+            let named = running.named_from.is_some_and(|from| from <= sent_at) && sent_at <= now;
+            if named && !stop.iter().any(|(id, _)| id == running.id()) {
+                running.lease_from = running.lease_from.max(Some(sent_at));
+            }
+        }
+        for (id, _why) in stop {
+            self.superseded(&id, now, actions);
+        }
+    }
+
+    /// The ledger has no use for it any more: nothing it would still report can be committed but its end.
+    fn superseded(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
+        let Some(running) = self.attempts.get_mut(id) else { return };
+        match running.row.stage {
+            Stage::Over => {}
+            Stage::Accepted | Stage::Running | Stage::Computed | Stage::Ending(_) => {
+                running.row.outbox.clear();
+                running.sent = None;
+                self.end_if(id, |s| !matches!(s, Stage::Ending(_)), Ending::Stopped, now, actions);
+            }
+        }
+    }
+
+    /// Ends an attempt that stands so: no byte flows any more, the child is asked to stop.
+    fn end_if(
+        &mut self,
+        id: &AttemptId,
+        stands: impl FnOnce(&Stage) -> bool,
+        ending: Ending,
+        now: u64,
+        actions: &mut Vec<Action>,
+    ) {
+        let grace = self.settings.stop_grace_ms;
+        let Some(running) = self.attempts.get_mut(id).filter(|r| stands(&r.row.stage)) else { return };
+        if std::mem::take(&mut running.publishing) && !matches!(ending, Ending::Finished(_)) {
+            actions.push(Action::StopPublish { attempt: id.clone() });
+        }
+        // A wish to publish that is under way must not be answered into this.
+        running.sent.take_if(|sent| sent.report == Report::Publish);
+        running.row.stage = Stage::Ending(ending);
+        let grace_ms = running.row.assign.spec.timeouts.stop_ms.unwrap_or(grace);
+        if let Some(child) = running.child.as_mut().filter(|child| child.kill_at.is_none()) {
+            child.kill_at = Some(now.saturating_add(grace_ms));
+            actions.push(Action::StopChild { attempt: id.clone(), run: child.run, grace_ms });
+        }
+        self.write_row(id, now, actions);
+    }
+
+    /// Everything that follows from where things stand.
+    fn follow_up(&mut self, now: u64, actions: &mut Vec<Action>) {
+        for id in self.attempts.keys().cloned().collect::<Vec<_>>() {
+            self.watch_times(&id, now, actions);
+            self.close(&id, now, actions);
+            self.start(&id, now, actions);
+            self.say(&id, now, actions);
+        }
+        while self.gated.front().is_some_and(|(write, _)| *write <= self.durable) {
+            actions.extend(self.gated.pop_front().map(|(_, action)| action));
+        }
+        self.beat(now, actions);
+    }
+
+    /// The lease, the time without contact, the run's bound, the child's grace.
+    fn watch_times(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
+        let Some(running) = self.attempts.get_mut(id) else { return };
+        if running.publishing && !running.in_lease(now) {
+            running.publishing = false;
+            actions.push(Action::StopPublish { attempt: id.clone() });
+        }
+        if let Some(child) = running.child.as_mut()
+            && child.kill_at.is_some_and(|at| at <= now)
+        {
+            // Again should it not die: the shell may have failed to reach it.
+            child.kill_at = Some(now.saturating_add(self.settings.stop_grace_ms));
+            actions.push(Action::KillChild { attempt: id.clone(), run: child.run });
+        }
+        let computes = matches!(running.row.stage, Stage::Accepted | Stage::Running);
+        let run_ms = running.row.assign.spec.timeouts.run_ms;
+        if let Some(run_ms) =
+            run_ms.filter(|run_ms| running.row.stage == Stage::Running && running.ran_ms(now) >= *run_ms)
+        {
+            let message = format!("timeouts.run of {} s is over", run_ms.div_ceil(1000));
+            let failure = Failure { class: FailureClass::TimedOut, message };
+            self.end_if(id, |_| true, Ending::Failed(failure), now, actions);
+        } else if computes && now >= running.offline_ends() {
+            self.end_if(id, |_| true, Ending::Stopped, now, actions);
+        }
+    }
+
+    /// The end is reported once the child is gone, and forgotten once the report is taken.
+    fn close(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
+        let Some(running) = self.attempts.get_mut(id) else { return };
+        if let (Stage::Ending(ending), None) = (&running.row.stage, &running.child) {
+            let report = ending.clone().report();
+            if running.row.outbox.front() == Some(&Report::Started) && report == Report::Stopped {
+                // It never ran: there is no start to speak of.
+                running.row.outbox.clear();
+                running.sent = None;
+            }
+            running.row.outbox.push_back(report);
+            running.row.stage = Stage::Over;
+            return self.write_row(id, now, actions);
+        }
+        if running.row.stage == Stage::Over && running.row.outbox.is_empty() && running.last_write <= self.durable {
+            self.attempts.remove(id);
+            let write = self.write(Write::Forget(id.clone()), actions);
+            self.gated.push_back((write, Action::Forgotten { attempt: id.clone() }));
+        }
+    }
+
+    fn start(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
+        let durable = self.durable;
+        let ready = |r: &&Running| r.row.stage == Stage::Running && r.child.is_none() && r.last_write <= durable;
+        let Some(running) = self.attempts.get(id).filter(ready) else { return };
+        // A superseded attempt may still be stopping on the same GPUs.
+        if self.attempts.values().any(|other| other.id() != id && other.child.is_some() && other.excludes(running)) {
+            return;
+        }
+        self.last_run += 1;
+        let run = self.last_run;
+        if let Some(running) = self.attempts.get_mut(id) {
+            running.child = Some(Child { run, started_at: now, kill_at: None });
+            let (assign, resume) = (Box::new(running.row.assign.clone()), running.row.checkpoint.clone());
+            actions.push(Action::StartChild { attempt: id.clone(), run, assign, resume });
+        }
+    }
+
+    /// One report of an attempt is under way at a time, so that they are committed in order.
+    fn say(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
+        let retry = self.settings.report_retry_ms;
+        let Some(running) = self.attempts.get_mut(id).filter(|r| r.last_write <= self.durable) else { return };
+        let Some(report) = running.to_say(now) else { return };
+        match running.sent.as_mut().filter(|sent| sent.report == report) {
+            Some(sent) if now < sent.at.saturating_add(retry) => {}
+            Some(sent) => {
+                sent.at = now;
+                actions.push(Action::SendReport { attempt: id.clone(), seq: sent.seq, report });
+            }
+            None => {
+                self.last_seq += 1;
+                running.sent = Some(Sent { seq: self.last_seq, report: report.clone(), at: now });
+                actions.push(Action::SendReport { attempt: id.clone(), seq: self.last_seq, report });
+            }
+        }
+    }
+
+    fn beat(&mut self, now: u64, actions: &mut Vec<Action>) {
+        if now < self.heartbeat_due {
+            return;
+        }
+        self.heartbeat_due = now.saturating_add(self.settings.heartbeat_ms);
+        // Naming an attempt acknowledges it, so it must be in the journal.
+        let named = self.attempts.values_mut().filter(|r| r.first_write <= self.durable);
+        let attempts = named
+            .map(|running| {
+                running.named_from.get_or_insert(now);
+                running.report()
+            })
+            .collect();
+        actions.push(Action::SendHeartbeat(Heartbeat { node: self.settings.node.clone(), sent_at: now, attempts }));
+    }
+
+    /// Whether a leader of this term may be listened to; the highest is journalled.
+    fn saw_term(&mut self, term: u64, actions: &mut Vec<Action>) -> bool {
+        if term > self.highest_term {
+            self.highest_term = term;
+            self.write(Write::Term(term), actions);
+        }
+        term == self.highest_term
+    }
+
+    fn write_row(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
+        let Some(running) = self.attempts.get(id) else { return };
+        let row = AttemptRow { ran_ms: running.ran_ms(now), ..running.row.clone() };
+        let write = self.write(Write::Attempt(Box::new(row)), actions);
+        if let Some(running) = self.attempts.get_mut(id) {
+            running.last_write = write;
+        }
+    }
+
+    fn write(&mut self, write: Write, actions: &mut Vec<Action>) -> u64 {
+        self.written += 1;
+        actions.push(Action::Journal { id: self.written, write });
+        self.written
+    }
+}
