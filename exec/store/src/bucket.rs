@@ -372,6 +372,10 @@ impl Bucket {
         let place = self.url(name);
         let answer = Answer::of(error);
         let found = answer.text();
+        if unsigned(error) {
+            let hint = "this node has no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the worker, or s3 in node.yaml (s3.anonymous for public buckets)";
+            return StoreError::Denied { place, found, hint };
+        }
         match error.kind() {
             ErrorKind::NotFound => StoreError::NotFound {
                 place,
@@ -443,6 +447,12 @@ impl Answer {
             }
         }
     }
+}
+
+/// Whether a request was never sent because there is nothing to sign it with, and will be nothing.
+fn unsigned(error: &opendal::Error) -> bool {
+    let causes = std::iter::successors(std::error::Error::source(error), |e| e.source());
+    causes.filter_map(|e| e.downcast_ref::<reqsign_core::Error>()).any(|e| !e.is_retryable())
 }
 
 /// The innermost cause of an error, which names what really happened ("connection refused").

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 use serde::Deserialize;
 
 /// A node's places. Part of node.yaml; credentials may stay out of it and in the environment.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct StoreConfig {
     /// Declared volumes: name → folder. Nothing else of this machine's disk can be a source or a destination.
@@ -15,6 +15,21 @@ pub struct StoreConfig {
     /// How long a transfer bears with a bad line.
     #[serde(skip)]
     pub patience: Patience,
+    /// Bytes a pull leaves free on the disk it fills.
+    #[serde(skip)]
+    pub reserve_bytes: u64,
+}
+
+impl Default for StoreConfig {
+    /// No volumes, the environment's S3 account, and 64 MiB left free: the mesh's own journal lives on that disk too.
+    fn default() -> Self {
+        Self {
+            volumes: BTreeMap::new(),
+            s3: S3Config::default(),
+            patience: Patience::default(),
+            reserve_bytes: 64 << 20,
+        }
+    }
 }
 
 /// An S3 account. What is absent comes from the usual `AWS_*` variables, a profile, or the cloud's metadata service.

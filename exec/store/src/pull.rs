@@ -21,8 +21,6 @@ use crate::{
     volume::{self, Inside},
 };
 
-/// Left free on a disk that is filled: the mesh's own journal lives there too.
-const RESERVE: u64 = 64 << 20;
 /// How often a pull looks whether another one of the same source is done.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -62,7 +60,7 @@ impl Store {
     pub async fn pull(&self, source: &Location, folder: &Path, tell: OnMoved) -> Result<Pulled, StoreError> {
         match self.place(source)? {
             Place::Folder { given, inside } => off_thread(move || use_in_place(&given, &inside, &tell)).await,
-            Place::Bucket(bucket) => pull_bucket(&bucket, folder, tell).await,
+            Place::Bucket(bucket) => pull_bucket(&bucket, folder, self.config.reserve_bytes, tell).await,
         }
     }
 }
@@ -97,14 +95,14 @@ fn use_in_place(given: &str, inside: &Inside, tell: &OnMoved) -> Result<Pulled, 
     Ok(Pulled { path: inside.path.clone(), in_place: true, files, bytes, fetched: 0 })
 }
 
-async fn pull_bucket(bucket: &Bucket, folder: &Path, tell: OnMoved) -> Result<Pulled, StoreError> {
+async fn pull_bucket(bucket: &Bucket, folder: &Path, reserve: u64, tell: OnMoved) -> Result<Pulled, StoreError> {
     let objects = bucket.objects().await?;
     if objects.is_empty() {
         return Err(StoreError::Empty { place: bucket.url("") });
     }
     let one = objects.len() == 1 && bucket.url("") == format!("s3://{}/{}", bucket.name(), objects[0].key);
     let _alone = alone(folder).await?;
-    enough_room(&objects, folder)?;
+    enough_room(&objects, folder, reserve)?;
     let bytes = objects.iter().map(|o| o.bytes).sum();
     let meter = Meter::new(bytes, tell);
     let stamps = transfer::fetch(bucket, &objects, folder, &meter).await?;
@@ -123,10 +121,10 @@ async fn pull_bucket(bucket: &Bucket, folder: &Path, tell: OnMoved) -> Result<Pu
 }
 
 /// Says it before the first byte when they will not all fit.
-fn enough_room(objects: &[Object], folder: &Path) -> Result<(), StoreError> {
+fn enough_room(objects: &[Object], folder: &Path, reserve: u64) -> Result<(), StoreError> {
     let missing = transfer::missing_bytes(objects, folder)?;
     let free = disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e))?;
-    let needed = missing.saturating_add(RESERVE);
+    let needed = missing.saturating_add(reserve);
     if missing > 0 && needed > free {
         return Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free });
     }

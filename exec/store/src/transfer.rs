@@ -124,13 +124,16 @@ impl Paths {
     }
 }
 
-/// How many bytes of these objects are still missing in a folder.
+/// How many bytes these objects will still take on the disk of a folder.
 pub(crate) fn missing_bytes(objects: &[Object], folder: &Path) -> Result<u64, StoreError> {
     let mut missing = 0;
     for object in objects {
-        let part = Paths::of(object, folder)?.load(object);
-        // Room for a part was taken when it was made, but as holes: what is not fetched is not yet written.
-        missing += if part.sha256.is_some() { 0 } else { part.bytes - part.there() };
+        let paths = Paths::of(object, folder)?;
+        if paths.load(object).sha256.is_none() {
+            // A part has its full length from the start, but as holes: only its blocks are taken.
+            let taken = fs::metadata(&paths.part).map_or(0, |m| std::os::unix::fs::MetadataExt::blocks(&m) * 512);
+            missing += object.bytes.saturating_sub(taken);
+        }
     }
     Ok(missing)
 }

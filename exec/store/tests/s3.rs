@@ -2,10 +2,10 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Command, time::Duration};
 
 use mloc_core::ledger::entry::FailureClass;
-use mloc_store::{MANIFEST, Secret, Store, StoreConfig, StoreError};
+use mloc_store::{MANIFEST, Patience, Secret, Store, StoreConfig, StoreError};
 use reqwest::Method;
 use support::{
     line::Line,
@@ -228,6 +228,116 @@ async fn what_is_said_when_s3_does_not_give() {
     say("unknown credentials, publishing", put.unwrap_err(), fatal);
     said += &format!("# endpoint down\n{down_text}\n");
     insta::assert_snapshot!(said);
+}
+
+#[tokio::test]
+async fn two_pulls_of_one_source_wait_for_one_another() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let bytes = noise(4, 24 << 20);
+    moto.put("w.bin", &bytes).await;
+    let (source, folder) = (at(&moto.endpoint, "w.bin"), top.join("w"));
+    let (one, two) = tokio::join!(store.pull(&source, &folder, unseen()), store.pull(&source, &folder, unseen()));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!(one.fetched + two.fetched, bytes.len() as u64, "it came twice");
+    assert_eq!((one.files, one.path), (two.files, two.path));
+}
+
+#[tokio::test]
+async fn a_silent_endpoint_is_given_up() {
+    // It takes connections (the kernel does) and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = with_credentials(config(dir.path()));
+    config.patience = Patience { tries: 2, silence: Duration::from_millis(50), ..config.patience };
+    let store = Store::new(config).unwrap();
+    let source = at(&format!("http://{}", silent.local_addr().unwrap()), "m");
+    let error = store.pull(&source, dir.path(), unseen()).await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Retryable);
+    assert!(error.to_string().contains("after 2 tries"), "{error}");
+}
+
+#[tokio::test]
+async fn a_worker_without_credentials_is_told_so() {
+    let home = tempfile::tempdir().unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "without_credentials", "--ignored"])
+        .env_clear()
+        .env("HOME", home.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[tokio::test]
+#[ignore = "is started by a_worker_without_credentials_is_told_so"]
+async fn without_credentials() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(config(dir.path())).unwrap();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = at(&format!("http://{}", nobody.local_addr().unwrap()), "m");
+    let error = store.pull(&source, dir.path(), unseen()).await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Fatal, "{error:?}");
+    let said = "s3://mloc-test/m: access denied: signing http request: failed to load signing credential\n\
+                hint: this node has no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the worker, \
+                or s3 in node.yaml (s3.anonymous for public buckets)";
+    assert_eq!(error.to_string(), said);
+}
+
+/// Disk full, before the pull and in the middle of it. Runs on a small file system of its own.
+#[tokio::test]
+async fn a_full_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = r#"mount -t tmpfs -o size=64m tmpfs "$1" && exec "$2" --exact on_a_small_disk --ignored --nocapture"#;
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", script, "sh"])
+        .arg(dir.path())
+        .arg(std::env::current_exe().unwrap())
+        .env("MLOC_SMALL_DISK", dir.path())
+        .output();
+    let said = output.map_or_else(
+        |e| e.to_string(),
+        |o| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr)),
+    );
+    if !said.contains("running 1 test") {
+        println!("SKIP: no file system of our own can be mounted here: {said}");
+        return;
+    }
+    assert!(said.contains("1 passed"), "{said}");
+}
+
+#[tokio::test]
+#[ignore = "is started by a_full_disk"]
+async fn on_a_small_disk() {
+    let Some(disk) = std::env::var_os("MLOC_SMALL_DISK") else { return };
+    let Some(moto) = Moto::start().await else { return };
+    let disk = PathBuf::from(disk).canonicalize().unwrap();
+    let mut config = with_credentials(config(&disk));
+    config.reserve_bytes = 4 << 20;
+    let store = Store::new(config).unwrap();
+    let bytes = noise(6, 50 << 20);
+    moto.put("large/a.bin", &noise(5, 62 << 20)).await;
+    moto.put("m/a.bin", &bytes).await;
+
+    let early = store.pull(&at(&moto.endpoint, "large"), &disk.join("large"), unseen()).await.unwrap_err();
+    assert!(matches!(&early, StoreError::NoSpace { needed, .. } if *needed == 66 << 20), "{early}");
+
+    let line = Line::to(&moto.endpoint).await;
+    line.pause_at(20 << 20);
+    let (source, folder) = (at(&line.endpoint, "m"), disk.join("m"));
+    let others = async {
+        line.paused().await;
+        fs::write(disk.join("somebody-elses"), noise(1, 30 << 20)).unwrap();
+        line.go_on();
+    };
+    let (full, ()) = tokio::join!(store.pull(&source, &folder, unseen()), others);
+    let full = full.unwrap_err();
+    assert!(matches!(full, StoreError::NoSpace { .. }), "{full}");
+    assert_eq!(full.class(), FailureClass::Retryable);
+
+    fs::remove_file(disk.join("somebody-elses")).unwrap();
+    let pulled = store.pull(&source, &folder, unseen()).await.unwrap();
+    assert!(fs::read(folder.join("a.bin")).unwrap() == bytes, "other bytes arrived");
+    assert!(pulled.fetched < bytes.len() as u64, "nothing was kept");
 }
 
 #[tokio::test]
