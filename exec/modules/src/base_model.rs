@@ -1,0 +1,98 @@
+//! The model a task starts from: a folder in Hugging Face's layout, or a GGUF file.
+
+use std::path::{Path, PathBuf};
+
+use mloc_burn::{
+    device::DeviceChoice as BurnDevice,
+    formats::{gguf::GgufModel, tokenizer::TextTokenizer},
+    model::{Decoder, DecoderConfig},
+    weights::SafetensorsSource,
+};
+use mloc_exec::{DeviceChoice, ModuleError, RunContext};
+
+use crate::fatal;
+
+/// Weights and tokenizer.
+pub struct BaseModel {
+    /// The decoder, with nothing trainable yet.
+    pub model: Decoder,
+    /// Its tokenizer and chat template.
+    pub tokenizer: TextTokenizer,
+}
+
+/// Opens the device that was granted.
+///
+/// # Errors
+/// When it is simulated, not in this build or not there: a task that was granted a GPU never computes on the CPU.
+pub fn open_device(ctx: &RunContext) -> Result<burn::tensor::Device, ModuleError> {
+    let choice = match ctx.device() {
+        DeviceChoice::Cpu => BurnDevice::Cpu,
+        DeviceChoice::Cuda { count: 1 } => BurnDevice::Cuda(0),
+        DeviceChoice::Cuda { count } => {
+            return Err(ModuleError::Fatal(format!(
+                "resources.hardware.gpu.count: {count}: this build trains on one GPU; ask for 1"
+            )));
+        }
+        DeviceChoice::Simulated { kind } => {
+            return Err(ModuleError::Fatal(format!(
+                "{kind} exists in a node's configuration only, and {} computes for real: ask for a real GPU or none",
+                ctx.run().spec.task_type
+            )));
+        }
+    };
+    choice.open().map_err(fatal)
+}
+
+/// Loads what was pulled.
+///
+/// # Errors
+/// Missing files, an unknown architecture, mis-shaped tensors: all of it the task's own error.
+pub fn load(path: &Path, device: &burn::tensor::Device) -> Result<BaseModel, ModuleError> {
+    match gguf_of(path)? {
+        Some(file) => {
+            let source = GgufModel::open(&file).map_err(fatal)?;
+            let config = DecoderConfig::from_json(source.config().to_hf_config()).map_err(fatal)?;
+            let tokenizer = source.tokenizer().map_err(fatal)?;
+            Ok(BaseModel { model: Decoder::load(config, &source, device).map_err(fatal)?, tokenizer })
+        }
+        None => {
+            let config = DecoderConfig::from_folder(path).map_err(fatal)?;
+            let source = SafetensorsSource::open_folder(path).map_err(fatal)?;
+            let tokenizer = TextTokenizer::from_folder(path).map_err(fatal)?;
+            Ok(BaseModel { model: Decoder::load(config, &source, device).map_err(fatal)?, tokenizer })
+        }
+    }
+}
+
+/// The GGUF file, where the path is one, or a folder that holds one and no config.json.
+fn gguf_of(path: &Path) -> Result<Option<PathBuf>, ModuleError> {
+    let is_gguf = |p: &Path| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    if path.is_file() {
+        return if is_gguf(path) {
+            Ok(Some(path.to_owned()))
+        } else {
+            Err(ModuleError::Fatal(format!(
+                "model.source: {} is neither a .gguf file nor a folder with config.json, *.safetensors and tokenizer.json",
+                path.display()
+            )))
+        };
+    }
+    if path.join("config.json").is_file() {
+        return Ok(None);
+    }
+    let entries = std::fs::read_dir(path).map_err(|e| ModuleError::disk("list the model in", path, &e))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| is_gguf(p)).collect();
+    files.sort();
+    match files.as_slice() {
+        [one] => Ok(Some(one.clone())),
+        [] => Err(ModuleError::Fatal(format!(
+            "model.source: {} has no config.json and no .gguf file: is it a model's folder?",
+            path.display()
+        ))),
+        several => Err(ModuleError::Fatal(format!(
+            "model.source: {} has {} .gguf files: name one of them",
+            path.display(),
+            several.len()
+        ))),
+    }
+}

@@ -1,0 +1,86 @@
+//! `taskType: pretrain`: a tokenizer trained on the data's texts, then a Llama of the given shape from random weights.
+
+use mloc_burn::{
+    export::{self, Storage},
+    formats::{
+        dataset::{self, LoadOptions},
+        tokenizer::TextTokenizer,
+        train_tokenizer::{self, TokenizerTraining},
+    },
+    model::{Decoder, DecoderConfig},
+};
+use mloc_core::task::settings::{Shape, Training};
+use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
+use serde_json::json;
+
+use crate::{base_model, fatal, finetune, training_log};
+
+/// The module.
+pub struct Pretrain;
+
+impl Module for Pretrain {
+    fn name(&self) -> &'static str {
+        "pretrain"
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
+        let spec = ctx.run().spec.clone();
+        let (settings, shape) = (Training::of(&spec), Shape::of(&spec));
+        let device = base_model::open_device(ctx)?;
+        let path = ctx.run().inputs.dataset.clone();
+        let path = path.ok_or_else(|| ModuleError::Fatal("dataset.source was not pulled".into()))?;
+        // Trained anew after a crash: the same texts give the same tokenizer.
+        let load = LoadOptions { split: spec.dataset.as_ref().and_then(|d| d.split.clone()), prompt_template: None };
+        let rows = dataset::load(&path, &load).map_err(fatal)?;
+        let texts: Vec<String> = rows.iter().flat_map(|row| row.example.texts()).collect();
+        let training = TokenizerTraining {
+            vocab_size: shape.vocab_size,
+            model_max_length: shape.max_position_embeddings,
+            ..TokenizerTraining::default()
+        };
+        let tokenizer = train_tokenizer::train(&texts, &training).map_err(fatal)?;
+        ctx.log(format!("tokenizer: {} tokens from {} texts", tokenizer.vocab_size(), texts.len()));
+        ctx.check()?;
+
+        let config = DecoderConfig::from_json(config(&shape, &tokenizer)).map_err(fatal)?;
+        let mut model = Decoder::random(config, settings.seed, &device);
+        model.train_all();
+        let data = finetune::data(ctx, &tokenizer, &settings)?;
+        let (model, summary) = finetune::run(ctx, model, &tokenizer, &data, &settings)?;
+
+        export::write_model(&model, ctx.artifacts(), Storage::F32)
+            .map_err(|e| ModuleError::Retryable(e.to_string()))?;
+        let mut outputs = vec![
+            Output { path: training_log::FILE.into(), kind: "training_logs".into() },
+            Output { path: "model.safetensors".into(), kind: "full_model".into() },
+            Output { path: "config.json".into(), kind: "full_model".into() },
+        ];
+        outputs.extend(finetune::save_tokenizer(ctx, &tokenizer)?);
+        let wanted = &spec.output.artifacts;
+        outputs.retain(|output| wanted.is_empty() || wanted.contains(&output.kind));
+        Ok(ModuleOutput { outputs, summary })
+    }
+}
+
+/// The config.json of the model to be.
+fn config(shape: &Shape, tokenizer: &TextTokenizer) -> serde_json::Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": tokenizer.vocab_size(),
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "rope_theta": shape.rope_theta,
+        "rms_norm_eps": shape.rms_norm_eps,
+        "tie_word_embeddings": shape.tie_word_embeddings,
+        "initializer_range": shape.initializer_range,
+        "hidden_act": "silu",
+        "bos_token_id": tokenizer.bos_id(),
+        "eos_token_id": tokenizer.eos_id(),
+        "torch_dtype": "float32",
+    })
+}

@@ -1,0 +1,125 @@
+//! `training_log.jsonl`: one object a logged step, with the reference's names, and what of it must survive a crash.
+
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use mloc_burn::train::StepReport;
+use mloc_exec::ModuleError;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// The file among the artifacts, and in each checkpoint.
+pub const FILE: &str = "training_log.jsonl";
+/// Sums since the last line, in each checkpoint.
+const SUMS: &str = "log_sums.json";
+
+/// Sums since the last logged step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Sums {
+    loss: f64,
+    targets: usize,
+    accuracy: f64,
+    entropy: f64,
+    steps: u64,
+    tokens_at_last: u64,
+}
+
+/// The log of a run.
+pub struct TrainingLog {
+    path: PathBuf,
+    sums: Sums,
+    /// Begin of the stretch that tokens_per_second is of.
+    since: Instant,
+    tokens_since: u64,
+    /// Of the last logged stretch.
+    pub tokens_per_second: Option<f64>,
+    /// Of the last logged stretch.
+    pub loss: Option<f64>,
+}
+
+impl TrainingLog {
+    /// A log in `artifacts`, going on from a checkpoint's where there is one.
+    ///
+    /// # Errors
+    /// Those of the disk, and a checkpoint's sums that can't be read.
+    pub fn open(artifacts: &Path, checkpoint: Option<&Path>) -> Result<Self, ModuleError> {
+        let path = artifacts.join(FILE);
+        let mut sums = Sums::default();
+        if let Some(from) = checkpoint {
+            let kept = from.join(FILE);
+            std::fs::copy(&kept, &path).map_err(|e| ModuleError::disk("copy", &kept, &e))?;
+            let file = from.join(SUMS);
+            let text = std::fs::read(&file).map_err(|e| ModuleError::disk("read", &file, &e))?;
+            sums = serde_json::from_slice(&text)
+                .map_err(|e| ModuleError::Fatal(format!("{}: {e}", file.display())))?;
+        } else {
+            File::create(&path).map_err(|e| ModuleError::disk("create", &path, &e))?;
+        }
+        Ok(Self { path, sums, since: Instant::now(), tokens_since: 0, tokens_per_second: None, loss: None })
+    }
+
+    /// Puts what a resumed run needs into a checkpoint's folder.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn save(&self, folder: &Path) -> Result<(), ModuleError> {
+        std::fs::copy(&self.path, folder.join(FILE)).map_err(|e| ModuleError::disk("copy", &self.path, &e))?;
+        let file = folder.join(SUMS);
+        let text = serde_json::to_vec(&self.sums).map_err(|e| ModuleError::Fatal(e.to_string()))?;
+        std::fs::write(&file, text).map_err(|e| ModuleError::disk("write", &file, &e))
+    }
+
+    /// Takes a step in; writes a line when one is due.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn step(&mut self, report: &StepReport, tokens: usize, epoch: f64, due: bool) -> Result<(), ModuleError> {
+        self.sums.loss += report.loss * report.num_targets as f64;
+        self.sums.targets += report.num_targets;
+        self.sums.accuracy += report.mean_token_accuracy;
+        self.sums.entropy += report.entropy;
+        self.sums.steps += 1;
+        self.tokens_since += tokens as u64;
+        if !due {
+            return Ok(());
+        }
+        let steps = self.sums.steps as f64;
+        let loss = if self.sums.targets == 0 { 0.0 } else { self.sums.loss / self.sums.targets as f64 };
+        let rate = self.tokens_since as f64 / self.since.elapsed().as_secs_f64().max(1e-9);
+        let line = json!({
+            "step": report.step,
+            "epoch": (epoch * 1e4).round() / 1e4,
+            "loss": loss,
+            "grad_norm": report.grad_norm,
+            "learning_rate": report.learning_rate,
+            "num_tokens": report.num_tokens,
+            "mean_token_accuracy": self.sums.accuracy / steps,
+            "entropy": self.sums.entropy / steps,
+            "tokens_per_second": (rate * 10.0).round() / 10.0,
+            "peak_memory_bytes": peak_memory_bytes(),
+        });
+        let mut file = File::options()
+            .append(true)
+            .open(&self.path)
+            .map_err(|e| ModuleError::disk("open", &self.path, &e))?;
+        file.write_all(format!("{line}\n").as_bytes()).map_err(|e| ModuleError::disk("write", &self.path, &e))?;
+        self.loss = Some(loss);
+        self.tokens_per_second = Some(rate);
+        self.sums = Sums { tokens_at_last: report.num_tokens, ..Sums::default() };
+        self.since = Instant::now();
+        self.tokens_since = 0;
+        Ok(())
+    }
+}
+
+/// Largest resident size of this process so far, in bytes; 0 where the system does not say.
+pub fn peak_memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
