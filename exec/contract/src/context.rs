@@ -1,0 +1,177 @@
+//! What a module is given, and all it can do to the outside.
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mloc_core::wire::{Phase, Progress};
+
+use crate::{
+    checkpoint::{self, Checkpoint},
+    event::{Event, Level},
+    failpoint,
+    module::ModuleError,
+    run::{DeviceChoice, Run},
+};
+
+/// Where events go. Called from the module's thread.
+pub type Tell = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// Figures are shown to people: more often is noise on the pipe.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+
+/// One run, as its module sees it.
+pub struct RunContext {
+    run: Run,
+    resume: Option<Checkpoint>,
+    stop: Arc<AtomicBool>,
+    tell: Tell,
+    phase: Phase,
+    told_at: Option<Instant>,
+    untold: Option<Progress>,
+    keep: usize,
+}
+
+impl RunContext {
+    /// Looks for the checkpoint to go on from, and says what is wrong with damaged ones and where its bits may differ.
+    ///
+    /// # Errors
+    /// [`ModuleError::Retryable`] when the folder of checkpoints cannot be read.
+    pub fn new(run: Run, stop: Arc<AtomicBool>, tell: Tell) -> Result<Self, ModuleError> {
+        let (resume, damages) = checkpoint::find_newest_valid(&run.checkpoints)
+            .map_err(|e| ModuleError::disk("read checkpoints below", &run.checkpoints, &e))?;
+        let keep = run.keep_checkpoints;
+        let mut ctx = Self { run, resume, stop, tell, phase: Phase::default(), told_at: None, untold: None, keep };
+        for damage in damages {
+            ctx.warn(damage.to_string());
+        }
+        if let Some(from) = &ctx.resume {
+            let (here, threads) = (crate::cpu_features(), ctx.run.threads);
+            let mut said = format!("going on from the checkpoint of step {}", from.step);
+            let made = &from.manifest;
+            let differs = (&made.cpu_features, made.threads) != (&here, threads);
+            if differs {
+                said.push_str(&format!(
+                    "; it was made with {} threads on {}, this run has {threads} on {here}: results agree within a tolerance, not to the bit",
+                    made.threads, made.cpu_features
+                ));
+            }
+            (ctx.tell)(&Event::Log { level: if differs { Level::Warn } else { Level::Info }, text: said });
+        }
+        Ok(ctx)
+    }
+
+    /// The attempt, its task, its grant, its inputs and folders.
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// An empty folder for what it makes; files named in the output are published.
+    pub fn artifacts(&self) -> &Path {
+        &self.run.artifacts
+    }
+
+    /// The whole checkpoint to go on from.
+    pub fn resume(&self) -> Option<&Checkpoint> {
+        self.resume.as_ref()
+    }
+
+    /// Steps that are done already; 0 without a checkpoint.
+    pub fn resume_step(&self) -> u64 {
+        self.resume.as_ref().map_or(0, |c| c.step)
+    }
+
+    /// Threads to compute with.
+    pub fn threads(&self) -> usize {
+        self.run.threads
+    }
+
+    /// The device it was granted.
+    pub fn device(&self) -> DeviceChoice {
+        self.run.device()
+    }
+
+    /// Whether it is to stop: for loops that must not end by an error. The word is [`Self::check`]'s.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The only cancel point: call it at least once a second.
+    ///
+    /// # Errors
+    /// [`ModuleError::Cancelled`] once it was asked to stop.
+    pub fn check(&self) -> Result<(), ModuleError> {
+        if self.stopping() { Err(ModuleError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Figures. May be called every step: the pipe sees at most ten a second, and always the last.
+    pub fn progress(&mut self, progress: Progress) {
+        let due = self.told_at.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY);
+        self.untold = Some(progress);
+        if due {
+            self.flush();
+        }
+    }
+
+    /// It does something else now.
+    pub fn phase(&mut self, phase: Phase) {
+        self.flush();
+        if self.phase != phase {
+            self.phase = phase;
+            (self.tell)(&Event::Phase { phase });
+        }
+    }
+
+    /// A line for the attempt's log.
+    pub fn log(&mut self, text: impl fmt::Display) {
+        self.flush();
+        (self.tell)(&Event::Log { level: Level::Info, text: text.to_string() });
+    }
+
+    /// A line for the attempt's log: something is not as it should be, and it goes on.
+    pub fn warn(&mut self, text: impl fmt::Display) {
+        self.flush();
+        (self.tell)(&Event::Log { level: Level::Warn, text: text.to_string() });
+    }
+
+    /// How many checkpoints to keep from now on; 0 keeps all. The task's `save_total_limit` unless called.
+    pub fn keep_checkpoints(&mut self, keep: usize) {
+        self.keep = keep;
+    }
+
+    /// Writes the checkpoint of `step`: `write` fills an empty folder with whatever a resumed run needs. Then old
+    /// ones go.
+    ///
+    /// # Errors
+    /// What `write` says, or [`ModuleError::Retryable`] for the disk.
+    pub fn checkpoint(
+        &mut self,
+        step: u64,
+        write: impl FnOnce(&Path) -> Result<(), ModuleError>,
+    ) -> Result<(), ModuleError> {
+        let before = self.phase;
+        self.phase(Phase::Checkpointing);
+        let saved = checkpoint::save(&self.run.checkpoints, step, self.run.threads, write)?;
+        (self.tell)(&Event::Checkpoint { step, dir: saved.dir, keep: self.keep });
+        failpoint::reached("checkpoint.event");
+        if let Err(error) = checkpoint::prune(&self.run.checkpoints, step, self.keep) {
+            self.warn(format!("old checkpoints stay: {error}"));
+        }
+        self.phase(before);
+        Ok(())
+    }
+
+    /// Tells the last figures that were held back.
+    pub(crate) fn flush(&mut self) {
+        if let Some(progress) = self.untold.take() {
+            self.told_at = Some(Instant::now());
+            (self.tell)(&Event::Progress(progress));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `run.json`: what a child is told.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use mloc_core::{capability::Grant, id::AttemptId, task::TaskSpec};
+use serde::{Deserialize, Serialize};
+
+/// Version of [`Run`]'s file. Parent and child are the same binary, save while it is being replaced.
+pub const RUN_VERSION: u32 = 1;
+
+/// One attempt, as its child is to run it. Holds no secrets: those come by environment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// [`RUN_VERSION`].
+    pub v: u32,
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The task.
+    pub spec: TaskSpec,
+    /// What it holds on this node.
+    pub grant: Grant,
+    /// What was pulled.
+    pub inputs: Inputs,
+    /// An empty folder for what it makes.
+    pub artifacts: PathBuf,
+    /// Its checkpoints, those of earlier attempts on this node included.
+    pub checkpoints: PathBuf,
+    /// Where the child says what it made, durably, before it says so on the pipe.
+    pub result: PathBuf,
+    /// Threads to compute with.
+    pub threads: usize,
+    /// Checkpoints to keep on this disk; 0 keeps all.
+    pub keep_checkpoints: usize,
+}
+
+/// Pulled inputs, by what they are for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// The base model: a folder in Hugging Face layout, or a GGUF file.
+    pub model: Option<PathBuf>,
+    /// The adapter to start from: a folder in PEFT layout.
+    pub adapter: Option<PathBuf>,
+    /// The data: a file or a folder of files.
+    pub dataset: Option<PathBuf>,
+    /// Held-out data.
+    pub eval: Option<PathBuf>,
+}
+
+/// The device a module computes on: what was granted, never silently another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The CPU.
+    Cpu,
+    /// CUDA devices 0..count, as `CUDA_VISIBLE_DEVICES` makes them appear.
+    Cuda {
+        /// How many.
+        count: usize,
+    },
+    /// Hardware that exists in a configuration file only: work that needs a real device refuses.
+    Simulated {
+        /// Its name.
+        kind: String,
+    },
+}
+
+impl DeviceChoice {
+    /// The device of a grant.
+    pub fn of(grant: &Grant) -> Self {
+        if grant.gpus.is_empty() {
+            Self::Cpu
+        } else if grant.gpu_kind.starts_with(mloc_core::capability::SIMULATED) {
+            Self::Simulated { kind: grant.gpu_kind.clone() }
+        } else {
+            Self::Cuda { count: grant.gpus.len() }
+        }
+    }
+}
+
+/// A run file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunFileError {
+    /// It cannot be read.
+    #[error("cannot read {path}: {source}\nhint: `__attempt` is started by the daemon, not by hand")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// It is no run file.
+    #[error("{path}: no run file: {found}")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        found: String,
+    },
+    /// Another version wrote it.
+    #[error(
+        "{path}: run file of version {found}, this binary reads version {RUN_VERSION}\nhint: the binary was replaced while the daemon ran; restart the daemon"
+    )]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u64,
+    },
+}
+
+impl Run {
+    /// Reads a run file.
+    ///
+    /// # Errors
+    /// [`RunFileError`]
+    pub fn read(path: &Path) -> Result<Self, RunFileError> {
+        let bytes = std::fs::read(path).map_err(|source| RunFileError::Unreadable { path: path.to_owned(), source })?;
+        let malformed = |e: serde_json::Error| RunFileError::Malformed { path: path.to_owned(), found: e.to_string() };
+        let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(malformed)?;
+        match value.get("v").and_then(serde_json::Value::as_u64) {
+            Some(v) if v == u64::from(RUN_VERSION) => serde_json::from_value(value).map_err(malformed),
+            Some(found) => Err(RunFileError::OtherVersion { path: path.to_owned(), found }),
+            None => Err(RunFileError::Malformed { path: path.to_owned(), found: "it has no `v`".into() }),
+        }
+    }
+
+    /// Writes it, whole or not at all.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let bytes = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
+        crate::checkpoint::write_whole(path, &bytes)
+    }
+
+    /// The device it was granted.
+    pub fn device(&self) -> DeviceChoice {
+        DeviceChoice::of(&self.grant)
+    }
+}

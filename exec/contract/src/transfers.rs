@@ -1,0 +1,71 @@
+//! How bytes come and go, as the worker needs it. Behind it stand `mloc-store` and, in tests, folders.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use mloc_core::{
+    id::AttemptId,
+    ledger::entry::{CheckpointRef, Failure, TaskResult},
+    task::spec::Location,
+};
+
+use crate::module::Output;
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Bytes at their goal, those of an earlier try included.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// Called with each step of a transfer, from any thread: must be quick.
+pub type OnMoved = Arc<dyn Fn(Moved) + Send + Sync>;
+
+/// A worker's way to sources and destinations. Every call may be dropped and made again: it goes on where it was.
+#[async_trait]
+pub trait Transfers: Send + Sync + 'static {
+    /// Brings a source below `folder` (or uses it where it lies) and says where it can be opened: a folder, or the
+    /// file where the source is one file.
+    async fn pull(&self, source: &Location, folder: &Path, tell: OnMoved) -> Result<PathBuf, Failure>;
+
+    /// Brings the newest whole checkpoint of this task and replica into `folder`, which is emptied first, and says
+    /// which it is. `None` when there is no whole one. Damaged ones are passed over and logged.
+    async fn fetch_checkpoint(
+        &self,
+        attempt: &AttemptId,
+        destination: &Location,
+        folder: &Path,
+        tell: OnMoved,
+    ) -> Result<Option<CheckpointRef>, Failure>;
+
+    /// Puts a checkpoint's folder where other nodes can read it, and removes all but the newest `keep` (0 keeps all).
+    async fn push_checkpoint(
+        &self,
+        attempt: &AttemptId,
+        destination: &Location,
+        step: u64,
+        folder: &Path,
+        keep: usize,
+        tell: OnMoved,
+    ) -> Result<CheckpointRef, Failure>;
+
+    /// What an earlier attempt of this task and replica published and could not report: nothing is left to compute.
+    async fn published(&self, attempt: &AttemptId, destination: &Location) -> Result<Option<TaskResult>, Failure>;
+
+    /// Publishes, only after the ledger has granted the right. Without a destination the files stay where they are.
+    async fn publish(
+        &self,
+        attempt: &AttemptId,
+        destination: Option<&Location>,
+        folder: &Path,
+        outputs: &[Output],
+        summary: BTreeMap<String, serde_json::Value>,
+        tell: OnMoved,
+    ) -> Result<TaskResult, Failure>;
+}
