@@ -4,8 +4,12 @@
 
 use std::path::PathBuf;
 
+use mloc_burn::device::DeviceChoice;
 use mloc_burn::formats::chat_template::{Conversation, RenderOptions};
 use mloc_burn::formats::gguf::GgufModel;
+use mloc_burn::formats::tokenizer::TextStream;
+use mloc_burn::generate::{Limits, Sampling, generate};
+use mloc_burn::model::{Decoder, DecoderConfig};
 
 fn open() -> Option<GgufModel> {
     let Some(path) = std::env::var_os("MLOC_SMOLLM2_GGUF").map(PathBuf::from) else {
@@ -49,4 +53,27 @@ fn its_tokenizer_speaks_its_chat_format() {
     let ids = tokenizer.encode_chat(&talk, options).unwrap();
     assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     assert_eq!(ids.iter().filter(|id| **id == 1).count(), 3);
+}
+
+#[test]
+fn it_answers_in_coherent_english() {
+    let Some(gguf) = open() else { return };
+    let tokenizer = gguf.tokenizer().unwrap();
+    let config = DecoderConfig::from_json(gguf.config().to_hf_config()).unwrap();
+    let model = Decoder::load(config, &gguf, &DeviceChoice::Cpu.open().unwrap()).unwrap();
+    let talk = Conversation::from_turns([("user", "What is the capital of France?")]);
+    let prompt = tokenizer.encode_chat(&talk, RenderOptions { add_generation_prompt: true, now_unix: 0 }).unwrap();
+    let prompt: Vec<i64> = prompt.into_iter().map(i64::from).collect();
+    let end = i64::from(tokenizer.eos_id().unwrap());
+    let limits = Limits { max_new_tokens: 24, stop_ids: vec![end] };
+    let mut stream = TextStream::new(true);
+    let mut answer = String::new();
+    let ids = generate(&model, &prompt, Sampling::Greedy, &limits, |id| {
+        answer.extend(stream.push(&tokenizer, id as u32).unwrap());
+        true
+    });
+    eprintln!("SmolLM2 says: {answer}");
+    // Wrong rows in q or k, a wrong split or a wrong scale all end in noise.
+    assert!(answer.contains("Paris"), "{answer}");
+    assert_eq!(ids.last(), Some(&end), "{answer}");
 }

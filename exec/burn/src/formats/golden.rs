@@ -279,3 +279,35 @@ fn a_gguf_tokenizer_of_another_kind_is_refused() {
     let error = refused(file);
     assert!(error.contains("`tokenizer.ggml.unknown_token_id`: 9999 is outside the 512 tokens"), "{error}");
 }
+
+#[test]
+fn plain_text_gets_the_models_begin_and_end() {
+    let tokenizer = tokenizer("llama");
+    let (bos, eos) = (tokenizer.bos_id().unwrap(), tokenizer.eos_id().unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rows.jsonl");
+    let rows = [
+        json!({ "text": "a lease ends" }),
+        json!({ "text": "a lease ends<|eot_id|>" }),
+        json!({ "prompt": "2 + 2 =", "completion": " 4" }),
+    ];
+    std::fs::write(&file, rows.map(|r| r.to_string()).join("\n")).unwrap();
+    let rows = load(&file, &LoadOptions::default()).unwrap();
+    let all = |options| tokenize_all(&rows, &tokenizer, options).unwrap();
+    let ours = all(TokenizeOptions::default());
+    let [plain, ended, sum] = &ours.examples[..] else { panic!("three rows") };
+    assert_eq!((plain.input_ids[0], *plain.input_ids.last().unwrap()), (bos, eos));
+    assert_eq!(plain, ended);
+    assert_eq!(plain.num_targets(), plain.len() - 1);
+    assert_eq!(tokenizer.decode(&sum.input_ids, true).unwrap(), "2 + 2 = 4");
+    let targets: Vec<u32> = sum.labels.iter().filter(|l| **l != IGNORED).map(|l| *l as u32).collect();
+    assert_eq!(tokenizer.decode(&targets, false).unwrap(), " 4<|eot_id|>");
+    assert_eq!(
+        all(TokenizeOptions { completion_only: Some(false), ..Default::default() }).examples[2].num_targets(),
+        sum.len() - 1
+    );
+
+    let cut = all(TokenizeOptions { max_length: Some(4), ..Default::default() });
+    assert_eq!((cut.truncated, cut.without_target), (3, 1));
+    assert_eq!(cut.examples[0].input_ids, plain.input_ids[..4]);
+}
