@@ -25,8 +25,6 @@ mod server;
 mod settings;
 mod snapshot;
 #[cfg(test)]
-mod standin;
-#[cfg(test)]
 mod tests;
 mod types;
 mod voters;

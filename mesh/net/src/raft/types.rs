@@ -4,10 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-// The tests need a ledger that changes when entries are applied; core's does not yet.
-#[cfg(test)]
-pub use super::standin::{Entry, Ledger, NodeId, Outcome};
-#[cfg(not(test))]
 pub use mloc_core::{
     id::NodeId,
     ledger::{Entry, Ledger, Outcome},

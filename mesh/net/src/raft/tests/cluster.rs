@@ -110,7 +110,7 @@ async fn large_entries_travel_in_bounded_requests() {
     cluster.net.isolate(&cluster.nodes[behind].peer);
     for n in 0..12 {
         let entry = entry_of_size(n, 150 << 10);
-        assert_eq!(cluster.nodes[leader].consensus.propose(entry).await, Ok(Outcome::Accepted));
+        assert_eq!(cluster.nodes[leader].consensus.propose(entry).await, Ok(Outcome::Applied));
     }
     cluster.net.heal();
     cluster.has(behind, 0..12).await;
