@@ -16,6 +16,7 @@
 mod durable_file;
 pub mod gossip;
 pub mod identity;
+pub mod link;
 pub mod members;
 pub mod names;
 pub mod quic_transport;

@@ -1,0 +1,467 @@
+//! Links between members: requests with one answer, and streams, over libp2p.
+//!
+//! Only members are spoken to: strangers are refused before a byte of ours. QUIC first, TCP where UDP is blocked. What
+//! requests and streams mean is for those who send and take them; a request to oneself is not sent but called.
+
+mod address_book;
+mod behaviour;
+mod codec;
+mod swarm_task;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::StreamExt;
+use libp2p::{Multiaddr, PeerId, StreamProtocol, multiaddr::Protocol};
+use libp2p_stream::{Control, OpenStreamError};
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
+use tokio_util::{
+    compat::{Compat, FuturesAsyncReadCompatExt},
+    sync::CancellationToken,
+    task::TaskTracker,
+};
+use tracing::debug;
+
+use self::{
+    address_book::Addresses,
+    swarm_task::{Command, Shared, SwarmTask},
+};
+use crate::{
+    identity::{NodeIdentity, peer_id_of},
+    names::NodeId,
+};
+
+/// Requests of this node waiting for the swarm.
+const COMMANDS_MAX: usize = 1024;
+/// Requests of others waiting for their handler, by channel.
+const INCOMING_MAX: usize = 256;
+/// Streams of others waiting to be taken, by kind.
+const STREAMS_WAITING_MAX: usize = 64;
+/// How long listening may take to begin.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the swarm may take to end.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What requests are about; each has its own protocol, limits and queue, so that one cannot starve the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Channel {
+    /// Orchestrator, workers, forwarded calls. Requests to 1 MiB, answers to 10 MiB.
+    Control,
+    /// Votes and appends. Requests to 8 MiB, answers to 1 MiB.
+    Raft,
+}
+
+/// What streams are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StreamKind {
+    /// HTTP/1 of a call forwarded to another node.
+    Http,
+    /// A raft snapshot.
+    Snapshot,
+}
+
+impl StreamKind {
+    fn protocol(self) -> StreamProtocol {
+        match self {
+            Self::Http => StreamProtocol::new("/mloc/http/1"),
+            Self::Snapshot => StreamProtocol::new("/mloc/snapshot/1"),
+        }
+    }
+}
+
+/// A stream to or from a member; reads and writes as tokio's do.
+pub type LinkStream = Compat<libp2p::Stream>;
+
+/// Why a request or stream failed. Whether the peer has acted is unknown except for `Refused` and `TooLarge`.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum LinkError {
+    /// No link to the peer, or it broke.
+    #[error("node {peer} cannot be reached: {reason}")]
+    Unreachable {
+        /// Whom.
+        peer: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// No answer in time.
+    #[error("node {peer} did not answer within {} ms", after.as_millis())]
+    Timeout {
+        /// Who.
+        peer: NodeId,
+        /// The time given.
+        after: Duration,
+    },
+    /// The peer, or this node, does not do it.
+    #[error("node {peer} refused: {reason}")]
+    Refused {
+        /// Who.
+        peer: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// Larger than the channel takes.
+    #[error("the {what} has {bytes} bytes, the channel takes {max}")]
+    TooLarge {
+        /// Request or answer.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// This node is stopping.
+    #[error("this node's links are closed")]
+    Closed,
+}
+
+/// Why links could not start.
+#[derive(Debug, Error)]
+pub enum LinkStartError {
+    /// A part of the swarm could not be built.
+    #[error("cannot set up links ({what}): {reason}")]
+    Swarm {
+        /// Which part.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The port is taken or forbidden.
+    #[error("cannot listen for links on {address}: {reason}")]
+    Listen {
+        /// The address.
+        address: Multiaddr,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A request of another member. Dropping `reply` refuses it.
+#[derive(Debug)]
+pub struct IncomingRequest {
+    /// Who asks, proven by its key, a member when it asked.
+    pub peer: NodeId,
+    /// What it asks.
+    pub body: Vec<u8>,
+    /// The answer.
+    pub reply: oneshot::Sender<Vec<u8>>,
+}
+
+/// How links behave.
+#[derive(Clone, Debug)]
+pub struct LinkSettings {
+    /// Where to listen, UDP (QUIC) and TCP alike.
+    pub bind: SocketAddr,
+    /// The IP to tell others instead of those listened on (behind a port-preserving NAT, or to choose an interface).
+    pub advertise: Option<IpAddr>,
+    /// Time for a request and its answer, dialling included.
+    pub request_timeout: Duration,
+    /// Time for a dial and its handshake.
+    pub dial_timeout: Duration,
+    /// A QUIC connection without a sign of life for this long is gone.
+    pub silence: Duration,
+    /// A sign of life at least this often.
+    pub keep_alive: Duration,
+    /// A link nobody uses is closed after this long.
+    pub unused: Duration,
+    /// Each link is pinged this often; one that does not answer in `ping_timeout` is closed.
+    pub ping_every: Duration,
+    /// See `ping_every`.
+    pub ping_timeout: Duration,
+    /// Ask a home router to forward the port.
+    pub upnp: bool,
+}
+
+impl LinkSettings {
+    /// Defaults fit for a WAN; libp2p's own suit a LAN.
+    pub fn new(bind: SocketAddr) -> Self {
+        Self {
+            bind,
+            advertise: None,
+            request_timeout: Duration::from_secs(30),
+            dial_timeout: Duration::from_secs(10),
+            silence: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(15),
+            unused: Duration::from_secs(300),
+            ping_every: Duration::from_secs(5),
+            ping_timeout: Duration::from_secs(10),
+            upnp: false,
+        }
+    }
+}
+
+/// This node's links. Clones are the same links; they end with [`LinkHandle::close`] or the last clone.
+#[derive(Clone)]
+pub struct LinkHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: NodeId,
+    settings: LinkSettings,
+    commands: mpsc::Sender<Command>,
+    streams: Control,
+    shared: Arc<Shared>,
+    allowed: watch::Sender<Arc<BTreeSet<PeerId>>>,
+    addresses: watch::Sender<Addresses>,
+    connected: watch::Receiver<Arc<BTreeSet<NodeId>>>,
+    listening: watch::Receiver<Arc<BTreeSet<Multiaddr>>>,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl LinkHandle {
+    /// Listens from now on, speaks to nobody until [`Self::set_allowed`].
+    pub async fn start(settings: LinkSettings, identity: &NodeIdentity) -> Result<Self, LinkStartError> {
+        let mut swarm = behaviour::build(identity, &settings)?;
+        for address in listen_addresses(settings.bind) {
+            swarm
+                .listen_on(address.clone())
+                .map_err(|error| LinkStartError::Listen { address, reason: error.to_string() })?;
+        }
+        let (commands, asked) = mpsc::channel(COMMANDS_MAX);
+        let (allowed, allowed_now) = watch::channel(Arc::default());
+        let (addresses, addresses_now) = watch::channel(Arc::default());
+        let (connected_now, connected) = watch::channel(Arc::default());
+        let (listening_now, mut listening) = watch::channel(Arc::<BTreeSet<Multiaddr>>::default());
+        let shared = Arc::new(Shared::default());
+        let streams = swarm.behaviour().streams.new_control();
+        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let task = SwarmTask::new(swarm, shared.clone(), connected_now, listening_now, settings.request_timeout);
+        tracker.spawn(task.run(asked, allowed_now, addresses_now, cancel.clone()));
+        let both = |known: &Arc<BTreeSet<Multiaddr>>| {
+            let has = |wanted: fn(&Protocol<'_>) -> bool| known.iter().any(|a| a.iter().any(|part| wanted(&part)));
+            has(|part| matches!(part, Protocol::QuicV1)) && has(|part| matches!(part, Protocol::Tcp(_)))
+        };
+        if timeout(LISTEN_TIMEOUT, listening.wait_for(both)).await.is_err() {
+            cancel.cancel();
+            let address = listen_addresses(settings.bind)[0].clone();
+            return Err(LinkStartError::Listen { address, reason: "no interface took the address in time".into() });
+        }
+        let node = identity.node().clone();
+        let inner = Inner {
+            node,
+            settings,
+            commands,
+            streams,
+            shared,
+            allowed,
+            addresses,
+            connected,
+            listening,
+            tracker,
+            cancel,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// This node.
+    pub fn node(&self) -> &NodeId {
+        &self.inner.node
+    }
+
+    /// Who may speak with this node from now on; links to others are closed. Names that are no PeerId are skipped.
+    pub fn set_allowed<'n>(&self, members: impl IntoIterator<Item = &'n NodeId>) {
+        let allowed: BTreeSet<_> =
+            members.into_iter().filter(|node| **node != self.inner.node).filter_map(peer_id_of).collect();
+        self.inner.allowed.send_if_modified(|known| replace(known, allowed));
+    }
+
+    /// Where members can be dialled (multiaddr text), all of them. Texts that are no address are skipped.
+    pub fn set_addresses(&self, book: &BTreeMap<NodeId, Vec<String>>) {
+        let book = book
+            .iter()
+            .filter_map(|(node, texts)| {
+                let addresses = texts.iter().filter_map(|text| match text.parse() {
+                    Ok(address) => Some(address),
+                    Err(error) => {
+                        debug!(%node, text, %error, "not a link address");
+                        None
+                    }
+                });
+                Some((peer_id_of(node)?, addresses.collect()))
+            })
+            .collect();
+        self.inner.addresses.send_if_modified(|known| replace(known, book));
+    }
+
+    /// Where this node can be dialled, to be told to others; changes as interfaces come and go.
+    pub fn addresses(&self) -> Vec<String> {
+        let listening = self.inner.listening.borrow();
+        let told: BTreeSet<_> = match self.inner.settings.advertise {
+            Some(ip) => listening.iter().map(|address| with_ip(address, ip)).collect(),
+            None if listening.iter().all(is_loopback) => (**listening).clone(),
+            None => listening.iter().filter(|address| !is_loopback(address)).cloned().collect(),
+        };
+        told.iter().map(Multiaddr::to_string).collect()
+    }
+
+    /// Wakes when [`Self::addresses`] may have changed.
+    pub async fn addresses_changed(&self) {
+        let mut listening = self.inner.listening.clone();
+        listening.mark_unchanged();
+        if listening.changed().await.is_err() {
+            std::future::pending::<()>().await; // closed: they change no more
+        }
+    }
+
+    /// Members with a link now.
+    pub fn connected(&self) -> watch::Receiver<Arc<BTreeSet<NodeId>>> {
+        self.inner.connected.clone()
+    }
+
+    /// Why strangers were refused, the last few.
+    pub fn refusals(&self) -> Vec<String> {
+        self.inner.shared.refusals()
+    }
+
+    /// The peer has restarted (gossip shows a higher generation): links to its former self lead nowhere.
+    pub async fn peer_restarted(&self, peer: &NodeId) {
+        if let Some(peer) = peer_id_of(peer) {
+            let _closed = self.inner.commands.send(Command::Disconnect { peer }).await;
+        }
+    }
+
+    /// Sends `body` and waits for the answer, at most [`LinkSettings::request_timeout`].
+    pub async fn request(&self, peer: &NodeId, channel: Channel, body: Vec<u8>) -> Result<Vec<u8>, LinkError> {
+        self.request_within(self.inner.settings.request_timeout, peer, channel, body).await
+    }
+
+    /// As [`Self::request`] with a shorter time.
+    pub async fn request_within(
+        &self,
+        after: Duration,
+        peer: &NodeId,
+        channel: Channel,
+        body: Vec<u8>,
+    ) -> Result<Vec<u8>, LinkError> {
+        let max = channel.limits().request;
+        if body.len() > max {
+            return Err(LinkError::TooLarge { what: "request", bytes: body.len(), max });
+        }
+        let id = self.member(peer)?;
+        self.ask(after, peer, |reply| Command::Request { peer: id, channel, body, reply }).await
+    }
+
+    /// Requests of others on that channel, from now on; an earlier receiver gets no more.
+    pub fn incoming(&self, channel: Channel) -> mpsc::Receiver<IncomingRequest> {
+        let (to, incoming) = mpsc::channel(INCOMING_MAX);
+        self.inner.shared.handle(channel, to);
+        incoming
+    }
+
+    /// Opens a stream to a member. `Ok` says that the peer's side takes such streams, not that it has read anything.
+    pub async fn open_stream(&self, peer: &NodeId, kind: StreamKind) -> Result<LinkStream, LinkError> {
+        let id = self.member(peer)?;
+        let after = self.inner.settings.request_timeout;
+        // libp2p-stream dials too, but forgets the dial when two are asked for at once; so the link stands first.
+        self.ask(after, peer, |reply| Command::Connect { peer: id, reply }).await?;
+        let mut streams = self.inner.streams.clone();
+        match timeout(after, streams.open_stream(id, kind.protocol())).await {
+            Ok(Ok(stream)) => Ok(stream.compat()),
+            Ok(Err(OpenStreamError::UnsupportedProtocol(protocol))) => {
+                Err(LinkError::Refused { peer: peer.clone(), reason: format!("it takes no {protocol} streams now") })
+            }
+            Ok(Err(error)) => Err(LinkError::Unreachable { peer: peer.clone(), reason: error.to_string() }),
+            Err(_) => Err(LinkError::Timeout { peer: peer.clone(), after }),
+        }
+    }
+
+    /// Streams of that kind others open, until the receiver is dropped. One receiver a kind.
+    pub fn accept(&self, kind: StreamKind) -> Result<mpsc::Receiver<(NodeId, LinkStream)>, LinkError> {
+        let mut incoming = self.inner.streams.clone().accept(kind.protocol()).map_err(|_| LinkError::Refused {
+            peer: self.inner.node.clone(),
+            reason: format!("{} streams are being accepted already", kind.protocol()),
+        })?;
+        let (to, streams) = mpsc::channel(STREAMS_WAITING_MAX);
+        // libp2p-stream drops a stream when its queue of one is full; ours is longer.
+        let taking = async move {
+            while let Some((peer, stream)) = incoming.next().await {
+                let stream = (NodeId::new(peer.to_base58()), stream.compat());
+                match to.try_send(stream) {
+                    Ok(()) => {}
+                    Err(mpsc::error::TrySendError::Full(_)) => debug!(%peer, ?kind, "stream dropped, too many wait"),
+                    Err(mpsc::error::TrySendError::Closed(_)) => break,
+                }
+            }
+        };
+        self.inner.tracker.spawn(self.inner.cancel.clone().run_until_cancelled_owned(taking));
+        Ok(streams)
+    }
+
+    /// Ends all links and waits a moment for the goodbyes.
+    pub async fn close(&self) {
+        self.inner.cancel.cancel();
+        self.inner.tracker.close();
+        if timeout(STOP_TIMEOUT, self.inner.tracker.wait()).await.is_err() {
+            debug!("links did not stop in time");
+        }
+    }
+
+    fn member(&self, peer: &NodeId) -> Result<PeerId, LinkError> {
+        let refused = |reason: &str| LinkError::Refused { peer: peer.clone(), reason: reason.to_owned() };
+        let id = peer_id_of(peer).ok_or_else(|| refused("its name is no PeerId"))?;
+        match self.inner.allowed.borrow().contains(&id) {
+            true => Ok(id),
+            false => Err(refused("it is not in this node's member table")),
+        }
+    }
+
+    async fn ask<T>(
+        &self,
+        after: Duration,
+        peer: &NodeId,
+        command: impl FnOnce(oneshot::Sender<Result<T, LinkError>>) -> Command,
+    ) -> Result<T, LinkError> {
+        let asked = async {
+            let (reply, replied) = oneshot::channel();
+            self.inner.commands.send(command(reply)).await.map_err(|_| LinkError::Closed)?;
+            replied.await.map_err(|_| LinkError::Closed)?
+        };
+        match timeout(after, asked).await {
+            Ok(answer) => answer,
+            Err(_) => Err(LinkError::Timeout { peer: peer.clone(), after }),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+fn replace<T: PartialEq>(known: &mut Arc<T>, new: T) -> bool {
+    let changed = **known != new;
+    if changed {
+        *known = Arc::new(new);
+    }
+    changed
+}
+
+fn listen_addresses(bind: SocketAddr) -> [Multiaddr; 2] {
+    let ip = Multiaddr::from(bind.ip());
+    [ip.clone().with(Protocol::Udp(bind.port())).with(Protocol::QuicV1), ip.with(Protocol::Tcp(bind.port()))]
+}
+
+fn with_ip(address: &Multiaddr, ip: IpAddr) -> Multiaddr {
+    if address.iter().any(|part| part == Protocol::P2pCircuit) {
+        return address.clone(); // that IP is the relay's
+    }
+    Multiaddr::from(ip).into_iter().chain(address.iter().skip(1)).collect()
+}
+
+fn is_loopback(address: &Multiaddr) -> bool {
+    match address.iter().next() {
+        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
+        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
+        _ => false,
+    }
+}
