@@ -150,7 +150,9 @@ pub struct GossipEndpoint {
     generation: u64,
     advertised: SocketAddr,
     endpoint: Endpoint,
-    join_client: ClientConfig,
+    transport: Arc<TransportConfig>,
+    gossip_client: watch::Sender<ClientConfig>,
+    join_client: watch::Sender<ClientConfig>,
     dial_timeout: Duration,
     board: Arc<Board>,
     outbox: mpsc::Sender<(SocketAddr, Vec<u8>)>,
@@ -171,17 +173,9 @@ impl GossipEndpoint {
             return Err(EndpointError::Settings("keep_alive must be at most half of idle"));
         }
         let transport = transport_config(settings)?;
-        let server =
-            QuicServerConfig::try_from(tls.server(&[GOSSIP, JOIN])?).map_err(|e| EndpointError::Quic(e.to_string()))?;
-        let mut server = ServerConfig::with_crypto(Arc::new(server));
-        server.transport_config(transport.clone());
-        let client = |protocol: &[u8]| -> Result<ClientConfig, EndpointError> {
-            let crypto =
-                QuicClientConfig::try_from(tls.client(protocol)?).map_err(|e| EndpointError::Quic(e.to_string()))?;
-            let mut config = ClientConfig::new(Arc::new(crypto));
-            config.transport_config(transport.clone());
-            Ok(config)
-        };
+        let server = server_config(tls, &transport)?;
+        let (gossip_client, gossip_client_now) = watch::channel(client_config(tls, GOSSIP, &transport)?);
+        let (join_client, _) = watch::channel(client_config(tls, JOIN, &transport)?);
         let at = |source| EndpointError::Bind { address: settings.bind, source };
         let socket = UdpSocket::bind(settings.bind).map_err(at)?;
         let endpoint =
@@ -197,7 +191,7 @@ impl GossipEndpoint {
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let switchboard = Switchboard::new(Parts {
             endpoint: endpoint.clone(),
-            gossip_client: client(GOSSIP)?,
+            gossip_client: gossip_client_now,
             hello: Hello { mesh: tls.mesh().clone(), generation: settings.generation, advertised },
             table: PeerTable::new(node.clone(), advertised, settings.rate, Instant::now()),
             board: board.clone(),
@@ -225,7 +219,9 @@ impl GossipEndpoint {
             generation: settings.generation,
             advertised,
             endpoint,
-            join_client: client(JOIN)?,
+            transport,
+            gossip_client,
+            join_client,
             dial_timeout: settings.dial_timeout,
             board,
             outbox,
@@ -273,6 +269,19 @@ impl GossipEndpoint {
         });
     }
 
+    /// After the token was rotated: new connections use and believe these certificates, open ones go on.
+    pub fn set_certificates(&self, tls: &MeshTls) -> Result<(), EndpointError> {
+        if *tls.mesh() != self.mesh {
+            return Err(EndpointError::Settings("a token of another mesh cannot take the place of this mesh's"));
+        }
+        let gossip = client_config(tls, GOSSIP, &self.transport)?;
+        let join = client_config(tls, JOIN, &self.transport)?;
+        self.endpoint.set_server_config(Some(server_config(tls, &self.transport)?));
+        self.gossip_client.send_replace(gossip);
+        self.join_client.send_replace(join);
+        Ok(())
+    }
+
     /// Counters.
     pub fn stats(&self) -> TransportStats {
         let counters = &self.board.counters;
@@ -312,8 +321,10 @@ impl GossipEndpoint {
     }
 
     async fn ask_at(&self, address: SocketAddr, request: &JoinRequest) -> Result<Result<Welcome, JoinRefusal>, String> {
-        let connecting =
-            self.endpoint.connect_with(self.join_client.clone(), address, SERVER_NAME).map_err(|e| e.to_string())?;
+        let connecting = self
+            .endpoint
+            .connect_with(self.join_client.borrow().clone(), address, SERVER_NAME)
+            .map_err(|e| e.to_string())?;
         let connection = timeout(self.dial_timeout, connecting)
             .await
             .map_err(|_| format!("no answer within {} ms", self.dial_timeout.as_millis()))?
@@ -354,6 +365,25 @@ fn transport_config(settings: &EndpointSettings) -> Result<Arc<TransportConfig>,
         .max_concurrent_uni_streams(STREAMS_MAX.into())
         .max_concurrent_bidi_streams(1u32.into());
     Ok(Arc::new(config))
+}
+
+fn server_config(tls: &MeshTls, transport: &Arc<TransportConfig>) -> Result<ServerConfig, EndpointError> {
+    let crypto =
+        QuicServerConfig::try_from(tls.server(&[GOSSIP, JOIN])?).map_err(|e| EndpointError::Quic(e.to_string()))?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport.clone());
+    Ok(config)
+}
+
+fn client_config(
+    tls: &MeshTls,
+    protocol: &[u8],
+    transport: &Arc<TransportConfig>,
+) -> Result<ClientConfig, EndpointError> {
+    let crypto = QuicClientConfig::try_from(tls.client(protocol)?).map_err(|e| EndpointError::Quic(e.to_string()))?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport.clone());
+    Ok(config)
 }
 
 /// Accepts connections and sends each to where its protocol belongs.

@@ -5,7 +5,13 @@ mod bench;
 use std::{collections::BTreeSet, sync::Arc};
 
 use bench::{Node, endpoint_settings, identity, token, until};
-use mloc_mesh::{gossip::Members, names::NodeId, quic_transport::Advertise};
+use mloc_mesh::{
+    gossip::{GossipHealth, Members},
+    names::NodeId,
+    quic_transport::Advertise,
+    tls::MeshTls,
+    token::JoinToken,
+};
 
 fn alive(members: &Members, node: &NodeId) -> bool {
     members.get(node).is_some_and(|view| view.alive)
@@ -58,7 +64,7 @@ async fn another_token_is_refused_with_a_reason_on_both_sides() {
     let ours = token();
     let a = Node::start(1, &ours, 1, &[]).await;
     let other_mesh = Node::start(2, &token(), 1, &[&a]).await;
-    let rotated = mloc_mesh::token::JoinToken::rotate(ours.mesh().clone(), &mut rand::rng());
+    let rotated = JoinToken::rotate(ours.mesh().clone(), &mut rand::rng());
     let wrong_token = Node::start(3, &rotated, 1, &[&a]).await;
     for (stranger, reason) in [(&other_mesh, "is of mesh"), (&wrong_token, "another join token")] {
         until("the stranger is told why", || {
@@ -191,4 +197,66 @@ async fn ten_nodes_converge() {
         node.sees("ten alive", |members| members.values().filter(|view| view.alive).count() == 10).await;
     }
     until("no pair has two connections", || nodes.iter().all(|node| node.endpoint.open_connections() <= 9)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotated_token_shuts_out_the_old_one_without_cutting_members() {
+    let old = token();
+    let new = JoinToken::rotate(old.mesh().clone(), &mut rand::rng());
+    let a = Node::start(1, &old, 1, &[]).await;
+    let b = Node::start(2, &old, 1, &[&a]).await;
+    for node in [&a, &b] {
+        node.sees("two alive", |members| members.values().filter(|view| view.alive).count() == 2).await;
+    }
+    let connected = [a.endpoint.stats().dials, b.endpoint.stats().dials];
+    for tokens in [vec![new.clone(), old.clone()], vec![new.clone()]] {
+        for node in [&a, &b] {
+            node.endpoint.set_certificates(&MeshTls::new(&node.identity, &tokens).unwrap()).unwrap();
+        }
+    }
+    let c = Node::start(3, &new, 1, &[&a]).await;
+    for node in [&a, &b, &c] {
+        node.sees("three alive", |members| members.values().filter(|view| view.alive).count() == 3).await;
+    }
+    let late = Node::start(4, &old, 1, &[&a]).await;
+    until("the old token is refused", || {
+        late.endpoint.refusals().iter().any(|refusal| refusal.reason.contains("rotated"))
+    })
+    .await;
+    let dialled = [a.endpoint.stats().dials, b.endpoint.stats().dials];
+    assert!(dialled.iter().zip(connected).all(|(now, then)| *now <= then + 1), "a and b did not dial each other anew");
+    let other = MeshTls::new(&a.identity, &[token()]).unwrap();
+    assert!(a.endpoint.set_certificates(&other).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_of_gossip_is_noticed() {
+    let node = Node::start(1, &token(), 1, &[]).await;
+    let Node { endpoint, gossip, .. } = node;
+    let mut health = gossip.health();
+    assert_eq!(*health.borrow(), GossipHealth::Running);
+    drop(endpoint);
+    let ended = health.wait_for(|health| *health != GossipHealth::Running).await.unwrap().clone();
+    assert!(matches!(ended, GossipHealth::Died { .. }), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_port_serves_both_address_families() {
+    if std::net::UdpSocket::bind("[::]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    let token = token();
+    let mut settings = endpoint_settings(1);
+    settings.bind = "[::]:0".parse().unwrap();
+    settings.advertise = Advertise::At("127.0.0.1:0".parse().unwrap());
+    let both = Node::start_with(1, &token, settings, vec![]).await;
+    let port = both.endpoint.local_addr().unwrap().port();
+    let four = Node::start_with(2, &token, endpoint_settings(1), vec![format!("127.0.0.1:{port}")]).await;
+    let mut settings = endpoint_settings(1);
+    settings.bind = "[::1]:0".parse().unwrap();
+    let six = Node::start_with(3, &token, settings, vec![format!("[::1]:{port}")]).await;
+    for node in [&both, &four, &six] {
+        node.sees("three alive", |members| members.values().filter(|view| view.alive).count() == 3).await;
+    }
 }

@@ -110,9 +110,9 @@ fn member(
     let limits = ConnectionLimits::default()
         .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER_MAX))
         .with_max_pending_incoming(Some(PENDING_INCOMING_MAX));
-    let mut relayed = relay::Config::default();
-    relayed.max_circuit_bytes = 0; // no limit
-    relayed.max_circuit_duration = CIRCUIT_DURATION;
+    // 0 bytes: no limit.
+    let relayed =
+        relay::Config { max_circuit_bytes: 0, max_circuit_duration: CIRCUIT_DURATION, ..relay::Config::default() };
     let version = concat!("mloc/", env!("CARGO_PKG_VERSION")).to_owned();
     Member {
         allowed: allow_list::Behaviour::default(),

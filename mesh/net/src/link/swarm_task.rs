@@ -41,10 +41,13 @@ const GOODBYE: Duration = Duration::from_millis(300);
 const STRANGER_HINT: &str =
     " before an answer came (a node that does not hold this one for a member closes its links at once)";
 
+/// Where a caller waits.
+type Reply<T> = oneshot::Sender<Result<T, LinkError>>;
+
 /// What callers ask of the swarm.
 pub(crate) enum Command {
-    Request { peer: PeerId, channel: Channel, body: Vec<u8>, reply: oneshot::Sender<Result<Vec<u8>, LinkError>> },
-    Connect { peer: PeerId, reply: oneshot::Sender<Result<(), LinkError>> },
+    Request { peer: PeerId, channel: Channel, body: Vec<u8>, reply: Reply<Vec<u8>> },
+    Connect { peer: PeerId, reply: Reply<()> },
     Disconnect { peer: PeerId },
 }
 
@@ -82,6 +85,8 @@ impl Shared {
     }
 }
 
+/// Whom was asked, and who waits.
+type Asker = (PeerId, Reply<Vec<u8>>);
 type Answering = BoxFuture<'static, (Channel, ResponseChannel<Answer>, Option<Vec<u8>>)>;
 
 pub(crate) struct SwarmTask {
@@ -89,8 +94,8 @@ pub(crate) struct SwarmTask {
     shared: Arc<Shared>,
     connected: watch::Sender<Arc<BTreeSet<NodeId>>>,
     advertised: watch::Sender<Arc<BTreeSet<Multiaddr>>>,
-    waiting: HashMap<(Channel, OutboundRequestId), (PeerId, oneshot::Sender<Result<Vec<u8>, LinkError>>)>,
-    connecting: HashMap<PeerId, Vec<oneshot::Sender<Result<(), LinkError>>>>,
+    waiting: HashMap<(Channel, OutboundRequestId), Asker>,
+    connecting: HashMap<PeerId, Vec<Reply<()>>>,
     answering: FuturesUnordered<Answering>,
     request_timeout: Duration,
 }
@@ -196,7 +201,7 @@ impl SwarmTask {
         }
     }
 
-    fn on_connect(&mut self, peer: PeerId, reply: oneshot::Sender<Result<(), LinkError>>) {
+    fn on_connect(&mut self, peer: PeerId, reply: Reply<()>) {
         if self.swarm.is_connected(&peer) {
             let _caller_gone = reply.send(Ok(()));
             return;
@@ -266,7 +271,11 @@ impl SwarmTask {
             }
             SwarmEvent::ListenerClosed { addresses, reason, .. } => {
                 warn!(?addresses, ?reason, "a link listener ended");
-                self.advertise(|known| addresses.iter().fold(false, |any, address| known.remove(address) || any));
+                self.advertise(|known| {
+                    let before = known.len();
+                    known.retain(|address| !addresses.contains(address));
+                    known.len() < before
+                });
             }
             SwarmEvent::ListenerError { error, .. } => warn!(%error, "link listener"),
             // Dials without a known peer are autonat's; the rest is news for others.

@@ -73,6 +73,9 @@ pub enum JoinRefusal {
     /// Nobody can commit a new member now. Ask again.
     #[error("the mesh has no leader now; ask again in a moment")]
     NoLeader,
+    /// The node that was asked is no member itself yet.
+    #[error("this node has neither founded nor joined the mesh yet; ask again in a moment")]
+    NotFounded,
     /// The mesh says no.
     #[error("{0}")]
     Denied(String),
@@ -88,7 +91,7 @@ impl JoinRefusal {
     /// Whether asking again may help.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::NoLeader | Self::NotTaking => true,
+            Self::NoLeader | Self::NotFounded | Self::NotTaking => true,
             Self::OtherMesh { .. } | Self::Revoked(_) | Self::Denied(_) | Self::Unreadable(_) => false,
         }
     }

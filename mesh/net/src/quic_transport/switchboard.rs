@@ -76,7 +76,9 @@ impl Board {
         self.refusals.lock().unwrap_or_else(|e| e.into_inner()).iter().cloned().collect()
     }
 
-    fn note(&self, refusal: Refusal) {
+    fn note(&self, mut refusal: Refusal) {
+        // An IPv4 peer of an IPv6 socket has a mapped address; people know it by the other.
+        refusal.address.set_ip(refusal.address.ip().to_canonical());
         let mut refusals = self.refusals.lock().unwrap_or_else(|e| e.into_inner());
         // A peer that keeps trying is said once, not at every try.
         if refusals.iter().any(|known| known.reason == refusal.reason && known.address.ip() == refusal.address.ip()) {
@@ -100,7 +102,7 @@ struct Open {
 
 pub(crate) struct Switchboard {
     pub endpoint: Endpoint,
-    pub gossip_client: quinn::ClientConfig,
+    pub gossip_client: watch::Receiver<quinn::ClientConfig>,
     pub hello: Hello,
     pub table: PeerTable,
     pub board: Arc<Board>,
@@ -117,7 +119,7 @@ pub(crate) struct Switchboard {
 /// The parts a switchboard starts with.
 pub(crate) struct Parts {
     pub endpoint: Endpoint,
-    pub gossip_client: quinn::ClientConfig,
+    pub gossip_client: watch::Receiver<quinn::ClientConfig>,
     pub hello: Hello,
     pub table: PeerTable,
     pub board: Arc<Board>,
@@ -202,7 +204,7 @@ impl Switchboard {
 
     fn dial(&self, address: SocketAddr) {
         self.board.counters.dials.fetch_add(1, Relaxed);
-        let (endpoint, config, limit) = (self.endpoint.clone(), self.gossip_client.clone(), self.dial_timeout);
+        let (endpoint, config, limit) = (self.endpoint.clone(), self.gossip_client.borrow().clone(), self.dial_timeout);
         let events = self.events.clone();
         self.spawn(async move {
             let dialled = async {

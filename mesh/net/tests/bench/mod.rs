@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod weather;
+
 use std::{sync::Arc, time::Duration};
 
 use mloc_mesh::{
