@@ -139,7 +139,7 @@ pub struct TransportStats {
     pub sent: u64,
     /// Messages that went nowhere.
     pub dropped: u64,
-    /// Peers connected now.
+    /// Connections kept now: one a peer.
     pub connected: u64,
 }
 
@@ -295,7 +295,7 @@ impl GossipEndpoint {
         }
     }
 
-    /// Connections of any kind open now, those still shaking hands included.
+    /// Connections of any kind now, those shaking hands or saying goodbye included.
     pub fn open_connections(&self) -> usize {
         self.endpoint.open_connections()
     }

@@ -286,11 +286,6 @@ impl PeerTable {
         self.revoked = revoked;
         cut
     }
-
-    /// Peers with a connection.
-    pub(crate) fn connected(&self) -> impl Iterator<Item = &NodeId> {
-        self.live.keys()
-    }
 }
 
 #[cfg(test)]

@@ -375,7 +375,7 @@ impl Switchboard {
     }
 
     fn count_connected(&self) {
-        self.board.counters.connected.store(self.table.connected().count() as u64, Relaxed);
+        self.board.counters.connected.store(self.open.len() as u64, Relaxed);
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
