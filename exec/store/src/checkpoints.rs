@@ -7,15 +7,16 @@ use mloc_core::{
     ledger::entry::{Artifact, CheckpointRef},
     task::spec::Location,
 };
+use mloc_exec::OnMoved;
 
 use crate::{
     Store,
     disk::{self, Stamp, off_thread},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
-    meter::{Meter, OnMoved},
+    meter::Meter,
     place::Place,
-    transfer,
+    transfer, volume,
 };
 
 /// A checkpoint that was brought here.
@@ -159,7 +160,10 @@ async fn fetch_one(place: &Place, step: u64, folder: &Path, tell: OnMoved) -> Re
     let here = folder.to_owned();
     off_thread(move || disk::remove_all(&here).and_then(|()| disk::make_folder(&here))).await?;
     let stamps = match place {
-        Place::Folder { inside, .. } => {
+        Place::Folder { given, inside } => {
+            let found = |f: &Artifact| disk::Found { path: f.path.clone(), bytes: f.bytes };
+            let there = manifest.files.iter().filter(|f| inside.path.join(&f.path).exists());
+            volume::all_inside(given, inside, &there.map(found).collect::<Vec<_>>())?;
             let (from, to, files) = (inside.path.clone(), folder.to_owned(), manifest.files.clone());
             off_thread(move || copy_all(&from, &to, &files, &meter)).await?
         }

@@ -212,3 +212,9 @@ impl StoreError {
         }
     }
 }
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        error.failure()
+    }
+}

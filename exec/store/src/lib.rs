@@ -25,6 +25,7 @@ mod place;
 mod publish;
 mod pull;
 mod transfer;
+mod transfers;
 mod volume;
 
 use std::sync::Arc;
@@ -36,8 +37,6 @@ pub use self::{
     config::{Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, Manifest},
-    meter::{Moved, OnMoved},
-    publish::Output,
     pull::{Pulled, PulledFile},
 };
 

@@ -5,17 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// How far a transfer is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Moved {
-    /// Bytes at their goal, those of an earlier try included.
-    pub done: u64,
-    /// Bytes in all.
-    pub total: u64,
-}
-
-/// Called with each step of a transfer, from any thread: must be quick.
-pub type OnMoved = Arc<dyn Fn(Moved) + Send + Sync>;
+use mloc_exec::{Moved, OnMoved};
 
 /// Counts the bytes of one transfer.
 #[derive(Clone)]

@@ -80,12 +80,11 @@ impl Place {
     pub async fn put(&self, name: &str, from: &std::path::Path, meter: &Meter) -> Result<Stamp, StoreError> {
         match self {
             Place::Folder { inside, .. } => {
-                let (from, to, meter) = (from.to_owned(), inside.path.join(name), meter.clone());
+                let (from, inside, name, meter) = (from.to_owned(), inside.clone(), name.to_owned(), meter.clone());
                 off_thread(move || {
-                    let folder = to.parent().unwrap_or(&to);
-                    disk::make_folder(folder)?;
+                    let to = inside.goal(&name)?;
                     let stamp = disk::copy(&from, &to, |bytes| meter.moved(bytes))?;
-                    disk::sync_folder(folder)?;
+                    to.parent().map_or(Ok(()), disk::sync_folder)?;
                     Ok(stamp)
                 })
                 .await
@@ -98,12 +97,8 @@ impl Place {
     pub async fn put_new(&self, name: &str, bytes: Vec<u8>) -> Result<bool, StoreError> {
         match self {
             Place::Folder { inside, .. } => {
-                let to = inside.path.join(name);
-                off_thread(move || {
-                    to.parent().map_or(Ok(()), disk::make_folder)?;
-                    disk::write_new(&to, &bytes)
-                })
-                .await
+                let (inside, name) = (inside.clone(), name.to_owned());
+                off_thread(move || disk::write_new(&inside.goal(&name)?, &bytes)).await
             }
             Place::Bucket(bucket) => bucket.put_new(name, bytes).await,
         }
@@ -113,12 +108,8 @@ impl Place {
     pub async fn put_bytes(&self, name: &str, bytes: Vec<u8>) -> Result<(), StoreError> {
         match self {
             Place::Folder { inside, .. } => {
-                let to = inside.path.join(name);
-                off_thread(move || {
-                    to.parent().map_or(Ok(()), disk::make_folder)?;
-                    disk::write(&to, &bytes)
-                })
-                .await
+                let (inside, name) = (inside.clone(), name.to_owned());
+                off_thread(move || disk::write(&inside.goal(&name)?, &bytes)).await
             }
             Place::Bucket(bucket) => bucket.put_bytes(name, bytes).await,
         }

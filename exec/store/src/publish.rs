@@ -14,24 +14,16 @@ use mloc_core::{
     ledger::entry::{Artifact, TaskResult},
     task::spec::Location,
 };
+use mloc_exec::{OnMoved, Output};
 
 use crate::{
     Store,
     disk::{self, off_thread},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
-    meter::{Meter, OnMoved},
+    meter::Meter,
     place::Place,
 };
-
-/// A file to publish.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Output {
-    /// Path below the attempt's folder and below the destination, with `/`.
-    pub path: String,
-    /// Its kind: `adapter_weights`, `training_logs`, …
-    pub kind: String,
-}
 
 impl Store {
     /// Publishes what an attempt made. Call it only after the ledger has granted [`Publishing`] to this attempt.

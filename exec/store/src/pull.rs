@@ -8,6 +8,7 @@ use std::{
 };
 
 use mloc_core::task::spec::Location;
+use mloc_exec::OnMoved;
 
 use crate::{
     Store,
@@ -15,7 +16,7 @@ use crate::{
     disk::{self, Stamp, off_thread},
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
-    meter::{Meter, OnMoved},
+    meter::Meter,
     place::Place,
     transfer,
     volume::{self, Inside},

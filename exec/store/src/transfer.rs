@@ -147,7 +147,8 @@ pub(crate) async fn fetch(
 ) -> Result<Vec<Stamp>, StoreError> {
     disk::make_folder(&folder.join(UNDER_WAY))?;
     let lanes = Arc::new(Semaphore::new(AT_ONCE));
-    let files = objects.iter().map(|object| fetch_file(bucket, object, folder, meter, &lanes));
+    // Collected first: as a lazy closure over references these futures could not be sent between threads.
+    let files: Vec<_> = objects.iter().map(|object| fetch_file(bucket, object, folder, meter, &lanes)).collect();
     stream::iter(files).buffered(AT_ONCE).try_collect().await
 }
 

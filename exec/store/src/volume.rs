@@ -16,6 +16,24 @@ pub(crate) struct Inside {
     pub path: PathBuf,
 }
 
+impl Inside {
+    /// Where a file below this place is written: its folder exists afterwards, and lies in the volume whatever links
+    /// somebody has put there meanwhile. The file itself may be a link; it is replaced, never followed.
+    pub fn goal(&self, name: &str) -> Result<PathBuf, StoreError> {
+        let path = self.path.join(name);
+        let (Some(folder), Some(file)) = (path.parent(), path.file_name()) else {
+            return Err(StoreError::BadName { place: self.path.display().to_string(), name: name.to_owned() });
+        };
+        let folder = real(folder)?;
+        if !folder.starts_with(&self.root) {
+            let found = format!("a link leads to {}", folder.display());
+            return Err(StoreError::Escapes { path: path.display().to_string(), found });
+        }
+        disk::make_folder(&folder)?;
+        Ok(folder.join(file))
+    }
+}
+
 /// Finds what a `local` path means on this node: `VOLUME/relative/path`, or absolute below a volume's folder.
 /// The file need not exist; what exists of the way to it must lie inside the volume when all links are followed.
 pub(crate) fn resolve(volumes: &BTreeMap<String, PathBuf>, given: &str) -> Result<Inside, StoreError> {
@@ -115,6 +133,20 @@ mod tests {
         for none in ["/etc/passwd", "other/a", "database/a", top.join("secret").to_str().unwrap()] {
             assert!(matches!(path(none), Err(StoreError::NoVolume { .. })), "{none}: {:?}", path(none));
         }
+    }
+
+    #[test]
+    fn a_file_is_not_written_through_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(top.join("data/out")).unwrap();
+        fs::create_dir_all(top.join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink(top.join("elsewhere"), top.join("data/out/logs")).unwrap();
+        let inside = Inside { root: top.join("data"), path: top.join("data/out") };
+        assert!(matches!(inside.goal("logs/x"), Err(StoreError::Escapes { .. })));
+        assert!(matches!(inside.goal("logs/new/x"), Err(StoreError::Escapes { .. })));
+        assert_eq!(fs::read_dir(top.join("elsewhere")).unwrap().count(), 0);
+        assert_eq!(inside.goal("new/x").unwrap(), top.join("data/out/new/x"));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, fs, sync::Arc};
 
 use mloc_core::ledger::entry::FailureClass;
+use mloc_exec::Transfers;
 use mloc_store::{MANIFEST, Store, StoreError};
 use support::*;
 
@@ -78,6 +79,19 @@ async fn a_result_is_published_once() {
     let mut there = contents(&data.join("results/one"));
     there.remove(MANIFEST);
     assert_eq!(there["adapter_model.safetensors"], noise(1, 3 << 20), "another task's file was overwritten");
+}
+
+#[tokio::test]
+async fn a_worker_sees_failures_with_their_class() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    fill(&top, &[("set.jsonl", b"{}\n")]);
+    let transfers: Arc<dyn Transfers> = Arc::new(Store::new(config(&top)).unwrap());
+    let pulled = transfers.pull(&local("data/set.jsonl"), &top, unseen()).await;
+    assert_eq!(pulled, Ok(top.join("set.jsonl")));
+    let failure = transfers.pull(&local("nowhere/set.jsonl"), &top, unseen()).await.unwrap_err();
+    assert_eq!(failure.class, FailureClass::Fatal);
+    assert!(failure.message.contains("hint: write VOLUME/relative/path"), "{}", failure.message);
 }
 
 #[tokio::test]

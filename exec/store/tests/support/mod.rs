@@ -16,7 +16,8 @@ use mloc_core::{
     id::{AttemptId, TaskId},
     task::spec::Location,
 };
-use mloc_store::{Moved, OnMoved, Output, Patience, StoreConfig};
+use mloc_exec::{Moved, OnMoved, Output};
+use mloc_store::{Patience, StoreConfig};
 
 /// An attempt's id.
 pub fn attempt(task: &str, number: u32) -> AttemptId {

@@ -1,0 +1,62 @@
+//! The worker's side of this crate: errors become failures for the ledger.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use async_trait::async_trait;
+use mloc_core::{
+    id::AttemptId,
+    ledger::entry::{CheckpointRef, Failure, TaskResult},
+    task::spec::Location,
+};
+use mloc_exec::{OnMoved, Output, Transfers};
+
+use crate::Store;
+
+#[async_trait]
+impl Transfers for Store {
+    async fn pull(&self, source: &Location, folder: &Path, tell: OnMoved) -> Result<PathBuf, Failure> {
+        Ok(Store::pull(self, source, folder, tell).await?.path)
+    }
+
+    async fn fetch_checkpoint(
+        &self,
+        attempt: &AttemptId,
+        destination: &Location,
+        folder: &Path,
+        tell: OnMoved,
+    ) -> Result<Option<CheckpointRef>, Failure> {
+        let fetched = Store::fetch_checkpoint(self, attempt, destination, folder, tell).await?;
+        Ok(fetched.map(|f| f.checkpoint))
+    }
+
+    async fn push_checkpoint(
+        &self,
+        attempt: &AttemptId,
+        destination: &Location,
+        step: u64,
+        folder: &Path,
+        keep: usize,
+        tell: OnMoved,
+    ) -> Result<CheckpointRef, Failure> {
+        Ok(Store::push_checkpoint(self, attempt, destination, step, folder, keep, tell).await?)
+    }
+
+    async fn published(&self, attempt: &AttemptId, destination: &Location) -> Result<Option<TaskResult>, Failure> {
+        Ok(Store::published(self, attempt, destination).await?)
+    }
+
+    async fn publish(
+        &self,
+        attempt: &AttemptId,
+        destination: Option<&Location>,
+        folder: &Path,
+        outputs: &[Output],
+        summary: BTreeMap<String, serde_json::Value>,
+        tell: OnMoved,
+    ) -> Result<TaskResult, Failure> {
+        Ok(Store::publish(self, attempt, destination, folder, outputs, summary, tell).await?)
+    }
+}
