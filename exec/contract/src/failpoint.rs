@@ -4,7 +4,7 @@
 //! seventh place reached whatever its name: counting up until nothing dies any more tries them all. Only in debug
 //! builds and with the feature `failpoints`.
 
-/// Every place of this crate and of `mloc-runtime`; `mloc-store` has its own.
+/// Every place of this crate, of `mloc-runtime` and of `mloc-store`.
 pub const ALL: &[&str] = &[
     "checkpoint.begin",
     "checkpoint.files",
@@ -25,6 +25,15 @@ pub const ALL: &[&str] = &[
     "attempt.pushed",
     "attempt.publish",
     "attempt.published",
+    "store.file.written",
+    "store.file.synced",
+    "store.file.renamed",
+    "store.folder.synced",
+    "store.manifest.placed",
+    "store.pull.chunk",
+    "store.pull.whole",
+    "store.upload.part",
+    "store.upload.done",
 ];
 
 /// Dies here when the environment says so.

@@ -14,11 +14,12 @@ use opendal_http_transport_reqwest::ReqwestTransport;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
 
+use mloc_exec::failpoint;
+
 use crate::{
     config::{Patience, Secret, StoreConfig},
     disk::Stamp,
     error::StoreError,
-    failpoint,
     meter::Meter,
 };
 

@@ -15,7 +15,9 @@ use nix::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::{error::StoreError, failpoint};
+use mloc_exec::failpoint;
+
+use crate::error::StoreError;
 
 /// How much is read or written at once.
 const BLOCK: usize = 1 << 20;

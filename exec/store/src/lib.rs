@@ -18,7 +18,6 @@ mod checkpoints;
 mod config;
 mod disk;
 mod error;
-mod failpoint;
 mod manifest;
 mod meter;
 mod place;

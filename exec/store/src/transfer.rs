@@ -17,11 +17,12 @@ use mloc_core::ledger::entry::FailureClass;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
+use mloc_exec::failpoint;
+
 use crate::{
     bucket::{Bucket, Object},
     disk::{self, Stamp, off_thread},
     error::StoreError,
-    failpoint,
     meter::Meter,
 };
 
