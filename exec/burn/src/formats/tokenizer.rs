@@ -378,3 +378,103 @@ fn add_missing_tokens(inner: &mut Tokenizer, config: &Map<String, Value>) -> Res
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three words and two markers; texts get no special token by themselves.
+    const WORDS: &str = r#"{
+        "version": "1.0", "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "padding": null, "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+        "decoder": null, "added_tokens": [
+            {"id": 3, "content": "<s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+            {"id": 4, "content": "</s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}],
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "?": 2, "<s>": 3, "</s>": 4}, "unk_token": "?"}
+    }"#;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        folder
+    }
+
+    fn open(files: &[(&str, &str)]) -> Result<TextTokenizer, TokenizerError> {
+        TextTokenizer::from_folder(folder(files).path())
+    }
+
+    /// The message without the folder's name.
+    fn complaint(files: &[(&str, &str)]) -> String {
+        let folder = folder(files);
+        let error = TextTokenizer::from_folder(folder.path()).unwrap_err().to_string();
+        error.replace(&folder.path().display().to_string(), "model")
+    }
+
+    #[test]
+    fn a_saved_length_limit_does_not_cut_texts() {
+        let tokenizer = open(&[("tokenizer.json", WORDS)]).unwrap();
+        assert_eq!(tokenizer.encode("a b a c", true).unwrap(), [0, 1, 0, 2]);
+        assert_eq!((tokenizer.bos_id(), tokenizer.pad_id(), tokenizer.vocab_size()), (None, None, 5));
+    }
+
+    #[test]
+    fn flags_for_begin_and_end_count_for_the_classes_that_have_them() {
+        let ids = |class: &str, flags: &str| {
+            let config = format!(
+                r#"{{"bos_token": {{"content": "<s>"}}, "eos_token": "</s>", "tokenizer_class": "{class}"{flags}}}"#
+            );
+            let tokenizer = open(&[("tokenizer.json", WORDS), ("tokenizer_config.json", &config)]).unwrap();
+            assert_eq!(tokenizer.encode("a", false).unwrap(), [0]);
+            tokenizer.encode("a", true).unwrap()
+        };
+        assert_eq!(ids("LlamaTokenizer", ""), [0]);
+        assert_eq!(ids("LlamaTokenizerFast", r#", "add_bos_token": true"#), [3, 0]);
+        assert_eq!(ids("LlamaTokenizerFast", r#", "add_bos_token": false, "add_eos_token": true"#), [0, 4]);
+        assert_eq!(ids("PreTrainedTokenizerFast", r#", "add_bos_token": true"#), [0]);
+    }
+
+    #[test]
+    fn the_template_is_found_wherever_it_is() {
+        let source = |files: &[(&str, &str)]| {
+            let files = [&[("tokenizer.json", WORDS)], files].concat();
+            open(&files).unwrap().chat_template().map(|t| t.source().to_owned())
+        };
+        let named =
+            r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+        assert_eq!(source(&[]), None);
+        assert_eq!(source(&[("tokenizer_config.json", r#"{"chat_template": "c"}"#)]), Some("c".into()));
+        assert_eq!(source(&[("tokenizer_config.json", named)]), Some("d".into()));
+        assert_eq!(source(&[("tokenizer_config.json", named), ("chat_template.jinja", "j")]), Some("j".into()));
+        let without = open(&[("tokenizer.json", WORDS)]).unwrap();
+        let talk = Conversation::from_turns([("user", "a")]);
+        let error = without.encode_chat(&talk, RenderOptions::default()).unwrap_err();
+        assert!(matches!(error, TokenizerError::NoTemplate));
+    }
+
+    #[test]
+    fn tokens_that_only_the_configuration_lists_are_added() {
+        let listed = |id: u32| {
+            format!(
+                r#"{{"added_tokens_decoder": {{"4": {{"content": "</s>"}}, "{id}": {{"content": "<x>", "special": true}}}}}}"#
+            )
+        };
+        let tokenizer = open(&[("tokenizer.json", WORDS), ("tokenizer_config.json", &listed(5))]).unwrap();
+        assert_eq!(tokenizer.encode("a<x>b", false).unwrap(), [0, 5, 1]);
+        assert_eq!(tokenizer.vocab_size(), 6);
+        let error = complaint(&[("tokenizer.json", WORDS), ("tokenizer_config.json", &listed(9))]);
+        assert_eq!(error, "model/tokenizer.json: added token `<x>` is listed with id 9 but its place is 5");
+    }
+
+    #[test]
+    fn bad_files_are_named() {
+        assert!(complaint(&[]).starts_with("model: no tokenizer.json (hint: "));
+        assert!(complaint(&[("tokenizer.json", "{")]).starts_with("model/tokenizer.json: "));
+        let config = |text| complaint(&[("tokenizer.json", WORDS), ("tokenizer_config.json", text)]);
+        assert_eq!(config("[]"), "model/tokenizer_config.json: expected a JSON object");
+        assert!(config("{").starts_with("model/tokenizer_config.json: not JSON: EOF"));
+        let broken = config(r#"{"chat_template": "{% for %}"}"#);
+        assert!(broken.starts_with("model/tokenizer_config.json: chat template does not parse: "), "{broken}");
+    }
+}
