@@ -256,6 +256,9 @@ pub enum Reason {
     /// The request id was used for another body.
     #[error("this Idempotency-Key was used for another body (task {0})")]
     KeyReused(TaskId),
+    /// It depends on a task that was never submitted: it would wait for ever.
+    #[error("dependsOn: no earlier task of yours is named `{0}`, and none has that id (hint: submit that one first)")]
+    UnknownDependency(String),
     /// A task of this id exists.
     #[error("task {0} exists")]
     TaskExists(TaskId),

@@ -54,6 +54,9 @@ impl Ledger {
             replicas: vec![replica; spec.replicas.clamp(1, REPLICAS_MAX) as usize],
             ended: None,
         };
+        if let Some(on) = spec.depends_on.iter().find(|on| self.dependency(&task, on) == Dependency::Unknown) {
+            return Outcome::Rejected(Reason::UnknownDependency(on.clone()));
+        }
         self.next_seq += 1;
         self.tasks.insert(id.clone(), task);
         let key = Key { task: id.clone(), body_digest: body_digest.to_owned(), at };

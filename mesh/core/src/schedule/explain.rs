@@ -101,9 +101,7 @@ fn waits_for(problem: &Problem<'_>, task: &crate::ledger::state::Task) -> Vec<St
         match problem.ledger.dependency(task, on) {
             Dependency::Done => {}
             Dependency::Waiting(id) => waits.push(format!("dependsOn {on}: {id} has not completed yet")),
-            Dependency::Unknown => {
-                waits.push(format!("dependsOn {on}: no task of this id or name was submitted before"))
-            }
+            Dependency::Unknown => waits.push(format!("dependsOn {on}: no such task")),
             Dependency::Broken(id) => waits.push(format!("dependsOn {on}: {id} did not complete")),
         }
     }

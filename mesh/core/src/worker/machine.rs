@@ -74,6 +74,11 @@ impl Worker {
         self.attempts.values().map(|running| &running.row)
     }
 
+    /// Highest term of a leader seen, for listings.
+    pub fn highest_term(&self) -> u64 {
+        self.highest_term
+    }
+
     fn on_message(&mut self, request: u64, message: ToWorker, now: u64, actions: &mut Vec<Action>) {
         let term = match &message {
             ToWorker::Assign(assign) => assign.term,

@@ -1,0 +1,85 @@
+//! Tasks and nodes of a simulated mesh.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mloc_core::{
+    capability::{Capability, Gpu, GpuRequest, Request},
+    id::NodeId,
+    task::{TaskSpec, TaskType, kind::Kind, spec},
+};
+use rand::{Rng, rngs::SmallRng};
+
+pub const GIB: u64 = 1 << 30;
+
+/// A node with four cores, 16 GiB and up to two simulated GPUs.
+pub fn capability(node: &NodeId, gpus: u32) -> Capability {
+    let gpu = |index| Gpu {
+        index,
+        kind: "simulated:a".to_owned(),
+        memory_bytes: 24 * GIB,
+        driver: String::new(),
+        utilisation_percent: 0,
+        unusable: None,
+    };
+    Capability {
+        node: node.clone(),
+        name: node.to_string(),
+        version: "0".to_owned(),
+        cpu_model: "simulated".to_owned(),
+        cpu_features: String::new(),
+        cpu_millis: 4_000,
+        memory_bytes: 16 * GIB,
+        disk_bytes: 100 * GIB,
+        gpus: (0..gpus).map(gpu).collect(),
+        matmul_gflops: None,
+        features: BTreeSet::from(["echo".to_owned(), "destination:s3".to_owned()]),
+        labels: BTreeMap::new(),
+        work: true,
+        vote: true,
+        reachable: true,
+    }
+}
+
+/// A task; it may depend on one of its owner's among those `before` it.
+pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
+    let gpus = rng.random_range(0..3u32);
+    let shared = rng.random_bool(0.6);
+    let place = |path: &str| spec::Location::S3 {
+        bucket: "b".to_owned(),
+        path: format!("{name}/{path}"),
+        endpoint: None,
+        region: None,
+    };
+    let owner = format!("user-{}", rng.random_range(0..2));
+    let depends_on = match before.iter().rfind(|other| other.metadata.owner == owner) {
+        Some(last) if rng.random_bool(0.2) => vec![last.metadata.name.clone()],
+        _ => Vec::new(),
+    };
+    TaskSpec {
+        kind: Kind::TrainingTask,
+        task_type: TaskType::Echo,
+        replicas: if rng.random_bool(0.1) { 2 } else { 1 },
+        request: Request {
+            cpu_millis: rng.random_range(1..4) * 1_000,
+            memory_bytes: rng.random_range(1..9) * GIB,
+            disk_bytes: GIB,
+            gpu: (gpus > 0).then(|| GpuRequest { kind: "simulated:any".to_owned(), count: gpus, memory_bytes: 0 }),
+        },
+        model: None,
+        dataset: None,
+        hyperparameters: BTreeMap::new(),
+        output: spec::Output { destination: Some(place("out")), artifacts: Vec::new() },
+        priority: rng.random_range(0..3),
+        depends_on,
+        retry: spec::Retry { limit: rng.random_range(1..7), backoff_ms: 200, backoff_max_ms: 2_000 },
+        timeouts: spec::Timeouts { run_ms: rng.random_bool(0.05).then_some(3_000), stop_ms: None },
+        placement: spec::Placement {
+            offline_for_ms: rng.random_bool(0.3).then_some(30_000),
+            ..spec::Placement::default()
+        },
+        checkpoint: spec::Checkpointing { destination: shared.then(|| place("ckpt")) },
+        env: BTreeMap::new(),
+        secrets_from: Vec::new(),
+        metadata: spec::Metadata { name, owner, ..spec::Metadata::default() },
+    }
+}
