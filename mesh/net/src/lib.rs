@@ -9,17 +9,28 @@
 //! | `quic_transport` | chitchat's transport on quinn, and joining, on one UDP port       | what is said                    |
 //! | `gossip`         | signed values of all members, who seems alive                     | acting on it: death is a hint   |
 //! | `link`           | libp2p among members: requests, streams                           | what requests and streams mean  |
+//! | `calls`          | what members ask of one another on the control channel            | what the answers mean           |
+//! | `membership`     | letting nodes in, tables, voters                                  | who should vote: `raft::voters` |
+//! | `orchestrator`   | the leader's loop around `mloc_core::leader`                      | every decision                  |
+//! | `handle`         | the mesh as the rest of the node sees it                          | REST                            |
+//! | `start`          | files, sockets and tasks in the order that works                  | configuration                   |
 //! | `raft`           | the ledger on redb, replicated                                    | what its entries mean: mloc-core |
 //!
 //! Deliberately absent: decisions about tasks (mloc-core), running them (exec), REST (api).
 
+mod calls;
+mod clock;
 mod durable_file;
 pub mod gossip;
+pub mod handle;
 pub mod identity;
 pub mod link;
 pub mod members;
+mod membership;
 pub mod names;
+pub mod orchestrator;
 pub mod quic_transport;
 pub mod raft;
+pub mod start;
 pub mod tls;
 pub mod token;

@@ -66,6 +66,8 @@ pub enum StreamKind {
     Http,
     /// A raft snapshot.
     Snapshot,
+    /// What an attempt prints.
+    Logs,
 }
 
 impl StreamKind {
@@ -73,6 +75,7 @@ impl StreamKind {
         match self {
             Self::Http => StreamProtocol::new("/mloc/http/1"),
             Self::Snapshot => StreamProtocol::new("/mloc/snapshot/1"),
+            Self::Logs => StreamProtocol::new("/mloc/logs/1"),
         }
     }
 }

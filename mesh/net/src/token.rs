@@ -116,15 +116,24 @@ impl JoinToken {
         format!("{PREFIX}-{}-{}", self.mesh, hex::encode(self.secret))
     }
 
+    /// A key for one purpose, the same on every member and useless for any other purpose.
+    pub fn derive(&self, purpose: &[u8]) -> [u8; 32] {
+        let info = [purpose, b"/", self.mesh.as_str().as_bytes()].concat();
+        self.expand(&info)
+    }
+
     /// Seed of the mesh's certificate authority: HKDF over the secret, bound to the mesh id.
     pub(crate) fn authority_seed(&self) -> [u8; 32] {
-        let mut seed = [0; 32];
-        let info = [b"mesh-ca-ed25519/", self.mesh.as_str().as_bytes()].concat();
+        self.expand(&[b"mesh-ca-ed25519/", self.mesh.as_str().as_bytes()].concat())
+    }
+
+    fn expand(&self, info: &[u8]) -> [u8; 32] {
+        let mut key = [0; 32];
         #[expect(clippy::expect_used, reason = "32 bytes are far below HKDF's limit of 255 blocks")]
         hkdf::Hkdf::<sha2::Sha256>::new(Some(b"mloc/v1"), &self.secret)
-            .expand(&info, &mut seed)
+            .expand(info, &mut key)
             .expect("32 bytes are within HKDF's limit");
-        seed
+        key
     }
 }
 

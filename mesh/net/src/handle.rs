@@ -1,0 +1,289 @@
+//! The mesh as the rest of the node sees it: who leads, what the ledger says, a way to commit and a way to members.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use mloc_core::{
+    capability::Capability,
+    id::{AttemptId, MeshId, NodeId, TaskId},
+    leader::Leader,
+    ledger::{Entry, Ledger, Outcome},
+    schedule::{self, Explanation},
+    task::TaskSpec,
+    time::Millis,
+    wire::{AttemptProgress, FromLeader, ToLeader},
+};
+use tokio::sync::Notify;
+
+use crate::{
+    calls::{Answer, Call, decode, encode},
+    clock::SteadyClock,
+    gossip::{Gossip, keys},
+    link::{Channel, LinkHandle, LinkStream, StreamKind},
+    quic_transport::LeaderHint,
+    raft::{Consensus, ProposeError, ReadError},
+};
+
+/// Who leads, as far as this node knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeaderView {
+    /// This node.
+    Here {
+        /// This node's id.
+        node: NodeId,
+        /// Its term.
+        term: u64,
+    },
+    /// Another.
+    There {
+        /// It.
+        node: NodeId,
+        /// Its term.
+        term: u64,
+    },
+    /// Nobody it has heard of.
+    Unknown,
+}
+
+impl LeaderView {
+    /// The leader and its term; term 0 when nobody leads.
+    pub fn parts(self) -> (Option<NodeId>, u64) {
+        match self {
+            Self::Here { node, term } | Self::There { node, term } => (Some(node), term),
+            Self::Unknown => (None, 0),
+        }
+    }
+}
+
+/// A member as this node sees it through gossip.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemberView {
+    /// Whether gossip hears it.
+    pub alive: bool,
+    /// What it offers.
+    pub capability: Option<Capability>,
+    /// Its link addresses.
+    pub addresses: Vec<String>,
+}
+
+/// The mesh can't do it just now; trying again may help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MeshUnavailable {
+    /// This node does not lead.
+    #[error("this node does not lead{}", leader.as_ref().map(|l| format!(" ({l} does)")).unwrap_or_default())]
+    NotLeader {
+        /// Who does, where known.
+        leader: Option<NodeId>,
+    },
+    /// A majority of voters does not answer.
+    #[error("the ledger can't commit just now: {0}")]
+    NoQuorum(String),
+    /// It can't be reached.
+    #[error("the leader can't be reached: {0}")]
+    Unreachable(String),
+    /// It can never be committed.
+    #[error("{0}")]
+    Impossible(String),
+}
+
+/// The mesh. Cheap to clone.
+#[derive(Clone)]
+pub struct MeshHandle {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub node: NodeId,
+    pub mesh: MeshId,
+    pub consensus: Consensus,
+    pub gossip: Gossip,
+    pub link: LinkHandle,
+    /// The orchestrator's soft state: leases, progress. Held for the time of a plain function only.
+    pub leader: Mutex<Leader>,
+    /// Wakes the orchestrator before its next tick.
+    pub wake: Notify,
+    /// When a majority last confirmed that this node leads, and since when time is counted for leases.
+    pub confirmed: Mutex<Option<Instant>>,
+    /// A deposed leader that has not noticed answers no heartbeats after this long without a majority.
+    pub slack: Duration,
+    /// Time that no step of the wall clock can move.
+    pub clock: SteadyClock,
+}
+
+impl MeshHandle {
+    /// This node.
+    pub fn node(&self) -> &NodeId {
+        &self.inner.node
+    }
+
+    /// This mesh.
+    pub fn mesh_id(&self) -> &MeshId {
+        &self.inner.mesh
+    }
+
+    /// Who leads: raft's word where this node votes, gossip's elsewhere; of two the higher term.
+    pub fn leader(&self) -> LeaderView {
+        let raft = self.inner.consensus.leadership().borrow().clone();
+        if raft.mine {
+            return LeaderView::Here { node: self.inner.node.clone(), term: raft.term };
+        }
+        let known = raft.leader.map(|node| LeaderHint { term: raft.term, node });
+        let members = self.inner.gossip.members();
+        let members = members.borrow();
+        let heard = members.values().filter(|m| m.alive).filter_map(|m| m.leader());
+        // A hint that names this node is old: it does not lead any more.
+        let newest = known.into_iter().chain(heard).filter(|h| h.node != self.inner.node).max_by_key(|h| h.term);
+        match newest {
+            Some(hint) => LeaderView::There { node: hint.node, term: hint.term },
+            None => LeaderView::Unknown,
+        }
+    }
+
+    /// The same as gossip and joiners are told it.
+    pub(crate) fn leader_hint(&self) -> Option<LeaderHint> {
+        let (node, term) = self.leader().parts();
+        node.map(|node| LeaderHint { term, node })
+    }
+
+    /// Commits an entry. On the leader only.
+    ///
+    /// # Errors
+    /// When this node does not lead or no majority answers; the entry's fate may then be unknown.
+    pub async fn propose(&self, entry: Entry) -> Result<Outcome, MeshUnavailable> {
+        let outcome = self.inner.consensus.propose(entry).await.map_err(|error| match error {
+            ProposeError::NotLeader { leader } => MeshUnavailable::NotLeader { leader },
+            ProposeError::TooLarge { .. } | ProposeError::Unencodable(_) => {
+                MeshUnavailable::Impossible(error.to_string())
+            }
+            ProposeError::Unknown { .. } | ProposeError::Stopped(_) => MeshUnavailable::NoQuorum(error.to_string()),
+        })?;
+        self.inner.wake.notify_one();
+        Ok(outcome)
+    }
+
+    /// Makes the reads that follow see every commit acknowledged before. On the leader only.
+    ///
+    /// # Errors
+    /// When this node does not lead or no majority answers.
+    pub async fn linearize(&self) -> Result<(), MeshUnavailable> {
+        self.inner.consensus.read_index().await.map_err(|error| match error {
+            ReadError::NotLeader { leader } => MeshUnavailable::NotLeader { leader },
+            ReadError::NoQuorum | ReadError::Stopped(_) => MeshUnavailable::NoQuorum(error.to_string()),
+        })
+    }
+
+    /// Looks at the ledger as this node has it. The closure must be short: appliers wait for it.
+    pub fn read<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
+        self.inner.consensus.ledger().read(look)
+    }
+
+    /// How far a live attempt is, from its last heartbeat. On the leader only.
+    pub fn progress(&self, attempt: &AttemptId) -> Option<AttemptProgress> {
+        self.with_leader(|leader| leader.progress(attempt).cloned())
+    }
+
+    pub(crate) fn with_leader<T>(&self, look: impl FnOnce(&mut Leader) -> T) -> T {
+        // A panic in a look leaves soft state at worst a heartbeat old.
+        look(&mut self.inner.leader.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Members as gossip shows them.
+    pub fn views(&self) -> BTreeMap<NodeId, MemberView> {
+        let members = self.inner.gossip.members();
+        let members = members.borrow();
+        let view = |peer: &crate::gossip::PeerView| MemberView {
+            alive: peer.alive || peer.node == self.inner.node,
+            capability: peer.json(keys::CAPABILITY),
+            addresses: peer.link_addresses(),
+        };
+        members.iter().map(|(id, peer)| (id.clone(), view(peer))).collect()
+    }
+
+    /// Voters, as this node knows them.
+    pub fn voters(&self) -> Vec<NodeId> {
+        self.inner.consensus.voters().into_iter().map(|v| v.peer).collect()
+    }
+
+    /// What the scheduler sees.
+    pub(crate) fn node_views(&self) -> BTreeMap<NodeId, schedule::NodeView> {
+        let to_view = |(id, member): (NodeId, MemberView)| {
+            member.capability.map(|capability| (id, schedule::NodeView { capability, alive: member.alive }))
+        };
+        self.views().into_iter().filter_map(to_view).collect()
+    }
+
+    /// Why a task does or does not run; `None` when there is no such task.
+    pub fn explain(&self, task: &TaskId, now: Millis) -> Option<Explanation> {
+        let nodes = self.node_views();
+        let leader = self.leader().parts().0;
+        self.read(|ledger| {
+            schedule::explain(&schedule::Problem { ledger, nodes: &nodes, leader: leader.as_ref(), now }, task)
+        })
+    }
+
+    /// What [`Self::explain`] would say of a task that is not submitted.
+    pub fn explain_if_submitted(&self, id: &TaskId, spec: &TaskSpec, now: Millis) -> Option<Explanation> {
+        let nodes = self.node_views();
+        let mut ledger = self.read(Ledger::clone);
+        let entry = Entry::Submit {
+            task: id.clone(),
+            spec: Box::new(spec.clone()),
+            request: mloc_core::id::RequestId::new(id.as_str()),
+            body_digest: String::new(),
+            at: now,
+        };
+        ledger.apply(&entry);
+        let leader = self.leader().parts().0;
+        let problem = schedule::Problem { ledger: &ledger, nodes: &nodes, leader: leader.as_ref(), now };
+        schedule::explain(&problem, id)
+    }
+
+    /// Asks the leader, wherever it is.
+    ///
+    /// # Errors
+    /// When nobody leads or it can't be reached.
+    pub async fn ask_leader(&self, message: ToLeader) -> Result<FromLeader, MeshUnavailable> {
+        match self.leader() {
+            LeaderView::Here { .. } => Ok(self.answer_worker(&self.inner.node.clone(), message).await),
+            LeaderView::There { node, .. } => match self.call(&node, &Call::ToLeader(message)).await? {
+                Answer::FromLeader(answer) => Ok(answer),
+                other => Err(MeshUnavailable::Unreachable(format!("{node} answered something else: {other:?}"))),
+            },
+            LeaderView::Unknown => Err(MeshUnavailable::NotLeader { leader: None }),
+        }
+    }
+
+    pub(crate) async fn call(&self, node: &NodeId, call: &Call) -> Result<Answer, MeshUnavailable> {
+        let unreachable = |why: String| MeshUnavailable::Unreachable(format!("{node}: {why}"));
+        let bytes = self
+            .inner
+            .link
+            .request(node, Channel::Control, encode(call))
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
+        match decode(&bytes).map_err(|error| unreachable(error.to_string()))? {
+            Answer::Refused(why) => Err(unreachable(why)),
+            answer => Ok(answer),
+        }
+    }
+
+    /// A byte stream to a member.
+    ///
+    /// # Errors
+    /// When it can't be reached.
+    pub async fn open_stream(&self, node: &NodeId, kind: StreamKind) -> io::Result<LinkStream> {
+        self.inner.link.open_stream(node, kind).await.map_err(io::Error::other)
+    }
+
+    /// Tells the mesh what this node offers.
+    pub async fn publish_capability(&self, capability: &Capability) {
+        let text = crate::gossip::json_value(capability);
+        if let Err(error) = self.inner.gossip.publish(keys::CAPABILITY, &text).await {
+            tracing::error!(%error, "this node's hardware can't be gossiped: no work will come here");
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Starting a node's part in the mesh, and stopping it: files, sockets and tasks in the one order that works.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    panic::AssertUnwindSafe,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::Context;
+use async_trait::async_trait;
+use futures::FutureExt;
+use mloc_core::{
+    id::NodeId,
+    leader::{Leader, Settings as LeaderSettings},
+    ledger::{Entry, entry::Member},
+};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, error, info, warn};
+
+use crate::{
+    calls::{Answer, Call, decode, encode},
+    clock::SteadyClock,
+    gossip::{Gossip, GossipSettings, next_generation},
+    handle::{Inner, LeaderView, MeshHandle},
+    identity::NodeIdentity,
+    link::{Channel, IncomingRequest, LinkHandle, LinkSettings, LinkStream, StreamKind},
+    members::MemberTable,
+    membership::{Table, table_of},
+    orchestrator::{WorkerMessage, deliver},
+    quic_transport::{Advertise, EndpointSettings, GossipEndpoint, JoinRequest},
+    raft::{Consensus, ConsensusStart, RaftSettings, RaftWire, VoterPolicy, WireError},
+    tls::MeshTls,
+    token::JoinToken,
+};
+
+/// File in the data directory that holds the join token.
+pub const TOKEN_FILE: &str = "join.token";
+/// Calls of members answered at once.
+const CALLS_AT_ONCE: usize = 64;
+/// Between two rounds over the seeds of a node that wants in.
+const JOIN_PAUSE: Duration = Duration::from_secs(1);
+/// How long tasks have to end at a stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a node brings.
+pub struct MeshSettings {
+    /// Key, ledger, tables. Created if absent.
+    pub data_dir: PathBuf,
+    /// Name for people.
+    pub name: String,
+    /// The binary's version.
+    pub version: String,
+    /// Gossip.
+    pub gossip_bind: SocketAddr,
+    /// What to tell others of it.
+    pub gossip_advertise: Advertise,
+    /// Links.
+    pub link_bind: SocketAddr,
+    /// The IP others dial for links, when it is not one of those listened on.
+    pub link_advertise: Option<IpAddr>,
+    /// Members' gossip addresses.
+    pub seeds: Vec<String>,
+    /// The join token, when it was given; else the data directory's, else a new mesh's.
+    pub token: Option<JoinToken>,
+    /// Between two rounds of gossip.
+    pub gossip_interval: Duration,
+    /// Consensus.
+    pub raft: RaftSettings,
+    /// When members vote.
+    pub voters: VoterPolicy,
+    /// Leases and pacing.
+    pub leader: LeaderSettings,
+    /// How late the orchestrator may notice that time has passed.
+    pub tick: Duration,
+}
+
+/// A running part in the mesh.
+pub struct Mesh {
+    /// What the rest of the node uses.
+    pub handle: MeshHandle,
+    /// The token of this mesh, for the one line `mloc up` prints.
+    pub token: JoinToken,
+    /// Whether this start founded the mesh.
+    pub founded: bool,
+    /// Where gossip listens.
+    pub gossip_address: SocketAddr,
+    /// What others are told to dial for gossip.
+    pub gossip_advertised: SocketAddr,
+    link: LinkHandle,
+    endpoint: Arc<GossipEndpoint>,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+}
+
+/// Raft over links.
+struct LinkWire(LinkHandle);
+
+#[async_trait]
+impl RaftWire for LinkWire {
+    async fn call(&self, peer: &NodeId, body: Vec<u8>) -> Result<Vec<u8>, WireError> {
+        self.0
+            .request(peer, Channel::Raft, body)
+            .await
+            .map_err(|error| WireError::Unreachable { peer: peer.clone(), why: error.to_string() })
+    }
+}
+
+/// How a node comes to its mesh.
+enum Way {
+    /// Nothing here, no seeds: a new mesh.
+    Found(JoinToken),
+    /// Nothing here, seeds: ask them.
+    Join(JoinToken),
+    /// It was a member before.
+    Return(JoinToken, MemberTable),
+}
+
+fn way(settings: &MeshSettings) -> anyhow::Result<Way> {
+    let dir = &settings.data_dir;
+    let kept = MemberTable::load(dir)?;
+    let file = dir.join(TOKEN_FILE);
+    let token = match &settings.token {
+        Some(token) => Some(token.clone()),
+        None if file.exists() => Some(JoinToken::from_file(&file)?),
+        None => None,
+    };
+    match (kept, token) {
+        (Some(table), Some(token)) if table.mesh == *token.mesh() => Ok(Way::Return(token, table)),
+        (Some(table), Some(token)) => anyhow::bail!(
+            "{} belongs to mesh {}, the token is of mesh {}: use another data directory, or the token of the first",
+            dir.display(),
+            table.mesh,
+            token.mesh()
+        ),
+        (Some(table), None) => anyhow::bail!(
+            "{} belongs to mesh {}, and its {TOKEN_FILE} is gone: pass the token by file or environment",
+            dir.display(),
+            table.mesh
+        ),
+        (None, Some(token)) if !settings.seeds.is_empty() => Ok(Way::Join(token)),
+        (None, Some(_)) => anyhow::bail!(
+            "a join token without a seed: `mloc join HOST:PORT` joins a mesh, `mloc up` without a token founds one"
+        ),
+        (None, None) if settings.seeds.is_empty() => Ok(Way::Found(JoinToken::found(&mut rand::rng()))),
+        (None, None) => anyhow::bail!(
+            "no join token: `mloc up` on the first node printed it; pass it by --token-file or MLOC_JOIN_TOKEN"
+        ),
+    }
+}
+
+impl Mesh {
+    /// Starts, joins or founds. A node with seeds waits for its mesh for as long as it takes.
+    ///
+    /// # Errors
+    /// When files or sockets can't be had, or the mesh refuses this node for good.
+    pub async fn start(settings: MeshSettings, worker: mpsc::Sender<WorkerMessage>) -> anyhow::Result<Self> {
+        let dir = settings.data_dir.clone();
+        std::fs::create_dir_all(&dir).with_context(|| format!("create the data directory {}", dir.display()))?;
+        let clock = SteadyClock::start();
+        let identity = Arc::new(NodeIdentity::load_or_create(&dir)?);
+        let node = identity.node().clone();
+        let way = way(&settings)?;
+        let founded = matches!(way, Way::Found(_));
+        let token = match &way {
+            Way::Found(token) | Way::Join(token) | Way::Return(token, _) => token.clone(),
+        };
+        let tls = MeshTls::new(&identity, std::slice::from_ref(&token))?;
+        let generation = next_generation(&dir, clock.now().0)?;
+        let endpoint_settings = EndpointSettings::new(settings.gossip_bind, settings.gossip_advertise, generation);
+        let (endpoint, asks) = GossipEndpoint::bind(node.clone(), &tls, &endpoint_settings)?;
+        let endpoint = Arc::new(endpoint);
+
+        let mut link_settings = LinkSettings::new(settings.link_bind);
+        link_settings.advertise = settings.link_advertise;
+        let link = LinkHandle::start(link_settings, &identity).await?;
+
+        let table = match way {
+            Way::Found(_) => MemberTable::new(token.mesh().clone(), 0, BTreeMap::new()),
+            Way::Return(_, table) => table,
+            Way::Join(_) => {
+                let request = JoinRequest {
+                    mesh: token.mesh().clone(),
+                    name: settings.name.clone(),
+                    version: settings.version.clone(),
+                    addresses: link.addresses(),
+                };
+                let table = join(&endpoint, &settings.seeds, &request).await?;
+                table.store(&dir)?;
+                table
+            }
+        };
+        crate::durable_file::replace(&dir.join(TOKEN_FILE), format!("{}\n", token.reveal()).as_bytes(), 0o600)
+            .with_context(|| format!("keep the join token in {}", dir.display()))?;
+        let table = Table::new(&dir, table);
+
+        let allowed = table.clone();
+        let consensus = Consensus::start(ConsensusStart {
+            dir: dir.clone(),
+            me: node.clone(),
+            settings: settings.raft,
+            wire: Arc::new(LinkWire(link.clone())),
+            is_member: Arc::new(move |peer| allowed.allows(peer)),
+        })
+        .await?;
+        let gossip_settings = GossipSettings {
+            seeds: settings.seeds.clone(),
+            interval: settings.gossip_interval,
+            seek: settings.gossip_interval.max(Duration::from_millis(200)),
+            ..GossipSettings::default()
+        };
+        let gossip = Gossip::start(gossip_settings, &endpoint, identity.clone()).await?;
+        let inner = Inner {
+            node: node.clone(),
+            mesh: token.mesh().clone(),
+            consensus: consensus.clone(),
+            gossip,
+            link: link.clone(),
+            slack: Duration::from_millis(settings.leader.slack_ms),
+            leader: Mutex::new(Leader::new(node.clone(), settings.leader)),
+            wake: Notify::new(),
+            confirmed: Mutex::new(None),
+            clock,
+        };
+        let mesh = MeshHandle { inner: Arc::new(inner) };
+        if founded {
+            found(&mesh, &settings.name).await?;
+        }
+
+        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let spawn = |name: &'static str, task: Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let watched = async move {
+                if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                    error!(task = name, "a task of the mesh died; the process ends so that it can start anew");
+                    std::process::abort();
+                }
+            };
+            tracker
+                .spawn(cancel.clone().run_until_cancelled_owned(watched.instrument(tracing::info_span!("mesh", name))));
+        };
+        let pause = settings.gossip_interval;
+        spawn("join", Box::pin(mesh.clone().let_in(asks)));
+        spawn("members", Box::pin(mesh.clone().keep_members(table.clone(), endpoint.clone(), pause)));
+        spawn("voters", Box::pin(mesh.clone().keep_voters(table.clone(), settings.voters, pause * 2)));
+        spawn("orchestrator", Box::pin(mesh.clone().orchestrate(worker.clone(), settings.tick)));
+        let incoming = link.incoming(Channel::Control);
+        spawn("calls", Box::pin(answer_calls(mesh.clone(), incoming, table, worker)));
+        let incoming = link.incoming(Channel::Raft);
+        spawn("raft", Box::pin(answer_raft(consensus.clone(), incoming)));
+        spawn(
+            "ledger",
+            Box::pin(async move {
+                let reason = consensus.failed().await;
+                error!(reason, "the ledger has stopped; the process ends so that it can start anew");
+                std::process::abort();
+            }),
+        );
+        tracker.close();
+
+        Ok(Self {
+            handle: mesh,
+            token,
+            founded,
+            gossip_address: endpoint.local_addr().context("the gossip address")?,
+            gossip_advertised: endpoint.advertised(),
+            link,
+            endpoint,
+            tracker,
+            cancel,
+        })
+    }
+
+    /// Streams of one kind that members open to this node, with who opened them.
+    ///
+    /// # Errors
+    /// When that kind was taken before.
+    pub fn accept(&self, kind: StreamKind) -> anyhow::Result<mpsc::Receiver<(NodeId, LinkStream)>> {
+        Ok(self.link.accept(kind)?)
+    }
+
+    /// Hands the lead over, says goodbye, and closes the files.
+    pub async fn stop(self) {
+        self.handle.inner.consensus.hand_over().await;
+        self.cancel.cancel();
+        if tokio::time::timeout(STOP_TIMEOUT, self.tracker.wait()).await.is_err() {
+            warn!(seconds = STOP_TIMEOUT.as_secs(), "tasks of the mesh did not stop");
+        }
+        self.handle.inner.consensus.stop().await;
+        self.handle.inner.gossip.stop().await;
+        self.link.close().await;
+        self.endpoint.close().await;
+    }
+}
+
+/// Founds the mesh: this node its one voter and first member.
+async fn found(mesh: &MeshHandle, name: &str) -> anyhow::Result<()> {
+    mesh.inner.consensus.bootstrap().await?;
+    let mut leadership = mesh.inner.consensus.leadership();
+    leadership.wait_for(|l| l.mine).await.context("a mesh of one chooses its one node")?;
+    let member = Member {
+        name: name.to_owned(),
+        addresses: mesh.inner.link.addresses(),
+        joined_at: mesh.now(),
+        draining_since: None,
+        revoked_at: None,
+    };
+    mesh.propose(Entry::MemberJoined { node: mesh.inner.node.clone(), member }).await?;
+    info!(mesh = %mesh.inner.mesh, "founded a mesh");
+    Ok(())
+}
+
+/// Asks seed after seed, until one lets this node in or refuses it for good.
+async fn join(endpoint: &GossipEndpoint, seeds: &[String], request: &JoinRequest) -> anyhow::Result<MemberTable> {
+    let mut said = String::new();
+    loop {
+        for seed in seeds {
+            match endpoint.ask_to_join(seed, request).await {
+                Ok(welcome) => {
+                    info!(seed, members = welcome.members.members.len(), "joined");
+                    return Ok(welcome.members);
+                }
+                Err(crate::quic_transport::JoinError::Refused { refusal, .. }) if !refusal.is_passing() => {
+                    anyhow::bail!("seed {seed} refused this node: {refusal}");
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != said {
+                        warn!(%error, "not joined yet; waiting for a seed that lets this node in");
+                        said = text;
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(JOIN_PAUSE).await;
+    }
+}
+
+async fn answer_raft(consensus: Consensus, mut incoming: mpsc::Receiver<IncomingRequest>) {
+    let tasks = TaskTracker::new();
+    while let Some(request) = incoming.recv().await {
+        let consensus = consensus.clone();
+        tasks.spawn(async move {
+            let answer = consensus.handle(&request.peer, &request.body).await;
+            // The asker may have stopped waiting.
+            let _ = request.reply.send(answer);
+        });
+    }
+}
+
+async fn answer_calls(
+    mesh: MeshHandle,
+    mut incoming: mpsc::Receiver<IncomingRequest>,
+    table: Table,
+    worker: mpsc::Sender<WorkerMessage>,
+) {
+    let room = Arc::new(tokio::sync::Semaphore::new(CALLS_AT_ONCE));
+    let tasks = TaskTracker::new();
+    while let Some(request) = incoming.recv().await {
+        let Ok(place) = room.clone().acquire_owned().await else { return };
+        let (mesh, table, worker) = (mesh.clone(), table.clone(), worker.clone());
+        tasks.spawn(async move {
+            let answer = match decode::<Call>(&request.body) {
+                Ok(call) => mesh.answer(&request.peer, call, &table, &worker).await,
+                Err(error) => Answer::Refused(error.to_string()),
+            };
+            let _ = request.reply.send(encode(&answer));
+            drop(place);
+        });
+    }
+}
+
+impl MeshHandle {
+    async fn answer(&self, from: &NodeId, call: Call, table: &Table, worker: &mpsc::Sender<WorkerMessage>) -> Answer {
+        match call {
+            Call::ToLeader(message) => Answer::FromLeader(self.answer_worker(from, message).await),
+            Call::ToWorker(message) => Answer::FromWorker(deliver(worker, message).await),
+            Call::Admit { node, request } => Answer::Admitted(self.admit(&node, &request).await),
+            Call::Members { have } => match self.leader() {
+                LeaderView::Here { .. } => {
+                    let ledger = self.read(|ledger| table_of(&self.inner.mesh, ledger));
+                    let newest = table.read(|t| (t.version > ledger.version).then(|| t.clone())).unwrap_or(ledger);
+                    Answer::Members(Ok((newest.version > have).then_some(newest)))
+                }
+                other => Answer::Members(Err(other.parts().0)),
+            },
+            Call::Leader => Answer::Leader(self.leader_hint()),
+        }
+    }
+}
