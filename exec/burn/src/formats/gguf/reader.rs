@@ -16,6 +16,9 @@ use super::blocks::TensorType;
 const MAX_DIMENSIONS: u32 = 4;
 /// Arrays within arrays are legal and unused; deeper than this is an attack on the stack.
 const MAX_ARRAY_DEPTH: u32 = 4;
+/// The largest vocabularies have a quarter of a million tokens and twice as many merges. An array in memory takes many
+/// times its bytes in the file, so there is an end.
+const MAX_ARRAY_ELEMENTS: usize = 4_000_000;
 /// Data starts at a multiple of this unless the file says otherwise.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
@@ -224,6 +227,9 @@ impl GgufFile {
             Some(MetaValue::Array { element, len, bytes }) => {
                 if *element == ARRAY {
                     return Err(wrong(key, "an array of arrays is not read".into()));
+                }
+                if *len > MAX_ARRAY_ELEMENTS {
+                    return Err(wrong(key, format!("{len} elements, at most {MAX_ARRAY_ELEMENTS} are read")));
                 }
                 let mut cursor = Cursor { bytes: &self.data[..bytes.end], at: bytes.start };
                 (0..*len).map(|_| cursor.value(*element, key)).collect::<Result<_, _>>().map(Some)

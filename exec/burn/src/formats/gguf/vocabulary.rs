@@ -16,6 +16,9 @@ use crate::formats::tokenizer::TextTokenizer;
 const KIND_CONTROL: i128 = 3;
 const KIND_USER_DEFINED: i128 = 4;
 
+/// A token's merges are found by trying all ways to cut it; real tokens have a few dozen bytes.
+const MAX_SENTENCE_PIECE_BYTES: usize = 1024;
+
 /// The begin and end markers, and whether texts get them.
 struct Frame {
     bos: Option<String>,
@@ -225,6 +228,10 @@ fn sentence_piece(file: &GgufFile, tokens: &[String]) -> Result<Map<String, Valu
     if scores.len() != tokens.len() {
         let problem = format!("has {} entries for {} tokens", scores.len(), tokens.len());
         return Err(GgufError::Metadata { key: "tokenizer.ggml.scores".into(), problem });
+    }
+    if let Some(id) = tokens.iter().position(|t| t.len() > MAX_SENTENCE_PIECE_BYTES) {
+        let problem = format!("token {id} has {} bytes, at most {MAX_SENTENCE_PIECE_BYTES} are read", tokens[id].len());
+        return Err(GgufError::Metadata { key: "tokenizer.ggml.tokens".into(), problem });
     }
     let vocab = vocabulary(tokens)?;
     let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, t)| (t.as_str(), id)).collect();
