@@ -61,7 +61,7 @@ pub enum StoreError {
     },
     /// A local path that no declared volume covers.
     #[error(
-        "local path `{path}` is under no volume of this node; declared: {declared}\nhint: write VOLUME/relative/path, or add the folder under `volumes` in node.yaml"
+        "local path `{path}` is under no volume of this node; declared: {declared}\nhint: write VOLUME/relative/path; or declare the folder under `volumes` in node.yaml; or name the nodes that have it in placement.nodes"
     )]
     NoVolume {
         /// What was given.

@@ -39,7 +39,7 @@ pub use self::{
     pull::{Pulled, PulledFile},
 };
 
-/// Features a node with this crate offers, as tasks ask for them.
+/// Kinds of places every node with this crate reaches, as tasks ask for them.
 pub const FEATURES: [&str; 4] = ["source:local", "source:s3", "destination:local", "destination:s3"];
 
 /// A node's way to places. Cheap to clone; one is enough.
@@ -54,9 +54,19 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unready`] when the client cannot be made.
-    pub fn new(config: StoreConfig) -> Result<Self, StoreError> {
+    pub fn new(mut config: StoreConfig) -> Result<Self, StoreError> {
+        for folder in config.volumes.values_mut() {
+            // Relative to where the node was started; it stays so if the process goes elsewhere.
+            *folder = std::path::absolute(&*folder).map_err(|e| StoreError::disk("find", folder, e))?;
+        }
         let client = bucket::Client::new(&config.patience)?;
         Ok(Self { config: Arc::new(config), client })
+    }
+
+    /// What this node offers to tasks: [`FEATURES`], and `volume:NAME` for each declared volume.
+    pub fn features(&self) -> Vec<String> {
+        let volumes = self.config.volumes.keys().map(|name| format!("volume:{name}"));
+        FEATURES.iter().map(|f| (*f).to_owned()).chain(volumes).collect()
     }
 
     /// Whether a place can be meant on this node: its volume is declared, its endpoint is a URL. Sends nothing.

@@ -45,8 +45,14 @@ pub(crate) fn resolve(volumes: &BTreeMap<String, PathBuf>, given: &str) -> Resul
     let (volume, folder, rest) = volumes
         .iter()
         .filter_map(|(name, folder)| {
-            let rest = path.strip_prefix(if path.is_absolute() { folder.as_path() } else { Path::new(name) }).ok()?;
-            Some((name, folder, rest))
+            let rest = if path.is_absolute() {
+                // As declared, or as it is when links are followed.
+                let real = || path.strip_prefix(folder.canonicalize().ok()?).ok();
+                path.strip_prefix(folder).ok().or_else(real)
+            } else {
+                path.strip_prefix(name).ok()
+            };
+            Some((name, folder, rest?))
         })
         // Volumes may lie in one another: the innermost one is meant.
         .max_by_key(|(_, folder, _)| folder.components().count())
@@ -159,6 +165,11 @@ mod tests {
             ("b".to_owned(), top.clone()),
             ("gone".to_owned(), top.join("gone")),
         ]);
+        fs::create_dir(top.join("far")).unwrap();
+        std::os::unix::fs::symlink(top.join("far"), top.join("inner/link")).unwrap();
+        let linked = BTreeMap::from([("linked".to_owned(), top.join("inner/link"))]);
+        let linked = resolve(&linked, top.join("far/x").to_str().unwrap());
+        assert_eq!(linked.unwrap().path, top.join("far/x"));
         assert_eq!(resolve(&volumes, top.join("inner/x").to_str().unwrap()).unwrap().root, top.join("inner"));
         assert!(matches!(resolve(&volumes, "gone/x"), Err(StoreError::VolumeGone { .. })));
     }

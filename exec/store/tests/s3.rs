@@ -167,6 +167,20 @@ async fn a_result_in_a_bucket_is_published_once() {
 }
 
 #[tokio::test]
+async fn a_result_gets_through_a_line_that_breaks() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let run = top.join("run");
+    fill(&run, &[("model.safetensors", &noise(3, 40 << 20))]);
+    let line = Line::to(&moto.endpoint).await;
+    // One part and a bit: the second part on a connection never arrives.
+    line.breaks_up_after(10 << 20);
+    let (to, files) = (at(&line.endpoint, "out"), outputs(&["model.safetensors"]));
+    store.publish(&attempt("t", 1), Some(&to), &run, &files, BTreeMap::new(), unseen()).await.unwrap();
+    store.pull(&at(&moto.endpoint, "out"), &top.join("back"), unseen()).await.unwrap();
+    assert!(contents(&top.join("back"))["model.safetensors"] == noise(3, 40 << 20), "other bytes came back");
+}
+
+#[tokio::test]
 async fn checkpoints_in_a_bucket() {
     let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
     let (run, back, a, to) = (top.join("run"), top.join("back"), attempt("task-a", 1), at(&moto.endpoint, "ckpt"));

@@ -26,6 +26,8 @@ struct State {
     down: AtomicU64,
     /// A connection breaks after so many bytes down.
     breaks_after: AtomicU64,
+    /// A connection breaks after so many bytes up.
+    breaks_up_after: AtomicU64,
     /// What happens when so many bytes came down: told once, answered before the next byte.
     pause: Mutex<Option<u64>>,
     paused: Notify,
@@ -41,6 +43,7 @@ impl Line {
         let state = Arc::new(State {
             down: AtomicU64::new(0),
             breaks_after: AtomicU64::new(u64::MAX),
+            breaks_up_after: AtomicU64::new(u64::MAX),
             pause: Mutex::new(None),
             paused: Notify::new(),
             go_on: Notify::new(),
@@ -63,6 +66,11 @@ impl Line {
     /// Every connection breaks after so many bytes down.
     pub fn breaks_after(&self, bytes: u64) {
         self.state.breaks_after.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Every connection breaks after so many bytes up.
+    pub fn breaks_up_after(&self, bytes: u64) {
+        self.state.breaks_up_after.store(bytes, Ordering::SeqCst);
     }
 
     /// Bytes that came down so far.
@@ -90,7 +98,11 @@ async fn carry(client: TcpStream, server: &str, state: &State) -> std::io::Resul
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = TcpStream::connect(server).await?.into_split();
     let up = async {
-        tokio::io::copy(&mut from_client, &mut to_server).await?;
+        let most = state.breaks_up_after.load(Ordering::SeqCst);
+        let copied = tokio::io::copy(&mut (&mut from_client).take(most), &mut to_server).await?;
+        if copied == most {
+            return Err(std::io::ErrorKind::ConnectionReset.into());
+        }
         to_server.shutdown().await
     };
     let down = async {
