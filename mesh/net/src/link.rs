@@ -6,6 +6,7 @@
 mod address_book;
 mod behaviour;
 mod codec;
+mod restarts;
 mod swarm_task;
 
 use std::{
@@ -32,9 +33,11 @@ use tracing::debug;
 
 use self::{
     address_book::Addresses,
+    restarts::Restarts,
     swarm_task::{Command, Shared, SwarmTask},
 };
 use crate::{
+    gossip::Members,
     identity::{NodeIdentity, peer_id_of},
     names::NodeId,
 };
@@ -178,6 +181,9 @@ pub struct LinkSettings {
     pub ping_every: Duration,
     /// See `ping_every`.
     pub ping_timeout: Duration,
+    /// A link younger than this when gossip shows a restart of the peer is to the new process. Gossip takes a second or
+    /// two; a process that died needs longer than that to have made a link and be back.
+    pub young: Duration,
     /// Ask a home router to forward the port.
     pub upnp: bool,
 }
@@ -195,6 +201,7 @@ impl LinkSettings {
             unused: Duration::from_secs(300),
             ping_every: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(10),
+            young: Duration::from_secs(3),
             upnp: false,
         }
     }
@@ -325,11 +332,26 @@ impl LinkHandle {
         self.inner.shared.refusals()
     }
 
-    /// The peer has restarted (gossip shows a higher generation): links to its former self lead nowhere.
-    pub async fn peer_restarted(&self, peer: &NodeId) {
-        if let Some(peer) = peer_id_of(peer) {
-            let _closed = self.inner.commands.send(Command::Disconnect { peer }).await;
-        }
+    /// Closes links to former selves of members that restart, as gossip shows it. Without it a link to a killed process
+    /// swallows messages until a ping goes unanswered.
+    pub fn follow_restarts(&self, mut members: watch::Receiver<Arc<Members>>) {
+        let commands = self.inner.commands.clone();
+        let older_than = self.inner.settings.young;
+        let follow = async move {
+            let mut restarts = Restarts::default();
+            loop {
+                let seen = members.borrow_and_update().clone();
+                for peer in restarts.observe(&seen).iter().filter_map(peer_id_of) {
+                    if commands.send(Command::Restarted { peer, older_than }).await.is_err() {
+                        return;
+                    }
+                }
+                if members.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        self.inner.tracker.spawn(self.inner.cancel.clone().run_until_cancelled_owned(follow));
     }
 
     /// Sends `body` and waits for the answer, at most [`LinkSettings::request_timeout`].

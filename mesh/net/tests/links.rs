@@ -11,12 +11,14 @@ use std::{
 
 use bench::{identity, until};
 use mloc_mesh::{
+    gossip::PeerView,
     identity::NodeIdentity,
     link::{Channel, LinkError, LinkHandle, LinkSettings, StreamKind},
     names::NodeId,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
     task::JoinHandle,
 };
 
@@ -35,6 +37,7 @@ impl Peer {
         let identity = identity(number);
         let mut settings = LinkSettings::new(bind);
         settings.request_timeout = Duration::from_secs(10);
+        settings.young = Duration::ZERO;
         let link = LinkHandle::start(settings, &identity).await.unwrap();
         Self { identity, link }
     }
@@ -207,22 +210,50 @@ async fn a_stream_of_64_mib_arrives_whole() {
     taking.await.unwrap();
 }
 
+/// A process that is killed says no goodbye: the link to it stands and swallows messages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restarted_member_is_reached_again() {
-    let (a, b) = (Peer::start(1).await, Peer::start(2).await);
-    introduce(&[&a, &b], |_| true);
-    b.echo(Channel::Raft);
-    a.link.request(b.node(), Channel::Raft, vec![1]).await.unwrap();
-    b.link.close().await;
-    drop(b);
+async fn a_killed_and_restarted_member_is_reached_again() {
+    let a = Peer::start(1).await;
+    let (shown, members) = watch::channel(Arc::default());
+    a.link.follow_restarts(members);
+    let show = |node: &NodeId, generation| {
+        let gossip_address = ([127, 0, 0, 1], 1).into();
+        let view = PeerView { node: node.clone(), generation, alive: true, gossip_address, values: BTreeMap::new() };
+        shown.send_replace(Arc::new(BTreeMap::from([(node.clone(), view)])));
+    };
+    // The first process lives in a runtime of its own, which is stopped dead.
+    let (known, name) = (a.node().clone(), identity(2).node().clone());
+    let killed = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let peer = runtime.block_on(async {
+            let b = Peer::start(2).await;
+            b.link.set_allowed([&known]);
+            b.echo(Channel::Raft);
+            b
+        });
+        (runtime, peer)
+    });
+    let (runtime, b) = tokio::task::spawn_blocking(|| killed.join().unwrap()).await.unwrap();
+    a.link.set_addresses(&BTreeMap::from([(name.clone(), b.link.addresses())]));
+    a.link.set_allowed([&name]);
+    show(&name, 1);
+    a.link.request(&name, Channel::Raft, vec![1]).await.unwrap();
+    std::mem::forget(b);
+    runtime.shutdown_background();
+
     let b = Peer::start(2).await;
     b.echo(Channel::Raft);
     introduce(&[&a, &b], |_| true);
-    a.link.peer_restarted(b.node()).await;
-    // The first may still have been given to the old link; messages are idempotent, so their senders try again.
-    let mut answer = a.link.request(b.node(), Channel::Raft, vec![1]).await;
-    if matches!(answer, Err(LinkError::Unreachable { .. })) {
-        answer = a.link.request(b.node(), Channel::Raft, vec![1]).await;
-    }
-    assert_eq!(answer.unwrap()[0], 1);
+    let mut connected = a.link.connected();
+    show(&name, 2);
+    connected.wait_for(|now| !now.contains(&name)).await.unwrap();
+    assert_eq!(a.link.request(&name, Channel::Raft, vec![1]).await.unwrap()[0], 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_taken_port_is_said() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings = LinkSettings::new(taken.local_addr().unwrap());
+    let error = LinkHandle::start(settings, &identity(1)).await.map(drop).unwrap_err();
+    assert!(error.to_string().contains("cannot listen for links on /ip4/127.0.0.1/tcp/"), "{error}");
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -11,7 +11,7 @@ use libp2p::{
     Multiaddr, PeerId, Swarm,
     request_response::{self, InboundRequestId, Message, OutboundFailure, OutboundRequestId, ResponseChannel},
     swarm::{
-        DialError, SwarmEvent,
+        ConnectionId, DialError, SwarmEvent,
         dial_opts::{DialOpts, PeerCondition},
     },
 };
@@ -46,9 +46,21 @@ type Reply<T> = oneshot::Sender<Result<T, LinkError>>;
 
 /// What callers ask of the swarm.
 pub(crate) enum Command {
-    Request { peer: PeerId, channel: Channel, body: Vec<u8>, reply: Reply<Vec<u8>> },
-    Connect { peer: PeerId, reply: Reply<()> },
-    Disconnect { peer: PeerId },
+    Request {
+        peer: PeerId,
+        channel: Channel,
+        body: Vec<u8>,
+        reply: Reply<Vec<u8>>,
+    },
+    Connect {
+        peer: PeerId,
+        reply: Reply<()>,
+    },
+    /// The peer's links that are older than this lead to its former self.
+    Restarted {
+        peer: PeerId,
+        older_than: Duration,
+    },
 }
 
 /// What the handle and the task both see.
@@ -96,6 +108,8 @@ pub(crate) struct SwarmTask {
     advertised: watch::Sender<Arc<BTreeSet<Multiaddr>>>,
     waiting: HashMap<(Channel, OutboundRequestId), Asker>,
     connecting: HashMap<PeerId, Vec<Reply<()>>>,
+    /// Links and when they came about.
+    since: HashMap<ConnectionId, (PeerId, Instant)>,
     answering: FuturesUnordered<Answering>,
     request_timeout: Duration,
 }
@@ -115,6 +129,7 @@ impl SwarmTask {
             advertised,
             waiting: HashMap::new(),
             connecting: HashMap::new(),
+            since: HashMap::new(),
             answering: FuturesUnordered::new(),
             request_timeout,
         }
@@ -193,9 +208,11 @@ impl SwarmTask {
                 self.waiting.insert((channel, id), (peer, reply));
             }
             Command::Connect { peer, reply } => self.on_connect(peer, reply),
-            Command::Disconnect { peer } => {
-                if self.swarm.disconnect_peer_id(peer).is_ok() {
-                    info!(%peer, "link closed, it was to an earlier start of the peer");
+            Command::Restarted { peer, older_than } => {
+                let stale = self.since.iter().filter(|(_, (of, since))| *of == peer && since.elapsed() >= older_than);
+                for id in stale.map(|(id, _)| *id).collect::<Vec<_>>() {
+                    info!(%peer, "closing a link to an earlier start of the peer");
+                    self.swarm.close_connection(id);
                 }
             }
         }
@@ -235,14 +252,16 @@ impl SwarmTask {
     fn on_event(&mut self, event: SwarmEvent<MemberEvent>) {
         match event {
             SwarmEvent::Behaviour(event) => self.on_behaviour(event),
-            SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } => {
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.since.insert(connection_id, (peer_id, Instant::now()));
                 debug!(peer = %peer_id, address = %endpoint.get_remote_address(), dialled = endpoint.is_dialer(), "link");
                 for reply in self.connecting.remove(&peer_id).unwrap_or_default() {
                     let _caller_gone = reply.send(Ok(()));
                 }
                 self.show_connected();
             }
-            SwarmEvent::ConnectionClosed { peer_id, cause, .. } => {
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+                self.since.remove(&connection_id);
                 debug!(peer = %peer_id, ?cause, "link closed");
                 self.show_connected();
             }
