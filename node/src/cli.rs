@@ -23,7 +23,7 @@ pub struct Cli {
 pub enum Command {
     /// Start a node: found a mesh on an empty data directory, or go on where it was
     Up(UpArgs),
-    /// Start a node that joins a mesh by one member's address; the token comes by --token-file or MLOC_TOKEN
+    /// Start a node that joins a mesh by one member's address; the token comes by --token-file or MLOC_JOIN_TOKEN
     Join(JoinArgs),
     /// Run one task file on an embedded one-node mesh, watch it, and show what came out
     Run(RunArgs),
@@ -86,7 +86,7 @@ pub struct DaemonArgs {
     /// REST address; any but loopback asks for a bearer token [default: 127.0.0.1:7948]
     #[arg(long, env = "MLOC_REST_BIND")]
     pub rest_bind: Option<SocketAddr>,
-    /// File that holds the join token (or MLOC_TOKEN)
+    /// File that holds the join token (or MLOC_JOIN_TOKEN)
     #[arg(long, env = "MLOC_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
     /// Durations for a LAN or a WAN

@@ -71,7 +71,9 @@ impl Client {
             Some((scheme, _)) => {
                 return Err(Refusal::new(
                     2,
-                    format!("--node {node}: {scheme} is not spoken; write HOST:PORT or http://HOST:PORT (put TLS in a proxy)"),
+                    format!(
+                        "--node {node}: {scheme} is not spoken; write HOST:PORT or http://HOST:PORT (put TLS in a proxy)"
+                    ),
                 ));
             }
         };
@@ -169,7 +171,10 @@ impl Client {
             let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
             Refusal::new(
                 4,
-                format!("{} does not answer ({e}{cause}): is a node running there? --node or MLOC_NODE names another", self.base),
+                format!(
+                    "{} does not answer ({e}{cause}): is a node running there? --node or MLOC_NODE names another",
+                    self.base
+                ),
             )
         })?;
         if response.status().is_success() {

@@ -218,9 +218,12 @@ impl NodeConfig {
     }
 
     /// What serde cannot see.
-    fn check(&self) -> anyhow::Result<()> {
-        if self.bootstrap_expect == Some(2) {
-            bail!("bootstrapExpect: 2 nodes have one voter and survive no failure of it; write 1, 3 or 5");
+    ///
+    /// # Errors
+    /// The first thing that can't be meant.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if self.bootstrap_expect.is_some_and(|nodes| nodes != 1) {
+            bail!("bootstrapExpect: this build founds a mesh by `mloc up` on one node; the others join it");
         }
         for name in self.volumes.keys() {
             if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
@@ -270,6 +273,13 @@ mod tests {
         let error = NodeConfig::parse("name: a\nseedz: []\n").unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("seedz") && text.contains("line 2"), "{text}");
+    }
+
+    #[test]
+    fn the_documented_file_is_a_configuration() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/node.yaml");
+        let config = NodeConfig::read(&path).unwrap();
+        assert_eq!(config.durations(), NodeConfig::default().durations(), "it shows the defaults");
     }
 
     #[test]

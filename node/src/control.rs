@@ -108,8 +108,12 @@ impl MeshControl {
     /// The member of this id or name.
     fn find_node(&self, text: &str) -> Result<NodeId, ControlError> {
         self.mesh.read(|ledger| {
-            let named: Vec<_> =
-                ledger.members.iter().filter(|(id, m)| id.as_str() == text || m.name == text).map(|(id, _)| id).collect();
+            let named: Vec<_> = ledger
+                .members
+                .iter()
+                .filter(|(id, m)| id.as_str() == text || m.name == text)
+                .map(|(id, _)| id)
+                .collect();
             match named.as_slice() {
                 [one] => Ok((*one).clone()),
                 [] => Err(ControlError::NotFound(format!("node {text}"))),
@@ -174,10 +178,8 @@ impl MeshControl {
     }
 
     fn explanation(&self, id: &TaskId) -> Result<ExplainView, ControlError> {
-        let explanation = self
-            .mesh
-            .explain(id, clock::now())
-            .ok_or_else(|| ControlError::NotFound(format!("task {id}")))?;
+        let explanation =
+            self.mesh.explain(id, clock::now()).ok_or_else(|| ControlError::NotFound(format!("task {id}")))?;
         let text = explanation.to_string();
         let explanation = serde_json::to_value(explanation).map_err(|e| ControlError::Internal(e.to_string()))?;
         Ok(ExplainView { explanation, text })
@@ -271,7 +273,9 @@ fn history(ledger: &Ledger, task: &Task) -> Vec<(Millis, Event)> {
             AttemptState::Publishing { since, .. } => {
                 events.push(event(*since, "PUBLISHING", Some(attempt), String::new()));
             }
-            AttemptState::Stopping { since, .. } => events.push(event(*since, "STOPPING", Some(attempt), String::new())),
+            AttemptState::Stopping { since, .. } => {
+                events.push(event(*since, "STOPPING", Some(attempt), String::new()))
+            }
             AttemptState::Ended { at, .. } => {
                 let view = attempt_view(ledger, attempt);
                 events.push(event(*at, &view.state, Some(attempt), view.reason));
@@ -299,7 +303,8 @@ impl Control for MeshControl {
         let mut notes: Vec<String> = parsed.notes.iter().map(ToString::to_string).collect();
         if parsed.spec.checkpoint.destination.is_none() && self.mesh.read(|l| l.members.len()) > 1 {
             notes.push(
-                "no checkpoint.destination: on another node than the first this task would start again at step 0".into(),
+                "no checkpoint.destination: on another node than the first this task would start again at step 0"
+                    .into(),
             );
         }
         let now = clock::now();
@@ -310,8 +315,7 @@ impl Control for MeshControl {
             // Explained on a copy of the ledger that has it: the answer is the scheduler's, not a guess at it.
             let explanation = self.mesh.explain_if_submitted(&id, &parsed.spec, now);
             let text = explanation.to_string();
-            let explanation =
-                serde_json::to_value(explanation).map_err(|e| ControlError::Internal(e.to_string()))?;
+            let explanation = serde_json::to_value(explanation).map_err(|e| ControlError::Internal(e.to_string()))?;
             let task = TaskView {
                 id: String::new(),
                 name: parsed.spec.metadata.name,
@@ -518,9 +522,11 @@ impl Control for MeshControl {
 pub fn advice(members: usize, voters: usize, survives: usize) -> String {
     match (members, voters, survives) {
         (1, ..) => "one node: when it stops, the mesh waits for it; two more make it survive a failure".into(),
-        (2, ..) => "two nodes have one voter, for two would be worse than one: the mesh survives the loss of the other \
+        (2, ..) => {
+            "two nodes have one voter, for two would be worse than one: the mesh survives the loss of the other \
                     node only; a third makes it survive any one"
-            .into(),
+                .into()
+        }
         (_, 1, _) => "one voter so far: more are promoted when they have been up for a while".into(),
         (_, _, 0) => "the mesh survives no further loss of a voter just now".into(),
         (_, _, 1) => "the mesh survives the loss of any one voter right now".into(),

@@ -1,3 +1,62 @@
-//! MLOC: LLM work on machines nobody planned as a cluster.
+//! `mloc`: the command line, and the daemon behind `up`, `join` and `run`.
 
-fn main() {}
+mod cli;
+mod client;
+mod clock;
+mod commands;
+mod config;
+mod control;
+mod logs;
+mod node;
+mod show;
+mod telemetry;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    // Two TLS providers are linked (libp2p brings the second): name ours before anything speaks TLS.
+    mloc_mesh::tls::install_crypto_provider();
+    let cli = Cli::parse();
+    // A child runs on plain threads: no runtime, no sockets.
+    if let Command::Attempt { run } = &cli.command {
+        return mloc_runtime::child::main(run, mloc_modules::registry());
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: start the runtime: {error}");
+            return ExitCode::from(1);
+        }
+    };
+    match runtime.block_on(dispatch(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => refusal.report(),
+    }
+}
+
+async fn dispatch(command: Command) -> Result<(), client::Refusal> {
+    use commands::{client as ask, run, up};
+    match command {
+        Command::Up(args) => up::up(args).await,
+        Command::Join(args) => up::join(args).await,
+        Command::Run(args) => run::run(args).await,
+        Command::Submit(args) => ask::submit(args).await,
+        Command::Tasks(args) => ask::tasks(args).await,
+        Command::Task(args) => ask::task(args).await,
+        Command::Logs(args) => ask::logs(args).await,
+        Command::Cancel(args) => ask::cancel(args).await,
+        Command::Explain(args) => ask::explain(args).await,
+        Command::Nodes(args) => ask::nodes(args).await,
+        Command::Drain(args) => ask::drain(args).await,
+        Command::Revoke(args) => ask::revoke(args).await,
+        Command::Stats(args) => ask::stats(args).await,
+        Command::Mesh(args) => ask::mesh(args).await,
+        Command::Token(args) => up::token(&args),
+        // Handled before the runtime was built.
+        Command::Attempt { .. } => Ok(()),
+    }
+}

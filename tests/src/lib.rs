@@ -1,6 +1,8 @@
 //! Sandbox of real processes for end-to-end cases: nodes on free ports, each with its own data directory, spoken to
 //! through the command line as a user would. Waits are on conditions; a case that fails prints every node's log.
 
+pub mod s3;
+
 use std::{
     fs::File,
     path::{Path, PathBuf},

@@ -1,0 +1,429 @@
+//! A node, assembled: mesh, worker, REST. Order matters: links before joining, the worker before the orchestrator can
+//! send to it, REST last, so that whoever reaches it reaches a whole node.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use async_trait::async_trait;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use mloc_api::{
+    Control, UserTokens,
+    forward::{Duplex, Forward, Leader},
+    routes::Access,
+};
+use mloc_core::{
+    capability::{Capability, Gpu, SIMULATED},
+    id::NodeId,
+    leader::LeaderSettings,
+    quantity,
+};
+use mloc_mesh::{
+    handle::{LeaderView, MeshHandle},
+    link::StreamKind,
+    quic_transport::Advertise,
+    raft::{RaftSettings, VoterPolicy},
+    start::{Mesh, MeshSettings, TOKEN_FILE},
+    token::JoinToken,
+};
+use mloc_runtime::{AttemptLogs, LeaderLink, LinkDown, ProbeSettings, Worker, WorkerSettings};
+use mloc_store::{Secret, Store, StoreConfig};
+use tokio::{net::TcpListener, sync::mpsc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    config::{NodeConfig, Profile, Vote},
+    control::MeshControl,
+    logs::Logs,
+};
+
+/// Messages to this node's worker that wait.
+const WORKER_INBOX: usize = 256;
+/// Volatile figures (GPU use, free disk) are read and gossiped this often.
+const LOAD_EVERY: Duration = Duration::from_secs(5);
+/// Where the daemon writes its addresses, for scripts and tests.
+const ADDRESS_FILE: &str = "node.json";
+/// How long REST has to answer what it has when the node stops.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// A running node.
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its part in the mesh.
+    pub mesh: Mesh,
+    /// Where REST listens.
+    pub rest: SocketAddr,
+    data_dir: PathBuf,
+    worker: Option<Worker>,
+    tracker: TaskTracker,
+    cancel: CancellationToken,
+}
+
+/// Keys for REST users, from the join token: every member has the same.
+pub fn user_tokens(token: &JoinToken) -> UserTokens {
+    UserTokens::new(token.derive(b"rest-users"))
+}
+
+impl Node {
+    /// Starts it; returns when it serves.
+    ///
+    /// # Errors
+    /// When files or sockets can't be had, or the mesh refuses it.
+    pub async fn start(config: NodeConfig, token: Option<JoinToken>) -> anyhow::Result<Self> {
+        let data_dir = config.data_dir.clone().context("dataDir is settled before")?;
+        std::fs::create_dir_all(&data_dir)
+            .with_context(|| format!("create the data directory {}", data_dir.display()))?;
+        let data_dir = data_dir.canonicalize().context("the data directory's path")?;
+        let name = config.name.clone().unwrap_or_else(host_name);
+        let times = config.durations();
+        let store = Store::new(store_config(&config)?)?;
+
+        let (to_worker, worker_inbox) = mpsc::channel(WORKER_INBOX);
+        let raft = match config.profile {
+            Profile::Lan => RaftSettings::lan(),
+            Profile::Wan => RaftSettings::wan(),
+        };
+        let mesh = Mesh::start(
+            MeshSettings {
+                data_dir: data_dir.clone(),
+                name: name.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                gossip_bind: config.gossip.bind.unwrap_or_else(|| any_address(7946)),
+                gossip_advertise: advertise(&config)?,
+                link_bind: link_bind(&config),
+                link_advertise: link_advertise(&config)?,
+                seeds: config.seeds.clone(),
+                token,
+                gossip_interval: times.gossip_interval,
+                raft: RaftSettings {
+                    heartbeat: times.raft_heartbeat,
+                    election_min: times.election.0,
+                    election_max: times.election.1,
+                    ..raft
+                },
+                voters: VoterPolicy {
+                    stable_after: times.voter_stable,
+                    grace: times.voter_grace,
+                    ..VoterPolicy::default()
+                },
+                leader: LeaderSettings { lease: times.lease, ..LeaderSettings::default() },
+                tick: times.tick,
+            },
+            to_worker,
+        )
+        .await?;
+
+        let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
+        let capability = capability(&settings, &config, &name)?;
+        info!(
+            cores = capability.cpu_millis / 1000,
+            memory = quantity::show_bytes(capability.memory_bytes),
+            gpus = capability.gpus.len(),
+            "hardware"
+        );
+        let worker = if config.role.work {
+            let settings = WorkerSettings {
+                node: mesh.handle.node().clone(),
+                data_dir: data_dir.clone(),
+                program: std::env::current_exe().context("this program's path")?,
+                heartbeat: times.worker_heartbeat,
+                lease: times.lease,
+                secrets: secrets(&config)?,
+            };
+            let link = Arc::new(MeshLink(mesh.handle.clone()));
+            Some(Worker::start(settings, Arc::new(store), link, worker_inbox).await?)
+        } else {
+            None
+        };
+        let local_logs = worker.as_ref().map_or_else(|| Arc::new(AttemptLogs::new(&data_dir)), Worker::logs);
+        let logs = Arc::new(Logs::new(local_logs));
+        let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone()));
+
+        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            tracker.spawn(cancel.clone().run_until_cancelled_owned(task));
+        };
+        own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), capability)));
+        own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
+        own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
+
+        let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
+        let listener = TcpListener::bind(bind).await.with_context(|| {
+            format!("REST can't listen on {bind}: is another node running here? --rest-bind takes another address")
+        })?;
+        let rest = listener.local_addr().context("the REST address")?;
+        let tokens = user_tokens(&mesh.token);
+        let access = if rest.ip().is_loopback() { Access::Trusted(tokens) } else { Access::TokenOnly(tokens) };
+        let forward = Arc::new(MeshForward(mesh.handle.clone()));
+        let app = mloc_api::rest_router(control, forward, access);
+        let stopping = cancel.clone();
+        tracker.spawn(async move {
+            let serve = axum::serve(listener, app);
+            let ended = tokio::select! {
+                ended = serve => ended,
+                () = stopping.cancelled() => Ok(()),
+            };
+            if let Err(error) = ended {
+                warn!(%error, "REST ended");
+            }
+        });
+        let node = Self { name, mesh, rest, data_dir, worker, tracker, cancel };
+        node.write_addresses()?;
+        Ok(node)
+    }
+
+    /// The file that holds the join token.
+    pub fn token_file(&self) -> PathBuf {
+        self.data_dir.join(TOKEN_FILE)
+    }
+
+    /// Returns when the node can't go on, with the reason.
+    pub async fn failed(&self) -> String {
+        match &self.worker {
+            Some(worker) => worker.failed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Saves checkpoints, hands the lead over, leaves.
+    pub async fn stop(self) {
+        if let Some(worker) = self.worker {
+            worker.stop().await;
+        }
+        self.cancel.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(GOODBYE, self.tracker.wait()).await.is_err() {
+            warn!(seconds = GOODBYE.as_secs(), "some requests were not answered");
+        }
+        self.mesh.stop().await;
+    }
+
+    fn write_addresses(&self) -> anyhow::Result<()> {
+        let text = serde_json::json!({
+            "node": self.mesh.handle.node(),
+            "gossip": self.mesh.gossip_address.to_string(),
+            "rest": self.rest.to_string(),
+        });
+        let path = self.data_dir.join(ADDRESS_FILE);
+        // Renamed into place: a reader sees all of it or nothing.
+        let draft = path.with_extension("json.new");
+        std::fs::write(&draft, format!("{text:#}\n"))
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .with_context(|| format!("write {}", path.display()))
+    }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "node".to_owned())
+}
+
+/// `[::]` listens on IPv4 too; without IPv6 in the kernel, `0.0.0.0`.
+fn any_address(port: u16) -> SocketAddr {
+    let v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    if std::net::UdpSocket::bind(v6).is_ok() {
+        SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
+    } else {
+        SocketAddr::from(([0, 0, 0, 0], port))
+    }
+}
+
+fn link_bind(config: &NodeConfig) -> SocketAddr {
+    config.links.bind.unwrap_or_else(|| {
+        let gossip = config.gossip.bind.unwrap_or_else(|| any_address(7946));
+        SocketAddr::new(gossip.ip(), 7947)
+    })
+}
+
+fn advertise(config: &NodeConfig) -> anyhow::Result<Advertise> {
+    if !config.role.reachable {
+        return Ok(Advertise::DialsOutOnly);
+    }
+    match &config.gossip.advertise {
+        None => Ok(Advertise::Detect),
+        Some(text) => Ok(Advertise::At(resolve(text, "--advertise")?)),
+    }
+}
+
+fn link_advertise(config: &NodeConfig) -> anyhow::Result<Option<IpAddr>> {
+    let given = config.links.advertise.as_ref().or(config.gossip.advertise.as_ref());
+    given.map(|text| Ok(resolve(text, "--link-advertise")?.ip())).transpose()
+}
+
+/// `HOST:PORT`, or `HOST` alone (port 0: the bound one).
+fn resolve(text: &str, flag: &str) -> anyhow::Result<SocketAddr> {
+    let with_port = if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
+        format!("[{text}]:0")
+    } else if text.contains(':') {
+        text.to_owned()
+    } else {
+        format!("{text}:0")
+    };
+    let found = with_port.to_socket_addrs().with_context(|| format!("{flag} {text}: expected HOST:PORT or HOST"))?;
+    found.into_iter().next().with_context(|| format!("{flag} {text}: the name has no address"))
+}
+
+fn secret(path: &Path) -> anyhow::Result<String> {
+    crate::client::read_secret(path)
+}
+
+fn secrets(config: &NodeConfig) -> anyhow::Result<std::collections::BTreeMap<String, String>> {
+    config.secrets.iter().map(|(name, path)| Ok((name.clone(), secret(path)?))).collect()
+}
+
+fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
+    let mut store = StoreConfig { volumes: config.volumes.clone(), ..StoreConfig::default() };
+    store.s3.endpoint = config.s3.endpoint.clone().or_else(|| std::env::var("AWS_ENDPOINT_URL").ok());
+    store.s3.region.clone_from(&config.s3.region);
+    store.s3.access_key_id = config.s3.access_key_id_file.as_deref().map(secret).transpose()?.map(Secret::new);
+    store.s3.secret_access_key = config.s3.secret_access_key_file.as_deref().map(secret).transpose()?.map(Secret::new);
+    Ok(store)
+}
+
+/// What this node offers: what was found, unless its configuration says otherwise.
+fn capability(settings: &ProbeSettings, config: &NodeConfig, name: &str) -> anyhow::Result<Capability> {
+    let mut found = mloc_runtime::probe(settings);
+    name.clone_into(&mut found.name);
+    env!("CARGO_PKG_VERSION").clone_into(&mut found.version);
+    let bad = |key: &str, text: &str, e: quantity::BadQuantity| {
+        anyhow::anyhow!(
+            "hardware.{key}: `{text}`: expected {}{}",
+            e.expected,
+            e.hint.map(|h| format!("; {h}")).unwrap_or_default()
+        )
+    };
+    if let Some(text) = &config.hardware.cpu {
+        found.cpu_millis = quantity::cpu_millis(text).map_err(|e| bad("cpu", text, e))?;
+    }
+    if let Some(text) = &config.hardware.memory {
+        found.memory_bytes = quantity::bytes(text).map_err(|e| bad("memory", text, e))?;
+    }
+    for gpus in &config.hardware.simulated.gpus {
+        let memory_bytes = quantity::bytes(&gpus.memory).map_err(|e| bad("simulated.gpus.memory", &gpus.memory, e))?;
+        let kind = gpus.kind.strip_prefix(SIMULATED).unwrap_or(&gpus.kind);
+        for _ in 0..gpus.count {
+            let index = u32::try_from(found.gpus.len()).unwrap_or(u32::MAX);
+            found.gpus.push(Gpu {
+                index,
+                kind: format!("{SIMULATED}{kind}"),
+                memory_bytes,
+                driver: "simulated".into(),
+                utilisation_percent: 0,
+                unusable: None,
+            });
+        }
+    }
+    let known: BTreeSet<&str> = mloc_modules::registry().iter().map(|module| module.name()).collect();
+    let offered: BTreeSet<String> = match &config.modules {
+        None => known.iter().map(|name| (*name).to_owned()).collect(),
+        Some(names) => {
+            if let Some(odd) = names.iter().find(|name| !known.contains(name.as_str())) {
+                bail!(
+                    "modules: this build has no `{odd}`; it has {}",
+                    known.into_iter().collect::<Vec<_>>().join(", ")
+                );
+            }
+            names.iter().cloned().collect()
+        }
+    };
+    found.features = offered;
+    found.features.extend(mloc_store::FEATURES.iter().map(|f| (*f).to_owned()));
+    found.features.extend(mloc_modules::FEATURES.iter().map(|f| (*f).to_owned()));
+    found.labels.clone_from(&config.labels);
+    found.work = config.role.work;
+    found.vote = config.role.vote == Vote::Auto && config.role.reachable;
+    found.reachable = config.role.reachable;
+    Ok(found)
+}
+
+/// Gossips what this node offers: at once, with the measured matmul rate when it is there, and whenever it changes.
+async fn keep_capability(
+    mesh: MeshHandle,
+    settings: ProbeSettings,
+    config: NodeConfig,
+    name: String,
+    first: Capability,
+) {
+    mesh.publish_capability(&first).await;
+    let measured = tokio::task::spawn_blocking(mloc_modules::measure_matmul).await.ok();
+    let mut ticks = tokio::time::interval(LOAD_EVERY);
+    loop {
+        let (again, with, named) = (settings.clone(), config.clone(), name.clone());
+        let probed = tokio::task::spawn_blocking(move || capability(&again, &with, &named)).await;
+        if let Ok(Ok(mut found)) = probed {
+            found.matmul_gflops = measured;
+            // Disk in steps of 256 MiB: every byte would be news to the whole mesh.
+            found.disk_bytes &= !((256 << 20) - 1);
+            mesh.publish_capability(&found).await;
+        }
+        ticks.tick().await;
+    }
+}
+
+/// Requests that members forward to this node.
+async fn serve_members(mut streams: mpsc::Receiver<(NodeId, mloc_mesh::link::LinkStream)>, control: Arc<dyn Control>) {
+    let app = mloc_api::link_router(control);
+    let tasks = TaskTracker::new();
+    while let Some((peer, stream)) = streams.recv().await {
+        let service = TowerToHyperService::new(app.clone());
+        tasks.spawn(async move {
+            let served =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            if let Err(error) = served {
+                tracing::debug!(%peer, %error, "a forwarded request broke off");
+            }
+        });
+    }
+}
+
+/// Logs that members ask for.
+async fn serve_logs(mut streams: mpsc::Receiver<(NodeId, mloc_mesh::link::LinkStream)>, logs: Arc<Logs>) {
+    let tasks = TaskTracker::new();
+    while let Some((peer, stream)) = streams.recv().await {
+        let logs = logs.clone();
+        tasks.spawn(async move {
+            if let Err(error) = logs.serve(stream).await {
+                tracing::debug!(%peer, %error, "a log's reader went away");
+            }
+        });
+    }
+}
+
+/// The worker's way to the leader.
+struct MeshLink(MeshHandle);
+
+#[async_trait]
+impl LeaderLink for MeshLink {
+    async fn send(&self, message: mloc_core::wire::ToLeader) -> Result<mloc_core::wire::FromLeader, LinkDown> {
+        self.0.ask_leader(message).await.map_err(|error| LinkDown(error.to_string()))
+    }
+}
+
+/// REST's way to the leader.
+struct MeshForward(MeshHandle);
+
+#[async_trait]
+impl Forward for MeshForward {
+    fn leader(&self) -> Leader {
+        match self.0.leader() {
+            LeaderView::Here { .. } => Leader::Here,
+            LeaderView::There { node, .. } => Leader::There(node),
+            LeaderView::Unknown => Leader::Unknown,
+        }
+    }
+
+    async fn open(&self, node: &NodeId) -> io::Result<Box<dyn Duplex>> {
+        Ok(Box::new(self.0.open_stream(node, StreamKind::Http).await?))
+    }
+
+    fn mint_key(&self) -> String {
+        format!("minted-{}", hex::encode(rand::random::<[u8; 16]>()))
+    }
+}
