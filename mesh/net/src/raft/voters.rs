@@ -43,7 +43,8 @@ pub struct Candidate {
     pub reachable: bool,
     /// Its disk takes writes and has room.
     pub disk_ok: bool,
-    /// Gossip hears it.
+    /// Gossip hears it, under this raft id: a node that says another one has lost its data directory, and its old id
+    /// is as dead as can be (the new one is a candidate of its own).
     pub alive: bool,
     /// How long it has been up without a break.
     pub stable_for: Duration,

@@ -1,4 +1,6 @@
 mod cluster;
+mod entries;
+mod killed;
 mod storage;
 mod voters;
 mod wire;
