@@ -2,6 +2,7 @@ mod cluster;
 mod entries;
 mod killed;
 mod storage;
+mod storm;
 mod voters;
 mod wire;
 
