@@ -1,19 +1,64 @@
 //! Task modules: settings to loop to artifacts. A new one is a file here and a line in [`registry`].
+//!
+//! | module | holds |
+//! |---|---|
+//! | `echo` | `taskType: echo`, the line without a model |
+//! | `sft` | supervised fine-tuning, all weights or a LoRA adapter |
+//! | `pretrain` | a tokenizer and a small Llama from nothing |
+//! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
+//! | `finetune` | the loop that both share, with its measurements before and after |
+//! | `plan` | which samples make which step |
+//! | `training_log` | `training_log.jsonl` |
+//! | `measure` | how fast this machine multiplies |
+//!
+//! Deliberately absent: async, the network, and anything about nodes or the ledger.
 
+mod base_model;
 mod echo;
+mod finetune;
+mod measure;
+mod plan;
+mod pretrain;
+mod sft;
+mod training_log;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Display};
 
-use mloc_exec::Module;
+use mloc_exec::{Module, ModuleError};
 
-pub use self::echo::Echo;
+pub use self::{echo::Echo, measure::measure_matmul, pretrain::Pretrain, sft::Sft};
+
+/// What a node with this build offers beside the names of its modules.
+pub const FEATURES: [&str; 1] = [sft::LORA];
 
 /// Every module of this build.
 pub fn registry() -> &'static [&'static dyn Module] {
-    &[&Echo]
+    &[&Echo, &Sft, &Pretrain]
 }
 
 /// What a node with this build offers: each module's name and what it adds.
 pub fn features() -> BTreeSet<String> {
     registry().iter().flat_map(|m| m.features().into_iter().chain([m.name().to_owned()])).collect()
+}
+
+/// An error that another try would meet again.
+fn fatal(error: impl Display) -> ModuleError {
+    ModuleError::Fatal(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_offered_is_said_once() {
+        let names = registry().iter().map(|m| m.name().to_owned());
+        let said: BTreeSet<String> = names.chain(FEATURES.map(str::to_owned)).collect();
+        assert_eq!(features(), said);
+    }
+
+    #[test]
+    fn this_machine_multiplies() {
+        assert!(measure_matmul() > 0);
+    }
 }

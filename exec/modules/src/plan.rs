@@ -21,12 +21,21 @@ pub struct Plan {
 impl Plan {
     /// The plan for so many samples (at least one), as the reference trainer counts.
     pub fn new(samples: usize, settings: &Training) -> Self {
-        let (batch, accumulation) = (settings.per_device_train_batch_size.max(1), settings.gradient_accumulation_steps.max(1));
+        let (batch, accumulation) =
+            (settings.per_device_train_batch_size.max(1), settings.gradient_accumulation_steps.max(1));
         let batches = samples.div_ceil(batch);
         let steps_per_epoch = (batches.div_ceil(accumulation) as u64).max(1);
         let by_epochs = (settings.num_train_epochs * steps_per_epoch as f64).ceil() as u64;
         let total_steps = settings.max_steps.unwrap_or(by_epochs).max(1);
-        Self { samples, batch, accumulation, order: settings.data_order, seed: settings.seed, steps_per_epoch, total_steps }
+        Self {
+            samples,
+            batch,
+            accumulation,
+            order: settings.data_order,
+            seed: settings.seed,
+            steps_per_epoch,
+            total_steps,
+        }
     }
 
     /// Indices of the samples of each micro-batch of the step after `done` steps.
@@ -58,7 +67,7 @@ mod tests {
              {source: {type: local, identifier: v/m}}\n  dataset: {source: {type: local, identifier: v/d}}\n",
             "t",
         );
-        let mut settings = Training::of(&spec.unwrap());
+        let mut settings = Training::of(&spec.unwrap().spec);
         settings.per_device_train_batch_size = batch;
         settings.gradient_accumulation_steps = accumulation;
         settings.data_order = order;

@@ -9,6 +9,9 @@ use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
 
 use crate::{base_model, fatal, finetune, training_log};
 
+/// Trains adapters on the weights as they are.
+pub const LORA: &str = "adapter:lora";
+
 /// The module.
 pub struct Sft;
 
@@ -18,7 +21,7 @@ impl Module for Sft {
     }
 
     fn features(&self) -> Vec<String> {
-        vec!["adapter:lora".into()]
+        vec![LORA.into()]
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {

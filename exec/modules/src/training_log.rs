@@ -54,8 +54,7 @@ impl TrainingLog {
             std::fs::copy(&kept, &path).map_err(|e| ModuleError::disk("copy", &kept, &e))?;
             let file = from.join(SUMS);
             let text = std::fs::read(&file).map_err(|e| ModuleError::disk("read", &file, &e))?;
-            sums = serde_json::from_slice(&text)
-                .map_err(|e| ModuleError::Fatal(format!("{}: {e}", file.display())))?;
+            sums = serde_json::from_slice(&text).map_err(|e| ModuleError::Fatal(format!("{}: {e}", file.display())))?;
         } else {
             File::create(&path).map_err(|e| ModuleError::disk("create", &path, &e))?;
         }
@@ -102,10 +101,8 @@ impl TrainingLog {
             "tokens_per_second": (rate * 10.0).round() / 10.0,
             "peak_memory_bytes": peak_memory_bytes(),
         });
-        let mut file = File::options()
-            .append(true)
-            .open(&self.path)
-            .map_err(|e| ModuleError::disk("open", &self.path, &e))?;
+        let mut file =
+            File::options().append(true).open(&self.path).map_err(|e| ModuleError::disk("open", &self.path, &e))?;
         file.write_all(format!("{line}\n").as_bytes()).map_err(|e| ModuleError::disk("write", &self.path, &e))?;
         self.loss = Some(loss);
         self.tokens_per_second = Some(rate);
