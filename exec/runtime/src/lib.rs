@@ -1,1 +1,35 @@
-//! The worker: journal, slots, probe, child processes, attempts.
+//! The worker: what was assigned to this node becomes child processes, and what they make becomes reports.
+//!
+//! ```text
+//! leader ⇄ service ── drives mloc_core::worker::Worker, which decides everything
+//!             ├─ journal    redb, one writer thread, group commit: inbox and outbox
+//!             ├─ attempt    one start of a child: pull, launch, relay its events, push its checkpoints
+//!             │    ├─ launch   `mloc __attempt run.json` in a process group of its own
+//!             │    └─ tree     every process that belongs to it, and its end
+//!             ├─ publish    Transfers::publish, only while the right is held
+//!             └─ logs       attempt.log: bounded, readable, followable
+//! probe, gpu     what this machine is, as its container sees it
+//! ```
+//!
+//! Deliberately absent: what is to happen next (mloc-core), who holds which slot (the ledger), burn, libp2p.
+
+mod attempt;
+mod clock;
+mod devices;
+mod folders;
+mod gpu;
+mod journal;
+mod launch;
+mod logs;
+mod probe;
+mod service;
+mod tree;
+
+pub use mloc_exec::child;
+
+pub use self::{
+    journal::{Journal, JournalError},
+    logs::AttemptLogs,
+    probe::{ProbeSettings, probe},
+    service::{LeaderLink, LinkDown, Worker, WorkerMessage, WorkerSettings, WorkerStartError},
+};

@@ -1,0 +1,525 @@
+//! One start of a child, from its inputs to its end. Tells the worker what happens; the last word is always `Exited`.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    sync::Arc,
+};
+
+use mloc_core::{
+    id::AttemptId,
+    ledger::entry::{Failure, FailureClass},
+    task::spec::Location,
+    wire::{Assign, Phase, Progress},
+    worker::{ChildEvent, Exit, LocalCheckpoint},
+};
+use mloc_exec::{
+    Event, Inputs, Moved, OnMoved, Run, Transfers, checkpoint,
+    child::read_result,
+    event::{EventError, LINE_BYTES_MAX, Level},
+    failpoint,
+    run::RUN_VERSION,
+};
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
+    sync::{mpsc, watch},
+    time::{Duration, timeout},
+};
+use tracing::{info, warn};
+
+use crate::{
+    devices,
+    folders::Folders,
+    launch::{self, Child},
+    logs::{LOG_BYTES_MAX, LogFile},
+};
+
+/// Once the processes are gone nothing holds their pipes; should something, it is not waited for.
+const PIPES_CLOSE: Duration = Duration::from_secs(2);
+
+/// What is wanted of a running attempt. It only ever rises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wish {
+    #[default]
+    Go,
+    /// Write a checkpoint and stop.
+    Stop,
+    /// Die now.
+    Kill,
+}
+
+/// What is the same for every attempt of this node.
+pub(crate) struct Bench {
+    pub folders: Folders,
+    pub program: PathBuf,
+    pub secrets: BTreeMap<String, String>,
+    pub transfers: Arc<dyn Transfers>,
+}
+
+/// One start.
+pub(crate) struct Start {
+    pub bench: Arc<Bench>,
+    pub assign: Box<Assign>,
+    pub wish: watch::Receiver<Wish>,
+    pub outlet: Outlet,
+}
+
+/// Where its events go. Figures never wait: only the newest matter.
+#[derive(Clone)]
+pub(crate) struct Outlet {
+    pub attempt: AttemptId,
+    pub run: u64,
+    pub events: mpsc::Sender<(AttemptId, u64, ChildEvent)>,
+}
+
+impl Outlet {
+    async fn say(&self, event: ChildEvent) {
+        // The worker outlives its attempts, save at a shutdown, where nothing needs to be said.
+        self.events.send((self.attempt.clone(), self.run, event)).await.ok();
+    }
+
+    fn figures(&self, phase: Phase, progress: Progress) {
+        self.events.try_send((self.attempt.clone(), self.run, ChildEvent::Progress { phase, progress })).ok();
+    }
+}
+
+/// Why there is no child to speak of.
+enum NoChild {
+    /// It was told to stop before.
+    Stopped,
+    /// Nothing is left to compute.
+    Done,
+    /// It cannot be.
+    Failed(Failure),
+}
+
+impl From<Failure> for NoChild {
+    fn from(failure: Failure) -> Self {
+        NoChild::Failed(failure)
+    }
+}
+
+fn disk(action: &str, path: &Path, source: &io::Error) -> Failure {
+    Failure { class: FailureClass::Retryable, message: format!("cannot {action} {}: {source}", path.display()) }
+}
+
+/// Runs one start to its end.
+pub(crate) async fn run(mut start: Start) {
+    let outlet = start.outlet.clone();
+    let exit = match start.prepare().await {
+        Ok((log, child)) => start.attend(&log, child).await,
+        Err(NoChild::Stopped) => Exit::NotStarted { why: "it was told to stop before its child was started".into() },
+        Err(NoChild::Done) => {
+            outlet.say(ChildEvent::Computed).await;
+            Exit::Code(0)
+        }
+        Err(NoChild::Failed(failure)) => {
+            let why = failure.message.clone();
+            if let Ok(log) = LogFile::open(&start.bench.folders.log(&outlet.attempt), LOG_BYTES_MAX) {
+                log.line(&format!("error: {why}"));
+            }
+            outlet.say(ChildEvent::Failed(failure)).await;
+            Exit::NotStarted { why }
+        }
+    };
+    outlet.say(ChildEvent::Exited(exit)).await;
+}
+
+impl Start {
+    fn id(&self) -> &AttemptId {
+        &self.assign.attempt
+    }
+
+    /// Inputs, checkpoint, run file, process.
+    async fn prepare(&mut self) -> Result<(LogFile, Child), NoChild> {
+        let (bench, id) = (self.bench.clone(), self.id().clone());
+        let dir = bench.folders.attempt(&id);
+        std::fs::create_dir_all(&dir).map_err(|e| disk("make", &dir, &e))?;
+        let path = bench.folders.log(&id);
+        let log = LogFile::open(&path, LOG_BYTES_MAX).map_err(|e| disk("open", &path, &e))?;
+        if read_result(&bench.folders.result(&id)).is_some() {
+            log.line("mloc: it had computed everything before the daemon was started again");
+            return Err(NoChild::Done);
+        }
+        let mut wish = self.wish.clone();
+        let inputs = tokio::select! {
+            biased;
+            _ = wish.wait_for(|wish| *wish > Wish::Go) => return Err(NoChild::Stopped),
+            pulled = self.pull(&log) => pulled?,
+        };
+        let run_file = self.write_run_file(&inputs).await?;
+        failpoint::reached("attempt.run_file");
+        let environment = self.environment()?;
+        let child = launch::start(&bench.program, &run_file, &dir, &environment)
+            .map_err(|e| Failure { class: FailureClass::Retryable, message: e.to_string() })?;
+        failpoint::reached("attempt.spawned");
+        Ok((log, child))
+    }
+
+    async fn pull(&self, log: &LogFile) -> Result<Inputs, NoChild> {
+        let (spec, transfers, folders) = (&self.assign.spec, &self.bench.transfers, &self.bench.folders);
+        if let Some(destination) = &spec.output.destination
+            && transfers.published(self.id(), destination).await?.is_some()
+        {
+            log.line("mloc: an earlier attempt published the result and could not say so: nothing is left to compute");
+            return Err(NoChild::Done);
+        }
+        self.bring_checkpoint(log).await?;
+        let pull = async |what: &str, source: Option<&Location>| match source {
+            None => Ok(None),
+            Some(source) => {
+                let told = self.tell(Phase::Pulling, what);
+                log.line(&format!("mloc: pulling the {what}"));
+                transfers.pull(source, &folders.source(source), told).await.map(Some)
+            }
+        };
+        let model = spec.model.as_ref();
+        Ok(Inputs {
+            model: pull("model", model.map(|m| &m.source)).await?,
+            adapter: pull("adapter", model.and_then(|m| m.adapter.as_ref()?.source.as_ref())).await?,
+            dataset: pull("data set", spec.dataset.as_ref().map(|d| &d.source)).await?,
+            eval: pull("held-out data", spec.dataset.as_ref().and_then(|d| d.eval.as_ref())).await?,
+        })
+    }
+
+    /// Whichever is further and whole: the newest here, or the newest at the shared place.
+    async fn bring_checkpoint(&self, log: &LogFile) -> Result<(), NoChild> {
+        let Some(shared) = &self.assign.spec.checkpoint.destination else { return Ok(()) };
+        let all = self.bench.folders.checkpoints(self.id());
+        std::fs::create_dir_all(&all).map_err(|e| disk("make", &all, &e))?;
+        let at = all.clone();
+        let here = tokio::task::spawn_blocking(move || checkpoint::find_newest_valid(&at));
+        let here = here.await.map_err(io::Error::other).and_then(|found| found);
+        let (here, _) = here.map_err(|e| disk("read", &all, &e))?;
+        let there = self.assign.checkpoint.as_ref().map(|c| c.step);
+        // Without one here it is worth a look even when the ledger knows of none: its report may have been lost.
+        if here.as_ref().is_some_and(|here| there.is_none_or(|there| there <= here.step)) {
+            return Ok(());
+        }
+        let into = all.join(".fetched");
+        let told = self.tell(Phase::Pulling, "checkpoint");
+        let Some(fetched) = self.bench.transfers.fetch_checkpoint(self.id(), shared, &into, told).await? else {
+            return Ok(());
+        };
+        if here.is_some_and(|here| here.step >= fetched.step) {
+            return Ok(());
+        }
+        match checkpoint::verify(&into, fetched.step) {
+            Ok(_) => {
+                checkpoint::adopt(&into, &all, fetched.step).map_err(|e| disk("keep a checkpoint in", &all, &e))?;
+                log.line(&format!("mloc: brought the checkpoint of step {}", fetched.step));
+            }
+            Err(found) => log.line(&format!("mloc: the checkpoint of step {} is damaged: {found}", fetched.step)),
+        }
+        Ok(())
+    }
+
+    async fn write_run_file(&self, inputs: &Inputs) -> Result<PathBuf, NoChild> {
+        let (folders, id) = (&self.bench.folders, self.id());
+        let artifacts = folders.artifacts(id);
+        // A start from a checkpoint writes all of it again.
+        match tokio::fs::remove_dir_all(&artifacts).await {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(disk("empty", &artifacts, &e).into()),
+            _ => {}
+        }
+        let path = folders.attempt(id).join("run.json");
+        let spec = self.assign.spec.clone();
+        let keep = spec.hyperparameters.get("save_total_limit").and_then(serde_json::Value::as_u64);
+        let run = Run {
+            v: RUN_VERSION,
+            attempt: id.clone(),
+            spec,
+            grant: self.assign.grant.clone(),
+            inputs: inputs.clone(),
+            artifacts,
+            checkpoints: folders.checkpoints(id),
+            result: folders.result(id),
+            threads: devices::threads(&self.assign.grant),
+            keep_checkpoints: keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(0),
+        };
+        run.write(&path).map_err(|e| disk("write", &path, &e))?;
+        Ok(path)
+    }
+
+    fn environment(&self) -> Result<BTreeMap<String, String>, Failure> {
+        let spec = &self.assign.spec;
+        let mut environment = spec.env.clone();
+        for name in &spec.secrets_from {
+            let secret = self.bench.secrets.get(name).ok_or_else(|| Failure {
+                class: FailureClass::Fatal,
+                message: format!("this node has no secret `{name}`\nhint: add it under `secrets` in its node.yaml, or name a node that has it in spec.placement"),
+            })?;
+            environment.insert(name.clone(), secret.clone());
+        }
+        environment.extend(devices::environment(&self.assign.grant).into_iter().map(|(k, v)| (k.to_owned(), v)));
+        Ok(environment)
+    }
+
+    /// Bytes of a transfer as figures.
+    fn tell(&self, phase: Phase, what: &str) -> OnMoved {
+        tell(&self.outlet, phase, format!("pulling the {what}"))
+    }
+
+    /// Relays what the child says until it and all it started are gone.
+    async fn attend(&mut self, log: &LogFile, mut child: Child) -> Exit {
+        let id = self.id().clone();
+        let oom_before = launch::oom_kills();
+        let (push, pushes) = watch::channel(None);
+        let mut relay = Relay::new(self.outlet.clone(), log, push);
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut wish = self.wish.clone();
+        let mut relaying = Box::pin(async {
+            tokio::join!(relay.events(stdout), copy(stderr, log));
+        });
+        let pusher = self.push_all(pushes, log);
+        let mut pushing = Box::pin(pusher);
+        let mut pushed = false;
+        let mut relayed = false;
+        let status = loop {
+            let asked = *wish.borrow();
+            tokio::select! {
+                biased;
+                Ok(()) = wish.changed() => {
+                    let wanted = *wish.borrow();
+                    match wanted {
+                        Wish::Go => {}
+                        Wish::Stop => child.ask_to_stop().await,
+                        Wish::Kill => kill(&child, &id, log).await,
+                    }
+                }
+                status = child.wait() => break status,
+                () = &mut relaying, if !relayed => {
+                    relayed = true;
+                    // Its pipes are closed and it lives on: nobody can hear it. Also the way a protocol error ends.
+                    if asked < Wish::Kill {
+                        tokio::select! {
+                            _ = child.wait() => {}
+                            () = tokio::time::sleep(PIPES_CLOSE) => kill(&child, &id, log).await,
+                        }
+                    }
+                }
+                () = &mut pushing, if !pushed => pushed = true,
+            }
+        };
+        // Whatever it started goes with it: slots are free only when nothing computes any more.
+        kill(&child, &id, log).await;
+        if !relayed && timeout(PIPES_CLOSE, &mut relaying).await.is_err() {
+            log.line("mloc: something still holds the child's pipes");
+        }
+        drop(relaying);
+        let Relay { said, push, .. } = relay;
+        // The last checkpoint still goes out, unless nobody needs it any more.
+        drop(push);
+        let needed = !matches!(said, Some(Said::Result));
+        if needed && !pushed {
+            tokio::select! {
+                biased;
+                _ = wish.wait_for(|wish| *wish == Wish::Kill) => {}
+                () = &mut pushing => {}
+            }
+        }
+        drop(pushing);
+        let exit = exit_of(status);
+        log.finish();
+        self.conclude(said, &exit, oom_before, log).await;
+        info!(attempt = %id, ?exit, "child gone");
+        exit
+    }
+
+    /// Says how it ended, as well as can be known.
+    async fn conclude(&self, said: Option<Said>, exit: &Exit, oom_before: Option<u64>, log: &LogFile) {
+        let outlet = &self.outlet;
+        match said {
+            Some(Said::Result) => outlet.say(ChildEvent::Computed).await,
+            Some(Said::Error(failure)) => {
+                log.line(&format!("mloc: failed: {}", failure.message));
+                outlet.say(ChildEvent::Failed(failure)).await;
+            }
+            Some(Said::Stopped) => log.line("mloc: stopped as asked"),
+            None if *self.wish.borrow() > Wish::Go => log.line("mloc: stopped"),
+            None => {
+                if let Some(message) = unsaid(exit, oom_before) {
+                    log.line(&format!("mloc: {message}"));
+                    outlet.say(ChildEvent::Failed(Failure { class: FailureClass::Retryable, message })).await;
+                }
+            }
+        }
+    }
+
+    /// Pushes checkpoints to the shared place, always the newest; ends when no more can come.
+    async fn push_all(&self, mut pushes: watch::Receiver<Option<Local>>, log: &LogFile) {
+        let Some(shared) = &self.assign.spec.checkpoint.destination else {
+            while pushes.changed().await.is_ok() {}
+            return;
+        };
+        // After the last sender is gone `changed` still tells of a value that was not seen.
+        while pushes.changed().await.is_ok() {
+            let Some(local) = pushes.borrow_and_update().clone() else { continue };
+            failpoint::reached("attempt.push");
+            let told = tell(&self.outlet, Phase::Checkpointing, "pushing a checkpoint".into());
+            let Local { step, dir, keep } = &local;
+            match self.bench.transfers.push_checkpoint(self.id(), shared, *step, dir, *keep, told).await {
+                Ok(reference) => {
+                    failpoint::reached("attempt.pushed");
+                    self.outlet.say(ChildEvent::Pushed(reference)).await;
+                }
+                // It goes on here; the next one may get through.
+                Err(failure) => {
+                    warn!(attempt = %self.id(), step, error = failure.message, "checkpoint not pushed");
+                    log.line(&format!("mloc: the checkpoint of step {step} stays on this node: {}", failure.message));
+                }
+            }
+        }
+    }
+}
+
+async fn kill(child: &Child, id: &AttemptId, log: &LogFile) {
+    if let Err(error) = child.kill_all().await {
+        warn!(attempt = %id, %error, "processes are left");
+        log.line(&format!("mloc: {error}"));
+    }
+}
+
+/// Bytes of a transfer as figures of an attempt.
+pub(crate) fn tell(outlet: &Outlet, phase: Phase, note: String) -> OnMoved {
+    let outlet = outlet.clone();
+    Arc::new(move |moved: Moved| {
+        let (bytes_done, bytes_total) = (Some(moved.done), Some(moved.total));
+        outlet.figures(phase, Progress { bytes_done, bytes_total, note: Some(note.clone()), ..Default::default() });
+    })
+}
+
+/// A checkpoint on this disk.
+#[derive(Clone, Debug)]
+struct Local {
+    step: u64,
+    dir: PathBuf,
+    keep: usize,
+}
+
+/// The child's last word.
+enum Said {
+    Result,
+    Stopped,
+    Error(Failure),
+}
+
+/// Turns lines into what the worker understands.
+struct Relay<'a> {
+    outlet: Outlet,
+    log: &'a LogFile,
+    push: watch::Sender<Option<Local>>,
+    said: Option<Said>,
+    phase: Phase,
+    progress: Progress,
+}
+
+impl<'a> Relay<'a> {
+    fn new(outlet: Outlet, log: &'a LogFile, push: watch::Sender<Option<Local>>) -> Self {
+        Self { outlet, log, push, said: None, phase: Phase::Training, progress: Progress::default() }
+    }
+
+    /// Reads events to their end, or to the first that cannot be understood.
+    async fn events(&mut self, stdout: Option<impl AsyncRead + Unpin>) {
+        let Some(stdout) = stdout else { return };
+        let mut lines = BufReader::new(stdout);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match (&mut lines).take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            if line.last() != Some(&b'\n') && line.len() >= LINE_BYTES_MAX {
+                return self.give_up(format!("an event is longer than {LINE_BYTES_MAX} bytes"));
+            }
+            let text = String::from_utf8_lossy(&line);
+            match Event::of_line(text.trim_end()) {
+                Ok(Some(event)) => self.event(event).await,
+                Ok(None) => {}
+                Err(error @ EventError::OtherVersion { .. }) => return self.give_up(error.to_string()),
+                Err(error) => self.log.line(&format!("mloc: {error}")),
+            }
+        }
+    }
+
+    fn give_up(&mut self, why: String) {
+        self.log.line(&format!("mloc: {why}"));
+        self.said = Some(Said::Error(Failure { class: FailureClass::Retryable, message: why }));
+    }
+
+    async fn event(&mut self, event: Event) {
+        match event {
+            Event::Hello { pid, version, .. } => self.log.line(&format!("mloc: child {pid}, version {version}")),
+            Event::Phase { phase } => {
+                self.phase = phase;
+                self.outlet.figures(phase, self.progress.clone());
+            }
+            Event::Progress(progress) => {
+                self.progress = progress.clone();
+                self.outlet.figures(self.phase, progress);
+            }
+            Event::Log { level: Level::Info, text } => self.log.line(&text),
+            Event::Log { level: Level::Warn, text } => self.log.line(&format!("warning: {text}")),
+            Event::Checkpoint { step, dir, keep } => {
+                info!(attempt = %self.outlet.attempt, step, "checkpoint saved");
+                let manifest = tokio::fs::read(dir.join(checkpoint::MANIFEST)).await.unwrap_or_default();
+                self.outlet
+                    .say(ChildEvent::Checkpoint(LocalCheckpoint {
+                        step,
+                        path: dir.display().to_string(),
+                        manifest_sha256: hex::encode(Sha256::digest(manifest)),
+                    }))
+                    .await;
+                self.push.send_replace(Some(Local { step, dir, keep }));
+            }
+            Event::Result(_) => self.said = Some(Said::Result),
+            Event::Error { class: None, .. } => self.said = Some(Said::Stopped),
+            Event::Error { class: Some(class), message } => self.said = Some(Said::Error(Failure { class, message })),
+        }
+    }
+}
+
+/// Prints go to the log; a pipe that is not read would stop the child.
+async fn copy(pipe: Option<impl AsyncRead + Unpin>, log: &LogFile) {
+    let Some(mut pipe) = pipe else { return };
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
+        log.write(&buffer[..n]);
+    }
+}
+
+fn exit_of(status: io::Result<ExitStatus>) -> Exit {
+    match status {
+        Ok(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => Exit::Code(code),
+            (None, signal) => Exit::Signal(signal.unwrap_or_default()),
+        },
+        Err(e) => Exit::NotStarted { why: format!("cannot wait for it: {e}") },
+    }
+}
+
+/// A death by signal, with what the container knows of it. The worker has words for the other ends.
+fn unsaid(exit: &Exit, oom_before: Option<u64>) -> Option<String> {
+    let Exit::Signal(signal) = exit else { return None };
+    let name = nix::sys::signal::Signal::try_from(*signal).map_or("unknown", |s| s.as_str());
+    let killed = format!("the child was killed by signal {signal} ({name})");
+    if *signal != 9 {
+        return Some(format!("{killed}; its log may say why"));
+    }
+    let hint = "hint: ask for more resources.hardware.memory, or make batches or lengths smaller";
+    match (oom_before, launch::oom_kills()) {
+        (Some(before), Some(after)) if after > before => Some(format!(
+            "{killed}: out of memory: the container's limit was hit {} times meanwhile\n{hint}",
+            after - before
+        )),
+        (Some(_), Some(_)) => {
+            Some(format!("{killed}; the container counts no out-of-memory kill: somebody or something else sent it"))
+        }
+        _ => Some(format!("{killed}; out of memory?\n{hint}")),
+    }
+}

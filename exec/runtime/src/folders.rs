@@ -1,0 +1,57 @@
+//! Where things lie below the data directory.
+
+use std::path::{Path, PathBuf};
+
+use mloc_core::{id::AttemptId, task::spec::Location};
+use sha2::{Digest, Sha256};
+
+/// The worker's part of a data directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Folders {
+    root: PathBuf,
+}
+
+impl Folders {
+    pub fn new(data_dir: &Path) -> Self {
+        Self { root: data_dir.to_owned() }
+    }
+
+    pub fn attempts(&self) -> PathBuf {
+        self.root.join("attempts")
+    }
+
+    /// One attempt's own: run file, log, artifacts. Task ids are minted by us, but come over the wire.
+    pub fn attempt(&self, id: &AttemptId) -> PathBuf {
+        self.attempts().join(one_name(&id.to_string()))
+    }
+
+    pub fn log(&self, id: &AttemptId) -> PathBuf {
+        self.attempt(id).join("attempt.log")
+    }
+
+    pub fn artifacts(&self, id: &AttemptId) -> PathBuf {
+        self.attempt(id).join("artifacts")
+    }
+
+    pub fn result(&self, id: &AttemptId) -> PathBuf {
+        self.attempt(id).join("result.json")
+    }
+
+    /// A replica's checkpoints outlive its attempts.
+    pub fn checkpoints(&self, id: &AttemptId) -> PathBuf {
+        self.root.join("checkpoints").join(one_name(&format!("{}.{}", id.task, id.replica)))
+    }
+
+    /// A source's bytes are shared by all attempts that name it.
+    pub fn source(&self, location: &Location) -> PathBuf {
+        let name = serde_json::to_vec(location).unwrap_or_default();
+        self.root.join("cache").join(&hex::encode(Sha256::digest(name))[..32])
+    }
+}
+
+/// A name that stays below its folder, whatever it was made from.
+fn one_name(text: &str) -> String {
+    let fits =
+        !text.starts_with('.') && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if fits { text.to_owned() } else { hex::encode(Sha256::digest(text)) }
+}

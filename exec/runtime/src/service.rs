@@ -1,0 +1,493 @@
+//! The worker's shell: feeds `mloc_core::worker::Worker` one event after another and does what comes back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use mloc_core::{
+    id::{AttemptId, NodeId},
+    ledger::entry::{Failure, FailureClass},
+    wire::{FromLeader, FromWorker, Phase, Report, ToLeader, ToWorker},
+    worker::{self, Action, ChildEvent, Event},
+};
+use mloc_exec::{Transfers, checkpoint, child::read_result, failpoint};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, debug, error, info, info_span, warn};
+
+use crate::{
+    attempt::{self, Bench, Outlet, Start, Wish},
+    clock::boot_ms,
+    folders::Folders,
+    journal::{Durable, Journal, JournalError},
+    launch,
+    logs::AttemptLogs,
+};
+
+/// Events that wait for the worker; a child that says more waits with its next checkpoint.
+const EVENTS: usize = 256;
+/// Heartbeats under way: one that hangs on a dead connection must not hold up the next.
+const HEARTBEATS_AT_ONCE: u32 = 4;
+/// At a shutdown, beyond the grace children have: to kill them and to close the journal.
+const SHUTDOWN_MARGIN: Duration = Duration::from_secs(5);
+/// Before an unanswered report is sent again; never more often than heartbeats.
+const REPORT_RETRY: Duration = Duration::from_secs(1);
+
+/// A message from the leader, and where its answer goes. Dropped unanswered, the leader sends it again.
+pub type WorkerMessage = (ToWorker, oneshot::Sender<FromWorker>);
+
+/// The way to the leader, wherever it is.
+#[async_trait]
+pub trait LeaderLink: Send + Sync + 'static {
+    /// Sends and waits for the answer.
+    async fn send(&self, message: ToLeader) -> Result<FromLeader, LinkDown>;
+}
+
+/// The leader cannot be reached just now.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct LinkDown(pub String);
+
+/// What a worker needs to know.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// This node.
+    pub node: NodeId,
+    /// Journal, cache, attempts.
+    pub data_dir: PathBuf,
+    /// The program that is started with `__attempt run.json`.
+    pub program: PathBuf,
+    /// Between heartbeats.
+    pub heartbeat: Duration,
+    /// The usual lease: bounds how long an answer is waited for.
+    pub lease: Duration,
+    /// Secrets that tasks may name in `secretsFrom`.
+    pub secrets: BTreeMap<String, String>,
+}
+
+/// Why a worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerStartError {
+    /// Its journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Its folders cannot be made.
+    #[error("cannot make {path}: {source}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+}
+
+/// A running worker. Dropped without [`Worker::stop`] it stops at once; its children notice and stop too.
+pub struct Worker {
+    logs: Arc<AttemptLogs>,
+    failed: watch::Receiver<Option<String>>,
+    cancel: CancellationToken,
+    tracker: TaskTracker,
+    stop_grace: Duration,
+    _drop: tokio_util::sync::DropGuard,
+}
+
+impl Worker {
+    /// Opens the journal, kills what an earlier daemon left running, and goes on where it was.
+    ///
+    /// # Errors
+    /// [`WorkerStartError`]
+    pub async fn start(
+        settings: WorkerSettings,
+        transfers: Arc<dyn Transfers>,
+        link: Arc<dyn LeaderLink>,
+        inbox: mpsc::Receiver<WorkerMessage>,
+    ) -> Result<Self, WorkerStartError> {
+        let folders = Folders::new(&settings.data_dir);
+        let attempts = folders.attempts();
+        std::fs::create_dir_all(&attempts)
+            .map_err(|source| WorkerStartError::Folder { path: attempts.clone(), source })?;
+        let (journal, rows) = Journal::open(&settings.data_dir)?;
+        // After the lock: another daemon's children are its own.
+        tokio::task::spawn_blocking(move || launch::kill_leftovers(&attempts)).await.ok();
+        let mut machine = worker::Settings::new(settings.node.clone());
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        machine.heartbeat_ms = millis(settings.heartbeat);
+        machine.report_retry_ms = millis(settings.heartbeat.min(REPORT_RETRY));
+        let stop_grace = Duration::from_millis(machine.stop_grace_ms);
+        let (worker, actions) = worker::Worker::restore(rows, machine, boot_ms());
+        let logs = Arc::new(AttemptLogs::new(&settings.data_dir));
+        let (events, heard) = mpsc::channel(EVENTS);
+        let (sayings, said) = mpsc::channel(EVENTS);
+        let (tell_failed, failed) = watch::channel(None);
+        let cancel = CancellationToken::new();
+        let tracker = TaskTracker::new();
+        let service = Service {
+            worker,
+            bench: Arc::new(Bench { folders, program: settings.program, secrets: settings.secrets, transfers }),
+            link,
+            journal: Some(journal),
+            logs: logs.clone(),
+            patience: (settings.lease / 4).max(settings.heartbeat).max(Duration::from_secs(1)),
+            stop_grace,
+            events,
+            sayings,
+            tracker: tracker.clone(),
+            requests: BTreeMap::new(),
+            last_request: 0,
+            runs: BTreeMap::new(),
+            publishing: BTreeMap::new(),
+            reporting: Arc::default(),
+            beating: Arc::default(),
+            tell_failed,
+        };
+        let span = info_span!("worker");
+        tracker.spawn(service.run(actions, inbox, heard, said, cancel.clone()).instrument(span));
+        Ok(Self { logs, failed, cancel: cancel.clone(), tracker, stop_grace, _drop: cancel.drop_guard() })
+    }
+
+    /// Logs of the attempts that ran here.
+    pub fn logs(&self) -> Arc<AttemptLogs> {
+        self.logs.clone()
+    }
+
+    /// Returns when the worker cannot go on, with the reason: its journal is lost to it.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.failed.clone();
+        let why = match failed.wait_for(Option::is_some).await {
+            Ok(why) => why.clone(),
+            Err(_) => None,
+        };
+        match why {
+            Some(why) => why,
+            // It was stopped, not broken.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Asks children to write a checkpoint and stop, kills those that do not in time, closes the journal. Their
+    /// attempts stay in it and go on with the next start.
+    pub async fn stop(self) {
+        self.cancel.cancel();
+        self.tracker.close();
+        let deadline = self.stop_grace + SHUTDOWN_MARGIN;
+        if timeout(deadline, self.tracker.wait()).await.is_err() {
+            warn!(
+                seconds = deadline.as_secs(),
+                left = self.tracker.len(),
+                "the worker's tasks did not all stop in time"
+            );
+        }
+    }
+}
+
+/// A child that was started.
+struct Started {
+    run: u64,
+    wish: watch::Sender<Wish>,
+    done: CancellationToken,
+}
+
+/// A publication under way.
+struct Publishing {
+    stop: CancellationToken,
+    done: CancellationToken,
+}
+
+struct Service {
+    worker: worker::Worker,
+    bench: Arc<Bench>,
+    link: Arc<dyn LeaderLink>,
+    journal: Option<Journal>,
+    logs: Arc<AttemptLogs>,
+    /// How long an answer from the leader is waited for.
+    patience: Duration,
+    stop_grace: Duration,
+    events: mpsc::Sender<(AttemptId, u64, ChildEvent)>,
+    sayings: mpsc::Sender<Event>,
+    tracker: TaskTracker,
+    requests: BTreeMap<u64, oneshot::Sender<FromWorker>>,
+    last_request: u64,
+    runs: BTreeMap<AttemptId, Started>,
+    publishing: BTreeMap<AttemptId, Publishing>,
+    /// Attempts with a report under way: one that hangs is not sent again beside itself.
+    reporting: Arc<Mutex<BTreeSet<AttemptId>>>,
+    beating: Arc<Mutex<u32>>,
+    tell_failed: watch::Sender<Option<String>>,
+}
+
+impl Service {
+    async fn run(
+        mut self,
+        actions: Vec<Action>,
+        mut inbox: mpsc::Receiver<WorkerMessage>,
+        mut heard: mpsc::Receiver<(AttemptId, u64, ChildEvent)>,
+        mut said: mpsc::Receiver<Event>,
+        cancel: CancellationToken,
+    ) {
+        self.act(actions).await;
+        loop {
+            let now = boot_ms();
+            let wait = Duration::from_millis(self.worker.wake_at(now).saturating_sub(now));
+            let Some(journal) = &mut self.journal else { break };
+            let event = tokio::select! { biased;
+                () = cancel.cancelled() => break,
+                durable = journal.progressed() => match self.journalled(durable) {
+                    Some(event) => event,
+                    None => break,
+                },
+                Some(event) = said.recv() => event,
+                Some((attempt, run, event)) = heard.recv() => self.heard(attempt, run, event),
+                Some((message, answer)) = inbox.recv() => self.asked(message, answer),
+                () = sleep_until(Instant::now() + wait) => Event::Tick,
+            };
+            let actions = self.worker.on(event, boot_ms());
+            self.act(actions).await;
+        }
+        // Nobody takes what they say any more; their channels must not hold them up.
+        drop((heard, said, inbox));
+        self.shut_down().await;
+    }
+
+    fn journalled(&self, durable: Durable) -> Option<Event> {
+        if let Some(why) = durable.broken {
+            let why = format!("journal.redb cannot be written: {why}");
+            error!(%why, "the worker stops");
+            self.tell_failed.send_replace(Some(why));
+            return None;
+        }
+        Some(Event::Journalled(durable.upto))
+    }
+
+    fn asked(&mut self, message: ToWorker, answer: oneshot::Sender<FromWorker>) -> Event {
+        self.last_request += 1;
+        // Askers that went away leave their senders behind until then.
+        self.requests.retain(|_, waiting| !waiting.is_closed());
+        self.requests.insert(self.last_request, answer);
+        Event::Message { request: self.last_request, message }
+    }
+
+    fn heard(&mut self, attempt: AttemptId, run: u64, event: ChildEvent) -> Event {
+        if let ChildEvent::Exited(_) = &event
+            && self.runs.get(&attempt).is_some_and(|started| started.run == run)
+        {
+            self.runs.remove(&attempt);
+            self.logs.set_live(&attempt, false);
+        }
+        Event::Child { attempt, run, event }
+    }
+
+    async fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Journal { id, write } => {
+                    if let Some(journal) = &self.journal {
+                        journal.write(id, write).await;
+                    }
+                }
+                Action::Answer { request, answer } => {
+                    // Who asked may be gone; then it asks again.
+                    self.requests.remove(&request).map(|asked| asked.send(answer));
+                }
+                Action::StartChild { attempt, run, assign, resume: _ } => self.start_child(attempt, run, assign),
+                Action::StopChild { attempt, run, grace_ms } => {
+                    info!(%attempt, grace_ms, "asking the child to stop");
+                    self.wish(&attempt, run, Wish::Stop);
+                }
+                Action::KillChild { attempt, run } => {
+                    warn!(%attempt, "the child did not stop in time: killing it");
+                    self.wish(&attempt, run, Wish::Kill);
+                }
+                Action::StartPublish { attempt } => self.start_publish(attempt),
+                Action::StopPublish { attempt } => {
+                    if let Some(publishing) = self.publishing.get(&attempt) {
+                        publishing.stop.cancel();
+                    }
+                }
+                Action::SendReport { attempt, seq, report } => self.send_report(attempt, seq, report),
+                Action::SendHeartbeat(heartbeat) => self.send_heartbeat(heartbeat),
+                Action::Forgotten { attempt } => {
+                    self.publishing.remove(&attempt);
+                    // Its log and, without a destination, its artifacts are still asked for.
+                    debug!(%attempt, "forgotten");
+                }
+            }
+        }
+    }
+
+    fn own(&self, attempt: &AttemptId, task: impl Future<Output = ()> + Send + 'static) -> CancellationToken {
+        let done = CancellationToken::new();
+        let guard = done.clone().drop_guard();
+        let span = info_span!("attempt", %attempt);
+        self.tracker.spawn(
+            async move {
+                let _guard = guard;
+                task.await;
+            }
+            .instrument(span),
+        );
+        done
+    }
+
+    fn start_child(&mut self, attempt: AttemptId, run: u64, assign: Box<mloc_core::wire::Assign>) {
+        let (wish, wished) = watch::channel(Wish::Go);
+        self.logs.set_live(&attempt, true);
+        let outlet = Outlet { attempt: attempt.clone(), run, events: self.events.clone() };
+        let start = Start { bench: self.bench.clone(), assign, wish: wished, outlet };
+        let done = self.own(&attempt, attempt::run(start));
+        self.runs.insert(attempt, Started { run, wish, done });
+    }
+
+    fn wish(&self, attempt: &AttemptId, run: u64, wanted: Wish) {
+        if let Some(started) = self.runs.get(attempt).filter(|started| started.run == run) {
+            started.wish.send_if_modified(|wish| std::mem::replace(wish, (*wish).max(wanted)) < wanted);
+        }
+    }
+
+    fn start_publish(&mut self, attempt: AttemptId) {
+        let stop = CancellationToken::new();
+        // One that was stopped may still be between two bytes.
+        let before = self.publishing.get(&attempt).map(|publishing| publishing.done.clone());
+        let row = self.worker.attempts().find(|row| row.assign.attempt == attempt);
+        let Some(destination) = row.map(|row| row.assign.spec.output.destination.clone()) else { return };
+        let (bench, sayings, events) = (self.bench.clone(), self.sayings.clone(), self.events.clone());
+        let (id, stopped) = (attempt.clone(), stop.clone());
+        let publish = async move {
+            if let Some(before) = before {
+                before.cancelled().await;
+            }
+            // No start of a child has number 0: the worker shows these figures nowhere, and that is fine.
+            let outlet = Outlet { attempt: id.clone(), run: 0, events };
+            let tell = attempt::tell(&outlet, Phase::Uploading, "publishing".into());
+            let (artifacts, made) = (bench.folders.artifacts(&id), read_result(&bench.folders.result(&id)));
+            let publish = async {
+                failpoint::reached("attempt.publish");
+                // Computed without a result of its own: an earlier attempt published.
+                let Some(made) = made else {
+                    let found = match &destination {
+                        Some(destination) => bench.transfers.published(&id, destination).await?,
+                        None => None,
+                    };
+                    return found.ok_or_else(|| Failure {
+                        class: FailureClass::Retryable,
+                        message: format!("{} is gone: it has to be computed again", artifacts.display()),
+                    });
+                };
+                let destination = destination.as_ref();
+                bench.transfers.publish(&id, destination, &artifacts, &made.outputs, made.summary, tell).await
+            };
+            let event = tokio::select! { biased;
+                () = stopped.cancelled() => return,
+                ended = publish => match ended {
+                    Ok(result) => {
+                        failpoint::reached("attempt.published");
+                        drop_checkpoints(&bench.folders, &id).await;
+                        Event::Published { attempt: id, result }
+                    }
+                    Err(failure) => Event::PublishFailed { attempt: id, failure },
+                },
+            };
+            sayings.send(event).await.ok();
+        };
+        let done = self.own(&attempt, publish);
+        self.publishing.insert(attempt, Publishing { stop, done });
+    }
+
+    fn send_report(&self, attempt: AttemptId, seq: u64, report: Report) {
+        let reporting = self.reporting.clone();
+        let lock = |all: &Mutex<BTreeSet<AttemptId>>, id: &AttemptId, add: bool| {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            if add { all.insert(id.clone()) } else { all.remove(id) }
+        };
+        if !lock(&reporting, &attempt, true) {
+            return;
+        }
+        let (link, patience, sayings) = (self.link.clone(), self.patience, self.sayings.clone());
+        let id = attempt.clone();
+        self.own(&attempt, async move {
+            let sent = timeout(patience, link.send(ToLeader::Report { attempt: id.clone(), report })).await;
+            lock(&reporting, &id, false);
+            match sent {
+                Ok(Ok(answer)) => {
+                    sayings.send(Event::ReportAnswered { attempt: id, seq, answer }).await.ok();
+                }
+                Ok(Err(error)) => debug!(%error, "a report waits"),
+                Err(_) => debug!("a report got no answer"),
+            }
+        });
+    }
+
+    fn send_heartbeat(&self, heartbeat: mloc_core::wire::Heartbeat) {
+        let beating = self.beating.clone();
+        {
+            let mut under_way = beating.lock().unwrap_or_else(PoisonError::into_inner);
+            if *under_way >= HEARTBEATS_AT_ONCE {
+                return;
+            }
+            *under_way += 1;
+        }
+        let (link, patience, sayings) = (self.link.clone(), self.patience, self.sayings.clone());
+        self.tracker.spawn(
+            async move {
+                let sent = timeout(patience, link.send(ToLeader::Heartbeat(heartbeat))).await;
+                *beating.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+                let event = match sent {
+                    Ok(Ok(answer)) => Event::HeartbeatAnswered(answer),
+                    Ok(Err(error)) => {
+                        debug!(%error, "a heartbeat was not heard");
+                        Event::HeartbeatFailed
+                    }
+                    Err(_) => Event::HeartbeatFailed,
+                };
+                sayings.send(event).await.ok();
+            }
+            .instrument(info_span!("heartbeat")),
+        );
+    }
+
+    /// What happens from here on is not reported: the attempts go on from their rows with the next start.
+    async fn shut_down(mut self) {
+        for publishing in self.publishing.values() {
+            publishing.stop.cancel();
+        }
+        for started in self.runs.values() {
+            started.wish.send_if_modified(|wish| std::mem::replace(wish, (*wish).max(Wish::Stop)) < Wish::Stop);
+        }
+        let deadline = Instant::now() + self.stop_grace;
+        for (attempt, started) in &self.runs {
+            if tokio::time::timeout_at(deadline, started.done.cancelled()).await.is_err() {
+                warn!(%attempt, seconds = self.stop_grace.as_secs(), "its child did not stop in time: killing it");
+                started.wish.send_replace(Wish::Kill);
+            }
+            self.logs.set_live(attempt, false);
+        }
+        for started in self.runs.values() {
+            timeout(SHUTDOWN_MARGIN, started.done.cancelled()).await.ok();
+        }
+        if let Some(journal) = self.journal.take() {
+            journal.close().await;
+        }
+    }
+}
+
+/// What is published needs no checkpoint any more.
+async fn drop_checkpoints(folders: &Folders, attempt: &AttemptId) {
+    let all = folders.checkpoints(attempt);
+    let dropped = tokio::task::spawn_blocking(move || {
+        // None is valid once the folder is gone; half of it gone is what a crash leaves, and is cleared with it.
+        match checkpoint::find_newest_valid(&all) {
+            Ok((None, _)) => Ok(()),
+            _ => std::fs::remove_dir_all(&all),
+        }
+    });
+    if let Ok(Err(error)) = dropped.await {
+        warn!(%attempt, %error, "its checkpoints stay");
+    }
+}

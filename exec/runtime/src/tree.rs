@@ -1,0 +1,122 @@
+//! Every process that belongs to an attempt, and its end.
+//!
+//! They are found by process group, by descent, and by a mark in their environment, which also finds those that were
+//! orphaned or made a session of their own.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+
+/// The environment variable that marks an attempt's processes; its value is the attempt's folder.
+pub(crate) const MARK: &str = "MLOC_ATTEMPT_DIR";
+/// A killed process is gone within this, unless the kernel holds it in the middle of a disk or device access.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// A process, told apart from a later one of the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    pub pid: i32,
+    /// Ticks from boot to its start.
+    pub started: u64,
+}
+
+struct Stat {
+    process: Process,
+    parent: i32,
+    group: i32,
+    dead: bool,
+}
+
+impl Process {
+    /// The live process of this number.
+    pub fn of(pid: i32) -> Option<Self> {
+        stat(pid).map(|s| s.process)
+    }
+}
+
+/// Kills every process of an attempt until none is left. Blocks.
+///
+/// # Errors
+/// Names those that would not go.
+pub(crate) fn kill_all(child: Option<Process>, dir: &Path) -> io::Result<()> {
+    let until = Instant::now() + GONE_WITHIN;
+    loop {
+        let left = belonging(child, dir);
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            let pids: Vec<String> = left.iter().map(|p| p.pid.to_string()).collect();
+            return Err(io::Error::other(format!("processes {} do not go, even killed", pids.join(", "))));
+        }
+        for process in left {
+            // It may have gone by itself meanwhile.
+            kill(Pid::from_raw(process.pid), Signal::SIGKILL).ok();
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Processes of this node's own tree: those are no foreigners on a GPU.
+pub(crate) fn own_pids() -> BTreeSet<i32> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    descendants(&all(), own)
+}
+
+fn belonging(child: Option<Process>, dir: &Path) -> Vec<Process> {
+    let all = all();
+    let mark = format!("{MARK}={}", dir.display());
+    // A number that another process has by now says nothing.
+    let root = child.filter(|c| all.iter().any(|s| s.process == *c)).map(|c| c.pid);
+    let below = root.map(|pid| descendants(&all, pid)).unwrap_or_default();
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    all.iter()
+        .filter(|s| !s.dead && s.process.pid != own)
+        .filter(|s| below.contains(&s.process.pid) || root == Some(s.group) || marked(s.process.pid, &mark))
+        .map(|s| s.process)
+        .collect()
+}
+
+fn descendants(all: &[Stat], root: i32) -> BTreeSet<i32> {
+    let mut found = BTreeSet::from([root]);
+    loop {
+        let before = found.len();
+        found.extend(all.iter().filter(|s| found.contains(&s.parent)).map(|s| s.process.pid).collect::<Vec<_>>());
+        if found.len() == before {
+            return found;
+        }
+    }
+}
+
+fn marked(pid: i32, mark: &str) -> bool {
+    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
+    environment.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
+}
+
+fn all() -> Vec<Stat> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|e| stat(e.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+/// `pid (name) state ppid pgrp …`; the name may hold anything, so fields count from the last bracket.
+fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let started = fields.get(19)?.parse().ok()?;
+    Some(Stat {
+        process: Process { pid, started },
+        parent: fields.get(1)?.parse().ok()?,
+        group: fields.get(2)?.parse().ok()?,
+        dead: matches!(*fields.first()?, "Z" | "X"),
+    })
+}
