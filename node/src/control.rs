@@ -295,11 +295,16 @@ fn history(ledger: &Ledger, task: &Task) -> Vec<(Millis, Event)> {
 #[async_trait]
 impl Control for MeshControl {
     async fn submit(&self, caller: &Caller, submission: Submission) -> Result<Accepted, ControlError> {
-        let parsed = task::parse(&submission.body, &submission.file).map_err(|problems| ControlError::Invalid {
+        let mut parsed = task::parse(&submission.body, &submission.file).map_err(|problems| ControlError::Invalid {
             detail: problems.to_string(),
             problems: problems.iter().filter_map(|p| serde_json::to_value(p).ok()).collect(),
         })?;
-        caller.may_act_for(&parsed.spec.metadata.owner)?;
+        // A file without an owner is its submitter's.
+        let owner = &mut parsed.spec.metadata.owner;
+        if owner.is_empty() {
+            owner.clone_from(&caller.user);
+        }
+        caller.may_act_for(owner)?;
         let mut notes: Vec<String> = parsed.notes.iter().map(ToString::to_string).collect();
         if parsed.spec.checkpoint.destination.is_none() && self.mesh.read(|l| l.members.len()) > 1 {
             notes.push(
@@ -313,7 +318,9 @@ impl Control for MeshControl {
         if submission.dry_run {
             self.fresh(Freshness::Linearizable).await?;
             // Explained on a copy of the ledger that has it: the answer is the scheduler's, not a guess at it.
-            let explanation = self.mesh.explain_if_submitted(&id, &parsed.spec, now);
+            let explained = self.mesh.explain_if_submitted(&id, &parsed.spec, now);
+            let explanation =
+                explained.ok_or_else(|| ControlError::Internal("the ledger would refuse this task".into()))?;
             let text = explanation.to_string();
             let explanation = serde_json::to_value(explanation).map_err(|e| ControlError::Internal(e.to_string()))?;
             let task = TaskView {

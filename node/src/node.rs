@@ -21,7 +21,7 @@ use mloc_api::{
 use mloc_core::{
     capability::{Capability, Gpu, SIMULATED},
     id::NodeId,
-    leader::LeaderSettings,
+    leader::Settings as LeaderSettings,
     quantity,
 };
 use mloc_mesh::{
@@ -85,6 +85,7 @@ impl Node {
         let name = config.name.clone().unwrap_or_else(host_name);
         let times = config.durations();
         let store = Store::new(store_config(&config)?)?;
+        let offers = store.features();
 
         let (to_worker, worker_inbox) = mpsc::channel(WORKER_INBOX);
         let raft = match config.profile {
@@ -114,7 +115,7 @@ impl Node {
                     grace: times.voter_grace,
                     ..VoterPolicy::default()
                 },
-                leader: LeaderSettings { lease: times.lease, ..LeaderSettings::default() },
+                leader: leader_settings(times.lease),
                 tick: times.tick,
             },
             to_worker,
@@ -122,7 +123,7 @@ impl Node {
         .await?;
 
         let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
-        let capability = capability(&settings, &config, &name)?;
+        let capability = capability(&settings, &config, &name, &offers)?;
         info!(
             cores = capability.cpu_millis / 1000,
             memory = quantity::show_bytes(capability.memory_bytes),
@@ -151,7 +152,7 @@ impl Node {
         let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             tracker.spawn(cancel.clone().run_until_cancelled_owned(task));
         };
-        own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), capability)));
+        own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), offers, capability)));
         own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
 
@@ -218,6 +219,19 @@ impl Node {
         std::fs::write(&draft, format!("{text:#}\n"))
             .and_then(|()| std::fs::rename(&draft, &path))
             .with_context(|| format!("write {}", path.display()))
+    }
+}
+
+fn leader_settings(lease: Duration) -> LeaderSettings {
+    let ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+    let default = LeaderSettings::default();
+    // A short lease (tests, small LANs) has short pacing too.
+    LeaderSettings {
+        lease_ms: ms,
+        slack_ms: default.slack_ms.min(ms / 6),
+        resend_ms: default.resend_ms.min(ms / 6),
+        resend_max_ms: default.resend_max_ms.min(ms / 2),
+        ..default
     }
 }
 
@@ -288,7 +302,12 @@ fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
 }
 
 /// What this node offers: what was found, unless its configuration says otherwise.
-fn capability(settings: &ProbeSettings, config: &NodeConfig, name: &str) -> anyhow::Result<Capability> {
+fn capability(
+    settings: &ProbeSettings,
+    config: &NodeConfig,
+    name: &str,
+    offers: &[String],
+) -> anyhow::Result<Capability> {
     let mut found = mloc_runtime::probe(settings);
     name.clone_into(&mut found.name);
     env!("CARGO_PKG_VERSION").clone_into(&mut found.version);
@@ -321,21 +340,14 @@ fn capability(settings: &ProbeSettings, config: &NodeConfig, name: &str) -> anyh
         }
     }
     let known: BTreeSet<&str> = mloc_modules::registry().iter().map(|module| module.name()).collect();
-    let offered: BTreeSet<String> = match &config.modules {
-        None => known.iter().map(|name| (*name).to_owned()).collect(),
-        Some(names) => {
-            if let Some(odd) = names.iter().find(|name| !known.contains(name.as_str())) {
-                bail!(
-                    "modules: this build has no `{odd}`; it has {}",
-                    known.into_iter().collect::<Vec<_>>().join(", ")
-                );
-            }
-            names.iter().cloned().collect()
-        }
-    };
-    found.features = offered;
-    found.features.extend(mloc_store::FEATURES.iter().map(|f| (*f).to_owned()));
-    found.features.extend(mloc_modules::FEATURES.iter().map(|f| (*f).to_owned()));
+    if let Some(odd) = config.modules.iter().flatten().find(|name| !known.contains(name.as_str())) {
+        bail!("modules: this build has no `{odd}`; it has {}", known.into_iter().collect::<Vec<_>>().join(", "));
+    }
+    let wanted = |name: &str| config.modules.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
+    let modules: Vec<_> = mloc_modules::registry().iter().filter(|m| wanted(m.name())).collect();
+    found.features = modules.iter().map(|m| m.name().to_owned()).collect();
+    found.features.extend(offers.iter().cloned());
+    found.features.extend(modules.iter().flat_map(|m| m.features()));
     found.labels.clone_from(&config.labels);
     found.work = config.role.work;
     found.vote = config.role.vote == Vote::Auto && config.role.reachable;
@@ -349,14 +361,15 @@ async fn keep_capability(
     settings: ProbeSettings,
     config: NodeConfig,
     name: String,
+    offers: Vec<String>,
     first: Capability,
 ) {
     mesh.publish_capability(&first).await;
     let measured = tokio::task::spawn_blocking(mloc_modules::measure_matmul).await.ok();
     let mut ticks = tokio::time::interval(LOAD_EVERY);
     loop {
-        let (again, with, named) = (settings.clone(), config.clone(), name.clone());
-        let probed = tokio::task::spawn_blocking(move || capability(&again, &with, &named)).await;
+        let (again, with, named, offered) = (settings.clone(), config.clone(), name.clone(), offers.clone());
+        let probed = tokio::task::spawn_blocking(move || capability(&again, &with, &named, &offered)).await;
         if let Ok(Ok(mut found)) = probed {
             found.matmul_gflops = measured;
             // Disk in steps of 256 MiB: every byte would be news to the whole mesh.

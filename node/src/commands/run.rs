@@ -27,7 +27,7 @@ pub async fn run(args: RunArgs) -> Result<(), Refusal> {
     let body = read_task(&args.file)?;
     // A wrong file costs no start of a node.
     let text = String::from_utf8_lossy(&body).into_owned();
-    let parsed = mloc_core::task::parse(&text, &args.file.display().to_string())
+    mloc_core::task::parse(&text, &args.file.display().to_string())
         .map_err(|problems| Refusal::new(2, problems.to_string()))?;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let config = NodeConfig {
@@ -40,7 +40,7 @@ pub async fn run(args: RunArgs) -> Result<(), Refusal> {
         ..NodeConfig::default()
     };
     let node = Node::start(config, None).await?;
-    let done = watched(&node, &args.file, body, parsed.spec.metadata.owner).await;
+    let done = watched(&node, &args.file, body).await;
     node.stop().await;
     done
 }
@@ -66,7 +66,7 @@ fn volumes_beside(file: &Path) -> anyhow::Result<std::collections::BTreeMap<Stri
     Ok(volumes)
 }
 
-async fn watched(node: &Node, file: &Path, body: bytes::Bytes, owner: String) -> Result<(), Refusal> {
+async fn watched(node: &Node, file: &Path, body: bytes::Bytes) -> Result<(), Refusal> {
     let client = Client::at(&node.rest.to_string(), None)?;
     let query = [("file", file.display().to_string())];
     let accepted: Accepted = client.submit(&query, &fresh_key(), body).await?;
@@ -87,7 +87,7 @@ async fn watched(node: &Node, file: &Path, body: bytes::Bytes, owner: String) ->
         return watch::verdict(&task);
     }
     report(&task);
-    let stats: StatsView = client.get("/api/v1/stats", &[("user", owner)]).await?;
+    let stats: StatsView = client.get("/api/v1/stats", &[("user", task.owner.clone())]).await?;
     show::stats(&stats);
     Ok(())
 }

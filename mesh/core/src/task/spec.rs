@@ -109,6 +109,20 @@ pub enum Location {
 }
 
 impl Location {
+    /// The feature of the volume that a relative `local` path names.
+    fn volume(&self) -> Option<String> {
+        match self {
+            Location::Local { path } if !path.starts_with('/') => {
+                path.split('/').next().map(|name| format!("volume:{name}"))
+            }
+            Location::Local { .. }
+            | Location::S3 { .. }
+            | Location::HuggingFace { .. }
+            | Location::Task { .. }
+            | Location::Other { .. } => None,
+        }
+    }
+
     /// The name after `type:` in a file, and in the features `source:NAME` and `destination:NAME`.
     pub fn scheme(&self) -> &str {
         match self {
@@ -239,7 +253,7 @@ pub struct Checkpointing {
 }
 
 impl TaskSpec {
-    /// The features a node must offer to run this: the module, its sources and destinations, its adapter.
+    /// The features a node must offer to run this: the module, its sources, destinations and volumes, its adapter.
     pub fn needs(&self) -> BTreeSet<String> {
         let mut needs = BTreeSet::from([self.task_type.name().to_owned()]);
         let sources = [
@@ -251,6 +265,7 @@ impl TaskSpec {
         needs.extend(sources.into_iter().flatten().map(|l| format!("source:{}", l.scheme())));
         let destinations = [self.output.destination.as_ref(), self.checkpoint.destination.as_ref()];
         needs.extend(destinations.into_iter().flatten().map(|l| format!("destination:{}", l.scheme())));
+        needs.extend(sources.into_iter().chain(destinations).flatten().filter_map(Location::volume));
         if let Some(adapter) = self.model.as_ref().and_then(|m| m.adapter.as_ref()) {
             needs.insert(format!("adapter:{}", adapter.kind.name()));
         }
