@@ -88,6 +88,16 @@ impl NodeIdentity {
         self.signing.sign(message).to_bytes()
     }
 
+    /// A secret of this node for one purpose.
+    pub(crate) fn derive(&self, purpose: &[u8]) -> [u8; 32] {
+        let mut key = [0; 32];
+        #[expect(clippy::expect_used, reason = "32 bytes are far below HKDF's limit of 255 blocks")]
+        hkdf::Hkdf::<sha2::Sha256>::new(Some(b"mloc/v1"), self.signing.as_bytes())
+            .expand(purpose, &mut key)
+            .expect("32 bytes are within HKDF's limit");
+        key
+    }
+
     /// The key for the libp2p swarm.
     pub(crate) fn libp2p_keypair(&self) -> identity::Keypair {
         #[expect(clippy::expect_used, reason = "32 bytes are a valid ed25519 secret by definition")]

@@ -8,6 +8,7 @@ mod address;
 mod connection;
 mod join;
 mod peer_table;
+mod reset;
 mod switchboard;
 
 use std::{
@@ -21,7 +22,7 @@ use std::{
 use async_trait::async_trait;
 use chitchat::{ChitchatMessage, Serializable, transport::Socket};
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    ClientConfig, Connection, Endpoint, Incoming, ServerConfig, TokioRuntime, TransportConfig, VarInt,
     crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig},
 };
 use thiserror::Error;
@@ -179,7 +180,8 @@ impl GossipEndpoint {
         let at = |source| EndpointError::Bind { address: settings.bind, source };
         let socket = UdpSocket::bind(settings.bind).map_err(at)?;
         let endpoint =
-            Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime)).map_err(at)?;
+            Endpoint::new(reset::endpoint_config(tls.reset_key()), Some(server), socket, Arc::new(TokioRuntime))
+                .map_err(at)?;
         let advertised = settings.advertise.resolve(endpoint.local_addr().map_err(at)?, &node);
 
         let (asks, asked) = mpsc::channel(JOINS_MAX);

@@ -72,6 +72,7 @@ pub struct MeshTls {
     roots: Arc<RootCertStore>,
     leaf: CertificateDer<'static>,
     key: Vec<u8>,
+    reset_key: [u8; 32],
 }
 
 impl MeshTls {
@@ -88,12 +89,18 @@ impl MeshTls {
         let key = identity.pkcs8();
         let authority = authority(current)?;
         let leaf = params.signed_by(&key_pair(&key)?, &authority)?;
-        Ok(Self { mesh: current.mesh().clone(), roots: Arc::new(roots), leaf: leaf.der().clone(), key })
+        let reset_key = identity.derive(b"quic-stateless-reset");
+        Ok(Self { mesh: current.mesh().clone(), roots: Arc::new(roots), leaf: leaf.der().clone(), key, reset_key })
     }
 
     /// The mesh these certificates are for.
     pub fn mesh(&self) -> &MeshId {
         &self.mesh
+    }
+
+    /// Key of the endpoint's stateless resets: the same in all processes of a node.
+    pub(crate) fn reset_key(&self) -> [u8; 32] {
+        self.reset_key
     }
 
     /// For accepting: the peer must show a leaf of this mesh.

@@ -259,3 +259,39 @@ async fn one_port_serves_both_address_families() {
         node.sees("three alive", |members| members.values().filter(|view| view.alive).count() == 3).await;
     }
 }
+
+/// The founder has no seeds: after a kill it dials nobody, so the others must notice that their connections lead nowhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_founder_is_found_again_on_its_port() {
+    let token = token();
+    let founder = {
+        let token = token.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let node = runtime.block_on(Node::start(1, &token, 1, &[]));
+            (runtime, node)
+        })
+    };
+    let (runtime, founder) = tokio::task::spawn_blocking(|| founder.join().unwrap()).await.unwrap();
+    let b = Node::start(2, &token, 1, &[&founder]).await;
+    let c = Node::start(3, &token, 1, &[&founder]).await;
+    for node in [&b, &c] {
+        node.sees("three alive", |members| members.values().filter(|view| view.alive).count() == 3).await;
+    }
+    let name = founder.node().clone();
+    let mut settings = endpoint_settings(2);
+    settings.bind = founder.endpoint.local_addr().unwrap();
+    // The tasks go first, so that no goodbye is sent.
+    tokio::task::spawn_blocking(move || {
+        runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+        drop(founder);
+    })
+    .await
+    .unwrap();
+    let founder = Node::start_with(1, &token, settings, vec![]).await;
+    for node in [&b, &c] {
+        node.sees("the founder's second start", |members| alive(members, &name) && members[&name].generation == 2)
+            .await;
+    }
+    founder.sees("three alive", |members| members.values().filter(|view| view.alive).count() == 3).await;
+}
