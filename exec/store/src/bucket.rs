@@ -17,6 +17,7 @@ use tokio::io::AsyncReadExt;
 use mloc_exec::failpoint;
 
 use crate::{
+    answer::{Answer, root_cause, unsigned},
     config::{Patience, Secret, StoreConfig},
     disk::Stamp,
     error::StoreError,
@@ -399,70 +400,6 @@ impl Bucket {
             _ => StoreError::Refused { place, found },
         }
     }
-}
-
-/// What an S3 server said.
-struct Answer {
-    code: Option<String>,
-    words: String,
-}
-
-impl Answer {
-    /// opendal has the server's XML only as the `Debug` text of its own struct.
-    fn of(error: &opendal::Error) -> Self {
-        let text = error.message();
-        let field = |name: &str| {
-            let rest = text.split_once(&format!("{name}: \""))?.1;
-            rest.split_once('"').map(|(value, _)| value.to_owned()).filter(|v| !v.is_empty())
-        };
-        if text.starts_with("S3Error") {
-            return Self { code: field("code"), words: field("message").unwrap_or_default() };
-        }
-        let words = if text.is_empty() { error.kind().to_string() } else { text.to_owned() };
-        let words = match std::error::Error::source(error).map(root_cause) {
-            Some(cause) if !words.contains(&cause) => format!("{words}: {cause}"),
-            _ => words,
-        };
-        Self { code: None, words }
-    }
-
-    fn text(&self) -> String {
-        match &self.code {
-            Some(code) => format!("{code}: {}", self.words),
-            None => self.words.clone(),
-        }
-    }
-
-    fn hint(&self) -> &'static str {
-        match self.code.as_deref() {
-            Some("RequestTimeTooSkewed") => "set this node's clock",
-            Some("InvalidAccessKeyId") => {
-                "this endpoint does not know the access key id: check the worker's AWS_ACCESS_KEY_ID or s3.accessKeyId in node.yaml"
-            }
-            Some("SignatureDoesNotMatch") => {
-                "the secret does not belong to the access key id: check the worker's AWS_SECRET_ACCESS_KEY or s3.secretAccessKey in node.yaml"
-            }
-            Some("ExpiredToken") => "give the worker fresh credentials",
-            _ => {
-                "the worker's credentials (AWS_* variables or s3 in node.yaml) need list, read and, for destinations, write on this path"
-            }
-        }
-    }
-}
-
-/// Whether a request was never sent because there is nothing to sign it with, and will be nothing.
-fn unsigned(error: &opendal::Error) -> bool {
-    let causes = std::iter::successors(std::error::Error::source(error), |e| e.source());
-    causes.filter_map(|e| e.downcast_ref::<reqsign_core::Error>()).any(|e| !e.is_retryable())
-}
-
-/// The innermost cause of an error, which names what really happened ("connection refused").
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }
 
 fn check_endpoint(place: &str, endpoint: &str) -> Result<(), StoreError> {

@@ -13,6 +13,7 @@
 //!
 //! Deliberately absent: burn, redb, libp2p. Not here yet: the Hugging Face Hub, git, other clouds.
 
+mod answer;
 mod bucket;
 mod checkpoints;
 mod config;
