@@ -96,7 +96,9 @@ pub enum Misfit {
         there: usize,
         /// Free.
         free: usize,
-        /// Who holds others.
+        /// Held by attempts; the rest cannot be used.
+        held: usize,
+        /// Who holds them.
         by: Vec<AttemptId>,
     },
     /// A GPU cannot be used now: a foreign process, a failed probe.
@@ -168,9 +170,9 @@ impl fmt::Display for Misfit {
                 write!(f, "gpu.memory {asked} asked: the largest here has {largest}")
             }
             Misfit::GpuCount { asked, there } => write!(f, "{asked} GPUs asked: {there} of that type in all"),
-            Misfit::GpusHeld { asked, there, free, by } => {
+            Misfit::GpusHeld { asked, there, free, held, by } => {
                 write!(f, "{asked} GPUs asked: free {free} of {there} GPUs")?;
-                if by.is_empty() { Ok(()) } else { write!(f, ": {} held by {}", there - free, tasks(by)) }
+                if by.is_empty() { Ok(()) } else { write!(f, ": {held} held by {}", tasks(by)) }
             }
             Misfit::GpuUnusable { index, why } => write!(f, "GPU {index} cannot be used: {why}"),
             Misfit::Simulated => f.write_str("simulated GPUs cannot compute"),
@@ -327,6 +329,7 @@ fn misfits_of_count<'h>(
     if !by.is_empty() {
         let there = enough.len();
         let free = enough.iter().filter(|gpu| gpu.unusable.is_none() && holder(gpu).is_none()).count();
-        misfits.push(Misfit::GpusHeld { asked, there, free, by });
+        let held = enough.iter().filter(|gpu| holder(gpu).is_some()).count();
+        misfits.push(Misfit::GpusHeld { asked, there, free, held, by });
     }
 }

@@ -23,6 +23,8 @@
 //! Time and chance come in as arguments, so that every replica, test and simulation gets the same answer.
 
 pub mod capability;
+#[cfg(test)]
+mod cases;
 pub mod fit;
 pub mod id;
 pub mod leader;

@@ -212,3 +212,6 @@ impl Leader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

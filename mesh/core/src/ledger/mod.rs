@@ -16,3 +16,6 @@ pub mod usage;
 pub use entry::{Entry, Outcome, Reason};
 pub use state::Ledger;
 pub use task_state::TaskState;
+
+#[cfg(test)]
+mod tests;

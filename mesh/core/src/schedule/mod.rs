@@ -9,3 +9,6 @@ mod solve;
 pub use explain::{Explanation, NodeExplanation, NodeReason, explain};
 pub use problem::{NodeView, Problem};
 pub use solve::{Assignment, solve};
+
+#[cfg(test)]
+mod tests;
