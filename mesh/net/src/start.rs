@@ -25,7 +25,7 @@ use tracing::{Instrument, error, info, warn};
 use crate::{
     calls::{Answer, Call, decode, encode},
     clock::SteadyClock,
-    gossip::{Gossip, GossipSettings, next_generation},
+    gossip::{Gossip, GossipHealth, GossipSettings, next_generation},
     handle::{Inner, LeaderView, MeshHandle},
     identity::NodeIdentity,
     link::{Channel, IncomingRequest, LinkHandle, LinkSettings, LinkStream, StreamKind},
@@ -214,6 +214,8 @@ impl Mesh {
             ..GossipSettings::default()
         };
         let gossip = Gossip::start(gossip_settings, &endpoint, identity.clone()).await?;
+        link.follow_restarts(gossip.members());
+        let mut gossip_health = gossip.health();
         let inner = Inner {
             node: node.clone(),
             mesh: token.mesh().clone(),
@@ -251,6 +253,16 @@ impl Mesh {
         spawn("calls", Box::pin(answer_calls(mesh.clone(), incoming, table, worker)));
         let incoming = link.incoming(Channel::Raft);
         spawn("raft", Box::pin(answer_raft(consensus.clone(), incoming)));
+        spawn(
+            "gossip",
+            Box::pin(async move {
+                let died = gossip_health.wait_for(|health| matches!(health, GossipHealth::Died { .. })).await;
+                if let Ok(health) = died {
+                    error!(health = ?*health, "gossip has ended; the process ends so that it can start anew");
+                    std::process::abort();
+                }
+            }),
+        );
         spawn(
             "ledger",
             Box::pin(async move {
