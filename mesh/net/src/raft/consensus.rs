@@ -111,6 +111,13 @@ struct Inner {
     cancel: CancellationToken,
 }
 
+impl Drop for Inner {
+    /// The last handle went away without a stop: the task that follows the leadership must not keep raft alive.
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
 impl Consensus {
     /// Opens the data directory and starts to listen and, if this node votes, to take part.
     ///
@@ -136,7 +143,7 @@ impl Consensus {
         tasks.spawn(cancel.clone().run_until_cancelled_owned(follow.instrument(span)));
         tasks.close();
 
-        let server = Server { me: id, raft: raft.clone(), is_member, arriving: Mutex::new(None) };
+        let server = Server { me: id, raft: raft.clone(), is_member, receiving: Mutex::default() };
         let me = RaftNode { peer: me };
         let inner = Inner { me, id, settings, raft, server, log, ledger, leadership, leads_since, tasks, cancel };
         let this = Self { inner: Arc::new(inner) };

@@ -22,6 +22,9 @@ use super::{
     types::{NodeId, RaftId, RaftNode, TypeConfig, Vote},
 };
 
+/// A link that breaks this many times in a row, without one piece of a snapshot getting across, is left to openraft.
+const PIECE_FAILURES: u32 = 5;
+
 /// Why a request came back without a reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
@@ -109,7 +112,7 @@ impl PeerClient {
     async fn send_snapshot(&self, vote: Vote, bytes: &[u8]) -> Result<Vote, RPCError<TypeConfig>> {
         let snapshot = hex::encode(Sha256::digest(bytes));
         let total = bytes.len() as u64;
-        let (mut offset, mut size) = (0, 0);
+        let (mut offset, mut size, mut failures) = (0, 0, 0);
         loop {
             let begin = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
             let end = begin.saturating_add(size).min(bytes.len());
@@ -121,12 +124,20 @@ impl PeerClient {
                 data: Blob(bytes[begin..end].to_vec()),
             };
             let request = Request::SnapshotPiece(piece);
-            match self.ask(RPCTypes::InstallSnapshot, request, self.settings.snapshot_timeout).await? {
-                Reply::Snapshot(SnapshotReply::Next(next)) => offset = next,
-                Reply::Snapshot(SnapshotReply::Done(vote)) => return Ok(vote),
-                reply => return Err(self.unexpected(&reply)),
+            match self.ask(RPCTypes::InstallSnapshot, request, self.settings.snapshot_timeout).await {
+                Ok(Reply::Snapshot(SnapshotReply::Next(next))) => {
+                    (offset, size, failures) = (next, self.settings.snapshot_piece, 0);
+                }
+                Ok(Reply::Snapshot(SnapshotReply::Done(vote))) => return Ok(vote),
+                Ok(reply) => return Err(self.unexpected(&reply)),
+                // Ask how far it got and go on. openraft would begin anew, and wait longer each time.
+                Err(RPCError::Network(error)) if failures < PIECE_FAILURES => {
+                    tracing::debug!(peer = %self.peer, %error, offset, "a piece of a snapshot is sent again");
+                    (size, failures) = (0, failures + 1);
+                    tokio::time::sleep(self.settings.heartbeat).await;
+                }
+                Err(error) => return Err(error),
             }
-            size = self.settings.snapshot_piece;
         }
     }
 }

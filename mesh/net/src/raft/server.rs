@@ -26,12 +26,19 @@ pub(super) struct Server {
     pub me: RaftId,
     pub raft: Raft<TypeConfig, LedgerMachine>,
     pub is_member: MemberCheck,
-    /// The one snapshot that is being received.
-    pub arriving: Mutex<Option<Arriving>>,
+    pub receiving: Mutex<Receiving>,
+}
+
+#[derive(Default)]
+pub(super) struct Receiving {
+    /// The one snapshot that is on its way.
+    arriving: Option<Arriving>,
+    /// The last one that was installed: when the answer to its last piece is lost, the leader asks again.
+    installed: Option<String>,
 }
 
 /// A snapshot of which a part is here. Kept across broken connections; another snapshot takes its place.
-pub(super) struct Arriving {
+struct Arriving {
     snapshot: String,
     total: u64,
     bytes: Vec<u8>,
@@ -76,7 +83,11 @@ impl Server {
             return Err(Refusal::BadSnapshot(format!("{} bytes are too many", piece.total)));
         }
         // Held while the last piece is installed, so that the same snapshot is not installed twice at a time.
-        let mut slot = self.arriving.lock().await;
+        let mut receiving = self.receiving.lock().await;
+        let Receiving { arriving: slot, installed } = &mut *receiving;
+        if installed.as_ref() == Some(&piece.snapshot) {
+            return Ok(SnapshotReply::Done(mine));
+        }
         let arriving = match slot.take() {
             Some(same) if same.snapshot == piece.snapshot && same.total == piece.total => slot.insert(same),
             _ => slot.insert(Arriving { snapshot: piece.snapshot, total: piece.total, bytes: Vec::new() }),
@@ -89,12 +100,15 @@ impl Server {
         if reached < piece.total {
             return Ok(SnapshotReply::Next(reached));
         }
-        let Some(Arriving { bytes, .. }) = slot.take() else { return Ok(SnapshotReply::Next(0)) };
+        let Some(Arriving { bytes, snapshot: name, .. }) = slot.take() else { return Ok(SnapshotReply::Next(0)) };
         let (meta, _) = snapshot::decode(&format!("from {from}"), &bytes)
             .map_err(|error| Refusal::BadSnapshot(error.to_string()))?;
         let snapshot = Snapshot { meta, snapshot: bytes.into() };
-        let installed = self.raft.install_full_snapshot(piece.vote, snapshot).await.map_err(stopped)?;
-        Ok(SnapshotReply::Done(installed.vote))
+        let answer = self.raft.install_full_snapshot(piece.vote, snapshot).await.map_err(stopped)?;
+        if answer.vote == piece.vote {
+            *installed = Some(name);
+        }
+        Ok(SnapshotReply::Done(answer.vote))
     }
 }
 
