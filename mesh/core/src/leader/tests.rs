@@ -74,14 +74,14 @@ fn the_lease_runs_from_the_last_heartbeat_that_named_the_attempt() {
     env.turn(0);
     env.turn(1);
     let id = attempt("t", 1);
-    assert_eq!(env.beat("b", &[id.clone()], 20_000), []);
+    assert_eq!(env.beat("b", std::slice::from_ref(&id), 20_000), []);
     // The node lives and says nothing of it.
     assert_eq!(env.beat("b", &[], 60_000), []);
     assert!(env.turn(85_000).propose.is_empty(), "lease and slack are just not over");
     let decisions = env.turn(85_001);
     let lost = Entry::LeaseExpired { attempt: id.clone(), last_heard: Millis(20_000), at: Millis(85_001) };
     assert_eq!(decisions.propose, [lost]);
-    assert_eq!(env.beat("b", &[id.clone()], 85_002), [(id, StopReason::Superseded)]);
+    assert_eq!(env.beat("b", std::slice::from_ref(&id), 85_002), [(id, StopReason::Superseded)]);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn nobody_speaks_for_an_attempt_of_another_node() {
     let mut env = Env::new();
     env.turn(0);
     let id = attempt("t", 1);
-    assert_eq!(env.beat("a", &[id.clone()], 10), [(id.clone(), StopReason::Superseded)]);
+    assert_eq!(env.beat("a", std::slice::from_ref(&id), 10), [(id.clone(), StopReason::Superseded)]);
     let on_report = |from: &str, report: Report| {
         env.leader.on_report(&env.ledger, &NodeId::new(from), id.clone(), report, Millis(5), TERM)
     };
@@ -120,7 +120,7 @@ fn a_cancelled_attempt_is_told_to_stop_until_it_has() {
     assert_eq!(sent, [(NodeId::new("b"), stop)]);
     assert_eq!(env.leader.on_worker_answer(&id, &FromWorker::Journalled, Millis(20)), None);
     assert_eq!(env.turn(1_010).send.len(), 1, "journalled is not stopped");
-    assert_eq!(env.beat("b", &[id.clone()], 1_020), [(id.clone(), StopReason::Cancelled)]);
+    assert_eq!(env.beat("b", std::slice::from_ref(&id), 1_020), [(id.clone(), StopReason::Cancelled)]);
     take(&mut env.ledger, Entry::Stopped { attempt: id, at: Millis(1_100) });
     assert!(env.turn(9_000).send.is_empty());
 }
@@ -160,6 +160,6 @@ fn progress_is_that_of_the_last_heartbeat() {
     env.turn(0);
     let id = attempt("t", 1);
     assert!(env.leader.progress(&id).is_none());
-    env.beat("b", &[id.clone()], 10);
+    env.beat("b", std::slice::from_ref(&id), 10);
     assert_eq!(env.leader.progress(&id).map(|p| p.progress.step), Some(7));
 }

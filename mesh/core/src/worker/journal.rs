@@ -58,6 +58,9 @@ pub enum Stage {
     Ending(Ending),
     /// Its last report is in the outbox.
     Over,
+    /// Over and reported, without a result: its checkpoint is kept for a successor on this node. It holds nothing and is
+    /// not spoken of.
+    Kept,
 }
 
 /// How an attempt is to end.

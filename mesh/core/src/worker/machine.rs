@@ -9,8 +9,11 @@ use super::{
 use crate::{
     id::AttemptId,
     ledger::entry::{Failure, FailureClass},
-    wire::{Assign, FromLeader, FromWorker, Heartbeat, Phase, Report, ToWorker},
+    wire::{Assign, FromLeader, FromWorker, Heartbeat, Phase, Report, StopReason, ToWorker},
 };
+
+/// Attempts without a result whose checkpoints are kept: a bound on the disk, for nobody says when a task is dropped.
+const KEPT_MAX: usize = 16;
 
 impl Worker {
     /// Starts from the journal; no child runs. `now` is CLOCK_BOOTTIME in milliseconds, here and everywhere.
@@ -69,9 +72,9 @@ impl Worker {
         at
     }
 
-    /// Attempts in the journal, for listings.
+    /// Attempts that are not over and reported, for listings.
     pub fn attempts(&self) -> impl Iterator<Item = &AttemptRow> {
-        self.attempts.values().map(|running| &running.row)
+        self.attempts.values().map(|running| &running.row).filter(|row| row.stage != Stage::Kept)
     }
 
     /// Highest term of a leader seen, for listings.
@@ -90,8 +93,8 @@ impl Worker {
         }
         let answer = match message {
             ToWorker::Assign(assign) => self.on_assign(*assign, now, actions),
-            ToWorker::Stop { attempt, .. } => {
-                self.on_stop(&attempt, now, actions);
+            ToWorker::Stop { attempt, why, .. } => {
+                self.on_stop(&attempt, &why, now, actions);
                 FromWorker::Journalled
             }
         };
@@ -104,24 +107,31 @@ impl Worker {
         if self.attempts.contains_key(&id) {
             return FromWorker::Journalled;
         }
-        let same_replica = |other: &&AttemptId| (&other.task, other.replica) == (&id.task, id.replica);
-        let others: Vec<AttemptId> = self.attempts.keys().filter(same_replica).cloned().collect();
+        let others = self.of_same_replica(&id);
         if let Some(newer) = others.iter().find(|other| other.attempt > id.attempt) {
             return FromWorker::Refused { reason: format!("this node already has its successor {newer}") };
         }
         // A successor exists only when the ledger has given those up.
-        for older in others {
-            self.superseded(&older, now, actions);
+        for older in &others {
+            self.superseded(older, now, actions);
         }
+        let left = others.iter().filter_map(|older| self.attempts.get(older)?.row.checkpoint.clone());
+        let checkpoint = left.max_by_key(|checkpoint| checkpoint.step);
         let outbox = VecDeque::from([Report::Started]);
-        let row = AttemptRow { assign, stage: Stage::Accepted, checkpoint: None, outbox, ran_ms: 0 };
+        let row = AttemptRow { assign, stage: Stage::Accepted, checkpoint, outbox, ran_ms: 0 };
         let write = self.write(Write::Attempt(Box::new(row.clone())), actions);
         self.attempts.insert(id, Running::new(row, write, now));
         FromWorker::Journalled
     }
 
-    fn on_stop(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
-        if self.attempts.contains_key(id) {
+    fn of_same_replica(&self, id: &AttemptId) -> Vec<AttemptId> {
+        let same = |other: &&AttemptId| *other != id && (&other.task, other.replica) == (&id.task, id.replica);
+        self.attempts.keys().filter(same).cloned().collect()
+    }
+
+    fn on_stop(&mut self, id: &AttemptId, why: &StopReason, now: u64, actions: &mut Vec<Action>) {
+        if self.attempts.get(id).is_some_and(|running| running.row.stage != Stage::Kept) {
+            self.drop_checkpoint_if(id, *why == StopReason::Cancelled);
             return self.superseded(id, now, actions);
         }
         // It never came, or is long over. Should it still come, `Started` will be stale and start nothing.
@@ -219,7 +229,8 @@ impl Worker {
                 running.lease_from = running.lease_from.max(Some(sent_at));
             }
         }
-        for (id, _why) in stop {
+        for (id, why) in stop {
+            self.drop_checkpoint_if(&id, why == StopReason::Cancelled);
             self.superseded(&id, now, actions);
         }
     }
@@ -228,12 +239,19 @@ impl Worker {
     fn superseded(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
         let Some(running) = self.attempts.get_mut(id) else { return };
         match running.row.stage {
-            Stage::Over => {}
+            Stage::Over | Stage::Kept => {}
             Stage::Accepted | Stage::Running | Stage::Computed | Stage::Ending(_) => {
                 running.row.outbox.clear();
                 running.sent = None;
                 self.end_if(id, |s| !matches!(s, Stage::Ending(_)), Ending::Stopped, now, actions);
             }
+        }
+    }
+
+    /// Nobody will go on from it: there is a result, or the task is dropped.
+    fn drop_checkpoint_if(&mut self, id: &AttemptId, useless: bool) {
+        if let Some(running) = self.attempts.get_mut(id).filter(|_| useless) {
+            running.row.checkpoint = None;
         }
     }
 
@@ -253,6 +271,14 @@ impl Worker {
         }
         // A wish to publish that is under way must not be answered into this.
         running.sent.take_if(|sent| sent.report == Report::Publish);
+        // No successor is started after these.
+        if match &ending {
+            Ending::Stopped => false,
+            Ending::Failed(failure) => failure.class != FailureClass::Retryable,
+            Ending::Finished(_) => true,
+        } {
+            running.row.checkpoint = None;
+        }
         running.row.stage = Stage::Ending(ending);
         let grace_ms = running.row.assign.spec.timeouts.stop_ms.unwrap_or(grace);
         if let Some(child) = running.child.as_mut().filter(|child| child.kill_at.is_none()) {
@@ -318,10 +344,43 @@ impl Worker {
             return self.write_row(id, now, actions);
         }
         if running.row.stage == Stage::Over && running.row.outbox.is_empty() && running.last_write <= self.durable {
-            self.attempts.remove(id);
-            let write = self.write(Write::Forget(id.clone()), actions);
-            self.gated.push_back((write, Action::Forgotten { attempt: id.clone() }));
+            self.forget_or_keep(id, now, actions);
         }
+    }
+
+    /// A checkpoint of its own is kept in place of its predecessors'; one it started from lies with its predecessor.
+    fn forget_or_keep(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
+        let checkpoint = self.attempts.get(id).and_then(|running| running.row.checkpoint.clone());
+        let kept = |worker: &Self, id: &AttemptId| worker.attempts.get(id).is_some_and(|r| r.row.stage == Stage::Kept);
+        let older: Vec<AttemptId> = self.of_same_replica(id).into_iter().filter(|other| kept(self, other)).collect();
+        let inherited = older.iter().any(|o| self.attempts.get(o).is_some_and(|r| r.row.checkpoint == checkpoint));
+        match checkpoint {
+            Some(_) if inherited => return self.forget(id, actions),
+            Some(_) => {
+                if let Some(running) = self.attempts.get_mut(id) {
+                    running.row.stage = Stage::Kept;
+                }
+                self.write_row(id, now, actions);
+            }
+            None => self.forget(id, actions),
+        }
+        // A successor that is here already may have started from any of them.
+        let succeeded = |worker: &Self, id: &AttemptId| worker.of_same_replica(id).iter().any(|o| !kept(worker, o));
+        if !succeeded(self, id) {
+            older.iter().for_each(|other| self.forget(other, actions));
+        }
+        // Ids of tasks are in the order of submission: the oldest go first.
+        let all = self.attempts.keys().filter(|id| kept(self, id) && !succeeded(self, id));
+        let all: Vec<AttemptId> = all.cloned().collect();
+        for oldest in all.iter().take(all.len().saturating_sub(KEPT_MAX)) {
+            self.forget(oldest, actions);
+        }
+    }
+
+    fn forget(&mut self, id: &AttemptId, actions: &mut Vec<Action>) {
+        self.attempts.remove(id);
+        let write = self.write(Write::Forget(id.clone()), actions);
+        self.gated.push_back((write, Action::Forgotten { attempt: id.clone() }));
     }
 
     fn start(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
@@ -366,7 +425,7 @@ impl Worker {
         }
         self.heartbeat_due = now.saturating_add(self.settings.heartbeat_ms);
         // Naming an attempt acknowledges it, so it must be in the journal.
-        let named = self.attempts.values_mut().filter(|r| r.first_write <= self.durable);
+        let named = self.attempts.values_mut().filter(|r| r.row.stage != Stage::Kept && r.first_write <= self.durable);
         let attempts = named
             .map(|running| {
                 running.named_from.get_or_insert(now);

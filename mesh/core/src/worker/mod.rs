@@ -23,6 +23,7 @@
 //! - an attempt's lease counts from the send time of the last acknowledged heartbeat that named it. Beyond it nothing is
 //!   published; beyond `placement.offlineFor` the child is stopped with a checkpoint;
 //! - bytes are published only under a right that was granted in this lease;
+//! - the checkpoint of an attempt that left no result is kept for a while, for a successor on the same node;
 //! - an attempt reports its end when its child is gone, not before: the report frees its slots.
 
 mod attempt;
@@ -214,7 +215,8 @@ pub enum Action {
     },
     /// Send this to the leader.
     SendHeartbeat(Heartbeat),
-    /// The attempt is over and forgotten: its folder may go.
+    /// The attempt is over and forgotten: its folder may go, with its checkpoints. Until then it stays: a successor on
+    /// this node may be started from it.
     Forgotten {
         /// The attempt.
         attempt: AttemptId,

@@ -158,6 +158,36 @@ fn a_restarted_worker_goes_on_from_its_checkpoint() {
 }
 
 #[test]
+fn a_successor_on_the_same_node_goes_on_from_what_was_left() {
+    let (mut env, first) = Env::running();
+    let left = LocalCheckpoint { step: 4, path: "c4".to_owned(), manifest_sha256: "x".to_owned() };
+    env.child(&first, ChildEvent::Checkpoint(left.clone()));
+    env.child(&first, ChildEvent::Exited(Exit::Signal(9)));
+    assert_eq!(env.committed(&first), [], "it is kept, not forgotten");
+    assert_eq!(env.worker.attempts().count(), 0);
+    // A restart in between loses nothing.
+    let mut env = Env::from(env.disk, 3_000);
+    let second = attempt("t", 2);
+    env.on(assign(&second, 1));
+    let started = env.committed(&second);
+    let resumed =
+        started.iter().any(|a| matches!(a, Action::StartChild { resume, .. } if *resume == Some(left.clone())));
+    assert!(resumed, "{started:?}");
+    env.child(&second, ChildEvent::Exited(Exit::Signal(9)));
+    // It made none of its own: the first one's stays.
+    assert_eq!(env.committed(&second), [Action::Forgotten { attempt: second }]);
+    let third = attempt("t", 3);
+    env.on(assign(&third, 1));
+    env.committed(&third);
+    let failure = Failure { class: FailureClass::Fatal, message: "bad data".to_owned() };
+    env.child(&third, ChildEvent::Failed(failure));
+    env.child(&third, ChildEvent::Exited(Exit::Code(1)));
+    let forgotten = [Action::Forgotten { attempt: third.clone() }, Action::Forgotten { attempt: first }];
+    assert_eq!(env.committed(&third), forgotten);
+    assert!(env.disk.attempts.is_empty());
+}
+
+#[test]
 fn publishing_waits_for_the_right_and_the_lease() {
     let (mut env, id) = Env::running();
     let computed = env.child(&id, ChildEvent::Computed);

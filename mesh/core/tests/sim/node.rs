@@ -7,7 +7,7 @@ use mloc_core::{
     id::{AttemptId, NodeId},
     ledger::entry::{CheckpointRef, Failure, FailureClass, TaskResult},
     wire::{FromLeader, Phase, Progress, Report, ToWorker},
-    worker::{Action, ChildEvent, Event, Exit, JournalRows, LocalCheckpoint, Settings, Worker, Write},
+    worker::{Action, ChildEvent, Event, Exit, JournalRows, LocalCheckpoint, Settings, Stage, Worker, Write},
 };
 use rand::{Rng, rngs::SmallRng};
 
@@ -75,7 +75,10 @@ impl Node {
     }
 
     pub fn at_rest(&self) -> bool {
-        self.up && self.disk.attempts.is_empty() && self.children.is_empty() && self.publishing.is_empty()
+        self.up
+            && self.disk.attempts.iter().all(|row| row.stage == Stage::Kept)
+            && self.children.is_empty()
+            && self.publishing.is_empty()
     }
 
     fn write(&mut self, write: Write) {
