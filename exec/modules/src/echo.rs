@@ -49,9 +49,16 @@ impl Module for Echo {
         };
         ctx.keep_checkpoints(KEEP);
         ctx.phase(Phase::Training);
+        let mut saved = state.step;
         while state.step < settings.steps {
-            ctx.check()?;
-            nap(ctx, Duration::from_millis(settings.step_ms))?;
+            nap(ctx, Duration::from_millis(settings.step_ms));
+            if ctx.stopping() {
+                // What was counted is not lost: a drained node hands it on.
+                if state.step > saved {
+                    ctx.checkpoint(state.step, |dir| state.save(dir))?;
+                }
+                return Err(ModuleError::Cancelled);
+            }
             if let Some((at, how)) = settings.fail
                 && at == state.step + 1
             {
@@ -72,6 +79,7 @@ impl Module for Echo {
             });
             if state.step.is_multiple_of(settings.save_steps.max(1)) && state.step < settings.steps {
                 ctx.checkpoint(state.step, |dir| state.save(dir))?;
+                saved = state.step;
             }
         }
         write(&ctx.artifacts().join(LOG), &state.log)?;
@@ -102,13 +110,14 @@ impl State {
     }
 }
 
-fn nap(ctx: &RunContext, long: Duration) -> Result<(), ModuleError> {
+/// Sleeps, unless it is to stop.
+fn nap(ctx: &RunContext, long: Duration) {
     let until = Instant::now() + long;
-    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        && !ctx.stopping()
+    {
         std::thread::sleep(left.min(NAP));
-        ctx.check()?;
     }
-    Ok(())
 }
 
 /// Breaks as it was told to. The ways that come back from elsewhere do not return.
@@ -133,4 +142,92 @@ fn write(path: &Path, text: &str) -> Result<(), ModuleError> {
 
 fn read(path: &Path) -> Result<String, ModuleError> {
     fs::read_to_string(path).map_err(|e| ModuleError::disk("read", path, &e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeMap,
+        path::PathBuf,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
+
+    use mloc_core::{
+        id::{AttemptId, TaskId},
+        task::{
+            TaskSpec,
+            kind::{Kind, TaskType},
+        },
+    };
+    use mloc_exec::{Event, Run, child::run_module, run::RUN_VERSION};
+
+    use super::*;
+
+    fn run(dir: &Path, settings: &[(&str, u64)]) -> Run {
+        let hyperparameters = settings.iter().map(|(name, n)| ((*name).to_owned(), Value::from(*n)));
+        let spec = TaskSpec {
+            kind: Kind::TrainingTask,
+            metadata: Default::default(),
+            task_type: TaskType::Echo,
+            replicas: 1,
+            request: Default::default(),
+            model: None,
+            dataset: None,
+            hyperparameters: hyperparameters.collect(),
+            output: Default::default(),
+            priority: 0,
+            depends_on: vec![],
+            retry: Default::default(),
+            timeouts: Default::default(),
+            placement: Default::default(),
+            checkpoint: Default::default(),
+            env: BTreeMap::new(),
+            secrets_from: vec![],
+        };
+        Run {
+            v: RUN_VERSION,
+            attempt: AttemptId { task: TaskId::new("task-01T"), replica: 0, attempt: 1 },
+            spec,
+            grant: Default::default(),
+            inputs: Default::default(),
+            artifacts: dir.join("artifacts"),
+            checkpoints: dir.join("checkpoints"),
+            result: dir.join("result.json"),
+            threads: 1,
+            keep_checkpoints: 0,
+        }
+    }
+
+    fn files(dir: &Path) -> [Vec<u8>; 2] {
+        [LOG, RESULT].map(|name| fs::read(PathBuf::from(dir).join("artifacts").join(name)).unwrap())
+    }
+
+    #[test]
+    fn a_resumed_run_equals_the_unbroken_one() {
+        let (unbroken, broken) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let quiet = || -> mloc_exec::context::Tell { Arc::new(|_: &Event| {}) };
+        run_module(run(unbroken.path(), &[("steps", 9)]), Arc::default(), quiet(), crate::registry()).unwrap();
+        // Asked to stop after the fifth step, then told to fail at the seventh, with a checkpoint every two.
+        let stop = Arc::new(AtomicBool::new(false));
+        let at = stop.clone();
+        let tell: mloc_exec::context::Tell = Arc::new(move |event: &Event| {
+            if let Event::Log { text, .. } = event
+                && text.starts_with("step 5")
+            {
+                at.store(true, Ordering::Relaxed);
+            }
+        });
+        let every_two = [("steps", 9), ("save_steps", 2)];
+        let stopped = run_module(run(broken.path(), &every_two), stop, tell, crate::registry());
+        assert!(matches!(stopped, Err(ModuleError::Cancelled)));
+        let mut failing = every_two.to_vec();
+        failing.push(("fail_at_step", 7));
+        let failed = run_module(run(broken.path(), &failing), Arc::default(), quiet(), crate::registry());
+        assert!(matches!(failed, Err(ModuleError::Fatal(_))));
+        run_module(run(broken.path(), &every_two), Arc::default(), quiet(), crate::registry()).unwrap();
+        assert_eq!(files(unbroken.path()), files(broken.path()));
+    }
 }

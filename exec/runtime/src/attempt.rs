@@ -208,13 +208,14 @@ impl Start {
         if here.is_some_and(|here| here.step >= fetched.step) {
             return Ok(());
         }
-        match checkpoint::verify(&into, fetched.step) {
-            Ok(_) => {
-                checkpoint::adopt(&into, &all, fetched.step).map_err(|e| disk("keep a checkpoint in", &all, &e))?;
-                log.line(&format!("mloc: brought the checkpoint of step {}", fetched.step));
-            }
-            Err(found) => log.line(&format!("mloc: the checkpoint of step {} is damaged: {found}", fetched.step)),
-        }
+        let (at, step) = (all.clone(), fetched.step);
+        // Hashing takes as long as reading it.
+        let kept = tokio::task::spawn_blocking(move || match checkpoint::verify(&into, step) {
+            Ok(_) => checkpoint::adopt(&into, &at, step).map(|_| format!("brought the checkpoint of step {step}")),
+            Err(found) => Ok(format!("the shared checkpoint of step {step} is damaged: {found}")),
+        });
+        let kept = kept.await.map_err(io::Error::other).and_then(|kept| kept);
+        log.line(&format!("mloc: {}", kept.map_err(|e| disk("keep a checkpoint in", &all, &e))?));
         Ok(())
     }
 
@@ -272,13 +273,11 @@ impl Start {
         let mut relay = Relay::new(self.outlet.clone(), log, push);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut wish = self.wish.clone();
-        let mut relaying = Box::pin(async {
-            tokio::join!(relay.events(stdout), copy(stderr, log));
-        });
+        let mut relaying = Box::pin(relay.events(stdout));
+        let mut copying = Box::pin(copy(stderr, log));
+        let (mut relayed, mut copied, mut pushed) = (false, false, false);
         let pusher = self.push_all(pushes, log);
         let mut pushing = Box::pin(pusher);
-        let mut pushed = false;
-        let mut relayed = false;
         let status = loop {
             let asked = *wish.borrow();
             tokio::select! {
@@ -294,7 +293,7 @@ impl Start {
                 status = child.wait() => break status,
                 () = &mut relaying, if !relayed => {
                     relayed = true;
-                    // Its pipes are closed and it lives on: nobody can hear it. Also the way a protocol error ends.
+                    // It lives on and says nothing more, or nothing that can be understood.
                     if asked < Wish::Kill {
                         tokio::select! {
                             _ = child.wait() => {}
@@ -302,12 +301,27 @@ impl Start {
                         }
                     }
                 }
+                () = &mut copying, if !copied => copied = true,
                 () = &mut pushing, if !pushed => pushed = true,
             }
         };
         // Whatever it started goes with it: slots are free only when nothing computes any more.
         kill(&child, &id, log).await;
-        if !relayed && timeout(PIPES_CLOSE, &mut relaying).await.is_err() {
+        let rest = async {
+            tokio::join!(
+                async {
+                    if !relayed {
+                        relaying.as_mut().await;
+                    }
+                },
+                async {
+                    if !copied {
+                        copying.as_mut().await;
+                    }
+                }
+            )
+        };
+        if timeout(PIPES_CLOSE, rest).await.is_err() {
             log.line("mloc: something still holds the child's pipes");
         }
         drop(relaying);

@@ -15,7 +15,7 @@ use mloc_core::{
     wire::{FromLeader, FromWorker, Phase, Report, ToLeader, ToWorker},
     worker::{self, Action, ChildEvent, Event},
 };
-use mloc_exec::{Transfers, checkpoint, child::read_result, failpoint};
+use mloc_exec::{Transfers, child::read_result, failpoint};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
@@ -363,7 +363,7 @@ impl Service {
             if let Some(before) = before {
                 before.cancelled().await;
             }
-            // No start of a child has number 0: the worker shows these figures nowhere, and that is fine.
+            // No start of a child has number 0: the worker takes these figures from nobody yet.
             let outlet = Outlet { attempt: id.clone(), run: 0, events };
             let tell = attempt::tell(&outlet, Phase::Uploading, "publishing".into());
             let (artifacts, made) = (bench.folders.artifacts(&id), read_result(&bench.folders.result(&id)));
@@ -480,14 +480,8 @@ impl Service {
 /// What is published needs no checkpoint any more.
 async fn drop_checkpoints(folders: &Folders, attempt: &AttemptId) {
     let all = folders.checkpoints(attempt);
-    let dropped = tokio::task::spawn_blocking(move || {
-        // None is valid once the folder is gone; half of it gone is what a crash leaves, and is cleared with it.
-        match checkpoint::find_newest_valid(&all) {
-            Ok((None, _)) => Ok(()),
-            _ => std::fs::remove_dir_all(&all),
-        }
-    });
-    if let Ok(Err(error)) = dropped.await {
-        warn!(%attempt, %error, "its checkpoints stay");
+    match tokio::fs::remove_dir_all(all).await {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => warn!(%attempt, %error, "its checkpoints stay"),
+        _ => {}
     }
 }

@@ -1,0 +1,124 @@
+//! The program that this crate's tests start: `__attempt RUN` as the real one does, with a module made to be broken,
+//! and `__daemon DIR` for a whole worker that a test may kill.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use mloc_core::{
+    task::hyperparameters::settings::Echo,
+    task::spec::Location,
+    wire::{Phase, Progress, Report},
+};
+use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
+
+struct Breakable;
+
+impl Module for Breakable {
+    fn name(&self) -> &'static str {
+        "echo"
+    }
+
+    fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
+        let settings = Echo::of(&ctx.run().spec);
+        let mode = std::env::var("MODE").unwrap_or_default();
+        ctx.phase(Phase::Training);
+        match mode.as_str() {
+            "ignore" => loop {
+                ctx.progress(Progress { step: 1, ..Default::default() });
+                std::thread::sleep(Duration::from_millis(20));
+            },
+            "family" => {
+                // One below it, one in a session of its own whose parent is gone.
+                let mut below = Command::new("sleep").arg("1000").spawn().unwrap();
+                std::thread::spawn(move || below.wait());
+                Command::new("sh").args(["-c", "setsid sleep 1001 & exit 0"]).status().unwrap();
+                ctx.progress(Progress { step: 1, ..Default::default() });
+                loop {
+                    ctx.check()?;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+            "die" => {
+                nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+            }
+            "flood" => {
+                let line = "x".repeat(1023) + "\n";
+                for _ in 0..40 << 10 {
+                    print!("{line}");
+                }
+                println!("the end of it");
+            }
+            "secret" => {
+                println!("secret {} path {}", std::env::var("TOKEN").unwrap(), std::env::var("JOIN_TOKEN").is_ok())
+            }
+            _ => {}
+        }
+        let mut text = match ctx.resume() {
+            Some(from) => fs::read_to_string(from.dir.join("text")).unwrap(),
+            None => String::new(),
+        };
+        let slow = mode == "slow";
+        for step in ctx.resume_step() + 1..=settings.steps {
+            ctx.check()?;
+            if slow {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            text.push_str(&format!("step {step}\n"));
+            ctx.progress(Progress { step, total_steps: Some(settings.steps), ..Default::default() });
+            if step % settings.save_steps == 0 {
+                ctx.checkpoint(step, |dir| {
+                    let write = || fs::File::create(dir.join("text"))?.write_all(text.as_bytes());
+                    write().map_err(|e| ModuleError::disk("write", dir, &e))
+                })?;
+            }
+        }
+        fs::write(ctx.artifacts().join("text"), &text).unwrap();
+        Ok(ModuleOutput {
+            outputs: vec![Output { path: "text".into(), kind: "echo".into() }],
+            summary: [("steps".to_owned(), settings.steps.into())].into(),
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some("__attempt") => mloc_runtime::child::main(Path::new(&args[2]), &[&Breakable]),
+        Some("__daemon") => daemon(Path::new(&args[2])),
+        _ => ExitCode::from(64),
+    }
+}
+
+/// Runs one task of ten steps in `dir` to its end; the next attempt when one failed. Exits 0 when it is published.
+#[tokio::main]
+async fn daemon(dir: &Path) -> ExitCode {
+    let node = support::Node::start(&dir.join("data"), &std::env::current_exe().unwrap()).await;
+    let mut spec = support::spec(10, "normal");
+    spec.checkpoint = support::shared(&dir.join("shared"));
+    spec.output.destination = Some(Location::Local { path: dir.join("out").display().to_string() });
+    // The ledger's part: which attempt it is, from one process to the next.
+    let number = dir.join("attempt");
+    let attempt: u32 = fs::read_to_string(&number).map_or(1, |text| text.parse().unwrap());
+    node.assign(support::assign(attempt, spec)).await;
+    match node.leader.end_of(&support::attempt(attempt)).await {
+        Report::Finished(_) => {
+            node.worker.stop().await;
+            ExitCode::SUCCESS
+        }
+        Report::Failed(failure) => {
+            eprintln!("{}", failure.message);
+            fs::write(number, (attempt + 1).to_string()).unwrap();
+            node.worker.stop().await;
+            ExitCode::from(3)
+        }
+        other => panic!("{other:?}"),
+    }
+}
