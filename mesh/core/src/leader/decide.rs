@@ -45,6 +45,7 @@ impl Leader {
     fn forget_the_dead(&mut self, ledger: &Ledger) {
         let live = |id: &_| ledger.attempt(id).is_some_and(Attempt::is_live);
         self.leases.retain(|id, _| live(id));
+        self.given_up.retain(live);
         self.progress.retain(|id, _| live(id));
         self.deliveries.retain(|id, _| live(id));
     }
@@ -54,6 +55,7 @@ impl Leader {
         for attempt in ledger.live_attempts() {
             let last_heard = *self.leases.entry(attempt.id.clone()).or_insert(now);
             if now.since(last_heard) > longest {
+                self.given_up.insert(attempt.id.clone());
                 decisions.propose.push(Entry::LeaseExpired { attempt: attempt.id.clone(), last_heard, at: now });
             }
         }

@@ -18,7 +18,7 @@
 
 mod decide;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     id::{AttemptId, NodeId},
@@ -63,6 +63,9 @@ pub struct Leader {
     settings: Settings,
     /// When each live attempt was last heard of, by a heartbeat that named it.
     leases: BTreeMap<AttemptId, Millis>,
+    /// Whose end was proposed because its lease was over. The commit may take a while, and a heartbeat in between must
+    /// not bring the lease back: the worker would rely on it after the attempt has ended.
+    given_up: BTreeSet<AttemptId>,
     progress: BTreeMap<AttemptId, AttemptProgress>,
     deliveries: BTreeMap<AttemptId, Delivery>,
     /// When idempotency keys are looked through next.
@@ -103,6 +106,7 @@ impl Leader {
             node,
             settings,
             leases: BTreeMap::new(),
+            given_up: BTreeSet::new(),
             progress: BTreeMap::new(),
             deliveries: BTreeMap::new(),
             next_key_sweep: Millis::default(),
@@ -112,6 +116,7 @@ impl Leader {
     /// Takes over: every live attempt gets one full fresh lease, for nobody knows when it was last heard of.
     pub fn became_leader(&mut self, now: Millis, ledger: &Ledger) {
         self.leases = ledger.live_attempts().map(|attempt| (attempt.id.clone(), now)).collect();
+        self.given_up.clear();
         self.progress.clear();
         self.deliveries.clear();
         self.next_key_sweep = now;
@@ -132,6 +137,7 @@ impl Leader {
         for said in attempts {
             let id = said.attempt.clone();
             let live = ledger.attempt(&id).filter(|attempt| attempt.is_live() && attempt.node == node);
+            let live = live.filter(|_| !self.given_up.contains(&id));
             let Some(live) = live else {
                 stop.push((id, StopReason::Superseded));
                 continue;

@@ -84,6 +84,19 @@ fn the_lease_runs_from_the_last_heartbeat_that_named_the_attempt() {
     assert_eq!(env.beat("b", std::slice::from_ref(&id), 85_002), [(id, StopReason::Superseded)]);
 }
 
+/// Found by the simulation (seed 6788 of its first version).
+#[test]
+fn a_heartbeat_does_not_bring_back_a_lease_whose_end_is_being_committed() {
+    let mut env = Env::new();
+    env.turn(0);
+    env.turn(1);
+    let id = attempt("t", 1);
+    let expired = env.leader.decide(&env.ledger, &env.nodes, Millis(65_002), TERM).propose;
+    assert_eq!(expired.len(), 1);
+    assert_eq!(env.beat("b", std::slice::from_ref(&id), 65_003), [(id, StopReason::Superseded)]);
+    assert_eq!(env.turn(65_004).propose.len(), 1, "proposed again until it is committed");
+}
+
 #[test]
 fn a_new_leader_grants_a_fresh_lease() {
     let mut env = Env::new();
