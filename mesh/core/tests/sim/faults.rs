@@ -123,8 +123,9 @@ impl World {
                 if self.leader.is_none() {
                     self.elect();
                 }
+                // After the slowest commit of an earlier drain.
                 for node in 0..self.nodes.len() {
-                    self.strike(Fault::Drain { node, draining: false })?;
+                    self.after(3_000, Happening::Fault(Fault::Drain { node, draining: false }));
                 }
             }
         }
