@@ -44,8 +44,35 @@ impl Batch {
         self.attention_mask.iter().flatten().filter(|m| **m != 0).count()
     }
 
-    /// Positions whose successor is a target: the predictions that count.
+    /// Targets that some token of the same row comes before: the predictions that count.
     pub fn num_targets(&self) -> usize {
-        self.labels.iter().flat_map(|row| row.iter().skip(1)).filter(|l| **l != IGNORED).count()
+        let rows = self.labels.iter().zip(&self.attention_mask);
+        rows.flat_map(|(labels, mask)| labels.iter().zip(mask).filter(|(_, m)| **m != 0).skip(1))
+            .filter(|(label, _)| **label != IGNORED)
+            .count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_padded_on_the_right_and_first_tokens_are_no_targets() {
+        let batch = Batch::collate(&[(vec![5, 6, 7], vec![5, 6, 7]), (vec![8, 9], vec![IGNORED, 9])], 0);
+        assert_eq!(batch.input_ids, [[5, 6, 7], [8, 9, 0]]);
+        assert_eq!(batch.attention_mask, [[1, 1, 1], [1, 1, 0]]);
+        assert_eq!(batch.labels, [[5, 6, 7], [IGNORED, 9, IGNORED]]);
+        assert_eq!((batch.num_tokens(), batch.num_targets()), (5, 3));
+    }
+
+    #[test]
+    fn the_first_real_token_of_a_left_padded_row_is_no_target() {
+        let batch = Batch {
+            input_ids: vec![vec![0, 4, 5]],
+            attention_mask: vec![vec![0, 1, 1]],
+            labels: vec![vec![IGNORED, 4, 5]],
+        };
+        assert_eq!(batch.num_targets(), 1);
     }
 }

@@ -11,7 +11,7 @@ pub enum Sampling {
     Greedy,
     /// At random.
     Random {
-        /// Logits are divided by it; above 0.
+        /// Logits are divided by it; 0 is greedy.
         temperature: f32,
         /// Only the most probable tokens that together reach this probability are eligible; 1 = all.
         top_p: f32,
@@ -84,6 +84,9 @@ fn argmax(logits: &[f32]) -> i64 {
 
 fn sample(logits: &[f32], temperature: f32, top_p: f32, random: &mut Random) -> i64 {
     let best = argmax(logits);
+    if temperature <= 0.0 {
+        return best;
+    }
     let highest = logits[best as usize];
     let mut weights: Vec<(usize, f32)> = logits
         .iter()
@@ -131,6 +134,7 @@ mod tests {
         for _ in 0..100 {
             assert_ne!(sample(&logits, 1.0, 0.8, &mut random), 0);
             assert_eq!(sample(&logits, 0.01, 1.0, &mut random), 1);
+            assert_eq!(sample(&logits, 0.0, 1.0, &mut random), 1);
         }
     }
 }

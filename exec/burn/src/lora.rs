@@ -219,7 +219,12 @@ pub fn attach(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<(),
             format!("{unmatched:?} match no layer; known are {} and all-linear", modules.join(", ")),
         ));
     }
-    model.adapter = Some(config.clone());
+    let mut config = config.clone();
+    if config.target_modules.iter().any(|target| target == "all-linear") {
+        // Spelled out, as PEFT writes it: readers need not know the word.
+        config.target_modules = modules;
+    }
+    model.adapter = Some(config);
     Ok(())
 }
 

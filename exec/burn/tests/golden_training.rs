@@ -239,3 +239,43 @@ fn tokens_outside_the_vocabulary_are_refused() {
     let error = trainer.step(&[Batch::single(&[1, 512])]).expect_err("too large").to_string();
     assert_eq!(error, "batch row 0: token id 512, the vocabulary has 512");
 }
+
+#[test]
+fn adapter_targets_are_checked_and_all_linear_is_spelled_out() {
+    let config = |targets: &[&str]| LoraConfig {
+        r: 2,
+        lora_alpha: 2.0,
+        lora_dropout: 0.0,
+        use_rslora: false,
+        target_modules: targets.iter().map(|t| t.to_string()).collect(),
+    };
+    let mut model = base("llama");
+    lora::attach(&mut model, &config(&["all-linear"]), 1).expect("attach");
+    assert_eq!(model.parameters().filter(|p| p.trainable).count(), 3 * 7 * 2);
+    let written = model.adapter.expect("adapter").target_modules;
+    assert_eq!(written, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+    let error = lora::attach(&mut base("llama"), &config(&["q_proj", "query"]), 1).expect_err("no such layer");
+    assert_eq!(
+        error.to_string(),
+        "adapter_config.json: target_modules: [\"query\"] match no layer; known are \
+         q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj and all-linear"
+    );
+}
+
+#[test]
+fn weights_that_do_not_fit_are_listed_with_their_shapes() {
+    let folder = fixture("models/llama");
+    let mut raw = DecoderConfig::from_folder(&folder).expect("config").raw;
+    raw["intermediate_size"] = 100.into();
+    raw["num_hidden_layers"] = 2.into();
+    raw["tie_word_embeddings"] = false.into();
+    let config = DecoderConfig::from_json(raw).expect("config");
+    let source = SafetensorsSource::open_folder(&folder).expect("weights");
+    let error = Decoder::load(config, &source, &Device::flex()).expect_err("does not fit").to_string();
+    let lines: Vec<&str> = error.lines().collect();
+    assert_eq!(lines[0], "the weights do not fit the model:");
+    assert_eq!(lines[1], "  lm_head.weight: missing; expected shape [512, 64]");
+    assert_eq!(lines[2], "  model.layers.0.mlp.down_proj.weight: found shape [64, 176], expected [64, 100]");
+    let unknown = "  model.layers.2.input_layernorm.weight: unknown to this architecture; its shape is [64]";
+    assert!(lines.contains(&unknown), "{error}");
+}
