@@ -3,7 +3,7 @@
 use tracing_subscriber::EnvFilter;
 
 /// What is logged unless `RUST_LOG` says otherwise: our own words, and warnings of what we stand on.
-const DEFAULT: &str = "warn,mloc=info,mloc_mesh=info,mloc_runtime=info,mloc_store=info,mloc_api=info";
+const DEFAULT: &str = "warn,openraft=error,mloc=info,mloc_mesh=info,mloc_runtime=info,mloc_store=info,mloc_api=info";
 
 /// Starts logging; the second call in a process does nothing.
 pub fn start(json: bool) {

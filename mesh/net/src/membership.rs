@@ -215,15 +215,36 @@ impl MeshHandle {
             if !matches!(self.leader(), LeaderView::Here { .. }) {
                 continue;
             }
+            // A leader that died half way through a change left a joint configuration: it is finished first.
+            if let Some(target) = self.inner.consensus.unfinished_change() {
+                if let Err(error) = self.inner.consensus.change_voters(&target).await {
+                    warn!(%error, "an unfinished change of voters waits");
+                }
+                continue;
+            }
             let voters = self.inner.consensus.voters();
             let current: BTreeSet<RaftId> = voters.iter().map(|v| v.id).collect();
             let mut peers: BTreeMap<RaftId, NodeId> = voters.iter().map(|v| (v.id, v.peer.clone())).collect();
             let mut candidates = Vec::new();
             for node in table.read(|t| t.allowed().cloned().collect::<Vec<_>>()) {
                 let view = members.get(&node);
-                let gossiped = view.and_then(|v| v.values.get(RAFT)).and_then(|text| text.parse().ok());
+                let gossiped: Option<RaftId> = view.and_then(|v| v.values.get(RAFT)).and_then(|text| text.parse().ok());
                 let voter = voters.iter().find(|v| v.peer == node);
-                let Some(id) = voter.map(|v| v.id).or(gossiped) else { continue };
+                // A node that lost its data directory has a new raft id: its old seat is dead, the new id may be promoted.
+                if let Some(seat) = voter.filter(|v| gossiped.is_some_and(|id| id != v.id)) {
+                    candidates.push(Candidate {
+                        id: seat.id,
+                        leader: false,
+                        willing: true,
+                        reachable: true,
+                        disk_ok: true,
+                        alive: false,
+                        stable_for: Duration::ZERO,
+                        silent_for: seat.silent_for,
+                    });
+                }
+                let Some(id) = gossiped.or(voter.map(|v| v.id)) else { continue };
+                let voter = voter.filter(|v| v.id == id);
                 let capability: Option<mloc_core::capability::Capability> = view.and_then(|v| v.json(keys::CAPABILITY));
                 let draining = self.read(|l| l.members.get(&node).is_some_and(|m| m.draining_since.is_some()));
                 peers.insert(id, node.clone());

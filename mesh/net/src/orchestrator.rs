@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, stream};
 use mloc_core::{
     id::{AttemptId, NodeId},
     leader::{Leader, Reaction},
@@ -16,6 +15,7 @@ use mloc_core::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
+    task::JoinSet,
     time::MissedTickBehavior,
 };
 use tracing::{debug, info, warn};
@@ -38,6 +38,8 @@ impl MeshHandle {
         let mut ticks = tokio::time::interval(tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut led: Option<u64> = None;
+        // Ended with this loop.
+        let mut sends = JoinSet::new();
         loop {
             tokio::select! {
                 changed = leadership.changed() => if changed.is_err() { return },
@@ -63,7 +65,7 @@ impl MeshHandle {
                 info!(term, "this node orchestrates");
                 led = Some(term);
             }
-            self.round(term, &worker).await;
+            self.round(term, &worker, &mut sends).await;
         }
     }
 
@@ -78,7 +80,7 @@ impl MeshHandle {
     }
 
     /// One decision, carried out.
-    async fn round(&self, term: u64, worker: &mpsc::Sender<WorkerMessage>) {
+    async fn round(&self, term: u64, worker: &mpsc::Sender<WorkerMessage>, sends: &mut JoinSet<()>) {
         let nodes = self.node_views();
         let decisions = self.read(|ledger| self.with_leader(|leader| leader.decide(ledger, &nodes, self.now(), term)));
         for entry in decisions.propose {
@@ -91,24 +93,34 @@ impl MeshHandle {
                 }
             }
         }
-        let sends = decisions.send.into_iter().map(|(node, message)| async move {
-            let attempt = match &message {
-                ToWorker::Assign(assign) => assign.attempt.clone(),
-                ToWorker::Stop { attempt, .. } => attempt.clone(),
-            };
-            let answer = match self.send_to_worker(&node, message, worker).await {
-                Ok(answer) => answer,
-                Err(error) => return debug!(%node, %attempt, %error, "a message to a worker waits"),
-            };
-            debug!(%node, %attempt, ?answer, "a worker answered");
-            let entry = self.with_leader(|leader| leader.on_worker_answer(&attempt, &answer, self.now()));
-            if let Some(entry) = entry
-                && let Err(error) = self.propose(entry).await
-            {
-                debug!(%node, %attempt, %error, "a worker's refusal waits");
+        while sends.try_join_next().is_some() {}
+        for (node, message) in decisions.send {
+            // What finds no place is due again after its pause: nothing is lost, and a silent node delays no other.
+            if sends.len() >= SENDS_AT_ONCE {
+                break;
             }
-        });
-        stream::iter(sends).buffer_unordered(SENDS_AT_ONCE).collect::<()>().await;
+            let (mesh, worker) = (self.clone(), worker.clone());
+            sends.spawn(async move { mesh.send(node, message, worker).await });
+        }
+    }
+
+    /// One message to a worker, and what its answer asks for.
+    async fn send(self, node: NodeId, message: ToWorker, worker: mpsc::Sender<WorkerMessage>) {
+        let attempt = match &message {
+            ToWorker::Assign(assign) => assign.attempt.clone(),
+            ToWorker::Stop { attempt, .. } => attempt.clone(),
+        };
+        let answer = match self.send_to_worker(&node, message, &worker).await {
+            Ok(answer) => answer,
+            Err(error) => return debug!(%node, %attempt, %error, "a message to a worker waits"),
+        };
+        debug!(%node, %attempt, ?answer, "a worker answered");
+        let entry = self.with_leader(|leader| leader.on_worker_answer(&attempt, &answer, self.now()));
+        if let Some(entry) = entry
+            && let Err(error) = self.propose(entry).await
+        {
+            debug!(%node, %attempt, %error, "a worker's refusal waits");
+        }
     }
 
     async fn send_to_worker(

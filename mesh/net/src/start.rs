@@ -28,12 +28,12 @@ use crate::{
     gossip::{Gossip, GossipHealth, GossipSettings, next_generation},
     handle::{Inner, LeaderView, MeshHandle},
     identity::NodeIdentity,
-    link::{Channel, IncomingRequest, LinkHandle, LinkSettings, LinkStream, StreamKind},
+    link::{Channel, IncomingRequest, LinkError, LinkHandle, LinkSettings, LinkStream, StreamKind},
     members::MemberTable,
     membership::{Table, table_of},
     orchestrator::{WorkerMessage, deliver},
     quic_transport::{Advertise, EndpointSettings, GossipEndpoint, JoinRequest},
-    raft::{Consensus, ConsensusStart, RaftSettings, RaftWire, VoterPolicy, WireError},
+    raft::{BootstrapError, Consensus, ConsensusStart, RaftSettings, RaftWire, VoterPolicy, WireError},
     tls::MeshTls,
     token::JoinToken,
 };
@@ -103,10 +103,15 @@ struct LinkWire(LinkHandle);
 #[async_trait]
 impl RaftWire for LinkWire {
     async fn call(&self, peer: &NodeId, body: Vec<u8>) -> Result<Vec<u8>, WireError> {
-        self.0
-            .request(peer, Channel::Raft, body)
-            .await
-            .map_err(|error| WireError::Unreachable { peer: peer.clone(), why: error.to_string() })
+        self.0.request(peer, Channel::Raft, body).await.map_err(|error| match error {
+            // Asked again at once: the next try dials anew.
+            LinkError::Timeout { .. } | LinkError::Closed => {
+                WireError::Broken { peer: peer.clone(), why: error.to_string() }
+            }
+            LinkError::Unreachable { .. } | LinkError::Refused { .. } | LinkError::TooLarge { .. } => {
+                WireError::Unreachable { peer: peer.clone(), why: error.to_string() }
+            }
+        })
     }
 }
 
@@ -124,11 +129,14 @@ fn way(settings: &MeshSettings) -> anyhow::Result<Way> {
     let dir = &settings.data_dir;
     let kept = MemberTable::load(dir)?;
     let file = dir.join(TOKEN_FILE);
-    let token = match &settings.token {
-        Some(token) => Some(token.clone()),
-        None if file.exists() => Some(JoinToken::from_file(&file)?),
-        None => None,
-    };
+    let own = if file.exists() { Some(JoinToken::from_file(&file)?) } else { None };
+    let given = settings.token.clone();
+    if let (None, None, Some(token), true) = (&kept, &given, &own, settings.seeds.is_empty()) {
+        // A token of its own and no member table: the founding was cut short, and goes on. (Whoever joins keeps the
+        // table before the token.)
+        return Ok(Way::Found(token.clone()));
+    }
+    let token = given.or(own);
     match (kept, token) {
         (Some(table), Some(token)) if table.mesh == *token.mesh() => Ok(Way::Return(token, table)),
         (Some(table), Some(token)) => anyhow::bail!(
@@ -310,7 +318,11 @@ impl Mesh {
 
 /// Founds the mesh: this node its one voter and first member.
 async fn found(mesh: &MeshHandle, name: &str) -> anyhow::Result<()> {
-    mesh.inner.consensus.bootstrap().await?;
+    match mesh.inner.consensus.bootstrap().await {
+        // A crash right after the founding: it goes on from there.
+        Ok(()) | Err(BootstrapError::Founded) => {}
+        Err(error) => return Err(error.into()),
+    }
     let mut leadership = mesh.inner.consensus.leadership();
     leadership.wait_for(|l| l.mine).await.context("a mesh of one chooses its one node")?;
     let member = Member {
