@@ -73,7 +73,8 @@ async fn watched(node: &Node, file: &Path, body: bytes::Bytes) -> Result<(), Ref
     let id = accepted.task.id;
     eprintln!("{id} accepted by the embedded node");
     show::notes(&accepted.notes);
-    let watching = watch::until_ended(&client, &id, &Watch::on_terminal());
+    let progress = Watch::on_terminal();
+    let watching = watch::until_ended(&client, &id, &progress);
     let task = tokio::select! {
         task = watching => task?,
         _ = tokio::signal::ctrl_c() => {
