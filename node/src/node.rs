@@ -125,7 +125,7 @@ impl Node {
         let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
         let capability = capability(&settings, &config, &name, &offers)?;
         info!(
-            cores = capability.cpu_millis / 1000,
+            cores = quantity::show_cpu(capability.cpu_millis),
             memory = quantity::show_bytes(capability.memory_bytes),
             gpus = capability.gpus.len(),
             "hardware"
@@ -148,11 +148,14 @@ impl Node {
         let logs = Arc::new(Logs::new(local_logs));
         let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone()));
 
+        // Known before REST serves: the first `mloc nodes` shows this node as it is.
+        mesh.handle.publish_capability(&capability).await;
+
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             tracker.spawn(cancel.clone().run_until_cancelled_owned(task));
         };
-        own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), offers, capability)));
+        own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), offers)));
         own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
 
@@ -355,16 +358,14 @@ fn capability(
     Ok(found)
 }
 
-/// Gossips what this node offers: at once, with the measured matmul rate when it is there, and whenever it changes.
+/// Gossips what this node offers whenever it changes, with the measured matmul rate once that is there.
 async fn keep_capability(
     mesh: MeshHandle,
     settings: ProbeSettings,
     config: NodeConfig,
     name: String,
     offers: Vec<String>,
-    first: Capability,
 ) {
-    mesh.publish_capability(&first).await;
     let measured = tokio::task::spawn_blocking(mloc_modules::measure_matmul).await.ok();
     let mut ticks = tokio::time::interval(LOAD_EVERY);
     loop {

@@ -279,11 +279,18 @@ impl MeshHandle {
         self.inner.link.open_stream(node, kind).await.map_err(io::Error::other)
     }
 
-    /// Tells the mesh what this node offers.
+    /// Tells the mesh what this node offers; returns when this node sees it itself.
     pub async fn publish_capability(&self, capability: &Capability) {
         let text = crate::gossip::json_value(capability);
         if let Err(error) = self.inner.gossip.publish(keys::CAPABILITY, &text).await {
             tracing::error!(%error, "this node's hardware can't be gossiped: no work will come here");
+            return;
         }
+        let node = self.inner.node.clone();
+        let shown = |members: &crate::gossip::Members| {
+            members.get(&node).is_some_and(|me| me.values.get(keys::CAPABILITY) == Some(&text))
+        };
+        // An error means that gossip has ended, and with it this process.
+        let _ = self.inner.gossip.members().wait_for(|members| shown(members)).await;
     }
 }
