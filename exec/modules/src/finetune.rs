@@ -16,7 +16,7 @@ use mloc_burn::{
     train::{self, TrainError, TrainSettings, Trainer},
 };
 use mloc_core::{
-    task::settings::{self, Save, Training},
+    task::settings::{self, Precision, Save, Training},
     wire::{Phase, Progress},
 };
 use mloc_exec::{ModuleError, Output, RunContext};
@@ -92,9 +92,9 @@ fn read(
     Ok(tokens.examples)
 }
 
-/// What the model did before training.
+/// What the model did before training, or after.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Before {
+struct Measured {
     eval_loss: Option<f64>,
     answers: Vec<String>,
 }
@@ -143,6 +143,11 @@ pub fn run(
     data: &Data,
     settings: &Training,
 ) -> Result<(Decoder, BTreeMap<String, Value>), ModuleError> {
+    if settings.precision != Precision::F32 {
+        return Err(ModuleError::Fatal(
+            "fp16, bf16: this build trains in f32 only: leave them out, or say `false`".to_owned(),
+        ));
+    }
     ctx.phase(Phase::Training);
     let plan = Plan::new(data.train.len(), settings);
     let mut trainer = Trainer::new(model, train_settings(settings, &plan));
@@ -188,7 +193,7 @@ pub fn run(
         ctx.progress(Progress {
             step: report.step,
             total_steps: Some(plan.total_steps),
-            loss: log.loss.or(Some(report.loss)),
+            loss: log.loss().or(Some(report.loss)),
             tokens_per_second: log.tokens_per_second,
             ..Progress::default()
         });
@@ -202,15 +207,32 @@ pub fn run(
             saved_at = report.step;
         }
     }
-    let after = measure(ctx, trainer.model(), tokenizer, data, settings, "after training")?;
-    let mut summary = BTreeMap::new();
-    summary.insert("steps".to_owned(), json!(trainer.steps_done()));
-    if let Some(loss) = log.loss {
-        summary.insert("train_loss".to_owned(), json!(round(loss)));
-    }
-    if let (Some(first), Some(last)) = (before.eval_loss, after.eval_loss) {
-        summary.insert("eval_loss_before".to_owned(), json!(round(first)));
-        summary.insert("eval_loss_after".to_owned(), json!(round(last)));
+    let after = match measure(ctx, trainer.model(), tokenizer, data, settings, "after training") {
+        // The last steps are kept too.
+        Err(ModuleError::Cancelled) if trainer.steps_done() > saved_at && settings.save != Save::No => {
+            save(ctx, &trainer, &log, &before)?;
+            return Err(ModuleError::Cancelled);
+        }
+        measured => measured?,
+    };
+    Ok((trainer.into_model(), summary(plan.total_steps, log.loss(), &before, &after, settings)))
+}
+
+/// The figures of a run, for the task's result.
+fn summary(
+    steps: u64,
+    loss: Option<f64>,
+    before: &Measured,
+    after: &Measured,
+    settings: &Training,
+) -> BTreeMap<String, Value> {
+    let mut summary = BTreeMap::from([("steps".to_owned(), json!(steps))]);
+    for (name, loss) in
+        [("train_loss", loss), ("eval_loss_before", before.eval_loss), ("eval_loss_after", after.eval_loss)]
+    {
+        if let Some(loss) = loss {
+            summary.insert(name.to_owned(), json!((loss * 1e4).round() / 1e4));
+        }
     }
     let answers = before.answers.iter().zip(&after.answers).zip(&settings.generation_prompts);
     let samples: Vec<Value> =
@@ -218,22 +240,18 @@ pub fn run(
     if !samples.is_empty() {
         summary.insert("samples".to_owned(), Value::Array(samples));
     }
-    Ok((trainer.into_model(), summary))
+    summary
 }
 
 fn count(parameter: &mloc_burn::model::Parameter) -> usize {
     parameter.shape.iter().product()
 }
 
-fn round(loss: f64) -> f64 {
-    (loss * 1e4).round() / 1e4
-}
-
 fn batch(data: &Data, rows: &[usize]) -> Batch {
     Batch::collate(&rows.iter().map(|i| data.train[*i].row()).collect::<Vec<_>>(), data.pad_id)
 }
 
-fn save(ctx: &mut RunContext, trainer: &Trainer, log: &TrainingLog, before: &Before) -> Result<(), ModuleError> {
+fn save(ctx: &mut RunContext, trainer: &Trainer, log: &TrainingLog, before: &Measured) -> Result<(), ModuleError> {
     ctx.checkpoint(trainer.steps_done(), |folder| {
         trainer.save_state(folder).map_err(training_error)?;
         log.save(folder)?;
@@ -251,8 +269,8 @@ fn measure(
     data: &Data,
     settings: &Training,
     when: &str,
-) -> Result<Before, ModuleError> {
-    let mut measured = Before::default();
+) -> Result<Measured, ModuleError> {
+    let mut measured = Measured::default();
     if !data.eval.is_empty() {
         let mut sums = mloc_burn::loss::LossSums::default();
         for rows in data.eval.chunks(settings.per_device_eval_batch_size.max(1)) {

@@ -4,7 +4,10 @@ use mloc_burn::{
     export::{self, Storage},
     lora::{self, LoraConfig},
 };
-use mloc_core::task::{settings::Training, spec::Adapter};
+use mloc_core::task::{
+    settings::Training,
+    spec::{Adapter, AdapterKind},
+};
 use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
 
 use crate::{base_model, fatal, finetune, training_log};
@@ -32,8 +35,17 @@ impl Module for Sft {
         let path = path.ok_or_else(|| ModuleError::Fatal("model.source was not pulled".into()))?;
         let mut base = base_model::load(&path, &device)?;
         let adapter = spec.model.as_ref().and_then(|m| m.adapter.as_ref());
+        if adapter.is_some_and(|a| a.kind == AdapterKind::Qlora) {
+            return Err(ModuleError::Fatal("model.adapter.type: qlora is not in this build: ask for lora".into()));
+        }
         match (adapter, ctx.run().inputs.adapter.as_deref()) {
-            (Some(_), Some(folder)) => lora::load(&mut base.model, folder).map_err(fatal)?,
+            (Some(asked), Some(folder)) => {
+                lora::load(&mut base.model, folder).map_err(fatal)?;
+                let (asked, found) = (lora_config(asked), base.model.adapter.clone());
+                if found.as_ref().is_some_and(|found| (found.r, found.scale()) != (asked.r, asked.scale())) {
+                    ctx.warn("the adapter that this starts from has settings of its own, and they hold");
+                }
+            }
             (Some(adapter), None) => {
                 lora::attach(&mut base.model, &lora_config(adapter), settings.seed).map_err(fatal)?;
             }

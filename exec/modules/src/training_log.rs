@@ -25,7 +25,8 @@ struct Sums {
     accuracy: f64,
     entropy: f64,
     steps: u64,
-    tokens_at_last: u64,
+    /// Loss of the last logged line.
+    last: Option<f64>,
 }
 
 /// The log of a run.
@@ -37,8 +38,6 @@ pub struct TrainingLog {
     tokens_since: u64,
     /// Of the last logged stretch.
     pub tokens_per_second: Option<f64>,
-    /// Of the last logged stretch.
-    pub loss: Option<f64>,
 }
 
 impl TrainingLog {
@@ -58,7 +57,12 @@ impl TrainingLog {
         } else {
             File::create(&path).map_err(|e| ModuleError::disk("create", &path, &e))?;
         }
-        Ok(Self { path, sums, since: Instant::now(), tokens_since: 0, tokens_per_second: None, loss: None })
+        Ok(Self { path, sums, since: Instant::now(), tokens_since: 0, tokens_per_second: None })
+    }
+
+    /// The loss of the last line, a resumed run's first lines included.
+    pub fn loss(&self) -> Option<f64> {
+        self.sums.last
     }
 
     /// Puts what a resumed run needs into a checkpoint's folder.
@@ -104,9 +108,8 @@ impl TrainingLog {
         let mut file =
             File::options().append(true).open(&self.path).map_err(|e| ModuleError::disk("open", &self.path, &e))?;
         file.write_all(format!("{line}\n").as_bytes()).map_err(|e| ModuleError::disk("write", &self.path, &e))?;
-        self.loss = Some(loss);
         self.tokens_per_second = Some(rate);
-        self.sums = Sums { tokens_at_last: report.num_tokens, ..Sums::default() };
+        self.sums = Sums { last: Some(loss), ..Sums::default() };
         self.since = Instant::now();
         self.tokens_since = 0;
         Ok(())

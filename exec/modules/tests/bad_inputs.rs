@@ -1,0 +1,132 @@
+//! What a user is told when what was pulled, or granted, will not do. One snapshot a case.
+
+mod bench;
+
+use std::{fs, path::Path};
+
+use bench::{Bench, golden, read_json, spec};
+use mloc_core::capability::Grant;
+use mloc_exec::Inputs;
+use serde_json::{Value, json};
+
+fn settings() -> Value {
+    json!({"max_steps": 1, "per_device_train_batch_size": 2, "max_length": 64})
+}
+
+fn adapter() -> Value {
+    json!({"type": "lora", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]})
+}
+
+/// A LoRA task on a copy of the llama fixture and of its data, for a test to spoil.
+fn bench() -> Bench {
+    let mut bench = Bench::new(spec("sft", Some(adapter()), settings()), Inputs::default());
+    let (model, data) = (bench.folder.path().join("model"), bench.folder.path().join("data.jsonl"));
+    fs::create_dir(&model).expect("folder");
+    for entry in fs::read_dir(golden("models/llama")).expect("fixture") {
+        let from = entry.expect("entry").path();
+        fs::copy(&from, model.join(from.file_name().expect("name"))).expect("copy");
+    }
+    fs::copy(golden("lora/llama/train.jsonl"), &data).expect("copy");
+    bench.inputs = Inputs { model: Some(model), dataset: Some(data), ..Inputs::default() };
+    bench
+}
+
+/// Spoils something of the task's, and looks at what is said.
+fn check(name: &str, spoil: impl FnOnce(&mut Bench, &Path)) {
+    let mut bench = bench();
+    let folder = bench.folder.path().to_owned();
+    spoil(&mut bench, &folder);
+    insta::assert_snapshot!(name, bench.failure());
+}
+
+#[test]
+fn the_model() {
+    for file in ["config.json", "model.safetensors", "tokenizer.json"] {
+        check(&format!("model without {file}"), |_, at| fs::remove_file(at.join("model").join(file)).expect("remove"));
+    }
+    check("model of another shape", |_, at| {
+        let path = at.join("model/config.json");
+        let mut config = read_json(&path);
+        config["intermediate_size"] = json!(100);
+        fs::write(path, config.to_string()).expect("write");
+    });
+    check("model of an unknown architecture", |_, at| {
+        let path = at.join("model/config.json");
+        let mut config = read_json(&path);
+        config["architectures"] = json!(["MambaForCausalLM"]);
+        fs::write(path, config.to_string()).expect("write");
+    });
+    check("model cut short", |_, at| {
+        let path = at.join("model/model.safetensors");
+        let bytes = fs::read(&path).expect("read");
+        fs::write(path, &bytes[..bytes.len() - 1000]).expect("write");
+    });
+    check("model is some file", |bench, at| bench.inputs.model = Some(at.join("data.jsonl")));
+    check("model is two gguf files", |bench, at| {
+        let both = at.join("both");
+        fs::create_dir(&both).expect("folder");
+        for name in ["a.gguf", "b.GGUF"] {
+            fs::write(both.join(name), b"GGUF").expect("write");
+        }
+        bench.inputs.model = Some(both);
+    });
+    check("model is a gguf file cut short", |bench, at| {
+        let file = at.join("a.gguf");
+        fs::write(&file, b"GGUF\x03\0\0\0").expect("write");
+        bench.inputs.model = Some(file);
+    });
+    check("model was not pulled", |bench, _| bench.inputs.model = None);
+}
+
+#[test]
+fn the_adapter() {
+    let of = |modules: &[&str]| {
+        let mut adapter = adapter();
+        adapter["target_modules"] = json!(modules);
+        spec("sft", Some(adapter), settings())
+    };
+    check("adapter for layers that are not there", |bench, _| bench.spec = of(&["q_proj", "query_key_value"]));
+    check("adapter of another model", |bench, _| {
+        bench.inputs.model = Some(golden("models/mistral"));
+        bench.inputs.adapter = Some(golden("lora/llama/adapter_init"));
+    });
+    check("adapter without its settings", |bench, at| bench.inputs.adapter = Some(at.to_owned()));
+    check("adapter on 4-bit weights", |bench, _| {
+        let mut adapter = adapter();
+        adapter["type"] = json!("qlora");
+        bench.spec = spec("sft", Some(adapter), settings());
+    });
+}
+
+#[test]
+fn the_data() {
+    let write = |at: &Path, text: &str| fs::write(at.join("data.jsonl"), text).expect("write");
+    let good = r#"{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}"#;
+    check("data with a line that is no JSON", |_, at| write(at, &format!("{good}\n{{\"messages\": [\n{good}\n")));
+    check("data with other columns", |_, at| write(at, r#"{"instruction": "Hi", "response": "Hello."}"#));
+    check("data without a role", |_, at| write(at, &format!("{good}\n{}", r#"{"messages": [{"content": "Hi"}]}"#)));
+    check("data that is empty", |_, at| write(at, "\n"));
+    check("data that is not there", |_, at| fs::remove_file(at.join("data.jsonl")).expect("remove"));
+    check("data without a target", |_, at| write(at, r#"{"text": ""}"#));
+}
+
+#[test]
+fn the_device() {
+    let gpus = |gpus: &[u32], kind: &str| Grant { gpus: gpus.to_vec(), gpu_kind: kind.into(), ..Grant::default() };
+    check("a simulated gpu", |bench, _| bench.grant = gpus(&[0], "simulated:nvidia-h100-80gb"));
+    check("two gpus", |bench, _| bench.grant = gpus(&[0, 1], "nvidia-h100-80gb"));
+    if cfg!(not(feature = "cuda")) {
+        check("a gpu without cuda in the build", |bench, _| bench.grant = gpus(&[0], "nvidia-h100-80gb"));
+    }
+}
+
+#[test]
+fn the_settings() {
+    check("half precision", |bench, _| {
+        bench.spec.hyperparameters.insert("bf16".into(), json!(true));
+    });
+    check("a rate at which it diverges", |bench, _| {
+        bench.spec.hyperparameters.insert("learning_rate".into(), json!(1e30));
+        bench.spec.hyperparameters.insert("max_steps".into(), json!(3));
+    });
+}

@@ -1,0 +1,63 @@
+//! The quickstart as it is in the tree: its model, its data and its task fit together.
+
+mod bench;
+
+use std::fs;
+
+use bench::{Bench, in_tree};
+use mloc_core::task::{self, TaskSpec, spec::Location};
+use mloc_exec::Inputs;
+use serde_json::json;
+
+fn config(file: &str) -> TaskSpec {
+    let bytes = fs::read(in_tree("configs").join(file)).expect("file");
+    task::parse_bytes(&bytes, file).unwrap_or_else(|problems| panic!("{problems}")).spec
+}
+
+/// Its inputs, where `mloc run` finds them: below the folder of the task file.
+fn inputs(spec: &TaskSpec) -> Inputs {
+    let place = |location: &Location| match location {
+        Location::Local { path } => in_tree("configs").join(path),
+        other => panic!("the quickstart needs no network: {other:?}"),
+    };
+    let data = spec.dataset.as_ref();
+    Inputs {
+        model: spec.model.as_ref().map(|m| place(&m.source)),
+        adapter: None,
+        dataset: data.map(|d| place(&d.source)),
+        eval: data.and_then(|d| d.eval.as_ref()).map(place),
+    }
+}
+
+#[test]
+fn its_first_steps_bring_its_loss_down() {
+    let mut spec = config("quickstart.yaml");
+    assert_eq!(spec.output.destination, None, "so that it can be run again");
+    for (name, value) in [("max_steps", json!(6)), ("logging_steps", json!(1)), ("warmup_steps", json!(0))] {
+        spec.hyperparameters.insert(name.into(), value);
+    }
+    spec.hyperparameters.insert("generation_max_new_tokens".into(), json!(4));
+    let bench = Bench::new(spec.clone(), inputs(&spec));
+    let summary = bench.run().summary;
+    let loss = |name: &str| summary[name].as_f64().expect("loss");
+    assert!(loss("eval_loss_after") < 0.8 * loss("eval_loss_before"), "{summary:?}");
+}
+
+#[test]
+fn its_model_has_the_shape_that_its_pretraining_gives() {
+    let spec = config("pretrain_quickstart.yaml");
+    let shape = task::settings::Shape::of(&spec);
+    let config = bench::read_json(&in_tree("configs/quickstart/model/config.json"));
+    for (name, value) in [
+        ("hidden_size", shape.hidden_size),
+        ("intermediate_size", shape.intermediate_size),
+        ("num_hidden_layers", shape.num_hidden_layers),
+        ("num_attention_heads", shape.num_attention_heads),
+        ("num_key_value_heads", shape.num_key_value_heads),
+        ("vocab_size", shape.vocab_size),
+    ] {
+        assert_eq!(config[name], json!(value), "{name}");
+    }
+    let inputs = inputs(&spec);
+    assert!(inputs.dataset.is_some_and(|p| p.is_file()) && inputs.eval.is_some_and(|p| p.is_file()));
+}

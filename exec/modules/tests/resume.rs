@@ -1,0 +1,134 @@
+//! A run that is cut and goes on ends with the same bytes as one that is not.
+
+mod bench;
+
+use std::fs;
+
+use bench::{Attempt, Bench, golden, spec};
+use mloc_exec::{Event, Inputs, ModuleError};
+use serde_json::{Value, json};
+
+/// Logging and saving out of step, a short last batch, two micro-batches a step, data shuffled in several epochs.
+fn settings() -> Value {
+    json!({
+        "max_steps": 9, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "learning_rate": 5e-3,
+        "max_length": 64, "logging_steps": 4, "save_steps": 2, "seed": 11, "generation_prompts": ["Is node-2 up?"],
+        "generation_max_new_tokens": 4,
+    })
+}
+
+fn inputs() -> Inputs {
+    let data = golden("lora/llama/train.jsonl");
+    Inputs { model: Some(golden("models/llama")), dataset: Some(data.clone()), eval: Some(data), adapter: None }
+}
+
+/// With dropout, so that the random state matters.
+fn lora() -> Bench {
+    let adapter = json!({
+        "type": "lora", "r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": ["q_proj", "down_proj"],
+    });
+    Bench::new(spec("sft", Some(adapter), settings()), inputs())
+}
+
+fn full() -> Bench {
+    Bench::new(spec("sft", None, settings()), inputs())
+}
+
+fn pretrain() -> Bench {
+    let mut settings = settings();
+    for (name, value) in [
+        ("vocab_size", json!(300)),
+        ("hidden_size", json!(32)),
+        ("num_hidden_layers", json!(2)),
+        ("num_attention_heads", json!(2)),
+        ("max_position_embeddings", json!(128)),
+    ] {
+        settings[name] = value;
+    }
+    Bench::new(spec("pretrain", None, settings), Inputs { model: None, ..inputs() })
+}
+
+/// Runs attempt after attempt, each asked to stop when `stop_when` says so, until one ends. Returns how many there were.
+fn in_pieces(bench: &Bench, stop_when: fn(&Event) -> bool) -> usize {
+    for attempts in 1..20 {
+        let Attempt { events, ended } = bench.attempt(stop_when);
+        match ended {
+            Ok(_) => return attempts,
+            Err(ModuleError::Cancelled) => {
+                assert!(events.iter().any(|e| matches!(e, Event::Checkpoint { .. })), "a stopped run keeps its work");
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    panic!("it does not come forward");
+}
+
+fn assert_same(what: &str, broken: &Bench, unbroken: &Bench) {
+    assert_eq!(broken.log(), unbroken.log(), "{what}");
+    let mut names: Vec<String> = fs::read_dir(unbroken.artifacts())
+        .expect("artifacts")
+        .map(|e| e.expect("entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    assert!(names.iter().any(|n| n.ends_with(".safetensors")), "{names:?}");
+    for name in names.iter().filter(|n| *n != "training_log.jsonl") {
+        assert!(broken.artifact(name) == unbroken.artifact(name), "{what}: {name} differs");
+    }
+    let result = |bench: &Bench| fs::read_to_string(bench.folder.path().join("result.json")).expect("result");
+    assert_eq!(result(broken), result(unbroken), "{what}");
+}
+
+#[test]
+fn a_run_stopped_at_each_checkpoint_equals_the_unbroken_one() {
+    for (what, fresh) in [("lora", lora as fn() -> Bench), ("full", full), ("pretrain", pretrain)] {
+        let (unbroken, broken) = (fresh(), fresh());
+        unbroken.run();
+        let steps: Vec<Value> = unbroken.log().iter().map(|line| line["step"].clone()).collect();
+        assert_eq!(steps, [4, 8, 9], "{what}");
+        let attempts = in_pieces(&broken, |event| matches!(event, Event::Checkpoint { .. }));
+        assert_eq!(attempts, 5, "{what}: checkpoints at 2, 4, 6, 8");
+        assert_same(what, &broken, &unbroken);
+    }
+}
+
+#[test]
+fn a_run_stopped_between_checkpoints_keeps_its_steps() {
+    let (unbroken, broken) = (lora(), lora());
+    unbroken.run();
+    // The first figures of an attempt come after its first step.
+    let attempts = in_pieces(&broken, |event| matches!(event, Event::Progress(_)));
+    assert_eq!(attempts, 10, "each of nine did one step, and the last one measured");
+    assert_same("lora", &broken, &unbroken);
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used() {
+    let bench = lora();
+    bench.run();
+    let (log, adapter) = (bench.log(), bench.artifact("adapter_model.safetensors"));
+    let newest = mloc_exec::checkpoint::dir_of(&bench.checkpoints(), 8).join("optimizer.safetensors");
+    let mut bytes = fs::read(&newest).expect("state");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&newest, bytes).expect("write");
+
+    let again = bench.attempt(|_| false);
+    again.ended.as_ref().unwrap_or_else(|e| panic!("{e}"));
+    let said = again.said();
+    assert!(said.contains("step-0000000008 is damaged: optimizer.safetensors: SHA-256"), "{said}");
+    assert!(said.contains("going on from the checkpoint of step 6"), "{said}");
+    assert!(!said.contains("before training"), "what was measured at first is not measured again: {said}");
+    assert_eq!(bench.log(), log);
+    assert!(bench.artifact("adapter_model.safetensors") == adapter);
+}
+
+#[test]
+fn only_so_many_checkpoints_are_kept_as_the_task_says() {
+    let mut bench = lora();
+    bench.spec.hyperparameters.insert("save_total_limit".into(), json!(2));
+    bench.run();
+    let mut kept: Vec<_> =
+        fs::read_dir(bench.checkpoints()).expect("folder").map(|e| e.expect("entry").path()).collect();
+    kept.sort();
+    assert_eq!(kept, [6, 8].map(|step| mloc_exec::checkpoint::dir_of(&bench.checkpoints(), step)));
+}
