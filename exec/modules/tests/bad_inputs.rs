@@ -107,7 +107,6 @@ fn the_data() {
     check("data without a role", |_, at| write(at, &format!("{good}\n{}", r#"{"messages": [{"content": "Hi"}]}"#)));
     check("data that is empty", |_, at| write(at, "\n"));
     check("data that is not there", |_, at| fs::remove_file(at.join("data.jsonl")).expect("remove"));
-    check("data without a target", |_, at| write(at, r#"{"text": ""}"#));
 }
 
 #[test]
