@@ -85,11 +85,11 @@ fn a_task_that_fits_nowhere_waits_and_explain_says_what_it_lacks() -> anyhow::Re
     let example = mloc_tests::root().join("configs/sft_mistral_7b.yaml");
     let accepted = sandbox.run(node, &["submit", "-o", "json", &example.display().to_string()])?.json()?;
     let id = accepted["task"]["id"].as_str().unwrap_or_default().to_owned();
-    let explain = sandbox.run(node, &["explain", &id])?;
-    assert_eq!(explain.code, 0, "{}", explain.err);
-    for lack in ["nvidia-a100-80gb", "source:huggingface", "adapter:qlora"] {
-        assert!(explain.out.contains(lack), "{lack} in: {}", explain.out);
-    }
+    sandbox.until("explain names all that is lacking", |s| {
+        let explain = s.run(node, &["explain", &id])?;
+        let lacks = ["nvidia-a100-80gb", "source:huggingface", "adapter:qlora"];
+        Ok(explain.code == 0 && lacks.iter().all(|lack| explain.out.contains(lack)))
+    })?;
     assert_eq!(sandbox.task(node, &id)?["state"], "PENDING");
     Ok(())
 }

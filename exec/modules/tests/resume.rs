@@ -92,16 +92,6 @@ fn a_run_stopped_at_each_checkpoint_equals_the_unbroken_one() {
 }
 
 #[test]
-fn a_run_stopped_between_checkpoints_keeps_its_steps() {
-    let (unbroken, broken) = (lora(), lora());
-    unbroken.run();
-    // The first figures of an attempt come after its first step.
-    let attempts = in_pieces(&broken, |event| matches!(event, Event::Progress(_)));
-    assert_eq!(attempts, 10, "each of nine did one step, and the last one measured");
-    assert_same("lora", &broken, &unbroken);
-}
-
-#[test]
 fn a_damaged_newest_checkpoint_is_said_and_the_one_before_is_used() {
     let bench = lora();
     bench.run();
