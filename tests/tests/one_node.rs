@@ -79,22 +79,6 @@ fn cancel_stops_a_running_task_and_frees_its_slots() -> anyhow::Result<()> {
 }
 
 #[test]
-fn a_task_that_fits_nowhere_waits_and_explain_says_what_it_lacks() -> anyhow::Result<()> {
-    let mut sandbox = Sandbox::new(&[])?;
-    let node = sandbox.start("one", GPUS)?;
-    let example = mloc_tests::root().join("configs/sft_mistral_7b.yaml");
-    let accepted = sandbox.run(node, &["submit", "-o", "json", &example.display().to_string()])?.json()?;
-    let id = accepted["task"]["id"].as_str().unwrap_or_default().to_owned();
-    sandbox.until("explain names all that is lacking", |s| {
-        let explain = s.run(node, &["explain", &id])?;
-        let lacks = ["nvidia-a100-80gb", "source:huggingface", "adapter:qlora"];
-        Ok(explain.code == 0 && lacks.iter().all(|lack| explain.out.contains(lack)))
-    })?;
-    assert_eq!(sandbox.task(node, &id)?["state"], "PENDING");
-    Ok(())
-}
-
-#[test]
 fn a_killed_node_goes_on_where_it_was() -> anyhow::Result<()> {
     let mut sandbox = Sandbox::new(&[])?;
     let node = sandbox.start("one", GPUS)?;
