@@ -1,8 +1,9 @@
 //! Seeded simulation: the real `apply`, `solve`, `Leader` and `Worker` in one process under virtual time.
 //!
 //! A seed decides everything: nodes, tasks, message delays, losses, repetitions, partitions, crashes with and without
-//! reboot, changes of leader with and without a deposed one that does not know it yet, proposals that are lost or whose
-//! answer is. Raft itself is modelled as one ordered log. Every invariant is looked at after every entry, every byte
+//! reboot, restarts in good order, changes of leader with and without a deposed one that does not know it yet and to
+//! clocks that are minutes off, members shut out, destinations that several tasks share, proposals that are lost or
+//! whose answer is. Raft itself is modelled as one ordered log. Every invariant is looked at after every entry, every byte
 //! that is published is checked against the ledger, and after the faults everything has to come to an end.
 //!
 //! `MLOC_SIM_SEEDS=20000 cargo test -p mloc-core --test sim` tries more seeds; `MLOC_SIM_SEED=17` replays one and
@@ -101,6 +102,12 @@ fn a_missing_fence_is_caught() {
 fn a_missing_slot_recheck_is_caught() {
     let why = is_caught(Planted { no_slot_recheck: true, ..Planted::default() });
     assert!(why.contains("L2"), "{why}");
+}
+
+#[test]
+fn two_publishers_at_one_destination_are_caught() {
+    let why = is_caught(Planted { no_publish_hold: true, ..Planted::default() });
+    assert!(why.contains("P2"), "{why}");
 }
 
 #[test]
