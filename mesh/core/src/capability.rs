@@ -139,6 +139,15 @@ pub struct Grant {
 mod tests {
     use super::*;
 
+    /// Nodes of this version gossiped it without `unusable_for_good` once.
+    #[test]
+    fn a_gpu_without_the_newer_key_is_read() {
+        let old =
+            r#"{"index":0,"kind":"nvidia-l40","memory_bytes":1,"driver":"","utilisation_percent":0,"unusable":"used"}"#;
+        let gpu: Gpu = serde_json::from_str(old).unwrap();
+        assert_eq!((gpu.unusable.as_deref(), gpu.unusable_for_good), (Some("used"), false));
+    }
+
     #[test]
     fn gpu_names_are_normalised() {
         for (product, want) in [

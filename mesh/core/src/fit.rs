@@ -84,6 +84,8 @@ pub enum Misfit {
         wanted: String,
         /// What is there.
         found: Vec<String>,
+        /// Whether the task computes on it, so that a simulated one would not do.
+        computes: bool,
     },
     /// GPUs of the type have too little memory.
     GpuMemory {
@@ -168,7 +170,7 @@ impl Misfit {
             Misfit::Held { .. } | Misfit::GpusHeld { .. } => "wait for those to end, or cancel one".into(),
             Misfit::Disk { free, .. } => format!("ask for at most {free} of disk, or free some on the node"),
             Misfit::NoGpu => "leave resources.hardware.gpu out, or add a node with a GPU".into(),
-            Misfit::GpuType { wanted, found } => another_type(wanted, found),
+            Misfit::GpuType { wanted, found, computes } => another_type(wanted, found, *computes),
             Misfit::GpuMemory { largest, .. } => format!("ask for at most {largest} of gpu.memory"),
             Misfit::GpuCount { there, .. } => format!("ask for at most {there}"),
             Misfit::GpuUnusable { for_good: false, .. } => "free the GPU: it is taken in again by itself".into(),
@@ -191,9 +193,9 @@ impl fmt::Display for Misfit {
             }
             Misfit::Feature { name } => match name.split_once(':') {
                 Some(_) if name == SEVERAL_GPUS => {
-                    f.write_str("several GPUs asked: no data parallelism in this build, it computes on one")
+                    write!(f, "several GPUs asked: no data parallelism in this build (feature {name})")
                 }
-                Some((kind, what)) => write!(f, "no {kind} `{what}` on this node"),
+                Some((kind, what)) => write!(f, "no {kind} `{what}` on this node (feature {name})"),
                 None => write!(f, "no module `{name}` in this build"),
             },
             Misfit::TooBig { what, asked, in_all } => write!(f, "{what} {asked} asked: {in_all} in all"),
@@ -206,7 +208,7 @@ impl fmt::Display for Misfit {
                 if by.is_empty() { Ok(()) } else { write!(f, ", with {} on it", tasks(by)) }
             }
             Misfit::NoGpu => f.write_str("no GPU at all"),
-            Misfit::GpuType { wanted, found } => {
+            Misfit::GpuType { wanted, found, .. } => {
                 write!(f, "gpu.type {wanted}: this node has {}", found.join(", "))
             }
             Misfit::GpuMemory { asked, largest } => {
@@ -224,7 +226,7 @@ impl fmt::Display for Misfit {
 }
 
 /// What to ask for where the type is not there. Simulated GPUs never stand in for real ones unasked, nor they for them.
-fn another_type(wanted: &str, found: &[String]) -> String {
+fn another_type(wanted: &str, found: &[String], computes: bool) -> String {
     let is_simulated = |kind: &str| kind.starts_with(SIMULATED);
     let any = |simulated: bool| if simulated { "simulated:any" } else { "any" };
     let simulated = is_simulated(wanted);
@@ -237,6 +239,9 @@ fn another_type(wanted: &str, found: &[String]) -> String {
         "simulated:any" => "a simulated GPU",
         exact => exact,
     };
+    if computes {
+        return format!("use a node that has {wanted}");
+    }
     format!("ask for gpu.type {}, or use a node that has {wanted}", any(!simulated))
 }
 
@@ -336,16 +341,12 @@ fn pick_gpus(
         misfits.push(Misfit::NoGpu);
         return None;
     }
-    if real && node.gpus.iter().all(Gpu::is_simulated) {
-        misfits.push(Misfit::Simulated);
-        return None;
-    }
     let of_type: Vec<&Gpu> = node.gpus.iter().filter(|gpu| asked.takes_kind(gpu)).collect();
     if of_type.is_empty() {
         let mut found: Vec<String> = node.gpus.iter().map(|gpu| gpu.kind.clone()).collect();
         found.sort();
         found.dedup();
-        misfits.push(Misfit::GpuType { wanted: asked.kind.clone(), found });
+        misfits.push(Misfit::GpuType { wanted: asked.kind.clone(), found, computes: real });
         return None;
     }
     if real && of_type.iter().all(|gpu| gpu.is_simulated()) {

@@ -156,7 +156,8 @@ impl Ledger {
     }
 
     /// Who else may be writing to the destination of this attempt: files of two would lie under one manifest. One that
-    /// is stopping may have been publishing, and has not heard of its end yet.
+    /// is stopping may have been publishing, and has not heard of its end yet. Destinations are the same when they are
+    /// written the same: that a volume's path and an absolute one mean one folder, only the node could tell.
     pub fn writer_at_same_place(&self, id: &AttemptId) -> Option<AttemptId> {
         let place = |id: &AttemptId| self.tasks.get(&id.task)?.spec.output.destination.as_ref();
         let mine = place(id)?;

@@ -165,11 +165,11 @@ fn what_a_node_lacks_besides_hardware_is_named() {
     insta::assert_snapshot!(env.explain("t"), @r"
     t is PENDING: no node can run it as things are; nearest is n: ask for gpu.count 1; add HF_TOKEN under `secrets` in its node.yaml, or leave it out of secretsFrom; add shared under `volumes` in its node.yaml, or name another volume; ask for at most 100.0 GiB of disk, or free some on the node
       node n:
-        several GPUs asked: no data parallelism in this build, it computes on one
+        several GPUs asked: no data parallelism in this build (feature parallel:gpus)
           hint: ask for gpu.count 1
-        no secret `HF_TOKEN` on this node
+        no secret `HF_TOKEN` on this node (feature secret:HF_TOKEN)
           hint: add HF_TOKEN under `secrets` in its node.yaml, or leave it out of secretsFrom
-        no volume `shared` on this node
+        no volume `shared` on this node (feature volume:shared)
           hint: add shared under `volumes` in its node.yaml, or name another volume
         disk 150.0 GiB asked: 100.0 GiB free now
           hint: ask for at most 100.0 GiB of disk, or free some on the node
@@ -208,6 +208,19 @@ fn another_type_is_hinted_at_only_where_it_would_do() {
         ("simulated:amd-x", simulated, "ask for gpu.type simulated:nvidia-l40 or simulated:any"),
     ] {
         assert_eq!(hint(asked, there), want, "{asked} on {there}");
+    }
+    // What computes is not sent to a simulated one.
+    let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/sft_mistral_7b.yaml")).unwrap();
+    let example = crate::task::parse_bytes(&bytes, "example").unwrap().spec;
+    let text = Env::new(vec![node("n", &[(simulated, 48)])]).task("t", example).explain("t");
+    for named in [
+        "gpu.type nvidia-a100-80gb: this node has simulated:nvidia-l40",
+        "hint: use a node that has nvidia-a100-80gb",
+        "feature source:huggingface",
+        "feature adapter:qlora",
+        "hint: ask for gpu.count 1",
+    ] {
+        assert!(text.contains(named), "{named}: {text}");
     }
 }
 

@@ -103,6 +103,16 @@ fn notes_tell_what_has_no_effect() {
 }
 
 #[test]
+fn an_absolute_path_is_taken_and_said_to_choose_no_node() {
+    let text = "apiVersion: mloc/v1\nkind: TrainingTask\nmetadata: {name: x}\nspec:\n  taskType: echo\n  output:\n    \
+                destination: {type: local, path: /data/out}\n";
+    let parsed = parse(text, "task.yaml").unwrap();
+    let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notes.join("\n"), @"7:5: spec.output.destination: an absolute path: no node is chosen for having it; write `VOLUME/path`, and one with that volume is");
+    assert!(parsed.spec.needs().iter().all(|need| !need.starts_with("volume:")));
+}
+
+#[test]
 fn the_contracts_example_means_what_it_says() {
     let bytes = fs::read(repository().join("configs/sft_mistral_7b.yaml")).unwrap();
     let spec = parse_bytes(&bytes, "sft_mistral_7b.yaml").unwrap().spec;
