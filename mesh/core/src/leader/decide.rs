@@ -57,7 +57,7 @@ impl Leader {
         if now < self.next_key_sweep {
             return;
         }
-        // Keys bear the submitters' stamps: of a clock that is ahead they are kept so much longer, which costs memory.
+        // Keys bear the stamps of whoever took the task: of a clock that is ahead they are kept so much longer.
         self.next_key_sweep = now + std::time::Duration::from_millis(KEY_SWEEP_MS);
         let before = Millis(now.0.saturating_sub(self.settings.keys_kept_ms));
         if ledger.keys.values().flat_map(|keys| keys.values()).any(|key| key.at < before) {

@@ -122,7 +122,9 @@ impl Leader {
         self.given_up.clear();
         self.progress.clear();
         self.deliveries.clear();
-        self.next_key_sweep = now;
+        // By then a key from before is that old whatever clock stamped it: a retry across a failover, which keys are for,
+        // must find it.
+        self.next_key_sweep = now + std::time::Duration::from_millis(self.settings.keys_kept_ms);
     }
 
     /// What a live attempt last said of itself; nothing right after a change of leader.

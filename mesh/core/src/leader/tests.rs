@@ -203,6 +203,17 @@ fn old_keys_are_swept() {
 }
 
 #[test]
+fn a_new_leader_keeps_the_keys_of_one_whose_clock_was_behind() {
+    let mut env = Env::new();
+    let now = 20_000 * 86_400_000;
+    env.leader.became_leader(Millis(now), &env.ledger);
+    let forgets = |decisions: Decisions| decisions.propose.iter().any(|e| matches!(e, Entry::KeysForgotten { .. }));
+    assert!(!forgets(env.turn(now)), "the key was stamped in 1970, and may be a second old");
+    assert!(!forgets(env.turn(now + 86_399_999)));
+    assert!(forgets(env.turn(now + 86_400_000)));
+}
+
+#[test]
 fn a_revoked_node_gets_no_lease() {
     let mut env = Env::new();
     take(&mut env.ledger, Entry::MemberRevoked { node: NodeId::new("b"), at: Millis(1) });
