@@ -73,7 +73,7 @@ pub enum Misfit {
         asked: String,
         /// Free now, less what was granted to attempts that have not started.
         free: String,
-        /// Attempts on the node: some may be given back when they end.
+        /// Attempts that give back enough when they end, if they have written what they were granted; else none.
         by: Vec<AttemptId>,
     },
     /// The node has no GPU.
@@ -314,7 +314,9 @@ fn misfits_of_amounts(spec: &TaskSpec, node: &Capability, held: &[Held], misfits
     let promised = held.iter().filter(|h| !h.started).fold(0u64, |sum, h| sum.saturating_add(h.grant.disk_bytes));
     let free = node.disk_bytes.saturating_sub(promised);
     if asked.disk_bytes > free {
-        let by = held.iter().map(|h| h.attempt.clone()).collect();
+        let granted = held.iter().fold(free, |sum, h| sum.saturating_add(h.grant.disk_bytes));
+        let by = held.iter().filter(|h| h.grant.disk_bytes > 0 && asked.disk_bytes <= granted);
+        let by = by.map(|h| h.attempt.clone()).collect();
         misfits.push(Misfit::Disk { asked: show_bytes(asked.disk_bytes), free: show_bytes(free), by });
     }
     for (what, asked, in_all, of, show) in amounts {
@@ -383,10 +385,10 @@ fn misfits_of_count<'h>(
     misfits: &mut Vec<Misfit>,
 ) {
     let mended = enough.iter().filter(|gpu| !gpu.unusable_for_good);
-    let without = mended.clone().any(|gpu| mended.clone().filter(|g| g.kind == gpu.kind).count() >= asked as usize);
+    let others_do = mended.clone().any(|gpu| mended.clone().filter(|g| g.kind == gpu.kind).count() >= asked as usize);
     for gpu in enough {
         // One that needs mending is no reason where the others will do in time.
-        if let Some(why) = gpu.unusable.clone().filter(|_| !(gpu.unusable_for_good && without)) {
+        if let Some(why) = gpu.unusable.clone().filter(|_| !(gpu.unusable_for_good && others_do)) {
             misfits.push(Misfit::GpuUnusable { index: gpu.index, why, for_good: gpu.unusable_for_good });
         }
     }

@@ -11,7 +11,8 @@
 //! Everything in here is soft: a new leader starts empty and errs on the side of waiting a lease too long. So it does
 //! with usage: an attempt that no heartbeat named since it leads is counted up to the moment it took over, which is
 //! past its last acknowledged heartbeat by at most the wait of the leader before (the lease or `placement.offlineFor`,
-//! and the slack) and the election. What is sent follows from committed entries only. Three duties of the shell keep the leases true:
+//! and the slack) and the election. What is sent follows from committed entries only. Three duties of the shell keep
+//! the leases true:
 //! - `became_leader` is called after the leader has applied an entry of its own term: before that, its ledger may lack
 //!   assignments that the one before it committed, and workers would be told to stop them.
 //! - `now` is wall time taken once, carried on by a monotonic clock: a step of the wall clock must not expire leases.

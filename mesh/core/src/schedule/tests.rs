@@ -183,9 +183,11 @@ fn disk_is_what_is_free_now() {
         spec.request.disk_bytes = gib * GIB;
         spec
     };
-    let mut env = Env::new(vec![node("n", &[])]).task("t", needs(60)).task("u", needs(60));
+    let mut env = Env::new(vec![node("n", &[])]).task("t", needs(60)).task("u", needs(60)).task("v", needs(500));
     // 100 GiB are free, and the first has written nothing yet.
     assert_eq!(env.solve(), ["t@n:"]);
+    assert!(env.explain("u").contains("it waits for room"), "{}", env.explain("u"));
+    assert!(env.explain("v").contains("no node can run it"), "it is waited for in vain: {}", env.explain("v"));
     assert!(env.explain("u").contains("disk 60.0 GiB asked: 40.0 GiB free now, with t on it"), "{}", env.explain("u"));
     take(&mut env.ledger, Entry::Started { attempt: attempt("t", 1), at: Millis(11) });
     env.nodes.get_mut(&NodeId::new("n")).unwrap().capability.as_mut().unwrap().disk_bytes = 60 * GIB;

@@ -12,11 +12,13 @@
 mod faults;
 mod leadership;
 mod node;
+mod tally;
 mod tasks;
 mod world;
 
 use std::thread;
 
+use tally::Tally;
 use world::{Planted, World};
 
 /// Seeds of a usual run: what a gate has time for.
@@ -29,7 +31,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs one seed; the error is the broken promise and what led to it.
-fn run(seed: u64, planted: Planted) -> Result<world::Tally, String> {
+fn run(seed: u64, planted: Planted) -> Result<Tally, String> {
     World::new(seed, planted, false).run().map_err(|why| {
         // Once more, writing down what happens.
         let mut world = World::new(seed, planted, true);
@@ -52,7 +54,7 @@ fn promises_hold_under_faults() {
     let tally = thread::scope(|scope| {
         let one = |first: u64| {
             scope.spawn(move || {
-                let mut tally = world::Tally::default();
+                let mut tally = Tally::default();
                 for seed in (first..seeds).step_by(threads as usize) {
                     match run(seed, Planted::default()) {
                         Ok(more) => tally.add(&more),
@@ -63,7 +65,7 @@ fn promises_hold_under_faults() {
             })
         };
         let handles: Vec<_> = (0..threads).map(one).collect();
-        handles.into_iter().fold(world::Tally::default(), |mut sum, handle| {
+        handles.into_iter().fold(Tally::default(), |mut sum, handle| {
             sum.add(&handle.join().unwrap_or_else(|why| std::panic::resume_unwind(why)));
             sum
         })
