@@ -339,6 +339,7 @@ fn capability(
                 driver: "simulated".into(),
                 utilisation_percent: 0,
                 unusable: None,
+                unusable_for_good: false,
             });
         }
     }
