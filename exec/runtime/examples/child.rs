@@ -60,7 +60,7 @@ impl Module for Breakable {
             "long" => return Err(ModuleError::Fatal(format!("begin {} end", "x".repeat(3 << 20)))),
             "fill" => {
                 ctx.progress(Progress { step: 1, ..Default::default() });
-                fs::write(ctx.artifacts().join("large"), vec![7; 64 << 20]).unwrap();
+                fs::write(ctx.artifacts().join("large"), vec![7; 16 << 20]).unwrap();
                 loop {
                     std::thread::sleep(Duration::from_millis(20));
                 }

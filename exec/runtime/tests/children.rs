@@ -156,7 +156,7 @@ async fn an_attempt_stops_before_the_disk_is_full() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let stats = nix::sys::statvfs::statvfs(dir.path()).unwrap();
     let free = stats.blocks_available() * stats.fragment_size();
-    let node = Node::start_with(dir.path(), &program(), free - (32 << 20)).await;
+    let node = Node::start_with(dir.path(), &program(), free - (8 << 20)).await;
     node.assign(assign(1, spec(1, "fill"))).await;
     let Report::Failed(failure) = node.leader.end_of(&attempt(1)).await else { panic!() };
     assert_eq!(failure.class, FailureClass::Retryable);

@@ -143,11 +143,11 @@ async fn at_every_failpoint(case: &str, endpoint: Option<&Moto>, proof: impl Asy
         let top = dir.path().canonicalize().expect("it is there");
         std::fs::create_dir(top.join("data")).expect("a volume");
         fill(&top.join("run"), &[(FILES[0], &noise(1, size(case))), (FILES[1], b"{}\n")]);
-        // What is pulled lies in the bucket from the start; what is put there goes between two deaths.
-        if let (Some(moto), false) = (endpoint, case.starts_with("pull")) {
+        // What is brought here lies in the bucket from the start; what is put there goes between two deaths.
+        if let (Some(moto), true) = (endpoint, ["publish-s3", "push-s3"].contains(&case)) {
             moto.clear().await;
         }
-        if let Some(place) = case.strip_prefix("fetch-") {
+        if let Some(place) = case.strip_prefix("fetch-").filter(|_| n == 1 || endpoint.is_none()) {
             run(&format!("push-{place}"), &top, url, 1).await;
         }
         let death = die(case, &top, url, n);
