@@ -446,3 +446,20 @@ impl Forward for MeshForward {
         format!("minted-{}", hex::encode(rand::random::<[u8; 16]>()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_offered_by_name_and_s3_always() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = NodeConfig::parse("secrets: {HUB_TOKEN: /run/secrets/hub}\n").unwrap();
+        let settings = ProbeSettings { node: NodeId::new("n"), data_dir: dir.path().to_owned() };
+        let offers = Store::new(store_config(&config).unwrap()).unwrap().features();
+        let found = capability(&settings, &config, "a", &offers).unwrap();
+        for feature in ["secret:HUB_TOKEN", "source:s3", "destination:s3"] {
+            assert!(found.features.contains(feature), "{:?}", found.features);
+        }
+    }
+}

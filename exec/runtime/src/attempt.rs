@@ -520,7 +520,7 @@ async fn kill(child: &Child, id: &AttemptId, log: &LogFile) {
 }
 
 /// Bytes of a transfer as figures of an attempt.
-pub(crate) fn tell(outlet: &Outlet, phase: Phase, note: String) -> OnMoved {
+fn tell(outlet: &Outlet, phase: Phase, note: String) -> OnMoved {
     let outlet = outlet.clone();
     Arc::new(move |moved: Moved| {
         let (bytes_done, bytes_total) = (Some(moved.done), Some(moved.total));
