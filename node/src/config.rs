@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use mloc_core::quantity;
 use serde::{Deserialize, Serialize};
 
 /// node.yaml. Unknown keys are refused.
@@ -46,6 +47,8 @@ pub struct NodeConfig {
     pub modules: Option<Vec<String>>,
     /// S3 defaults; credentials come from the environment or from files.
     pub s3: S3,
+    /// Pulled models and data sets.
+    pub cache: CacheConfig,
     /// Secrets for `secretsFrom`: name → file that holds it.
     pub secrets: BTreeMap<String, PathBuf>,
     /// Labels for `placement.nodeSelector`.
@@ -171,6 +174,18 @@ pub struct S3 {
     pub access_key_id_file: Option<PathBuf>,
     /// File with the secret; `AWS_SECRET_ACCESS_KEY` when absent.
     pub secret_access_key_file: Option<PathBuf>,
+    /// File with the token of temporary credentials; `AWS_SESSION_TOKEN` when absent.
+    pub session_token_file: Option<PathBuf>,
+    /// Whether requests go unsigned: public buckets, without credentials.
+    pub anonymous: bool,
+}
+
+/// Pulled models and data sets.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CacheConfig {
+    /// What they may take while no task uses them; half of their disk when absent.
+    pub max_bytes: Option<String>,
 }
 
 /// Durations after profile and file.
@@ -230,6 +245,17 @@ impl NodeConfig {
                 bail!("volumes: `{name}` is no volume name: letters, digits, `-` and `_`");
             }
         }
+        if let Some(text) = &self.cache.max_bytes {
+            self.cache_bytes_max().with_context(|| format!("cache.maxBytes: `{text}`"))?;
+        }
+        let s3 = &self.s3;
+        let files = [&s3.access_key_id_file, &s3.secret_access_key_file, &s3.session_token_file];
+        if s3.anonymous && files.iter().any(|file| file.is_some()) {
+            bail!("s3: anonymous requests are not signed, and there are files with credentials: leave one of them out");
+        }
+        if s3.access_key_id_file.is_some() != s3.secret_access_key_file.is_some() {
+            bail!("s3: accessKeyIdFile and secretAccessKeyFile go together");
+        }
         let d = self.durations();
         if d.election.0 >= d.election.1 {
             bail!("timing: electionMinMs must be less than electionMaxMs");
@@ -241,6 +267,19 @@ impl NodeConfig {
             bail!("timing: leaseMs must span at least three workerHeartbeatMs, or a lost message costs an attempt");
         }
         Ok(())
+    }
+
+    /// What pulled sources may take, when it is said.
+    ///
+    /// # Errors
+    /// When the text is no number of bytes.
+    pub fn cache_bytes_max(&self) -> anyhow::Result<Option<u64>> {
+        let bytes = |text: &String| {
+            quantity::bytes(text).map_err(|e| {
+                anyhow::anyhow!("expected {}{}", e.expected, e.hint.map(|h| format!("; {h}")).unwrap_or_default())
+            })
+        };
+        self.cache.max_bytes.as_ref().map(bytes).transpose()
     }
 
     /// Durations after profile and file.
@@ -289,5 +328,21 @@ mod tests {
         assert_eq!(config.durations().lease, Duration::from_secs(30));
         assert!(NodeConfig::parse("timing: {raftHeartbeatMs: 1000}").is_err());
         assert!(NodeConfig::parse("bootstrapExpect: 2").is_err());
+    }
+
+    #[test]
+    fn what_hints_name_is_taken_and_what_cannot_be_meant_is_refused() {
+        let s3 =
+            "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB}\n";
+        assert_eq!(NodeConfig::parse(s3).unwrap().cache_bytes_max().unwrap(), Some(200 << 30));
+        assert!(NodeConfig::parse("s3: {anonymous: true}\n").unwrap().s3.anonymous);
+        for bad in [
+            "s3: {anonymous: true, sessionTokenFile: /c}\n",
+            "s3: {accessKeyIdFile: /a}\n",
+            "cache: {maxBytes: many}\n",
+        ] {
+            let error = format!("{:#}", NodeConfig::parse(bad).unwrap_err());
+            assert!(error.starts_with("s3: ") || error.starts_with("cache.maxBytes: `many`: expected "), "{error}");
+        }
     }
 }

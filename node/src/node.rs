@@ -138,6 +138,8 @@ impl Node {
                 heartbeat: times.worker_heartbeat,
                 lease: times.lease,
                 secrets: secrets(&config)?,
+                cache_bytes_max: config.cache_bytes_max()?,
+                disk_reserve_bytes: WorkerSettings::DISK_RESERVE_BYTES,
             };
             let link = Arc::new(MeshLink(mesh.handle.clone()));
             Some(Worker::start(settings, Arc::new(store), link, worker_inbox).await?)
@@ -301,6 +303,8 @@ fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
     store.s3.region.clone_from(&config.s3.region);
     store.s3.access_key_id = config.s3.access_key_id_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.secret_access_key = config.s3.secret_access_key_file.as_deref().map(secret).transpose()?.map(Secret::new);
+    store.s3.session_token = config.s3.session_token_file.as_deref().map(secret).transpose()?.map(Secret::new);
+    store.s3.anonymous = config.s3.anonymous;
     Ok(store)
 }
 
@@ -351,6 +355,7 @@ fn capability(
     let modules: Vec<_> = mloc_modules::registry().iter().filter(|m| wanted(m.name())).collect();
     found.features = modules.iter().map(|m| m.name().to_owned()).collect();
     found.features.extend(offers.iter().cloned());
+    found.features.extend(config.secrets.keys().map(|name| format!("secret:{name}")));
     found.features.extend(modules.iter().flat_map(|m| m.features()));
     found.labels.clone_from(&config.labels);
     found.work = config.role.work;
@@ -440,5 +445,22 @@ impl Forward for MeshForward {
 
     fn mint_key(&self) -> String {
         format!("minted-{}", hex::encode(rand::random::<[u8; 16]>()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_offered_by_name_and_s3_always() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = NodeConfig::parse("secrets: {HUB_TOKEN: /run/secrets/hub}\n").unwrap();
+        let settings = ProbeSettings { node: NodeId::new("n"), data_dir: dir.path().to_owned() };
+        let offers = Store::new(store_config(&config).unwrap()).unwrap().features();
+        let found = capability(&settings, &config, "a", &offers).unwrap();
+        for feature in ["secret:HUB_TOKEN", "source:s3", "destination:s3"] {
+            assert!(found.features.contains(feature), "{:?}", found.features);
+        }
     }
 }

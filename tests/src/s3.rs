@@ -27,7 +27,7 @@ impl S3 {
     /// Starts it and makes a bucket. `None`, and a line that is counted, where it can't be had.
     ///
     /// # Errors
-    /// When it starts and does not serve.
+    /// When it starts and does not serve, or may not be missing.
     pub fn start(bucket: &str) -> anyhow::Result<Option<Self>> {
         let mut child = Command::new(crate::root().join("tests/fixtures/servers/moto.sh"))
             .arg(crate::target_tmp())
@@ -39,7 +39,7 @@ impl S3 {
         BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
         let server = Self { child, endpoint: line.trim().to_owned() };
         if server.endpoint.is_empty() {
-            crate::skip(bucket, "no S3 server: moto[server] 5.2.5 is neither installed nor to be had from PyPI");
+            crate::skip("no S3 server: moto[server] 5.2.5 is neither installed nor to be had from PyPI")?;
             return Ok(None);
         }
         server.put_bucket(bucket)?;

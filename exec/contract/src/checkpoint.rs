@@ -124,6 +124,7 @@ pub fn adopt(folder: &Path, checkpoints: &Path, step: u64) -> io::Result<PathBuf
     let dir = dir_of(checkpoints, step);
     // Only a damaged one, or the same one from before a crash, can be there.
     remove(&dir)?;
+    failpoint::reached("checkpoint.removed");
     fs::rename(folder, &dir)?;
     failpoint::reached("checkpoint.rename");
     sync_dir(checkpoints)?;
@@ -206,9 +207,14 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let aside = parent.join(format!(".{name}.aside"));
     let mut file = File::create(&aside)?;
     file.write_all(bytes)?;
+    failpoint::reached("file.written");
     file.sync_all()?;
+    failpoint::reached("file.synced");
     fs::rename(&aside, path)?;
-    sync_dir(parent)
+    failpoint::reached("file.renamed");
+    sync_dir(parent)?;
+    failpoint::reached("file.folder");
+    Ok(())
 }
 
 /// Makes names in a folder durable.
@@ -227,6 +233,7 @@ fn seal(dir: &Path, below: &str, files: &mut Vec<FileStamp>) -> io::Result<()> {
             seal(&path, &format!("{name}/"), files)?;
         } else if name != MANIFEST {
             File::open(&path)?.sync_all()?;
+            failpoint::reached("checkpoint.sealed");
             let (bytes, sha256) = stamp(&path)?;
             files.push(FileStamp { path: name, bytes, sha256 });
         }

@@ -19,7 +19,7 @@ use std::{
 
 use crate::{
     checkpoint,
-    context::{RunContext, Tell},
+    context::{Asked, RunContext, Tell},
     event::{self, Event},
     failpoint,
     module::{Module, ModuleError, ModuleOutput},
@@ -40,19 +40,19 @@ pub fn main(run_file: &Path, modules: &[&'static dyn Module]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let tell = teller(events, stop.clone());
+    let asked = Asked::default();
+    let tell = teller(events, asked.stop.clone());
     tell(&Event::Hello {
         pid: std::process::id(),
         version: crate::VERSION.into(),
         cpu_features: crate::cpu_features(),
     });
-    if let Err(e) = listen(asks, stop.clone()) {
+    if let Err(e) = listen(asks, asked.clone()) {
         eprintln!("cannot listen to the daemon: {e}");
         return ExitCode::from(2);
     }
     let ended = match Run::read(run_file) {
-        Ok(run) => on_own_thread(run, stop, tell.clone(), modules),
+        Ok(run) => on_own_thread(run, asked, tell.clone(), modules),
         Err(e) => Err(ModuleError::Fatal(e.to_string())),
     };
     match ended {
@@ -62,7 +62,8 @@ pub fn main(run_file: &Path, modules: &[&'static dyn Module]) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            tell(&Event::Error { class: error.class(), message: error.to_string() });
+            let message = event::bounded(&error.to_string(), event::MESSAGE_BYTES_MAX);
+            tell(&Event::Error { class: error.class(), message });
             ExitCode::FAILURE
         }
     }
@@ -79,6 +80,10 @@ pub fn run_module(
     tell: Tell,
     modules: &[&'static dyn Module],
 ) -> Result<ModuleOutput, ModuleError> {
+    run_asked(run, Asked { stop, ..Asked::default() }, tell, modules)
+}
+
+fn run_asked(run: Run, asked: Asked, tell: Tell, modules: &[&'static dyn Module]) -> Result<ModuleOutput, ModuleError> {
     let wanted = run.spec.task_type.name();
     let module = modules.iter().find(|m| m.name() == wanted).ok_or_else(|| {
         let there = modules.iter().map(|m| m.name()).collect::<Vec<_>>().join(", ");
@@ -88,7 +93,7 @@ pub fn run_module(
         std::fs::create_dir_all(dir).map_err(|e| ModuleError::disk("make", dir, &e))?;
     }
     let (artifacts, result) = (run.artifacts.clone(), run.result.clone());
-    let mut ctx = RunContext::new(run, stop, tell)?;
+    let mut ctx = RunContext::new(run, asked, tell)?;
     let output = module.run(&mut ctx)?;
     ctx.flush();
     for file in &output.outputs {
@@ -108,7 +113,7 @@ pub fn run_module(
 
 fn on_own_thread(
     run: Run,
-    stop: Arc<AtomicBool>,
+    asked: Asked,
     tell: Tell,
     modules: &[&'static dyn Module],
 ) -> Result<ModuleOutput, ModuleError> {
@@ -116,7 +121,7 @@ fn on_own_thread(
     let modules = modules.to_vec();
     let thread = std::thread::Builder::new().name(name.into()).stack_size(STACK_BYTES);
     let module = thread
-        .spawn(move || run_module(run, stop, tell, &modules))
+        .spawn(move || run_asked(run, asked, tell, &modules))
         .map_err(|e| ModuleError::Retryable(format!("cannot start a thread: {e}")))?;
     module.join().unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
@@ -149,16 +154,21 @@ fn teller(events: File, stop: Arc<AtomicBool>) -> Tell {
     })
 }
 
-fn listen(asks: File, stop: Arc<AtomicBool>) -> io::Result<()> {
+fn listen(asks: File, asked: Asked) -> io::Result<()> {
     let listen = move || {
         for line in BufReader::new(asks).lines() {
             match line {
-                Ok(line) if event::asks_to_stop(&line) => stop.store(true, Ordering::Relaxed),
-                Ok(_) => {}
+                Ok(line) => {
+                    if let Some(stop) = event::asks_to_stop(&line) {
+                        // Before the stop: who sees that one sees this one.
+                        asked.no_checkpoint.fetch_or(!stop.checkpoint, Ordering::SeqCst);
+                        asked.stop.store(true, Ordering::SeqCst);
+                    }
+                }
                 Err(_) => break,
             }
         }
-        stop.store(true, Ordering::Relaxed);
+        asked.stop.store(true, Ordering::Relaxed);
         std::thread::sleep(ORPHAN_GRACE);
         eprintln!("the daemon is gone and the module has not stopped: killing this process group");
         let group = nix::unistd::getpgrp();

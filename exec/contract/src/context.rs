@@ -23,6 +23,15 @@ use crate::{
 /// Where events go. Called from the module's thread.
 pub type Tell = Arc<dyn Fn(&Event) + Send + Sync>;
 
+/// What a run is asked by its daemon, or for want of one.
+#[derive(Clone, Debug, Default)]
+pub struct Asked {
+    /// To stop.
+    pub stop: Arc<AtomicBool>,
+    /// And not to write a checkpoint: nobody will go on from it.
+    pub no_checkpoint: Arc<AtomicBool>,
+}
+
 /// Figures are shown to people: more often is noise on the pipe.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -30,7 +39,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 pub struct RunContext {
     run: Run,
     resume: Option<Checkpoint>,
-    stop: Arc<AtomicBool>,
+    asked: Asked,
     tell: Tell,
     phase: Phase,
     told_at: Option<Instant>,
@@ -43,11 +52,11 @@ impl RunContext {
     ///
     /// # Errors
     /// [`ModuleError::Retryable`] when the folder of checkpoints cannot be read.
-    pub fn new(run: Run, stop: Arc<AtomicBool>, tell: Tell) -> Result<Self, ModuleError> {
+    pub fn new(run: Run, asked: Asked, tell: Tell) -> Result<Self, ModuleError> {
         let (resume, damages) = checkpoint::find_newest_valid(&run.checkpoints)
             .map_err(|e| ModuleError::disk("read checkpoints below", &run.checkpoints, &e))?;
         let keep = run.keep_checkpoints;
-        let mut ctx = Self { run, resume, stop, tell, phase: Phase::default(), told_at: None, untold: None, keep };
+        let mut ctx = Self { run, resume, asked, tell, phase: Phase::default(), told_at: None, untold: None, keep };
         for damage in damages {
             ctx.warn(damage.to_string());
         }
@@ -99,7 +108,7 @@ impl RunContext {
 
     /// Whether it is to stop: for loops that must not end by an error. The word is [`Self::check`]'s.
     pub fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.asked.stop.load(Ordering::Relaxed)
     }
 
     /// The only cancel point: call it at least once a second.
@@ -149,12 +158,16 @@ impl RunContext {
     /// ones go.
     ///
     /// # Errors
-    /// What `write` says, or [`ModuleError::Retryable`] for the disk.
+    /// What `write` says, [`ModuleError::Retryable`] for the disk, or [`ModuleError::Cancelled`] when it was asked to
+    /// stop and nobody wants a checkpoint.
     pub fn checkpoint(
         &mut self,
         step: u64,
         write: impl FnOnce(&Path) -> Result<(), ModuleError>,
     ) -> Result<(), ModuleError> {
+        if self.asked.no_checkpoint.load(Ordering::Relaxed) {
+            return Err(ModuleError::Cancelled);
+        }
         let before = self.phase;
         self.phase(Phase::Checkpointing);
         let saved = checkpoint::save(&self.run.checkpoints, step, self.run.threads, write)?;

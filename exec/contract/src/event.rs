@@ -11,8 +11,9 @@
 //! {"v":1,"event":"error","class":"Fatal","message":"…"}
 //! ```
 //! Exactly one `result` or `error` ends a run; `class` is absent when the run stopped because it was asked to. Unknown
-//! events and unknown members are ignored; another `v` is an error. Parent to child, on stdin: `{"v":1,"ask":"stop"}`.
-//! The end of stdin means that the daemon is gone: the child stops too.
+//! events and unknown members are ignored; another `v` is an error. Parent to child, on stdin: `{"v":1,"ask":"stop"}`,
+//! with `"checkpoint":false` when nobody will go on from one. The end of stdin means that the daemon is gone: the child
+//! stops too.
 
 use std::path::PathBuf;
 
@@ -29,8 +30,12 @@ use crate::module::ModuleOutput;
 pub const PROTOCOL: u64 = 1;
 /// Longest line either side takes, in bytes.
 pub const LINE_BYTES_MAX: usize = 1 << 20;
+/// Longest message of a failure, in bytes: it is committed by every voter and shown to people.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
 /// The line that asks a child to stop.
 pub const STOP: &str = "{\"v\":1,\"ask\":\"stop\"}\n";
+/// The line that asks a child to stop without a checkpoint.
+pub const STOP_WITHOUT_CHECKPOINT: &str = "{\"v\":1,\"ask\":\"stop\",\"checkpoint\":false}\n";
 
 /// One thing a child says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,8 +119,25 @@ pub enum EventError {
 }
 
 impl Event {
-    /// The line, its end included.
+    /// The line, its end included. One that nobody would take is shortened: a result lies in its file, of a text
+    /// beginning and end are kept.
     pub fn to_line(&self) -> String {
+        let line = self.whole_line();
+        if line.len() < LINE_BYTES_MAX {
+            return line;
+        }
+        match self {
+            Event::Log { level, text } => Event::Log { level: *level, text: bounded(text, MESSAGE_BYTES_MAX) },
+            Event::Error { class, message } => {
+                Event::Error { class: *class, message: bounded(message, MESSAGE_BYTES_MAX) }
+            }
+            Event::Result(_) => Event::Result(ModuleOutput::default()),
+            other => other.clone(),
+        }
+        .whole_line()
+    }
+
+    fn whole_line(&self) -> String {
         // Events hold strings, numbers and paths made here; a path that is not UTF-8 is said rather than lost.
         let mut value = serde_json::to_value(self).unwrap_or_else(|e| {
             serde_json::json!({"event": "error", "class": "Fatal", "message": format!("event cannot be written: {e}")})
@@ -146,10 +168,29 @@ impl Event {
     }
 }
 
-/// Whether a line on stdin asks to stop. Unknown asks are ignored.
-pub fn asks_to_stop(line: &str) -> bool {
-    let Ok(value) = serde_json::from_str::<Value>(line) else { return false };
-    value["v"] == PROTOCOL && value["ask"] == "stop"
+/// What a line on stdin asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// Whether a checkpoint is wanted.
+    pub checkpoint: bool,
+}
+
+/// The stop that a line on stdin asks for. Unknown asks are ignored.
+pub fn asks_to_stop(line: &str) -> Option<Stop> {
+    let value = serde_json::from_str::<Value>(line).ok()?;
+    let stop = value["v"] == PROTOCOL && value["ask"] == "stop";
+    stop.then(|| Stop { checkpoint: value["checkpoint"] != false })
+}
+
+/// A text of at most so many bytes (and a line that says what is missing): its beginning and its end.
+pub fn bounded(text: &str, bytes_max: usize) -> String {
+    if text.len() <= bytes_max {
+        return text.to_owned();
+    }
+    let half = bytes_max / 2;
+    let head = text.floor_char_boundary(half);
+    let tail = text.ceil_char_boundary(text.len() - half);
+    format!("{}\n… {} bytes left out …\n{}", &text[..head], tail - head, &text[tail..])
 }
 
 #[cfg(test)]
@@ -186,9 +227,27 @@ mod tests {
 
     #[test]
     fn only_a_stop_stops() {
-        assert!(asks_to_stop(STOP));
+        assert_eq!(asks_to_stop(STOP), Some(Stop { checkpoint: true }));
+        assert_eq!(asks_to_stop(STOP_WITHOUT_CHECKPOINT), Some(Stop { checkpoint: false }));
         for other in ["", "stop", r#"{"v":2,"ask":"stop"}"#, r#"{"v":1,"ask":"hurry"}"#] {
-            assert!(!asks_to_stop(other), "{other}");
+            assert_eq!(asks_to_stop(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn no_line_is_longer_than_what_is_taken() {
+        let long = "ä".repeat(LINE_BYTES_MAX);
+        let summary = [("text".to_owned(), Value::from(long.as_str()))].into();
+        for event in [
+            Event::Log { level: Level::Info, text: long.clone() },
+            Event::Error { class: Some(FailureClass::Fatal), message: long.clone() },
+            Event::Result(ModuleOutput { outputs: vec![], summary }),
+        ] {
+            let line = event.to_line();
+            assert!(line.len() < LINE_BYTES_MAX);
+            assert!(matches!(Event::of_line(&line), Ok(Some(_))));
+        }
+        assert_eq!(bounded("abc", 3), "abc");
+        assert_eq!(bounded("äbcdefgä", 4), "ä\n… 6 bytes left out …\nä");
     }
 }

@@ -6,10 +6,16 @@
 
 /// Every place of this crate, of `mloc-runtime` and of `mloc-store`.
 pub const ALL: &[&str] = &[
+    "file.written",
+    "file.synced",
+    "file.renamed",
+    "file.folder",
     "checkpoint.begin",
     "checkpoint.files",
+    "checkpoint.sealed",
     "checkpoint.sync",
     "checkpoint.manifest",
+    "checkpoint.removed",
     "checkpoint.rename",
     "checkpoint.parent",
     "checkpoint.event",
@@ -20,6 +26,7 @@ pub const ALL: &[&str] = &[
     "journal.before",
     "journal.after",
     "attempt.run_file",
+    "attempt.forked",
     "attempt.spawned",
     "attempt.push",
     "attempt.pushed",
@@ -30,8 +37,10 @@ pub const ALL: &[&str] = &[
     "store.file.renamed",
     "store.folder.synced",
     "store.manifest.placed",
+    "store.checkpoint.prune",
     "store.pull.chunk",
     "store.pull.whole",
+    "store.pull.renamed",
     "store.upload.part",
     "store.upload.done",
 ];

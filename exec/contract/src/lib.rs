@@ -33,11 +33,11 @@ pub mod transfers;
 
 pub use self::{
     checkpoint::Checkpoint,
-    context::RunContext,
+    context::{Asked, RunContext},
     event::Event,
     module::{Module, ModuleError, ModuleOutput, Output},
     run::{DeviceChoice, Inputs, Run},
-    transfers::{Moved, OnMoved, Transfers},
+    transfers::{MakeRoom, Moved, OnMoved, Transfers},
 };
 
 /// Version of this crate, the same as the binary's.

@@ -27,12 +27,17 @@ pub struct Moved {
 /// Called with each step of a transfer, from any thread: must be quick.
 pub type OnMoved = Arc<dyn Fn(Moved) + Send + Sync>;
 
+/// Called when so many bytes are to be free on a pull's disk and are not: frees what it can. Blocks.
+pub type MakeRoom = Arc<dyn Fn(u64) + Send + Sync>;
+
 /// A worker's way to sources and destinations. Every call may be dropped and made again: it goes on where it was.
+/// A dropped call gives no file its name any more; a thread of it may be in the middle of a block, and holds
+/// [`OnMoved`] until it touches nothing: who must know when that is lets the closure own something that says so.
 #[async_trait]
 pub trait Transfers: Send + Sync + 'static {
     /// Brings a source below `folder` (or uses it where it lies) and says where it can be opened: a folder, or the
-    /// file where the source is one file.
-    async fn pull(&self, source: &Location, folder: &Path, tell: OnMoved) -> Result<PathBuf, Failure>;
+    /// file where the source is one file. Asks for `room` before it says that there is none.
+    async fn pull(&self, source: &Location, folder: &Path, room: MakeRoom, tell: OnMoved) -> Result<PathBuf, Failure>;
 
     /// Brings the newest whole checkpoint of this task and replica into `folder`, which is emptied first, and says
     /// which it is. `None` when there is no whole one. Damaged ones are passed over and logged.

@@ -1,10 +1,11 @@
 //! The program that this crate's tests start: `__attempt RUN` as the real one does, with a module made to be broken,
-//! and `__daemon DIR` for a whole worker that a test may kill.
+//! and `__daemon DIR NODE` for a whole worker that a test may kill.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write,
     path::Path,
@@ -56,6 +57,14 @@ impl Module for Breakable {
                 }
                 println!("the end of it");
             }
+            "long" => return Err(ModuleError::Fatal(format!("begin {} end", "x".repeat(3 << 20)))),
+            "fill" => {
+                ctx.progress(Progress { step: 1, ..Default::default() });
+                fs::write(ctx.artifacts().join("large"), vec![7; 16 << 20]).unwrap();
+                loop {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
             "secret" => {
                 println!("secret {} path {}", std::env::var("TOKEN").unwrap(), std::env::var("JOIN_TOKEN").is_ok())
             }
@@ -66,7 +75,20 @@ impl Module for Breakable {
             None => String::new(),
         };
         let slow = mode == "slow";
+        let save = |ctx: &mut RunContext, step, text: &str| {
+            ctx.checkpoint(step, |dir| {
+                let write = || fs::File::create(dir.join("text"))?.write_all(text.as_bytes());
+                write().map_err(|e| ModuleError::disk("write", dir, &e))
+            })
+        };
         for step in ctx.resume_step() + 1..=settings.steps {
+            if mode == "saves" && step > 1 {
+                // The first step is taken at once; then it waits to be stopped.
+                while !ctx.stopping() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                save(ctx, step - 1, &text)?;
+            }
             ctx.check()?;
             if slow {
                 std::thread::sleep(Duration::from_millis(50));
@@ -74,17 +96,15 @@ impl Module for Breakable {
             text.push_str(&format!("step {step}\n"));
             ctx.progress(Progress { step, total_steps: Some(settings.steps), ..Default::default() });
             if step % settings.save_steps == 0 {
-                ctx.checkpoint(step, |dir| {
-                    let write = || fs::File::create(dir.join("text"))?.write_all(text.as_bytes());
-                    write().map_err(|e| ModuleError::disk("write", dir, &e))
-                })?;
+                save(ctx, step, &text)?;
             }
         }
         fs::write(ctx.artifacts().join("text"), &text).unwrap();
-        Ok(ModuleOutput {
-            outputs: vec![Output { path: "text".into(), kind: "echo".into() }],
-            summary: [("steps".to_owned(), settings.steps.into())].into(),
-        })
+        let mut summary: BTreeMap<_, _> = [("steps".to_owned(), settings.steps.into())].into();
+        if mode == "large" {
+            summary.insert("answers".to_owned(), "x".repeat(3 << 20).into());
+        }
+        Ok(ModuleOutput { outputs: vec![Output { path: "text".into(), kind: "echo".into() }], summary })
     }
 }
 
@@ -92,16 +112,17 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some("__attempt") => mloc_runtime::child::main(Path::new(&args[2]), &[&Breakable]),
-        Some("__daemon") => daemon(Path::new(&args[2])),
+        Some("__daemon") => daemon(Path::new(&args[2]), &args[3]),
         _ => ExitCode::from(64),
     }
 }
 
-/// Runs one task of ten steps in `dir` to its end; the next attempt when one failed. Exits 0 when it is published.
+/// Runs one task of six steps on a node in `dir` to its end; the next attempt when one failed. Exits 0 when it is
+/// published.
 #[tokio::main]
-async fn daemon(dir: &Path) -> ExitCode {
-    let node = support::Node::start(&dir.join("data"), &std::env::current_exe().unwrap()).await;
-    let mut spec = support::spec(10, "normal");
+async fn daemon(dir: &Path, node: &str) -> ExitCode {
+    let node = support::Node::start(&dir.join(node), &std::env::current_exe().unwrap()).await;
+    let mut spec = support::spec(6, "normal");
     spec.checkpoint = support::shared(&dir.join("shared"));
     spec.output.destination = Some(Location::Local { path: dir.join("out").display().to_string() });
     // The ledger's part: which attempt it is, from one process to the next.

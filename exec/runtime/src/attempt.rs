@@ -19,7 +19,7 @@ use mloc_core::{
 use mloc_exec::{
     Event, Inputs, Moved, OnMoved, Run, Transfers, checkpoint,
     child::read_result,
-    event::{EventError, LINE_BYTES_MAX, Level},
+    event::{EventError, LINE_BYTES_MAX, Level, MESSAGE_BYTES_MAX, bounded},
     failpoint,
     run::RUN_VERSION,
 };
@@ -32,7 +32,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    bounds,
+    cache::{Cache, InUse},
     devices,
+    disk::DiskWatch,
     folders::Folders,
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
@@ -41,6 +44,11 @@ use crate::{
 /// Once the processes are gone nothing holds their pipes; should something, it is not waited for.
 const PIPES_CLOSE: Duration = Duration::from_secs(2);
 
+/// A process that does not go, even killed, waits for the kernel: a disk or a device.
+const KILL_AGAIN: Duration = Duration::from_secs(5);
+/// Between two looks at the disk's free bytes.
+const LOOK_AT_DISK: Duration = Duration::from_secs(1);
+
 /// What is wanted of a running attempt. It only ever rises.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Wish {
@@ -48,6 +56,8 @@ pub(crate) enum Wish {
     Go,
     /// Write a checkpoint and stop.
     Stop,
+    /// Stop, without a checkpoint: nobody will go on from it.
+    Drop,
     /// Die now.
     Kill,
 }
@@ -58,6 +68,8 @@ pub(crate) struct Bench {
     pub program: PathBuf,
     pub secrets: BTreeMap<String, String>,
     pub transfers: Arc<dyn Transfers>,
+    pub cache: Arc<Cache>,
+    pub disk: Arc<DiskWatch>,
 }
 
 /// One start.
@@ -66,6 +78,8 @@ pub(crate) struct Start {
     pub assign: Box<Assign>,
     pub wish: watch::Receiver<Wish>,
     pub outlet: Outlet,
+    /// Sources of its inputs: they are not evicted while it runs.
+    pub held: Vec<InUse>,
 }
 
 /// Where its events go. Figures never wait: only the newest matter.
@@ -78,6 +92,13 @@ pub(crate) struct Outlet {
 
 impl Outlet {
     async fn say(&self, event: ChildEvent) {
+        let event = match event {
+            ChildEvent::Failed(failure) => ChildEvent::Failed(bounds::failure(failure)),
+            ChildEvent::Exited(Exit::NotStarted { why }) => {
+                ChildEvent::Exited(Exit::NotStarted { why: bounded(&why, MESSAGE_BYTES_MAX) })
+            }
+            other => other,
+        };
         // The worker outlives its attempts, save at a shutdown, where nothing needs to be said.
         self.events.send((self.attempt.clone(), self.run, event)).await.ok();
     }
@@ -145,6 +166,19 @@ impl Start {
             log.line("mloc: it had computed everything before the daemon was started again");
             return Err(NoChild::Done);
         }
+        let (folders, this) = (bench.folders.clone(), id.clone());
+        let taken = tokio::task::spawn_blocking(move || take_over(&folders, &this)).await.map_err(io::Error::other);
+        if let Some(number) = taken.and_then(|taken| taken).map_err(|e| disk("take over a result into", &dir, &e))? {
+            log.line(&format!(
+                "mloc: attempt {number} had computed everything on this node: nothing is left to compute"
+            ));
+            return Err(NoChild::Done);
+        }
+        if let Some(failure) = self.disk_short().await {
+            return Err(failure.into());
+        }
+        // Before anything is pulled for nothing.
+        let environment = self.environment()?;
         let mut wish = self.wish.clone();
         let inputs = tokio::select! {
             biased;
@@ -153,15 +187,21 @@ impl Start {
         };
         let run_file = self.write_run_file(&inputs).await?;
         failpoint::reached("attempt.run_file");
-        let environment = self.environment()?;
         let child = launch::start(&bench.program, &run_file, &dir, &environment)
             .map_err(|e| Failure { class: FailureClass::Retryable, message: e.to_string() })?;
         failpoint::reached("attempt.spawned");
         Ok((log, child))
     }
 
-    async fn pull(&self, log: &LogFile) -> Result<Inputs, NoChild> {
-        let (spec, transfers, folders) = (&self.assign.spec, &self.bench.transfers, &self.bench.folders);
+    async fn disk_short(&self) -> Option<Failure> {
+        let watch = self.bench.disk.clone();
+        tokio::task::spawn_blocking(move || watch.short()).await.ok().flatten()
+    }
+
+    async fn pull(&mut self, log: &LogFile) -> Result<Inputs, NoChild> {
+        let bench = self.bench.clone();
+        let spec = self.assign.spec.clone();
+        let transfers = &bench.transfers;
         if let Some(destination) = &spec.output.destination
             && transfers.published(self.id(), destination).await?.is_some()
         {
@@ -169,21 +209,35 @@ impl Start {
             return Err(NoChild::Done);
         }
         self.bring_checkpoint(log).await?;
-        let pull = async |what: &str, source: Option<&Location>| match source {
-            None => Ok(None),
-            Some(source) => {
-                let told = self.tell(Phase::Pulling, what);
-                log.line(&format!("mloc: pulling the {what}"));
-                transfers.pull(source, &folders.source(source), told).await.map(Some)
-            }
-        };
         let model = spec.model.as_ref();
-        Ok(Inputs {
-            model: pull("model", model.map(|m| &m.source)).await?,
-            adapter: pull("adapter", model.and_then(|m| m.adapter.as_ref()?.source.as_ref())).await?,
-            dataset: pull("data set", spec.dataset.as_ref().map(|d| &d.source)).await?,
-            eval: pull("held-out data", spec.dataset.as_ref().and_then(|d| d.eval.as_ref())).await?,
-        })
+        let inputs = Inputs {
+            model: self.pull_one("model", model.map(|m| &m.source), log).await?,
+            adapter: self.pull_one("adapter", model.and_then(|m| m.adapter.as_ref()?.source.as_ref()), log).await?,
+            dataset: self.pull_one("data set", spec.dataset.as_ref().map(|d| &d.source), log).await?,
+            eval: self.pull_one("held-out data", spec.dataset.as_ref().and_then(|d| d.eval.as_ref()), log).await?,
+        };
+        let cache = bench.cache.clone();
+        // It is told in the log when it fails; the inputs are there.
+        tokio::task::spawn_blocking(move || cache.keep_bound()).await.ok();
+        Ok(inputs)
+    }
+
+    async fn pull_one(
+        &mut self,
+        what: &str,
+        source: Option<&Location>,
+        log: &LogFile,
+    ) -> Result<Option<PathBuf>, Failure> {
+        let Some(source) = source else { return Ok(None) };
+        let (cache, folder) = (self.bench.cache.clone(), self.bench.folders.source(source));
+        self.held.push(cache.hold(&folder));
+        log.line(&format!("mloc: pulling the {what}"));
+        let told = self.tell(Phase::Pulling, what);
+        let evicting = cache.clone();
+        let room = Arc::new(move |bytes| evicting.make_room(bytes));
+        let pulled = self.bench.transfers.pull(source, &folder, room, told).await?;
+        tokio::task::spawn_blocking(move || cache.used(&folder)).await.ok();
+        Ok(Some(pulled))
     }
 
     /// Whichever is further and whole: the newest here, or the newest at the shared place.
@@ -227,7 +281,7 @@ impl Start {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(disk("empty", &artifacts, &e).into()),
             _ => {}
         }
-        let path = folders.attempt(id).join("run.json");
+        let path = folders.run_file(id);
         let spec = self.assign.spec.clone();
         let keep = spec.hyperparameters.get("save_total_limit").and_then(serde_json::Value::as_u64);
         let run = Run {
@@ -251,7 +305,8 @@ impl Start {
         let mut environment = spec.env.clone();
         for name in &spec.secrets_from {
             let secret = self.bench.secrets.get(name).ok_or_else(|| Failure {
-                class: FailureClass::Fatal,
+                // Another node may have it.
+                class: FailureClass::Retryable,
                 message: format!("this node has no secret `{name}`\nhint: add it under `secrets` in its node.yaml, or name a node that has it in spec.placement"),
             })?;
             environment.insert(name.clone(), secret.clone());
@@ -278,6 +333,9 @@ impl Start {
         let (mut relayed, mut copied, mut pushed) = (false, false, false);
         let pusher = self.push_all(pushes, log);
         let mut pushing = Box::pin(pusher);
+        let mut look = tokio::time::interval(LOOK_AT_DISK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut full = None;
         let status = loop {
             let asked = *wish.borrow();
             tokio::select! {
@@ -286,7 +344,8 @@ impl Start {
                     let wanted = *wish.borrow();
                     match wanted {
                         Wish::Go => {}
-                        Wish::Stop => child.ask_to_stop().await,
+                        Wish::Stop => child.ask_to_stop(true).await,
+                        Wish::Drop => child.ask_to_stop(false).await,
                         Wish::Kill => kill(&child, &id, log).await,
                     }
                 }
@@ -303,10 +362,23 @@ impl Start {
                 }
                 () = &mut copying, if !copied => copied = true,
                 () = &mut pushing, if !pushed => pushed = true,
+                _ = look.tick(), if full.is_none() => {
+                    full = self.disk_short().await;
+                    if full.is_some() {
+                        // A checkpoint would need room as well; there are those it has written.
+                        kill(&child, &id, log).await;
+                    }
+                }
             }
         };
         // Whatever it started goes with it: slots are free only when nothing computes any more.
-        kill(&child, &id, log).await;
+        let held_back = |error: &io::Error| {
+            warn!(attempt = %id, %error, "processes are left: its slots stay taken");
+            log.line(&format!("mloc: {error}: this attempt's slots stay taken until they are gone"));
+            let note = format!("{error}: its slots stay taken until they are gone");
+            self.outlet.figures(Phase::Training, Progress { note: Some(note), ..Progress::default() });
+        };
+        until_gone(|| child.kill_all(), KILL_AGAIN, held_back).await;
         let rest = async {
             tokio::join!(
                 async {
@@ -332,13 +404,17 @@ impl Start {
         if needed && !pushed {
             tokio::select! {
                 biased;
-                _ = wish.wait_for(|wish| *wish == Wish::Kill) => {}
+                _ = wish.wait_for(|wish| *wish >= Wish::Drop) => {}
                 () = &mut pushing => {}
             }
         }
         drop(pushing);
         let exit = exit_of(status);
         log.finish();
+        let said = match full {
+            Some(failure) if !matches!(said, Some(Said::Result)) => Some(Said::Error(failure)),
+            _ => said,
+        };
         self.conclude(said, &exit, oom_before, log).await;
         info!(attempt = %id, ?exit, "child gone");
         exit
@@ -391,6 +467,51 @@ impl Start {
     }
 }
 
+/// The result that an earlier attempt of this replica left on this disk, with its artifacts: they become this one's.
+/// Says whose they were. Blocks.
+fn take_over(folders: &Folders, id: &AttemptId) -> io::Result<Option<u32>> {
+    for number in (0..id.attempt).rev() {
+        let earlier = AttemptId { attempt: number, ..id.clone() };
+        let Some(made) = read_result(&folders.result(&earlier)) else { continue };
+        let artifacts = folders.artifacts(&earlier);
+        if !made.outputs.iter().all(|output| artifacts.join(&output.path).is_file()) {
+            continue;
+        }
+        let mine = folders.artifacts(id);
+        match std::fs::remove_dir_all(&mine) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        // The result last: without its artifacts it would be believed.
+        if folders.run_file(&earlier).exists() {
+            std::fs::rename(folders.run_file(&earlier), folders.run_file(id))?;
+        }
+        std::fs::rename(&artifacts, &mine)?;
+        checkpoint::sync_dir(&folders.attempt(id))?;
+        std::fs::rename(folders.result(&earlier), folders.result(id))?;
+        checkpoint::sync_dir(&folders.attempt(id))?;
+        return Ok(Some(number));
+    }
+    Ok(None)
+}
+
+/// Kills until nothing is left to kill; says why it takes long whenever that changes.
+async fn until_gone<K: Future<Output = io::Result<()>>>(
+    kill: impl Fn() -> K,
+    again: Duration,
+    held_back: impl Fn(&io::Error),
+) {
+    let mut said = None;
+    while let Err(error) = kill().await {
+        let text = error.to_string();
+        if said.as_ref() != Some(&text) {
+            held_back(&error);
+            said = Some(text);
+        }
+        tokio::time::sleep(again).await;
+    }
+}
+
 async fn kill(child: &Child, id: &AttemptId, log: &LogFile) {
     if let Err(error) = child.kill_all().await {
         warn!(attempt = %id, %error, "processes are left");
@@ -399,7 +520,7 @@ async fn kill(child: &Child, id: &AttemptId, log: &LogFile) {
 }
 
 /// Bytes of a transfer as figures of an attempt.
-pub(crate) fn tell(outlet: &Outlet, phase: Phase, note: String) -> OnMoved {
+fn tell(outlet: &Outlet, phase: Phase, note: String) -> OnMoved {
     let outlet = outlet.clone();
     Arc::new(move |moved: Moved| {
         let (bytes_done, bytes_total) = (Some(moved.done), Some(moved.total));
@@ -535,5 +656,45 @@ fn unsaid(exit: &Exit, oom_before: Option<u64>) -> Option<String> {
             Some(format!("{killed}; the container counts no out-of-memory kill: somebody or something else sent it"))
         }
         _ => Some(format!("{killed}; out of memory?\n{hint}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use mloc_core::id::TaskId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn slots_are_held_until_the_last_process_is_gone() {
+        let (tries, said) = (Cell::new(0), Cell::new(0));
+        let kill = || {
+            tries.set(tries.get() + 1);
+            std::future::ready(if tries.get() < 4 { Err(io::Error::other("process 7 does not go")) } else { Ok(()) })
+        };
+        until_gone(kill, Duration::ZERO, |_| said.set(said.get() + 1)).await;
+        assert_eq!((tries.get(), said.get()), (4, 1));
+    }
+
+    #[test]
+    fn a_successor_takes_over_what_is_whole() {
+        let top = tempfile::tempdir().unwrap();
+        let folders = Folders::new(top.path());
+        let id = |attempt| AttemptId { task: TaskId::new("t"), replica: 0, attempt };
+        let made = r#"{"outputs":[{"path":"text","kind":"echo"}],"summary":{}}"#;
+        for number in [1, 2] {
+            std::fs::create_dir_all(folders.artifacts(&id(number))).unwrap();
+            std::fs::write(folders.result(&id(number)), made).unwrap();
+        }
+        std::fs::create_dir_all(folders.attempt(&id(3))).unwrap();
+        std::fs::create_dir_all(folders.artifacts(&id(3)).join("half")).unwrap();
+        assert_eq!(take_over(&folders, &id(3)).unwrap(), None, "artifacts are missing");
+        std::fs::write(folders.artifacts(&id(1)).join("text"), "1").unwrap();
+        assert_eq!(take_over(&folders, &id(3)).unwrap(), Some(1));
+        assert_eq!(std::fs::read_to_string(folders.artifacts(&id(3)).join("text")).unwrap(), "1");
+        assert!(read_result(&folders.result(&id(3))).is_some() && read_result(&folders.result(&id(1))).is_none());
+        assert_eq!(take_over(&folders, &id(1)).unwrap(), None);
     }
 }

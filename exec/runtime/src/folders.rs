@@ -12,6 +12,12 @@ pub(crate) struct Folders {
 }
 
 impl Folders {
+    /// In an attempt's folder.
+    pub const RUN: &str = "run.json";
+    pub const LOG: &str = "attempt.log";
+    pub const ARTIFACTS: &str = "artifacts";
+    pub const RESULT: &str = "result.json";
+
     pub fn new(data_dir: &Path) -> Self {
         Self { root: data_dir.to_owned() }
     }
@@ -26,26 +32,38 @@ impl Folders {
     }
 
     pub fn log(&self, id: &AttemptId) -> PathBuf {
-        self.attempt(id).join("attempt.log")
+        self.attempt(id).join(Self::LOG)
     }
 
     pub fn artifacts(&self, id: &AttemptId) -> PathBuf {
-        self.attempt(id).join("artifacts")
+        self.attempt(id).join(Self::ARTIFACTS)
     }
 
     pub fn result(&self, id: &AttemptId) -> PathBuf {
-        self.attempt(id).join("result.json")
+        self.attempt(id).join(Self::RESULT)
+    }
+
+    pub fn run_file(&self, id: &AttemptId) -> PathBuf {
+        self.attempt(id).join(Self::RUN)
+    }
+
+    pub fn all_checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
     }
 
     /// A replica's checkpoints outlive its attempts.
     pub fn checkpoints(&self, id: &AttemptId) -> PathBuf {
-        self.root.join("checkpoints").join(one_name(&format!("{}.{}", id.task, id.replica)))
+        self.all_checkpoints().join(one_name(&format!("{}.{}", id.task, id.replica)))
+    }
+
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
     }
 
     /// A source's bytes are shared by all attempts that name it.
     pub fn source(&self, location: &Location) -> PathBuf {
         let name = serde_json::to_vec(location).unwrap_or_default();
-        self.root.join("cache").join(&hex::encode(Sha256::digest(name))[..32])
+        self.cache().join(&hex::encode(Sha256::digest(name))[..32])
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     process::{ExitStatus, Stdio},
 };
 
-use mloc_exec::{checkpoint::write_whole, event};
+use mloc_exec::{checkpoint::write_whole, event, failpoint};
 use nix::libc;
 use tokio::{
     io::AsyncWriteExt,
@@ -81,6 +81,7 @@ pub(crate) fn start(
         lower(pid);
     }
     let id = pid.and_then(Process::of);
+    failpoint::reached("attempt.forked");
     let noted =
         serde_json::to_vec(&id).map_err(io::Error::from).and_then(|bytes| write_whole(&dir.join(CHILD_FILE), &bytes));
     if let Err(error) = noted {
@@ -91,10 +92,11 @@ pub(crate) fn start(
 }
 
 impl Child {
-    /// Asks it to write a checkpoint and stop.
-    pub async fn ask_to_stop(&mut self) {
+    /// Asks it to stop, with a checkpoint or without one.
+    pub async fn ask_to_stop(&mut self, checkpoint: bool) {
+        let ask = if checkpoint { event::STOP } else { event::STOP_WITHOUT_CHECKPOINT };
         if let Some(stdin) = &mut self.stdin
-            && stdin.write_all(event::STOP.as_bytes()).await.is_err()
+            && stdin.write_all(ask.as_bytes()).await.is_err()
         {
             // It is gone, or will not listen: the kill comes when its time is over.
             self.stdin = None;
@@ -133,6 +135,10 @@ pub(crate) fn kill_leftovers(attempts: &Path) {
             }
             Err(error) => tracing::error!(dir = %dir.display(), %error, "an earlier daemon's child is still there"),
         }
+    }
+    // Children that were started and not noted any more.
+    if let Err(error) = tree::kill_all_below(attempts) {
+        tracing::error!(%error, "an earlier daemon's child is still there");
     }
 }
 

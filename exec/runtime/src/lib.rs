@@ -6,23 +6,30 @@
 //!             ├─ attempt    one start of a child: pull, launch, relay its events, push its checkpoints
 //!             │    ├─ launch   `mloc __attempt run.json` in a process group of its own
 //!             │    └─ tree     every process that belongs to it, and its end
-//!             ├─ publish    Transfers::publish, only while the right is held
-//!             └─ logs       attempt.log: bounded, readable, followable
+//!             ├─ publish    Transfers::publish, again and again while the right is held
+//!             ├─ logs       attempt.log: bounded, readable, followable
+//!             ├─ tidy       what attempts leave when they are over
+//!             └─ cache      pulled sources, evicted when room is short; disk stops attempts before the disk is full
 //! probe, gpu     what this machine is, as its container sees it
 //! ```
 //!
 //! Deliberately absent: what is to happen next (mloc-core), who holds which slot (the ledger), burn, libp2p.
 
 mod attempt;
+mod bounds;
+mod cache;
 mod clock;
 mod devices;
+mod disk;
 mod folders;
 mod gpu;
 mod journal;
 mod launch;
 mod logs;
 mod probe;
+mod publish;
 mod service;
+mod tidy;
 mod tree;
 
 pub use mloc_exec::child;

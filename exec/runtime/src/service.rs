@@ -10,12 +10,11 @@ use std::{
 
 use async_trait::async_trait;
 use mloc_core::{
-    id::{AttemptId, NodeId},
-    ledger::entry::{Failure, FailureClass},
-    wire::{FromLeader, FromWorker, Phase, Report, ToLeader, ToWorker},
-    worker::{self, Action, ChildEvent, Event},
+    id::{AttemptId, NodeId, TaskId},
+    wire::{FromLeader, FromWorker, Report, ToLeader, ToWorker},
+    worker::{self, Action, ChildEvent, Event, Write},
 };
-use mloc_exec::{Transfers, child::read_result, failpoint};
+use mloc_exec::Transfers;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
@@ -25,11 +24,15 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::{
     attempt::{self, Bench, Outlet, Start, Wish},
+    cache::Cache,
     clock::boot_ms,
+    disk::DiskWatch,
     folders::Folders,
     journal::{Durable, Journal, JournalError},
     launch,
     logs::AttemptLogs,
+    publish::Publication,
+    tidy,
 };
 
 /// Events that wait for the worker; a child that says more waits with its next checkpoint.
@@ -71,6 +74,16 @@ pub struct WorkerSettings {
     pub lease: Duration,
     /// Secrets that tasks may name in `secretsFrom`.
     pub secrets: BTreeMap<String, String>,
+    /// Bytes that pulled sources may take while none of them is in use; half of their disk when absent.
+    pub cache_bytes_max: Option<u64>,
+    /// Bytes of the data directory's disk that are kept for the journal and the ledger: below it attempts stop.
+    pub disk_reserve_bytes: u64,
+}
+
+impl WorkerSettings {
+    /// The usual [`Self::disk_reserve_bytes`]: journals grow by megabytes, and what is written between two looks at the
+    /// disk must fit too.
+    pub const DISK_RESERVE_BYTES: u64 = 128 << 20;
 }
 
 /// Why a worker cannot start.
@@ -115,8 +128,20 @@ impl Worker {
         std::fs::create_dir_all(&attempts)
             .map_err(|source| WorkerStartError::Folder { path: attempts.clone(), source })?;
         let (journal, rows) = Journal::open(&settings.data_dir)?;
-        // After the lock: another daemon's children are its own.
-        tokio::task::spawn_blocking(move || launch::kill_leftovers(&attempts)).await.ok();
+        let known: BTreeSet<AttemptId> = rows.attempts.iter().map(|row| row.assign.attempt.clone()).collect();
+        // A journal that was just made knows of nothing: what lies here may be of use to attempts that come again.
+        let fresh = rows.highest_term == 0 && known.is_empty();
+        let cache = Arc::new(Cache::new(folders.cache(), settings.cache_bytes_max));
+        let (all, those, evicting) = (folders.clone(), known.clone(), cache.clone());
+        let clear = move || {
+            // After the lock: another daemon's children are its own.
+            launch::kill_leftovers(&attempts);
+            if !fresh {
+                tidy::at_start(&all, those.iter());
+            }
+            evicting.keep_bound();
+        };
+        tokio::task::spawn_blocking(clear).await.ok();
         let mut machine = worker::Settings::new(settings.node.clone());
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         machine.heartbeat_ms = millis(settings.heartbeat);
@@ -131,12 +156,22 @@ impl Worker {
         let tracker = TaskTracker::new();
         let service = Service {
             worker,
-            bench: Arc::new(Bench { folders, program: settings.program, secrets: settings.secrets, transfers }),
+            bench: Arc::new(Bench {
+                folders,
+                program: settings.program,
+                secrets: settings.secrets,
+                transfers,
+                disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, cache.clone())),
+                cache,
+            }),
             link,
             journal: Some(journal),
             logs: logs.clone(),
             patience: (settings.lease / 4).max(settings.heartbeat).max(Duration::from_secs(1)),
             stop_grace,
+            publish_again: settings.heartbeat,
+            known,
+            forgotten: BTreeMap::new(),
             events,
             sayings,
             tracker: tracker.clone(),
@@ -210,6 +245,12 @@ struct Service {
     /// How long an answer from the leader is waited for.
     patience: Duration,
     stop_grace: Duration,
+    /// Wait before a publication's second try.
+    publish_again: Duration,
+    /// Attempts with a row in the journal.
+    known: BTreeSet<AttemptId>,
+    /// Newest attempt that was forgotten, of replicas that still have a row.
+    forgotten: BTreeMap<(TaskId, u32), u32>,
     events: mpsc::Sender<(AttemptId, u64, ChildEvent)>,
     sayings: mpsc::Sender<Event>,
     tracker: TaskTracker,
@@ -288,6 +329,11 @@ impl Service {
         for action in actions {
             match action {
                 Action::Journal { id, write } => {
+                    match &write {
+                        Write::Attempt(row) => drop(self.known.insert(row.assign.attempt.clone())),
+                        Write::Forget(attempt) => drop(self.known.remove(attempt)),
+                        Write::Term(_) => {}
+                    }
                     if let Some(journal) = &self.journal {
                         journal.write(id, write).await;
                     }
@@ -296,10 +342,11 @@ impl Service {
                     // Who asked may be gone; then it asks again.
                     self.requests.remove(&request).map(|asked| asked.send(answer));
                 }
+                // The replica's folder says itself from where to go on; it may hold a newer checkpoint than was heard of.
                 Action::StartChild { attempt, run, assign, resume: _ } => self.start_child(attempt, run, assign),
-                Action::StopChild { attempt, run, grace_ms } => {
-                    info!(%attempt, grace_ms, "asking the child to stop");
-                    self.wish(&attempt, run, Wish::Stop);
+                Action::StopChild { attempt, run, grace_ms, checkpoint } => {
+                    info!(%attempt, grace_ms, checkpoint, "asking the child to stop");
+                    self.wish(&attempt, run, if checkpoint { Wish::Stop } else { Wish::Drop });
                 }
                 Action::KillChild { attempt, run } => {
                     warn!(%attempt, "the child did not stop in time: killing it");
@@ -313,11 +360,7 @@ impl Service {
                 }
                 Action::SendReport { attempt, seq, report } => self.send_report(attempt, seq, report),
                 Action::SendHeartbeat(heartbeat) => self.send_heartbeat(heartbeat),
-                Action::Forgotten { attempt } => {
-                    self.publishing.remove(&attempt);
-                    // Its log and, without a destination, its artifacts are still asked for.
-                    debug!(%attempt, "forgotten");
-                }
+                Action::Forgotten { attempt } => self.forget(attempt),
             }
         }
     }
@@ -340,7 +383,7 @@ impl Service {
         let (wish, wished) = watch::channel(Wish::Go);
         self.logs.set_live(&attempt, true);
         let outlet = Outlet { attempt: attempt.clone(), run, events: self.events.clone() };
-        let start = Start { bench: self.bench.clone(), assign, wish: wished, outlet };
+        let start = Start { bench: self.bench.clone(), assign, wish: wished, outlet, held: Vec::new() };
         let done = self.own(&attempt, attempt::run(start));
         self.runs.insert(attempt, Started { run, wish, done });
     }
@@ -352,52 +395,48 @@ impl Service {
     }
 
     fn start_publish(&mut self, attempt: AttemptId) {
-        let stop = CancellationToken::new();
-        // One that was stopped may still be between two bytes.
-        let before = self.publishing.get(&attempt).map(|publishing| publishing.done.clone());
         let row = self.worker.attempts().find(|row| row.assign.attempt == attempt);
         let Some(destination) = row.map(|row| row.assign.spec.output.destination.clone()) else { return };
-        let (bench, sayings, events) = (self.bench.clone(), self.sayings.clone(), self.events.clone());
-        let (id, stopped) = (attempt.clone(), stop.clone());
+        let stopped = CancellationToken::new();
+        let publication = Publication {
+            bench: self.bench.clone(),
+            attempt: attempt.clone(),
+            destination,
+            events: self.sayings.clone(),
+            stopped: stopped.clone(),
+            first_wait: self.publish_again,
+        };
+        // One that was stopped may still be between two bytes.
+        let before = self.publishing.get(&attempt).map(|publishing| publishing.done.clone());
         let publish = async move {
             if let Some(before) = before {
                 before.cancelled().await;
             }
-            // No start of a child has number 0: the worker takes these figures from nobody yet.
-            let outlet = Outlet { attempt: id.clone(), run: 0, events };
-            let tell = attempt::tell(&outlet, Phase::Uploading, "publishing".into());
-            let (artifacts, made) = (bench.folders.artifacts(&id), read_result(&bench.folders.result(&id)));
-            let publish = async {
-                failpoint::reached("attempt.publish");
-                // Computed without a result of its own: an earlier attempt published.
-                let Some(made) = made else {
-                    let found = match &destination {
-                        Some(destination) => bench.transfers.published(&id, destination).await?,
-                        None => None,
-                    };
-                    return found.ok_or_else(|| Failure {
-                        class: FailureClass::Retryable,
-                        message: format!("{} is gone: it has to be computed again", artifacts.display()),
-                    });
-                };
-                let destination = destination.as_ref();
-                bench.transfers.publish(&id, destination, &artifacts, &made.outputs, made.summary, tell).await
-            };
-            let event = tokio::select! { biased;
-                () = stopped.cancelled() => return,
-                ended = publish => match ended {
-                    Ok(result) => {
-                        failpoint::reached("attempt.published");
-                        drop_checkpoints(&bench.folders, &id).await;
-                        Event::Published { attempt: id, result }
-                    }
-                    Err(failure) => Event::PublishFailed { attempt: id, failure },
-                },
-            };
-            sayings.send(event).await.ok();
+            publication.run().await;
         };
         let done = self.own(&attempt, publish);
-        self.publishing.insert(attempt, Publishing { stop, done });
+        self.publishing.insert(attempt, Publishing { stop: stopped, done });
+    }
+
+    /// Clears away what the attempts of a replica leave once the last of them is forgotten: until then a successor may
+    /// be going on from their checkpoints, or publish what one of them made.
+    fn forget(&mut self, attempt: AttemptId) {
+        debug!(%attempt, "forgotten");
+        let publishing = self.publishing.remove(&attempt).map(|publishing| publishing.done);
+        let replica = (attempt.task.clone(), attempt.replica);
+        let newest = self.forgotten.remove(&replica).unwrap_or(0).max(attempt.attempt);
+        if self.known.iter().any(|id| (&id.task, id.replica) == (&replica.0, replica.1)) {
+            self.forgotten.insert(replica, newest);
+            return;
+        }
+        let (folders, last) = (self.bench.folders.clone(), AttemptId { attempt: newest, ..attempt.clone() });
+        self.own(&attempt, async move {
+            if let Some(done) = publishing {
+                done.cancelled().await;
+            }
+            // A panic there is told by its hook; the next start clears away what is left.
+            tokio::task::spawn_blocking(move || tidy::forgotten(&folders, &last)).await.ok();
+        });
     }
 
     fn send_report(&self, attempt: AttemptId, seq: u64, report: Report) {
@@ -474,14 +513,5 @@ impl Service {
         if let Some(journal) = self.journal.take() {
             journal.close().await;
         }
-    }
-}
-
-/// What is published needs no checkpoint any more.
-async fn drop_checkpoints(folders: &Folders, attempt: &AttemptId) {
-    let all = folders.checkpoints(attempt);
-    match tokio::fs::remove_dir_all(all).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => warn!(%attempt, %error, "its checkpoints stay"),
-        _ => {}
     }
 }

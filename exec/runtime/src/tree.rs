@@ -49,9 +49,28 @@ impl Process {
 /// # Errors
 /// Names those that would not go.
 pub(crate) fn kill_all(child: Option<Process>, dir: &Path) -> io::Result<()> {
+    let mark = mark(dir);
+    kill_while_any(|| belonging(child, &mark))
+}
+
+/// Kills every process of any attempt below a folder: a daemon that died between starting a child and noting it left
+/// nothing but this mark. Blocks.
+///
+/// # Errors
+/// Names those that would not go.
+pub(crate) fn kill_all_below(attempts: &Path) -> io::Result<()> {
+    let mark = format!("{}/", mark(attempts));
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    kill_while_any(|| {
+        let live = all().into_iter().filter(|s| !s.dead && s.process.pid != own);
+        live.filter(|s| marked(s.process.pid, |v| v.starts_with(mark.as_bytes()))).map(|s| s.process).collect()
+    })
+}
+
+fn kill_while_any(find: impl Fn() -> Vec<Process>) -> io::Result<()> {
     let until = Instant::now() + GONE_WITHIN;
     loop {
-        let left = belonging(child, dir);
+        let left = find();
         if left.is_empty() {
             return Ok(());
         }
@@ -73,16 +92,20 @@ pub(crate) fn own_pids() -> BTreeSet<i32> {
     descendants(&all(), own)
 }
 
-fn belonging(child: Option<Process>, dir: &Path) -> Vec<Process> {
+fn mark(dir: &Path) -> String {
+    format!("{MARK}={}", dir.display())
+}
+
+fn belonging(child: Option<Process>, mark: &str) -> Vec<Process> {
     let all = all();
-    let mark = format!("{MARK}={}", dir.display());
+    let is_mark = |variable: &[u8]| variable == mark.as_bytes();
     // A number that another process has by now says nothing.
     let root = child.filter(|c| all.iter().any(|s| s.process == *c)).map(|c| c.pid);
     let below = root.map(|pid| descendants(&all, pid)).unwrap_or_default();
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     all.iter()
         .filter(|s| !s.dead && s.process.pid != own)
-        .filter(|s| below.contains(&s.process.pid) || root == Some(s.group) || marked(s.process.pid, &mark))
+        .filter(|s| below.contains(&s.process.pid) || root == Some(s.group) || marked(s.process.pid, is_mark))
         .map(|s| s.process)
         .collect()
 }
@@ -98,9 +121,9 @@ fn descendants(all: &[Stat], root: i32) -> BTreeSet<i32> {
     }
 }
 
-fn marked(pid: i32, mark: &str) -> bool {
+fn marked(pid: i32, is_mark: impl Fn(&[u8]) -> bool) -> bool {
     let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
-    environment.split(|b| *b == 0).any(|variable| variable == mark.as_bytes())
+    environment.split(|b| *b == 0).any(is_mark)
 }
 
 fn all() -> Vec<Stat> {

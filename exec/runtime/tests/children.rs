@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mloc_core::{ledger::entry::FailureClass, wire::Report};
+use mloc_core::{
+    ledger::entry::FailureClass,
+    wire::{AttemptProgress, Phase, Report, StopReason},
+};
 use mloc_exec::failpoint;
 use support::{Node, assign, attempt, spec};
 
@@ -42,6 +45,142 @@ async fn a_task_runs_to_its_end() {
     let result = Report::Finished(result);
     assert_eq!(kinds, [&Report::Started, &Report::Publish, &result].map(std::mem::discriminant));
     assert!(!dir.path().join("checkpoints/task-01TEST.0").exists(), "published work needs no checkpoints");
+    let folder = dir.path().join(format!("attempts/{}", attempt(1)));
+    until("what it leaves is cleared away", || names(&folder) == ["artifacts", "attempt.log"]).await;
+    assert_eq!(artifact(dir.path(), 1), text(5), "a result without a destination stays");
+    node.worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_attempts_leave_goes_when_the_last_of_a_replica_is_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &program()).await;
+    let mut published = spec(5, "die");
+    published.output.destination =
+        Some(mloc_core::task::spec::Location::Local { path: dir.path().join("out").display().to_string() });
+    node.assign(assign(1, published.clone())).await;
+    node.leader.end_of(&attempt(1)).await;
+    published.env.insert("MODE".into(), "normal".into());
+    node.assign(assign(2, published)).await;
+    assert!(matches!(node.leader.end_of(&attempt(2)).await, Report::Finished(_)));
+    for number in [1, 2] {
+        let folder = dir.path().join(format!("attempts/{}", attempt(number)));
+        until("only its log is left", || names(&folder) == ["attempt.log"]).await;
+    }
+    node.worker.stop().await;
+    // What a daemon could not clear away before it died goes at the next start.
+    let lost = dir.path().join(format!("attempts/{}", attempt(7)));
+    fs::create_dir_all(lost.join("artifacts")).unwrap();
+    fs::write(lost.join("run.json"), "{}").unwrap();
+    fs::create_dir_all(dir.path().join("checkpoints/task-gone.0")).unwrap();
+    let node = Node::start(dir.path(), &program()).await;
+    assert!(names(&lost).is_empty() && names(&dir.path().join("checkpoints")).is_empty());
+    node.worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_waited_out_with_the_result_in_hand() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &program()).await;
+    node.places.held.store(true, Ordering::SeqCst);
+    node.places.outage.store(true, Ordering::SeqCst);
+    node.assign(assign(1, spec(5, "normal"))).await;
+    let says =
+        |text: &'static str| move |a: &AttemptProgress| a.progress.note.as_ref().is_some_and(|n| n.contains(text));
+    node.leader
+        .says(|a| a.phase == Phase::Uploading && (a.progress.bytes_done, a.progress.bytes_total) == (Some(5), Some(9)))
+        .await;
+    node.places.held.store(false, Ordering::SeqCst);
+    node.leader.says(says("waiting to publish, 3 tries so far: nobody answers")).await;
+    node.places.outage.store(false, Ordering::SeqCst);
+    assert!(matches!(node.leader.end().await, Report::Finished(_)));
+    let log = node.log(attempt(1)).await;
+    assert!(log.contains("not published yet (try 3, the next one in "), "{log}");
+    assert_eq!(log.matches("mloc: child ").count(), 1, "it was computed again: {log}");
+    node.worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_can_be_stopped_while_it_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &program()).await;
+    node.places.outage.store(true, Ordering::SeqCst);
+    node.assign(assign(1, spec(5, "normal"))).await;
+    node.leader.says(|a| a.progress.note.as_ref().is_some_and(|n| n.contains("waiting to publish"))).await;
+    node.cancel(attempt(1)).await;
+    assert_eq!(node.leader.end().await, Report::Stopped);
+    node.worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_cancelled_task_no_checkpoint_is_written_or_pushed() {
+    for (why, steps) in [(StopReason::Cancelled, 0), (StopReason::Superseded, 1)] {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = dir.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        let node = Node::start(&dir.path().join("data"), &program()).await;
+        let mut saves = spec(5, "saves");
+        saves.checkpoint = support::shared(&shared);
+        node.assign(assign(1, saves)).await;
+        node.leader.step(1).await;
+        node.stop(attempt(1), why.clone()).await;
+        assert_eq!(node.leader.end().await, Report::Stopped);
+        assert_eq!(names(&shared).len(), steps, "{why:?}");
+        let log = node.log(attempt(1)).await;
+        assert!(log.contains("stopped as asked"), "{log}");
+        node.worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_a_child_says_is_too_large_to_be_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &program()).await;
+    node.assign(assign(1, spec(1, "large"))).await;
+    let Report::Finished(result) = node.leader.end_of(&attempt(1)).await else { panic!() };
+    assert_eq!(result.summary["steps"], 1);
+    assert!(result.summary.contains_key("left_out") && !result.summary.contains_key("answers"));
+    let mut long = assign(1, spec(1, "long"));
+    long.attempt.replica = 1;
+    node.assign(long.clone()).await;
+    let Report::Failed(failure) = node.leader.end_of(&long.attempt).await else { panic!() };
+    assert_eq!(failure.class, FailureClass::Fatal);
+    assert!(failure.message.len() < 20 << 10 && failure.message.starts_with("begin "));
+    assert!(failure.message.ends_with(" end"));
+    node.worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_stops_before_the_disk_is_full() {
+    // A disk of its own, so that nobody else's bytes count.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let stats = nix::sys::statvfs::statvfs(dir.path()).unwrap();
+    let free = stats.blocks_available() * stats.fragment_size();
+    let node = Node::start_with(dir.path(), &program(), free - (8 << 20)).await;
+    node.assign(assign(1, spec(1, "fill"))).await;
+    let Report::Failed(failure) = node.leader.end_of(&attempt(1)).await else { panic!() };
+    assert_eq!(failure.class, FailureClass::Retryable);
+    assert!(failure.message.contains("is nearly full"), "{}", failure.message);
+    assert!(node.log(attempt(1)).await.contains("mloc: child "), "it had started");
+    node.worker.stop().await;
+    // And none starts on a full one.
+    let node = Node::start_with(dir.path(), &program(), u64::MAX).await;
+    node.assign(assign(2, spec(1, "normal"))).await;
+    let Report::Failed(failure) = node.leader.end_of(&attempt(2)).await else { panic!() };
+    assert!(failure.message.contains("is nearly full"), "{}", failure.message);
+    node.worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_of_other_nodes_sends_the_task_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(dir.path(), &program()).await;
+    let mut named = spec(1, "secret");
+    named.secrets_from = vec!["NOT_HERE".into()];
+    node.assign(assign(1, named)).await;
+    let Report::Failed(failure) = node.leader.end().await else { panic!() };
+    assert_eq!(failure.class, FailureClass::Retryable, "another node may have it");
+    assert!(failure.message.starts_with("this node has no secret `NOT_HERE`"), "{}", failure.message);
     node.worker.stop().await;
 }
 
@@ -171,41 +310,125 @@ async fn a_second_worker_on_the_same_journal_is_told_so() {
     assert!(said.contains("damaged"), "{said}");
 }
 
-/// Killed at any of the places, in the daemon or in the child, and started again: the result is that of a run nobody
-/// disturbed.
-#[test]
-fn whatever_is_killed_the_result_is_that_of_the_unbroken_run() {
-    let mut unreached = Vec::new();
-    let later = ["checkpoint.rename#3", "checkpoint.event#4", "journal.after#5", "journal.before#7"];
-    // The store's own places are killed at in its own tests.
-    let ours = ["checkpoint.", "result.", "journal.", "attempt."];
-    let all = failpoint::ALL.iter().filter(|place| ours.iter().any(|ours| place.starts_with(ours)));
-    for place in all.chain(&later) {
+/// One of the places a run is killed at.
+struct Death {
+    dir: tempfile::TempDir,
+    failpoint: String,
+}
+
+impl Death {
+    /// Runs the task on node `a` until it dies there; `None` when it does not come by so often.
+    fn at(failpoint: String) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("shared")).unwrap();
-        fs::create_dir_all(dir.path().join("data")).unwrap();
-        let run = |failpoint: Option<&str>| {
-            let mut daemon = Command::new(program());
-            daemon.arg("__daemon").arg(dir.path()).env_remove("MLOC_FAILPOINT");
-            if let Some(failpoint) = failpoint {
-                daemon.env("MLOC_FAILPOINT", failpoint);
-            }
-            daemon.output().unwrap()
-        };
-        let broken = run(Some(place));
-        let log = format!("data/attempts/{}/attempt.log", attempt(1));
-        let log = fs::read_to_string(dir.path().join(log)).unwrap_or_default();
-        if !log.contains("dying as asked") && !String::from_utf8_lossy(&broken.stderr).contains("dying as asked") {
-            unreached.push(place);
-        }
-        for _ in 0..2 {
-            let again = run(None);
-            let said = String::from_utf8_lossy(&again.stderr).into_owned();
-            assert!(again.status.success(), "{place}: {:?}: {said}", again.status);
-        }
-        assert_eq!(fs::read_to_string(dir.path().join("out/text")).unwrap(), text(10), "{place}");
+        fs::create_dir_all(dir.path().join("a")).unwrap();
+        let death = Self { dir, failpoint };
+        let broken = death.run("a", true);
+        let died = death.log("a", 1).contains("dying as asked") || broken.contains("dying as asked");
+        died.then_some(death)
     }
-    assert!(unreached.is_empty(), "places that no run reaches: {unreached:?}");
+
+    /// Runs the task on a node to its end, or its death; what the daemon said.
+    fn run(&self, node: &str, dies: bool) -> String {
+        let mut daemon = Command::new(program());
+        daemon.arg("__daemon").arg(self.dir.path()).arg(node).env_remove("MLOC_FAILPOINT");
+        if dies {
+            daemon.env("MLOC_FAILPOINT", &self.failpoint);
+        }
+        let output = daemon.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(dies || output.status.success(), "{}: {:?}: {said}", self.failpoint, output.status);
+        said
+    }
+
+    fn log(&self, node: &str, number: u32) -> String {
+        let path = self.dir.path().join(format!("{node}/attempts/{}/attempt.log", attempt(number)));
+        fs::read_to_string(path).unwrap_or_default()
+    }
+
+    fn assert_unbroken(&self) {
+        let published = fs::read_to_string(self.dir.path().join("out/text")).unwrap();
+        assert_eq!(published, text(6), "{}", self.failpoint);
+        let left = living(self.dir.path());
+        assert_eq!(left, 0, "{}: {left} processes of the dead daemon are left", self.failpoint);
+    }
+}
+
+/// Calls `each` with every place and the number of its hit, from the first to the last there is; some at a time.
+fn at_every_hit(hits_max: u64, each: impl Fn(Death) + Sync) {
+    // The store's own places are killed at in its own tests.
+    let ours: Vec<&str> = failpoint::ALL.iter().copied().filter(|place| !place.starts_with("store.")).collect();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let work = || {
+            while let Some(place) = ours.get(next.fetch_add(1, Ordering::SeqCst)) {
+                let hits = (1..=hits_max).map_while(|n| Death::at(format!("{place}#{n}"))).map(&each).count();
+                assert!(hits > 0, "no run reaches {place}");
+            }
+        };
+        for _ in 0..3 {
+            scope.spawn(work);
+        }
+    });
+}
+
+/// Killed at any of the places, each time it is reached, in the daemon or in the child, and started again: the result
+/// is that of a run nobody disturbed.
+#[test]
+fn whatever_is_killed_the_result_is_that_of_the_unbroken_run() {
+    at_every_hit(u64::MAX, |death| {
+        // The next attempt, should the first have failed.
+        death.run("a", false);
+        death.run("a", false);
+        death.assert_unbroken();
+    });
+}
+
+/// The same, but node `a` never comes back: another node goes on from what is at the shared places.
+#[test]
+fn another_node_goes_on_where_a_killed_one_was() {
+    at_every_hit(3, |death| {
+        let whole = |name: &String| name.parse::<u64>().is_ok();
+        let pushed = names(&death.dir.path().join("shared")).iter().any(whole);
+        let published = death.dir.path().join("out/done.json").exists();
+        // The ledger's part: the lease is over, and there is a successor.
+        fs::write(death.dir.path().join("attempt"), "2").unwrap();
+        death.run("b", false);
+        let log = death.log("b", 2);
+        let went_on = log.contains("going on from the checkpoint of step");
+        assert_eq!(went_on, pushed && !published, "{}: {log}", death.failpoint);
+        let published_again = log.contains("mloc: child ");
+        assert_eq!(published_again, !published, "{}: {log}", death.failpoint);
+        // Its own node was killed with it; a child that outlived it is the next daemon's there to end.
+        death.run("a", false);
+        death.assert_unbroken();
+    });
+}
+
+/// A daemon that dies between a child's start and its note leaves a child that only its mark betrays.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_nobody_noted_is_killed_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    let folder = top.join(format!("attempts/{}", attempt(1)));
+    fs::create_dir_all(&folder).unwrap();
+    let mut orphan = Command::new("sleep").arg("1000").env("MLOC_ATTEMPT_DIR", &folder).spawn().unwrap();
+    let mut neighbour =
+        Command::new("sleep").arg("1000").env("MLOC_ATTEMPT_DIR", "/elsewhere/attempts/x").spawn().unwrap();
+    let node = Node::start(&top, &program()).await;
+    assert_eq!(living(&top), 0);
+    assert!(orphan.wait().unwrap().code().is_none(), "it was killed");
+    assert!(neighbour.try_wait().unwrap().is_none(), "another node's child is not ours to kill");
+    neighbour.kill().unwrap();
+    neighbour.wait().unwrap();
+    node.worker.stop().await;
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
 }
 
 /// Processes that carry the mark of an attempt below `dir`.

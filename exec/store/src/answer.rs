@@ -34,17 +34,26 @@ impl Answer {
         }
     }
 
+    /// Whether access was denied for this node's own credentials or clock, not for what they may not do.
+    pub fn blames_node(&self) -> bool {
+        const OWN: [&str; 5] =
+            ["RequestTimeTooSkewed", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"];
+        self.code.as_deref().is_some_and(|code| OWN.contains(&code))
+    }
+
     /// What would work, when access was denied.
     pub fn hint(&self) -> &'static str {
         match self.code.as_deref() {
             Some("RequestTimeTooSkewed") => "set this node's clock",
             Some("InvalidAccessKeyId") => {
-                "this endpoint does not know the access key id: check the worker's AWS_ACCESS_KEY_ID or s3.accessKeyId in node.yaml"
+                "this endpoint does not know the access key id: check the worker's AWS_ACCESS_KEY_ID or s3.accessKeyIdFile in node.yaml"
             }
             Some("SignatureDoesNotMatch") => {
-                "the secret does not belong to the access key id: check the worker's AWS_SECRET_ACCESS_KEY or s3.secretAccessKey in node.yaml"
+                "the secret does not belong to the access key id: check the worker's AWS_SECRET_ACCESS_KEY or s3.secretAccessKeyFile in node.yaml"
             }
-            Some("ExpiredToken") => "give the worker fresh credentials",
+            Some("ExpiredToken") => {
+                "give the worker fresh credentials: AWS_SESSION_TOKEN, or s3.sessionTokenFile in node.yaml"
+            }
             _ => {
                 "the worker's credentials (AWS_* variables or s3 in node.yaml) need list, read and, for destinations, write on this path"
             }
@@ -78,7 +87,9 @@ mod tests {
         let said = r#"S3Error { code: "SignatureDoesNotMatch", message: "It does not match.", resource: "", request_id: "1" }"#;
         let answer = Answer::of(&Error::new(ErrorKind::PermissionDenied, said));
         assert_eq!(answer.text(), "SignatureDoesNotMatch: It does not match.");
-        assert!(answer.hint().contains("AWS_SECRET_ACCESS_KEY"));
+        assert!(answer.hint().contains("AWS_SECRET_ACCESS_KEY") && answer.blames_node());
+        let said = r#"S3Error { code: "AccessDenied", message: "Access Denied", resource: "", request_id: "1" }"#;
+        assert!(!Answer::of(&Error::new(ErrorKind::PermissionDenied, said)).blames_node());
         let answer = Answer::of(&Error::new(ErrorKind::Unexpected, "").set_source(std::io::Error::other("gone")));
         assert_eq!((answer.code, answer.words.as_str()), (None, "Unexpected: gone"));
     }

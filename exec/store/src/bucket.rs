@@ -376,7 +376,7 @@ impl Bucket {
         let found = answer.text();
         if unsigned(error) {
             let hint = "this node has no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the worker, or s3 in node.yaml (s3.anonymous for public buckets)";
-            return StoreError::Denied { place, found, hint };
+            return StoreError::Denied { place, found, hint, here: true };
         }
         match error.kind() {
             ErrorKind::NotFound => StoreError::NotFound {
@@ -389,7 +389,9 @@ impl Bucket {
                 found: format!("there is no bucket `{}`", self.bucket),
                 hint: format!("check its name; it was looked for at {}", self.endpoint),
             },
-            ErrorKind::PermissionDenied => StoreError::Denied { place, found, hint: answer.hint() },
+            ErrorKind::PermissionDenied => {
+                StoreError::Denied { place, found, hint: answer.hint(), here: answer.blames_node() }
+            }
             ErrorKind::ConditionNotMatch | ErrorKind::RangeNotSatisfied => StoreError::Changed { place },
             ErrorKind::RateLimited | ErrorKind::Conflict => {
                 StoreError::Unreachable { place, endpoint: self.endpoint.clone(), tries, found }

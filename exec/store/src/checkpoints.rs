@@ -7,11 +7,11 @@ use mloc_core::{
     ledger::entry::{Artifact, CheckpointRef},
     task::spec::Location,
 };
-use mloc_exec::OnMoved;
+use mloc_exec::{OnMoved, failpoint};
 
 use crate::{
     Store,
-    disk::{self, Stamp, off_thread},
+    disk::{self, Halt, Stamp, off_thread, until_dropped},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
@@ -67,7 +67,8 @@ impl Store {
             }
         }
         let bytes = manifest.to_bytes()?;
-        place.put_bytes(MANIFEST, bytes.clone()).await?;
+        place.put_bytes(MANIFEST, bytes.clone(), &meter).await?;
+        place.sweep(manifest.files.iter().map(|f| f.path.as_str())).await;
         if keep > 0
             && let Err(error) = prune(&all, step, keep).await
         {
@@ -96,7 +97,8 @@ impl Store {
         let all = self.place(destination)?.join(&owner(attempt));
         let mut passed_over = Vec::new();
         for step in steps(&all).await?.into_iter().rev() {
-            match fetch_one(&all.join(&step_name(step)), step, folder, tell.clone()).await {
+            let place = all.join(&step_name(step));
+            match fetch_one(&place, step, folder, self.config.reserve_bytes, tell.clone()).await {
                 Ok(checkpoint) => return Ok(Some(Fetched { checkpoint, passed_over })),
                 Err(
                     error @ (StoreError::Damaged { .. } | StoreError::BadName { .. } | StoreError::NotFound { .. }),
@@ -136,6 +138,7 @@ async fn prune(all: &Place, newest: u64, keep: usize) -> Result<(), StoreError> 
     for step in steps.iter().rev().skip(keep) {
         let old = all.join(&step_name(*step));
         old.remove(MANIFEST).await?;
+        failpoint::reached("store.checkpoint.prune");
         old.remove_all().await?;
     }
     Ok(())
@@ -150,22 +153,34 @@ fn stamped(folder: &Path) -> Result<Vec<Artifact>, StoreError> {
     disk::files_below(folder)?.into_iter().filter(|f| f.path != MANIFEST).map(stamped).collect()
 }
 
-async fn fetch_one(place: &Place, step: u64, folder: &Path, tell: OnMoved) -> Result<CheckpointRef, StoreError> {
+async fn fetch_one(
+    place: &Place,
+    step: u64,
+    folder: &Path,
+    reserve: u64,
+    tell: OnMoved,
+) -> Result<CheckpointRef, StoreError> {
     let Some(bytes) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? else {
         let found = "half-written: it has no manifest".into();
         return Err(StoreError::Damaged { place: place.url(), found });
     };
     let manifest = Manifest::read(&place.url(), &bytes)?;
-    let meter = Meter::new(manifest.files.iter().map(|f| f.bytes).sum(), tell);
+    let bytes_all = manifest.files.iter().map(|f| f.bytes).sum();
+    let meter = Meter::new(bytes_all, tell);
     let here = folder.to_owned();
     off_thread(move || disk::remove_all(&here).and_then(|()| disk::make_folder(&here))).await?;
+    let free = disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e))?;
+    let needed = bytes_all.saturating_add(reserve);
+    if needed > free {
+        return Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free });
+    }
     let stamps = match place {
         Place::Folder { given, inside } => {
             let found = |f: &Artifact| disk::Found { path: f.path.clone(), bytes: f.bytes };
             let there = manifest.files.iter().filter(|f| inside.path.join(&f.path).exists());
             volume::all_inside(given, inside, &there.map(found).collect::<Vec<_>>())?;
             let (from, to, files) = (inside.path.clone(), folder.to_owned(), manifest.files.clone());
-            off_thread(move || copy_all(&from, &to, &files, &meter)).await?
+            until_dropped(move |halt| copy_all(&from, &to, &files, halt, &meter)).await?
         }
         Place::Bucket(bucket) => {
             let objects = bucket.objects().await?;
@@ -191,7 +206,7 @@ async fn fetch_one(place: &Place, step: u64, folder: &Path, tell: OnMoved) -> Re
     Ok(reference(step, &bytes))
 }
 
-fn copy_all(from: &Path, to: &Path, files: &[Artifact], meter: &Meter) -> Result<Vec<Stamp>, StoreError> {
+fn copy_all(from: &Path, to: &Path, files: &[Artifact], halt: &Halt, meter: &Meter) -> Result<Vec<Stamp>, StoreError> {
     let copied = |file: &Artifact| {
         let (source, target) = (from.join(&file.path), to.join(&file.path));
         if !source.is_file() {
@@ -200,7 +215,7 @@ fn copy_all(from: &Path, to: &Path, files: &[Artifact], meter: &Meter) -> Result
         }
         let folder = target.parent().unwrap_or(to);
         disk::make_folder(folder)?;
-        let stamp = disk::copy(&source, &target, |bytes| meter.moved(bytes))?;
+        let stamp = disk::copy(&source, &target, halt, |bytes| meter.moved(bytes))?;
         disk::sync_folder(folder)?;
         Ok(stamp)
     };

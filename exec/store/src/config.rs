@@ -21,13 +21,14 @@ pub struct StoreConfig {
 }
 
 impl Default for StoreConfig {
-    /// No volumes, the environment's S3 account, and 64 MiB left free: the mesh's own journal lives on that disk too.
+    /// No volumes, the environment's S3 account, and 256 MiB left free: the mesh's own journal lives on that disk too,
+    /// and a worker stops attempts when less is left than half of that.
     fn default() -> Self {
         Self {
             volumes: BTreeMap::new(),
             s3: S3Config::default(),
             patience: Patience::default(),
-            reserve_bytes: 64 << 20,
+            reserve_bytes: 256 << 20,
         }
     }
 }

@@ -3,9 +3,15 @@
 //! All functions block; async callers go through [`off_thread`].
 
 use std::{
+    collections::hash_map::RandomState,
     fs::{self, File},
+    hash::{BuildHasher, Hasher},
     io::{self, Read, Write},
     path::{Component, Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -39,6 +45,40 @@ pub(crate) async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Sen
         // Only at the runtime's shutdown: the caller is being dropped as well.
         Err(_) => std::future::pending().await,
     }
+}
+
+/// Tells blocking work that nobody waits for it any more. A thread cannot be dropped as its future can.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Halt(Arc<AtomicBool>);
+
+impl Halt {
+    /// Work that always comes to its end.
+    pub fn never() -> Self {
+        Self::default()
+    }
+
+    /// An error once nobody waits: before each block, and before a name is given.
+    fn check(&self, path: &Path) -> Result<(), StoreError> {
+        if self.0.load(Ordering::SeqCst) {
+            let source = io::Error::new(io::ErrorKind::Interrupted, "the transfer was stopped");
+            return Err(StoreError::Disk { action: "go on with", path: path.to_owned(), source });
+        }
+        Ok(())
+    }
+}
+
+/// As [`off_thread`]; dropped, it tells the work to halt at its next block. The work itself may outlive the drop by
+/// that block: who must know when it is over lets it hold something that says so.
+pub(crate) async fn until_dropped<T: Send + 'static>(work: impl FnOnce(&Halt) -> T + Send + 'static) -> T {
+    struct OnDrop(Halt);
+    impl Drop for OnDrop {
+        fn drop(&mut self) {
+            self.0.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let halt = Halt::default();
+    let _stop = OnDrop(halt.clone());
+    off_thread(move || work(&halt)).await
 }
 
 /// A name from elsewhere as a path below some folder; `None` when it would lead out of it or into our own files.
@@ -109,42 +149,50 @@ fn pass_through(
     }
 }
 
-/// Where a file is written before it gets its name.
+/// Where a file is written before it gets its name. Drawn by lot: process numbers are the same in all containers that
+/// share a volume, and two writers of one name must not share a temporary.
 fn temporary(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".mloc-{}-{name}.tmp", std::process::id()))
+    let lot = RandomState::new().build_hasher().finish();
+    path.with_file_name(format!(".mloc-{lot:016x}-{}.tmp", std::process::id()))
 }
 
 /// Copies a file under a name, whole or not at all, durable but for the folder's entry. What had the name is replaced.
-pub(crate) fn copy(from: &Path, to: &Path, mut moved: impl FnMut(u64)) -> Result<Stamp, StoreError> {
+pub(crate) fn copy(from: &Path, to: &Path, halt: &Halt, mut moved: impl FnMut(u64)) -> Result<Stamp, StoreError> {
     let mut source = File::open(from).map_err(|e| StoreError::disk("open", from, e))?;
     let temp = temporary(to);
-    let mut target = File::create(&temp).map_err(|e| StoreError::disk("create", &temp, e))?;
-    let stamp = pass_through(from, &mut source, |block| {
-        target.write_all(block).map_err(|e| StoreError::disk("write", &temp, e))?;
-        moved(block.len() as u64);
-        Ok(())
-    })
-    .inspect_err(|_| drop(fs::remove_file(&temp)))?;
-    failpoint::reached("store.file.written");
-    target.sync_all().map_err(|e| StoreError::disk("sync", &temp, e))?;
-    failpoint::reached("store.file.synced");
-    fs::rename(&temp, to).map_err(|e| StoreError::disk("rename", to, e))?;
+    let mut fill = || {
+        halt.check(&temp)?;
+        let mut target = File::create(&temp).map_err(|e| StoreError::disk("create", &temp, e))?;
+        let stamp = pass_through(from, &mut source, |block| {
+            halt.check(&temp)?;
+            target.write_all(block).map_err(|e| StoreError::disk("write", &temp, e))?;
+            moved(block.len() as u64);
+            Ok(())
+        })?;
+        failpoint::reached("store.file.written");
+        halt.check(&temp)?;
+        target.sync_all().map_err(|e| StoreError::disk("sync", &temp, e))?;
+        failpoint::reached("store.file.synced");
+        halt.check(&temp)?;
+        fs::rename(&temp, to).map_err(|e| StoreError::disk("rename", to, e))?;
+        Ok(stamp)
+    };
+    let stamp = fill().inspect_err(|_| drop(fs::remove_file(&temp)))?;
     failpoint::reached("store.file.renamed");
     Ok(stamp)
 }
 
 /// Writes bytes under a name, whole or not at all, and durable with the folder's entry.
-pub(crate) fn write(to: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let temp = write_temporary(to, bytes)?;
+pub(crate) fn write(to: &Path, bytes: &[u8], halt: &Halt) -> Result<(), StoreError> {
+    let temp = write_temporary(to, bytes, halt)?;
     fs::rename(&temp, to).map_err(|e| StoreError::disk("rename", to, e))?;
     failpoint::reached("store.file.renamed");
     to.parent().map_or(Ok(()), sync_folder)
 }
 
 /// As [`write()`], but only where nothing has the name yet: `false` when something has.
-pub(crate) fn write_new(to: &Path, bytes: &[u8]) -> Result<bool, StoreError> {
-    let temp = write_temporary(to, bytes)?;
+pub(crate) fn write_new(to: &Path, bytes: &[u8], halt: &Halt) -> Result<bool, StoreError> {
+    let temp = write_temporary(to, bytes, halt)?;
     let mut placed = renameat2(AT_FDCWD, &temp, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE);
     if matches!(placed, Err(Errno::EINVAL | Errno::ENOSYS)) {
         // NFS and some others cannot rename so, but can link.
@@ -168,13 +216,19 @@ pub(crate) fn write_new(to: &Path, bytes: &[u8]) -> Result<bool, StoreError> {
     }
 }
 
-fn write_temporary(to: &Path, bytes: &[u8]) -> Result<PathBuf, StoreError> {
+/// The bytes aside, durable, ready for their name.
+fn write_temporary(to: &Path, bytes: &[u8], halt: &Halt) -> Result<PathBuf, StoreError> {
     let temp = temporary(to);
-    let mut file = File::create(&temp).map_err(|e| StoreError::disk("create", &temp, e))?;
-    file.write_all(bytes).map_err(|e| StoreError::disk("write", &temp, e))?;
-    failpoint::reached("store.file.written");
-    file.sync_all().map_err(|e| StoreError::disk("sync", &temp, e))?;
-    failpoint::reached("store.file.synced");
+    let fill = || {
+        halt.check(&temp)?;
+        let mut file = File::create(&temp).map_err(|e| StoreError::disk("create", &temp, e))?;
+        file.write_all(bytes).map_err(|e| StoreError::disk("write", &temp, e))?;
+        failpoint::reached("store.file.written");
+        file.sync_all().map_err(|e| StoreError::disk("sync", &temp, e))?;
+        failpoint::reached("store.file.synced");
+        halt.check(&temp)
+    };
+    fill().inspect_err(|_| drop(fs::remove_file(&temp)))?;
     Ok(temp)
 }
 
@@ -295,9 +349,33 @@ mod tests {
     fn a_new_file_is_placed_once() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.json");
-        assert!(write_new(&path, b"one").unwrap());
-        assert!(!write_new(&path, b"two").unwrap());
+        assert!(write_new(&path, b"one", &Halt::never()).unwrap());
+        assert!(!write_new(&path, b"two", &Halt::never()).unwrap());
         assert_eq!(fs::read(&path).unwrap(), b"one");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "temporaries stay behind");
+    }
+
+    #[test]
+    fn halted_work_gives_no_name_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, vec![7; 3 * BLOCK]).unwrap();
+        let halt = Halt::default();
+        let mut moved = 0;
+        let stopped = copy(&from, &to, &halt, |bytes| {
+            moved += bytes;
+            halt.0.store(true, Ordering::SeqCst);
+        });
+        assert!(stopped.is_err() && moved == BLOCK as u64, "{stopped:?} after {moved} bytes");
+        assert!(write_new(&to, b"x", &halt).is_err() && write(&to, b"x", &halt).is_err());
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["from"]);
+    }
+
+    #[test]
+    fn no_two_writers_share_a_temporary() {
+        let path = Path::new("/shared/model.safetensors");
+        let all: std::collections::BTreeSet<_> = (0..100).map(|_| temporary(path)).collect();
+        assert_eq!(all.len(), 100);
     }
 }

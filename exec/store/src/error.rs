@@ -34,6 +34,8 @@ pub enum StoreError {
         found: String,
         /// What would work.
         hint: &'static str,
+        /// Whether this node's own credentials or clock are at fault: another node may be let in.
+        here: bool,
     },
     /// The server answered and refuses the request itself.
     #[error("{place}: refused: {found}\nhint: check endpoint, region and bucket name")]
@@ -164,24 +166,25 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// What another try would come to.
+    /// What another try would come to. An error of this node alone is worth another try: the scheduler prefers a
+    /// node where the task has not failed yet.
     pub fn class(&self) -> FailureClass {
         use StoreError::*;
         match self {
-            Unreachable { .. } | NoSpace { .. } | Changed { .. } | Disk { .. } | VolumeGone { .. } | Damaged { .. } => {
+            Unreachable { .. } | NoSpace { .. } | Changed { .. } | Disk { .. } | Damaged { .. } => {
                 FailureClass::Retryable
             }
-            // Another node may hold the volume or the certificates; the task itself would fail here again.
-            Denied { .. }
+            // Another node may have the volume, the certificates, the credentials.
+            NoVolume { .. } | VolumeGone { .. } | Unready { .. } | Denied { here: true, .. } => FailureClass::Retryable,
+            // These would be the same everywhere.
+            Denied { here: false, .. }
             | Refused { .. }
             | NotFound { .. }
             | Empty { .. }
-            | NoVolume { .. }
             | Escapes { .. }
             | BadName { .. }
             | Taken { .. }
-            | Unsupported { .. }
-            | Unready { .. } => FailureClass::Fatal,
+            | Unsupported { .. } => FailureClass::Fatal,
         }
     }
 

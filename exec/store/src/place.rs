@@ -1,12 +1,14 @@
 //! What a [`Location`] means on this node: a folder of a volume, or a prefix of a bucket.
 
+use std::{collections::BTreeSet, path::PathBuf};
+
 use bytes::Bytes;
 use mloc_core::task::spec::Location;
 
 use crate::{
     bucket::{Bucket, Client},
     config::StoreConfig,
-    disk::{self, Stamp, off_thread},
+    disk::{self, Stamp, off_thread, until_dropped},
     error::StoreError,
     meter::Meter,
     volume::{self, Inside},
@@ -76,14 +78,14 @@ impl Place {
     }
 
     /// A file of this machine under a name; what had the name is replaced. Returns the stamp of the bytes that were
-    /// sent.
+    /// sent. Dropped, it gives no name any more; the meter is held until it touches nothing.
     pub async fn put(&self, name: &str, from: &std::path::Path, meter: &Meter) -> Result<Stamp, StoreError> {
         match self {
             Place::Folder { inside, .. } => {
                 let (from, inside, name, meter) = (from.to_owned(), inside.clone(), name.to_owned(), meter.clone());
-                off_thread(move || {
+                until_dropped(move |halt| {
                     let to = inside.goal(&name)?;
-                    let stamp = disk::copy(&from, &to, |bytes| meter.moved(bytes))?;
+                    let stamp = disk::copy(&from, &to, halt, |bytes| meter.moved(bytes))?;
                     to.parent().map_or(Ok(()), disk::sync_folder)?;
                     Ok(stamp)
                 })
@@ -93,23 +95,31 @@ impl Place {
         }
     }
 
-    /// Some bytes under a name that nothing has yet; `false` when something has it.
-    pub async fn put_new(&self, name: &str, bytes: Vec<u8>) -> Result<bool, StoreError> {
+    /// Some bytes under a name that nothing has yet; `false` when something has it. Dropped: as [`Place::put`].
+    pub async fn put_new(&self, name: &str, bytes: Vec<u8>, meter: &Meter) -> Result<bool, StoreError> {
         match self {
             Place::Folder { inside, .. } => {
-                let (inside, name) = (inside.clone(), name.to_owned());
-                off_thread(move || disk::write_new(&inside.goal(&name)?, &bytes)).await
+                let (inside, name, held) = (inside.clone(), name.to_owned(), meter.clone());
+                until_dropped(move |halt| {
+                    let _held = held;
+                    disk::write_new(&inside.goal(&name)?, &bytes, halt)
+                })
+                .await
             }
             Place::Bucket(bucket) => bucket.put_new(name, bytes).await,
         }
     }
 
-    /// Some bytes under a name; what had the name is replaced.
-    pub async fn put_bytes(&self, name: &str, bytes: Vec<u8>) -> Result<(), StoreError> {
+    /// Some bytes under a name; what had the name is replaced. Dropped: as [`Place::put`].
+    pub async fn put_bytes(&self, name: &str, bytes: Vec<u8>, meter: &Meter) -> Result<(), StoreError> {
         match self {
             Place::Folder { inside, .. } => {
-                let (inside, name) = (inside.clone(), name.to_owned());
-                off_thread(move || disk::write(&inside.goal(&name)?, &bytes)).await
+                let (inside, name, held) = (inside.clone(), name.to_owned(), meter.clone());
+                until_dropped(move |halt| {
+                    let _held = held;
+                    disk::write(&inside.goal(&name)?, &bytes, halt)
+                })
+                .await
             }
             Place::Bucket(bucket) => bucket.put_bytes(name, bytes).await,
         }
@@ -135,6 +145,24 @@ impl Place {
             }
             Place::Bucket(bucket) => bucket.remove(name).await,
         }
+    }
+
+    /// Clears away what dead writers left below this place, in these folders of it.
+    pub async fn sweep(&self, names: impl Iterator<Item = &str>) {
+        let Place::Folder { inside, .. } = self else { return };
+        let folders: BTreeSet<_> =
+            names.filter_map(|name| inside.path.join(name).parent().map(std::path::Path::to_owned)).collect();
+        let swept = off_thread(move || folders.iter().try_for_each(|folder| disk::sweep(folder))).await;
+        if let Err(error) = swept {
+            tracing::warn!(place = self.url(), %error, "temporary files stay");
+        }
+    }
+
+    /// Bytes that are free where this place lies, when it is on this node's disks; for a bucket there is no bound.
+    pub fn free_bytes(&self) -> Result<Option<(PathBuf, u64)>, StoreError> {
+        let Place::Folder { inside, .. } = self else { return Ok(None) };
+        let free = disk::free_bytes(&inside.path).map_err(|e| StoreError::disk("look at", &inside.path, e))?;
+        Ok(Some((inside.path.clone(), free)))
     }
 
     /// Removes all below this place.

@@ -4,10 +4,7 @@
 //! whole result or none; a retry writes over what its own dead attempt left, and a result that is already there is
 //! adopted when it is of the same task and replica.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use mloc_core::{
     id::AttemptId,
@@ -48,8 +45,17 @@ impl Store {
             return stay(folder, outputs, summary, &meter).await;
         };
         let place = self.place(destination)?;
+        let all = || outputs.iter().map(|o| o.path.as_str()).chain([MANIFEST]);
         if let Some(result) = published(&place, attempt).await? {
+            place.sweep(all()).await;
             return Ok(result);
+        }
+        // Said before the first byte when they will not all fit.
+        if let Some((folder, free)) = place.free_bytes()? {
+            let needed = sizes.iter().sum();
+            if needed > free {
+                return Err(StoreError::NoSpace { folder, needed, free });
+            }
         }
         let mut files = Vec::with_capacity(outputs.len());
         for output in outputs {
@@ -58,11 +64,12 @@ impl Store {
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
         let manifest = Manifest { format: FORMAT, attempt: attempt.clone(), step: None, files, summary };
-        if !place.put_new(MANIFEST, manifest.to_bytes()?).await? {
+        if !place.put_new(MANIFEST, manifest.to_bytes()?, &meter).await? {
             // Somebody was faster; perhaps this very attempt, whose answer was lost.
             return published(&place, attempt).await?.ok_or_else(|| StoreError::Changed { place: place.url() });
         }
-        sweep(&place, outputs).await;
+        // What dead attempts were writing when they died; the result is whole without it.
+        place.sweep(all()).await;
         Ok(manifest.into_result(place.url()))
     }
 
@@ -126,15 +133,4 @@ fn sizes(folder: &Path, outputs: &[Output]) -> Result<Vec<u64>, StoreError> {
 
 fn artifact(output: &Output, stamp: disk::Stamp) -> Artifact {
     Artifact { path: output.path.clone(), kind: output.kind.clone(), bytes: stamp.bytes, sha256: stamp.sha256 }
-}
-
-/// Clears away what a dead attempt was writing when it died. The result is whole without it.
-async fn sweep(place: &Place, outputs: &[Output]) {
-    let Place::Folder { inside, .. } = place else { return };
-    let files = outputs.iter().map(|o| inside.path.join(&o.path)).chain([inside.path.join(MANIFEST)]);
-    let folders: BTreeSet<_> = files.filter_map(|path| path.parent().map(Path::to_owned)).collect();
-    let swept = off_thread(move || folders.iter().try_for_each(|folder| disk::sweep(folder))).await;
-    if let Err(error) = swept {
-        tracing::warn!(%error, "temporary files stay at the destination");
-    }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use mloc_core::task::spec::Location;
-use mloc_exec::OnMoved;
+use mloc_exec::{MakeRoom, OnMoved};
 
 use crate::{
     Store,
@@ -54,14 +54,20 @@ pub struct PulledFile {
 impl Store {
     /// Brings a source to this node, below `folder`, and goes on where an earlier try of the same source stopped.
     /// `local` sources are used where they lie. Two pulls into one folder wait for one another, whatever process
-    /// they are in. Dropped, it leaves parts that the next one uses.
+    /// they are in. Dropped, it leaves parts that the next one uses. Where the disk is too full, `room` is asked first.
     ///
     /// # Errors
     /// See [`StoreError`]; [`StoreError::class`] says which are worth another try.
-    pub async fn pull(&self, source: &Location, folder: &Path, tell: OnMoved) -> Result<Pulled, StoreError> {
+    pub async fn pull(
+        &self,
+        source: &Location,
+        folder: &Path,
+        room: MakeRoom,
+        tell: OnMoved,
+    ) -> Result<Pulled, StoreError> {
         match self.place(source)? {
             Place::Folder { given, inside } => off_thread(move || use_in_place(&given, &inside, &tell)).await,
-            Place::Bucket(bucket) => pull_bucket(&bucket, folder, self.config.reserve_bytes, tell).await,
+            Place::Bucket(bucket) => pull_bucket(&bucket, folder, self.config.reserve_bytes, room, tell).await,
         }
     }
 }
@@ -96,14 +102,25 @@ fn use_in_place(given: &str, inside: &Inside, tell: &OnMoved) -> Result<Pulled, 
     Ok(Pulled { path: inside.path.clone(), in_place: true, files, bytes, fetched: 0 })
 }
 
-async fn pull_bucket(bucket: &Bucket, folder: &Path, reserve: u64, tell: OnMoved) -> Result<Pulled, StoreError> {
+async fn pull_bucket(
+    bucket: &Bucket,
+    folder: &Path,
+    reserve: u64,
+    room: MakeRoom,
+    tell: OnMoved,
+) -> Result<Pulled, StoreError> {
     let objects = bucket.objects().await?;
     if objects.is_empty() {
         return Err(StoreError::Empty { place: bucket.url("") });
     }
     let one = objects.len() == 1 && bucket.url("") == format!("s3://{}/{}", bucket.name(), objects[0].key);
     let _alone = alone(folder).await?;
-    enough_room(&objects, folder, reserve)?;
+    let (known, into) = (objects.clone(), folder.to_owned());
+    off_thread(move || {
+        transfer::remove_others(&known, &into)?;
+        enough_room(&known, &into, reserve, &room)
+    })
+    .await?;
     let bytes = objects.iter().map(|o| o.bytes).sum();
     let meter = Meter::new(bytes, tell);
     let stamps = transfer::fetch(bucket, &objects, folder, &meter).await?;
@@ -121,15 +138,19 @@ async fn pull_bucket(bucket: &Bucket, folder: &Path, reserve: u64, tell: OnMoved
     Ok(Pulled { path, in_place: false, files, bytes, fetched: meter.fetched() })
 }
 
-/// Says it before the first byte when they will not all fit.
-fn enough_room(objects: &[Object], folder: &Path, reserve: u64) -> Result<(), StoreError> {
+/// Says it before the first byte when they will not all fit, even with what `room` could free.
+fn enough_room(objects: &[Object], folder: &Path, reserve: u64, room: &MakeRoom) -> Result<(), StoreError> {
     let missing = transfer::missing_bytes(objects, folder)?;
-    let free = disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e))?;
     let needed = missing.saturating_add(reserve);
-    if missing > 0 && needed > free {
-        return Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free });
+    let free = || disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e));
+    if missing == 0 || needed <= free()? {
+        return Ok(());
     }
-    Ok(())
+    room(needed);
+    match free()? {
+        free if needed > free => Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free }),
+        _ => Ok(()),
+    }
 }
 
 /// A result that MLOC published says what its bytes must be.

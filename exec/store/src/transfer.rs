@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -21,7 +21,7 @@ use mloc_exec::failpoint;
 
 use crate::{
     bucket::{Bucket, Object},
-    disk::{self, Stamp, off_thread},
+    disk::{self, Halt, Stamp, off_thread},
     error::StoreError,
     meter::Meter,
 };
@@ -48,6 +48,10 @@ struct Part {
     done: BTreeSet<u64>,
     /// Digest, once all of it is there.
     sha256: Option<String>,
+    /// When the file had been written last as its digest was made: seconds and nanoseconds. A file of another moment
+    /// is read again before it is believed.
+    #[serde(default)]
+    modified: Option<(i64, i64)>,
 }
 
 impl Part {
@@ -59,6 +63,7 @@ impl Part {
             chunk: CHUNK,
             done: BTreeSet::new(),
             sha256: None,
+            modified: None,
         }
     }
 
@@ -104,15 +109,39 @@ impl Paths {
         })
     }
 
-    /// What an earlier process left of this object; a fresh start when it left nothing of use.
+    /// What an earlier process left of this object; a fresh start when it left nothing of use. Reads a whole file again
+    /// when somebody seems to have touched it.
     fn load(&self, object: &Object) -> Part {
         let state: Option<Part> = fs::read(&self.state).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let size = |path: &Path| fs::metadata(path).map(|m| m.len()).ok();
-        match state.filter(|part| part.is_of(object) && part.chunk > 0) {
-            Some(part) if size(&self.whole) == Some(part.bytes) && part.sha256.is_some() => part,
-            Some(part) if size(&self.part) == Some(part.bytes) => Part { sha256: None, ..part },
-            _ => Part::fresh(object),
+        let Some(mut part) = state.filter(|part| part.is_of(object) && part.chunk > 0) else {
+            return Part::fresh(object);
+        };
+        if self.still_whole(&mut part) {
+            return part;
         }
+        (part.sha256, part.modified) = (None, None);
+        let there = fs::metadata(&self.part).is_ok_and(|m| m.len() == part.bytes);
+        if there { part } else { Part::fresh(object) }
+    }
+
+    /// Whether the file under its name has the bytes that were fetched: it has size and time of then, or the digest.
+    fn still_whole(&self, part: &mut Part) -> bool {
+        let Some(sha256) = &part.sha256 else { return false };
+        let Ok(meta) = fs::metadata(&self.whole) else { return false };
+        if meta.len() != part.bytes {
+            return false;
+        }
+        let modified = Some((meta.mtime(), meta.mtime_nsec()));
+        if part.modified == modified {
+            return true;
+        }
+        if !disk::stamp(&self.whole).is_ok_and(|stamp| stamp.sha256 == *sha256) {
+            tracing::warn!(path = %self.whole.display(), "changed since it was fetched: it is fetched again");
+            return false;
+        }
+        part.modified = modified;
+        // Should it not be kept, it is read again the next time too.
+        self.save(part).is_ok()
     }
 
     fn save(&self, part: &Part) -> Result<(), StoreError> {
@@ -121,7 +150,7 @@ impl Paths {
             path: self.state.clone(),
             source: e.into(),
         })?;
-        disk::write(&self.state, &bytes)
+        disk::write(&self.state, &bytes, &Halt::never())
     }
 }
 
@@ -132,11 +161,32 @@ pub(crate) fn missing_bytes(objects: &[Object], folder: &Path) -> Result<u64, St
         let paths = Paths::of(object, folder)?;
         if paths.load(object).sha256.is_none() {
             // A part has its full length from the start, but as holes: only its blocks are taken.
-            let taken = fs::metadata(&paths.part).map_or(0, |m| std::os::unix::fs::MetadataExt::blocks(&m) * 512);
+            let taken = fs::metadata(&paths.part).map_or(0, |m| m.blocks() * 512);
             missing += object.bytes.saturating_sub(taken);
         }
     }
     Ok(missing)
+}
+
+/// Removes what a folder holds of objects that are not among these any more: files, what is known of them, and parts.
+/// A shard that left the source must not be trained on. Blocks.
+pub(crate) fn remove_others(objects: &[Object], folder: &Path) -> Result<(), StoreError> {
+    let paths: Vec<_> = objects.iter().map(|o| Paths::of(o, folder)).collect::<Result<_, _>>()?;
+    let names: BTreeSet<&str> = objects.iter().map(|o| o.name.as_str()).collect();
+    for old in disk::files_below(folder)?.into_iter().filter(|f| !names.contains(f.path.as_str())) {
+        tracing::info!(file = old.path, folder = %folder.display(), "left its source: removed");
+        disk::remove(&folder.join(&old.path))?;
+    }
+    let way = folder.join(UNDER_WAY);
+    let ours: BTreeSet<&Path> = paths.iter().flat_map(|p| [p.state.as_path(), p.part.as_path()]).collect();
+    for entry in fs::read_dir(&way).map_err(|e| StoreError::disk("list", &way, e))? {
+        let path = entry.map_err(|e| StoreError::disk("list", &way, e))?.path();
+        let known = path.extension().is_some_and(|e| e == "json" || e == "part");
+        if known && !ours.contains(path.as_path()) {
+            disk::remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Fetches objects into a folder. Files that are there already, in this version, are left as they are.
@@ -230,11 +280,14 @@ async fn fetch_chunks(
         let stamp = disk::stamp(&paths.part)?;
         let mut part = state.lock().unwrap_or_else(PoisonError::into_inner).clone();
         part.sha256 = Some(stamp.sha256.clone());
+        // Its name is given after this, which leaves the time as it is.
+        part.modified = fs::metadata(&paths.part).ok().map(|m| (m.mtime(), m.mtime_nsec()));
         paths.save(&part)?;
         failpoint::reached("store.pull.whole");
         let folder = paths.whole.parent().unwrap_or(&paths.whole);
         disk::make_folder(folder)?;
         fs::rename(&paths.part, &paths.whole).map_err(|e| StoreError::disk("rename", &paths.whole, e))?;
+        failpoint::reached("store.pull.renamed");
         disk::sync_folder(folder)?;
         Ok(stamp)
     })

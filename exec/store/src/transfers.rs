@@ -11,14 +11,14 @@ use mloc_core::{
     ledger::entry::{CheckpointRef, Failure, TaskResult},
     task::spec::Location,
 };
-use mloc_exec::{OnMoved, Output, Transfers};
+use mloc_exec::{MakeRoom, OnMoved, Output, Transfers};
 
 use crate::Store;
 
 #[async_trait]
 impl Transfers for Store {
-    async fn pull(&self, source: &Location, folder: &Path, tell: OnMoved) -> Result<PathBuf, Failure> {
-        Ok(Store::pull(self, source, folder, tell).await?.path)
+    async fn pull(&self, source: &Location, folder: &Path, room: MakeRoom, tell: OnMoved) -> Result<PathBuf, Failure> {
+        Ok(Store::pull(self, source, folder, room, tell).await?.path)
     }
 
     async fn fetch_checkpoint(

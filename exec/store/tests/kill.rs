@@ -4,11 +4,12 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
-    process::{Command, ExitStatus},
+    process::Command,
 };
 
+use mloc_exec::failpoint;
 use mloc_store::{MANIFEST, Store, StoreConfig};
 use support::{
     moto::{Moto, at, with_credentials},
@@ -16,6 +17,58 @@ use support::{
 };
 
 const FILES: [&str; 2] = ["adapter_model.safetensors", "logs/training_log.jsonl"];
+/// Two parts of a multipart upload, so that one dies between them.
+const LARGE: usize = 9 << 20;
+const SMALL: usize = 300_000;
+
+/// The places each case dies at; together they are all of this crate's.
+const PLACES: [(&str, &[&str]); 7] = [
+    (
+        "publish-local",
+        &[
+            "store.file.written",
+            "store.file.synced",
+            "store.file.renamed",
+            "store.folder.synced",
+            "store.manifest.placed",
+        ],
+    ),
+    ("publish-s3", &["store.upload.part", "store.upload.done", "store.manifest.placed"]),
+    (
+        "push-local",
+        &[
+            "store.file.written",
+            "store.file.synced",
+            "store.file.renamed",
+            "store.folder.synced",
+            "store.checkpoint.prune",
+        ],
+    ),
+    ("push-s3", &["store.upload.part", "store.upload.done", "store.checkpoint.prune"]),
+    ("fetch-local", &["store.file.written", "store.file.synced", "store.file.renamed", "store.folder.synced"]),
+    ("fetch-s3", &FETCHED),
+    ("pull-s3", &FETCHED),
+];
+const FETCHED: [&str; 7] = [
+    "store.file.written",
+    "store.file.synced",
+    "store.file.renamed",
+    "store.folder.synced",
+    "store.pull.chunk",
+    "store.pull.whole",
+    "store.pull.renamed",
+];
+
+#[test]
+fn every_place_of_the_store_has_a_case() {
+    let all: BTreeSet<&str> = failpoint::ALL.iter().copied().filter(|place| place.starts_with("store.")).collect();
+    let died_at: BTreeSet<&str> = PLACES.iter().flat_map(|(_, places)| places.iter().copied()).collect();
+    assert_eq!(died_at, all);
+}
+
+fn size(case: &str) -> usize {
+    if case.ends_with("s3") { LARGE } else { SMALL }
+}
 
 /// What the dying process does, by its environment; nothing when it is run as a test.
 #[tokio::test]
@@ -40,22 +93,30 @@ async fn run(case: &str, top: &Path, endpoint: &str, number: u32) {
     };
     let push = async |to| {
         for step in [1, 2] {
-            fill(&run, &[(FILES[0], &noise(step, 300_000))]);
+            fill(&run, &[(FILES[0], &noise(step, size(case)))]);
             store.push_checkpoint(&a, &to, step, &run, 1, unseen()).await.expect("pushed");
         }
+    };
+    let back = top.join("back");
+    let fetch = async |to| {
+        let fetched = store.fetch_checkpoint(&a, &to, &back, unseen()).await.expect("fetched");
+        assert_eq!(fetched.expect("there is one").checkpoint.step, 2);
     };
     match case {
         "publish-local" => publish(local("data/out")).await,
         "publish-s3" => publish(at(endpoint, "out")).await,
         "push-local" => push(local("data/ckpt")).await,
         "push-s3" => push(at(endpoint, "ckpt")).await,
-        "pull-s3" => drop(store.pull(&at(endpoint, "m"), &top.join("m"), unseen()).await.expect("pulled")),
+        "fetch-local" => fetch(local("data/ckpt")).await,
+        "fetch-s3" => fetch(at(endpoint, "ckpt")).await,
+        "pull-s3" => drop(store.pull(&at(endpoint, "m"), &top.join("m"), no_room(), unseen()).await.expect("pulled")),
         other => panic!("no case {other}"),
     }
 }
 
-/// Runs a case in a process that dies at the `n`th failpoint it reaches.
-fn die(case: &str, top: &Path, endpoint: &str, n: u64) -> ExitStatus {
+/// Runs a case in a process that dies at the `n`th failpoint it reaches; says which that was, `None` when it came to
+/// its end.
+fn die(case: &str, top: &Path, endpoint: &str, n: u64) -> Option<String> {
     let output = Command::new(std::env::current_exe().expect("this binary"))
         .args(["--exact", "victim", "--ignored", "--nocapture"])
         .env("MLOC_KILL_CASE", case)
@@ -65,54 +126,66 @@ fn die(case: &str, top: &Path, endpoint: &str, n: u64) -> ExitStatus {
         .output()
         .expect("it starts");
     let by_signal = std::os::unix::process::ExitStatusExt::signal(&output.status).is_some();
-    assert!(
-        output.status.success() || by_signal,
-        "{case} @{n} failed by itself: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output.status
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || by_signal, "{case} @{n} failed by itself: {said}");
+    let died_at = said.split_once("failpoint ").and_then(|(_, rest)| rest.split_once(": dying as asked"));
+    let died_at = died_at.map(|(place, _)| place.to_owned());
+    assert_eq!(died_at.is_none(), output.status.success(), "{case} @{n}: {said}");
+    died_at
 }
 
 /// Kills a case at each of its failpoints in turn, each in a fresh folder; `proof` looks at what is left and goes on.
-async fn at_every_failpoint(case: &str, endpoint: Option<&Moto>, proof: impl AsyncFn(&Path, &str)) -> u64 {
+async fn at_every_failpoint(case: &str, endpoint: Option<&Moto>, proof: impl AsyncFn(&Path, &str)) {
     let url = endpoint.map_or("", |m| m.endpoint.as_str());
+    let mut died_at = BTreeSet::new();
     for n in 1.. {
         let dir = tempfile::tempdir().expect("a folder");
         let top = dir.path().canonicalize().expect("it is there");
         std::fs::create_dir(top.join("data")).expect("a volume");
-        fill(&top.join("run"), &[(FILES[0], &noise(1, 300_000)), (FILES[1], b"{}\n")]);
-        // What is pulled lies in the bucket from the start; what is put there goes between two deaths.
-        if let (Some(moto), false) = (endpoint, case.starts_with("pull")) {
+        fill(&top.join("run"), &[(FILES[0], &noise(1, size(case))), (FILES[1], b"{}\n")]);
+        // What is brought here lies in the bucket from the start; what is put there goes between two deaths.
+        if let (Some(moto), true) = (endpoint, ["publish-s3", "push-s3"].contains(&case)) {
             moto.clear().await;
         }
-        let survived = die(case, &top, url, n).success();
+        if let Some(place) = case.strip_prefix("fetch-").filter(|_| n == 1 || endpoint.is_none()) {
+            run(&format!("push-{place}"), &top, url, 1).await;
+        }
+        let death = die(case, &top, url, n);
         proof(&top, url).await;
-        if survived {
-            println!("{case}: died at each of {} failpoints, and came out whole", n - 1);
-            return n - 1;
+        let Some(place) = death else { break };
+        died_at.insert(place);
+    }
+    let (_, expected) = PLACES.iter().find(|(name, _)| *name == case).expect("the case is listed");
+    let died_at: BTreeSet<&str> = died_at.iter().map(String::as_str).collect();
+    assert_eq!(died_at, expected.iter().copied().collect(), "{case}");
+}
+
+/// No part of a file that a dead process was writing.
+fn assert_clean(folder: &Path) {
+    let mut left = vec![folder.to_owned()];
+    while let Some(here) = left.pop() {
+        for entry in std::fs::read_dir(&here).expect("it is there") {
+            let path = entry.expect("it can be listed").path();
+            assert!(!path.display().to_string().ends_with(".tmp"), "{} is left", path.display());
+            if path.is_dir() {
+                left.push(path);
+            }
         }
     }
-    0
 }
 
 #[tokio::test]
 async fn publishing_to_a_volume() {
-    let points = at_every_failpoint("publish-local", None, async |top, _| {
+    at_every_failpoint("publish-local", None, async |top, _| {
         let out = top.join("data/out");
         if out.join(MANIFEST).exists() {
             assert_whole(contents(&out), top);
         }
         run("publish-local", top, "", 2).await;
         assert_whole(contents(&out), top);
-        for folder in [out.clone(), out.join("logs")] {
-            let left = std::fs::read_dir(&folder)
-                .expect("it is there")
-                .filter(|entry| entry.as_ref().is_ok_and(|e| e.file_name().to_string_lossy().ends_with(".tmp")));
-            assert!(left.count() == 0 || out.join(MANIFEST).exists());
-        }
+        assert_clean(&out);
     })
     .await;
-    assert!(points >= 10, "only {points} failpoints");
 }
 
 /// The result is there, all of it, and no other file.
@@ -124,25 +197,25 @@ fn assert_whole(mut there: BTreeMap<String, Vec<u8>>, top: &Path) {
 #[tokio::test]
 async fn publishing_to_a_bucket() {
     let Some(moto) = Moto::start().await else { return };
-    let points = at_every_failpoint("publish-s3", Some(&moto), async |top, url| {
+    at_every_failpoint("publish-s3", Some(&moto), async |top, url| {
         let back = top.join("back");
         let whole = moto.keys().await.iter().any(|key| key == "out/mloc-manifest.json");
         if whole {
-            store_in(top).pull(&at(url, "out"), &back, unseen()).await.expect("a manifest speaks the truth");
+            store_in(top).pull(&at(url, "out"), &back, no_room(), unseen()).await.expect("a manifest speaks the truth");
         }
         run("publish-s3", top, url, 2).await;
-        store_in(top).pull(&at(url, "out"), &back, unseen()).await.expect("pulled");
+        store_in(top).pull(&at(url, "out"), &back, no_room(), unseen()).await.expect("pulled");
         assert_whole(contents(&back), top);
     })
     .await;
-    assert!(points >= 4, "only {points} failpoints");
 }
 
 /// After any death there is a checkpoint that can be fetched once one was acknowledged, and the next push mends all.
 async fn proof_of_push(case: &str, to: mloc_core::task::spec::Location, top: &Path, url: &str) {
     let (store, back) = (store_in(top), top.join("back"));
     if let Some(fetched) = store.fetch_checkpoint(&attempt("task-a", 2), &to, &back, unseen()).await.expect("fetched") {
-        assert!(contents(&back)[FILES[0]] == noise(fetched.checkpoint.step, 300_000), "a damaged checkpoint was taken");
+        let bytes = noise(fetched.checkpoint.step, size(case));
+        assert!(contents(&back)[FILES[0]] == bytes, "a damaged checkpoint was taken");
     }
     run(case, top, url, 2).await;
     let fetched = store.fetch_checkpoint(&attempt("task-a", 2), &to, &back, unseen()).await.expect("fetched");
@@ -152,11 +225,11 @@ async fn proof_of_push(case: &str, to: mloc_core::task::spec::Location, top: &Pa
 
 #[tokio::test]
 async fn pushing_checkpoints_to_a_volume() {
-    let points = at_every_failpoint("push-local", None, async |top, url| {
+    at_every_failpoint("push-local", None, async |top, url| {
         proof_of_push("push-local", local("data/ckpt"), top, url).await;
+        assert_clean(&top.join("data/ckpt"));
     })
     .await;
-    assert!(points >= 20, "only {points} failpoints");
 }
 
 #[tokio::test]
@@ -168,17 +241,36 @@ async fn pushing_checkpoints_to_a_bucket() {
     .await;
 }
 
+/// What a dead process fetched is fetched again, whole.
+async fn proof_of_fetch(case: &str, top: &Path, url: &str) {
+    run(case, top, url, 2).await;
+    let back = top.join("back");
+    let there = contents(&back);
+    assert!(there[FILES[0]] == noise(2, size(case)) && there[FILES[1]] == b"{}\n", "other bytes arrived");
+    assert_clean(&back);
+}
+
+#[tokio::test]
+async fn fetching_a_checkpoint_from_a_volume() {
+    at_every_failpoint("fetch-local", None, async |top, url| proof_of_fetch("fetch-local", top, url).await).await;
+}
+
+#[tokio::test]
+async fn fetching_a_checkpoint_from_a_bucket() {
+    let Some(moto) = Moto::start().await else { return };
+    at_every_failpoint("fetch-s3", Some(&moto), async |top, url| proof_of_fetch("fetch-s3", top, url).await).await;
+}
+
 #[tokio::test]
 async fn pulling_from_a_bucket() {
     let Some(moto) = Moto::start().await else { return };
     let bytes = noise(5, 18 << 20);
     moto.put("m/w.bin", &bytes).await;
     moto.put("m/config.json", b"{}").await;
-    let points = at_every_failpoint("pull-s3", Some(&moto), async |top, url| {
+    at_every_failpoint("pull-s3", Some(&moto), async |top, url| {
         run("pull-s3", top, url, 2).await;
         let there = contents(&top.join("m"));
         assert!(there["w.bin"] == bytes && there["config.json"] == b"{}", "other bytes arrived");
     })
     .await;
-    assert!(points >= 8, "only {points} failpoints");
 }

@@ -17,13 +17,13 @@ async fn a_local_source_is_used_where_it_lies() {
     let store = Store::new(config(&top)).unwrap();
     let (tell, told) = seen();
 
-    let model = store.pull(&local("data/model"), &top.join("unused"), tell).await.unwrap();
+    let model = store.pull(&local("data/model"), &top.join("unused"), no_room(), tell).await.unwrap();
     assert_eq!((model.path, model.in_place, model.bytes), (top.join("model"), true, 5));
     assert_eq!(model.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["config.json", "weights/a.bin"]);
     assert!(!top.join("unused").exists());
     assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((5, 5)));
 
-    let set = store.pull(&local(top.join("set.jsonl").to_str().unwrap()), &top, unseen()).await.unwrap();
+    let set = store.pull(&local(top.join("set.jsonl").to_str().unwrap()), &top, no_room(), unseen()).await.unwrap();
     assert_eq!((set.path, set.files[0].path.as_str()), (top.join("set.jsonl"), "set.jsonl"));
 }
 
@@ -37,8 +37,9 @@ async fn local_sources_that_cannot_be() {
     let store = Store::new(config(&top.join("data"))).unwrap();
     let mut said = String::new();
     for path in ["data/none", "data/empty", "/etc", "data/../secret", "data/model"] {
-        let error = store.pull(&local(path), &top, unseen()).await.unwrap_err();
-        assert_eq!(error.class(), FailureClass::Fatal);
+        let error = store.pull(&local(path), &top, no_room(), unseen()).await.unwrap_err();
+        let elsewhere = matches!(error, StoreError::NoVolume { .. });
+        assert_eq!(error.class() == FailureClass::Retryable, elsewhere, "another node may have the volume: {error}");
         said += &format!("{}\n", error.to_string().replace(top.to_str().unwrap(), "TOP"));
     }
     insta::assert_snapshot!(said);
@@ -82,15 +83,53 @@ async fn a_result_is_published_once() {
 }
 
 #[tokio::test]
+async fn a_publication_that_was_stopped_gives_no_name_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    let (data, run) = (top.join("data"), top.join("run"));
+    fs::create_dir(&data).unwrap();
+    fill(&run, &[("model.bin", &noise(1, 4 << 20))]);
+    let store = Store::new(config(&data)).unwrap();
+    // The copying thread waits in the middle of the file; what it holds is dropped when it touches nothing any more.
+    let (reached, mut at_block) = tokio::sync::mpsc::channel(64);
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let (quiet, mut is_quiet) = tokio::sync::watch::channel(());
+    let tell = Arc::new(move |moved: mloc_exec::Moved| {
+        let _ = &quiet;
+        if moved.done > 0 {
+            reached.try_send(moved.done).unwrap();
+            wait.lock().unwrap().recv().ok();
+        }
+    });
+    let (to, outputs, a) = (local("data/out"), outputs(&["model.bin"]), attempt("t", 1));
+    {
+        let publish = store.publish(&a, Some(&to), &run, &outputs, BTreeMap::new(), tell);
+        tokio::select! {
+            ended = publish => panic!("it ended: {ended:?}"),
+            block = at_block.recv() => assert_eq!(block, Some(1 << 20)),
+        }
+    }
+    assert!(is_quiet.has_changed().is_ok(), "the thread is still there");
+    drop(go_on);
+    assert!(is_quiet.changed().await.is_err(), "it is over now");
+    assert_eq!(fs::read_dir(data.join("out")).unwrap().count(), 0, "a name was given, or a part stays behind");
+
+    // The successor is not disturbed.
+    let again = store.publish(&attempt("t", 2), Some(&to), &run, &outputs, BTreeMap::new(), unseen()).await.unwrap();
+    assert_eq!(again.artifacts[0].bytes, 4 << 20);
+}
+
+#[tokio::test]
 async fn a_worker_sees_failures_with_their_class() {
     let dir = tempfile::tempdir().unwrap();
     let top = dir.path().canonicalize().unwrap();
     fill(&top, &[("set.jsonl", b"{}\n")]);
     let transfers: Arc<dyn Transfers> = Arc::new(Store::new(config(&top)).unwrap());
-    let pulled = transfers.pull(&local("data/set.jsonl"), &top, unseen()).await;
+    let pulled = transfers.pull(&local("data/set.jsonl"), &top, no_room(), unseen()).await;
     assert_eq!(pulled, Ok(top.join("set.jsonl")));
-    let failure = transfers.pull(&local("nowhere/set.jsonl"), &top, unseen()).await.unwrap_err();
-    assert_eq!(failure.class, FailureClass::Fatal);
+    let failure = transfers.pull(&local("nowhere/set.jsonl"), &top, no_room(), unseen()).await.unwrap_err();
+    assert_eq!(failure.class, FailureClass::Retryable, "another node may have it");
     assert!(failure.message.contains("hint: write VOLUME/relative/path"), "{}", failure.message);
 }
 
@@ -109,12 +148,16 @@ async fn without_a_destination_artifacts_stay() {
 async fn outputs_with_path_tricks_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(config(dir.path())).unwrap();
+    let mut said = String::new();
     for name in ["../a", "/etc/passwd", "a/../../b", "", MANIFEST] {
         let to = local("data/out");
         let bad =
             store.publish(&attempt("t", 1), Some(&to), dir.path(), &outputs(&[name]), BTreeMap::new(), unseen()).await;
-        assert!(matches!(bad, Err(StoreError::BadName { .. })), "{name:?}: {bad:?}");
+        let bad = bad.unwrap_err();
+        assert!(matches!(bad, StoreError::BadName { .. }), "{name:?}: {bad:?}");
+        said += &format!("{}\n", bad.to_string().replace(dir.path().to_str().unwrap(), "TOP"));
     }
+    insta::assert_snapshot!(said);
 }
 
 #[tokio::test]

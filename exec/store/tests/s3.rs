@@ -42,7 +42,7 @@ async fn a_prefix_or_one_object_is_pulled() {
     moto.put("models/m-other/config.json", b"no").await;
     let (tell, told) = seen();
 
-    let pulled = store.pull(&at(&moto.endpoint, "models/m"), &top.join("m"), tell).await.unwrap();
+    let pulled = store.pull(&at(&moto.endpoint, "models/m"), &top.join("m"), no_room(), tell).await.unwrap();
     assert_eq!((pulled.path, pulled.in_place), (top.join("m"), false));
     let names: Vec<_> = pulled.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
     assert_eq!(names, [("config.json", 2), ("sub/empty.txt", 0), ("weights.bin", 20 << 20)]);
@@ -53,15 +53,71 @@ async fn a_prefix_or_one_object_is_pulled() {
     assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((total, total)));
 
     // Again: nothing goes over the line, until an object has changed.
-    let again = store.pull(&at(&moto.endpoint, "models/m/"), &top.join("m"), unseen()).await.unwrap();
+    let again = store.pull(&at(&moto.endpoint, "models/m/"), &top.join("m"), no_room(), unseen()).await.unwrap();
     assert_eq!((again.fetched, again.files), (0, pulled.files));
     moto.put("models/m/config.json", b"[]").await;
-    let again = store.pull(&at(&moto.endpoint, "models/m"), &top.join("m"), unseen()).await.unwrap();
+    let again = store.pull(&at(&moto.endpoint, "models/m"), &top.join("m"), no_room(), unseen()).await.unwrap();
     assert_eq!((again.fetched, fs::read(top.join("m/config.json")).unwrap()), (2, b"[]".to_vec()));
 
-    let one = store.pull(&at(&moto.endpoint, "models/m/weights.bin"), &top.join("w"), unseen()).await.unwrap();
+    let one =
+        store.pull(&at(&moto.endpoint, "models/m/weights.bin"), &top.join("w"), no_room(), unseen()).await.unwrap();
     assert_eq!(one.path, top.join("w/weights.bin"));
     assert_eq!(fs::read(one.path).unwrap(), weights);
+}
+
+#[tokio::test]
+async fn what_left_the_source_leaves_the_cache() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    for shard in ["d/a.jsonl", "d/b.jsonl", "d/sub/c.jsonl"] {
+        moto.put(shard, b"{}").await;
+    }
+    let (source, folder) = (at(&moto.endpoint, "d"), top.join("d"));
+    store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    for shard in ["/mloc-test/d/b.jsonl", "/mloc-test/d/sub/c.jsonl"] {
+        moto.call(Method::DELETE, shard, vec![]).await;
+    }
+    let again = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    assert_eq!((again.fetched, again.files.len()), (0, 1));
+    assert_eq!(contents(&folder).into_keys().collect::<Vec<_>>(), ["a.jsonl"], "a removed shard would be trained on");
+    let known = fs::read_dir(folder.join(".mloc-pull")).unwrap().count();
+    assert_eq!(known, 2, "the lock and what is known of one file");
+}
+
+#[tokio::test]
+async fn a_file_that_was_touched_is_read_again_before_it_is_believed() {
+    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let bytes = noise(7, 9 << 20);
+    moto.put("m/w.bin", &bytes).await;
+    let (source, folder) = (at(&moto.endpoint, "m"), top.join("m"));
+    let first = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    // Only its time differs: it is read, and nothing is fetched.
+    let file = folder.join("w.bin");
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    fs::File::options().write(true).open(&file).unwrap().set_modified(long_ago).unwrap();
+    let again = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    assert_eq!((again.fetched, &again.files), (0, &first.files));
+    // One flipped byte, the size as it was.
+    let mut flipped = bytes.clone();
+    flipped[5 << 20] ^= 1;
+    fs::write(&file, flipped).unwrap();
+    let mended = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    assert_eq!((mended.fetched, &mended.files), (bytes.len() as u64, &first.files));
+    assert!(fs::read(&file).unwrap() == bytes, "a damaged file was used");
+}
+
+#[tokio::test]
+async fn room_is_asked_for_before_it_is_said_that_there_is_none() {
+    let Some(moto) = Moto::start().await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = with_credentials(config(dir.path()));
+    config.reserve_bytes = u64::MAX;
+    let store = Store::new(config).unwrap();
+    moto.put("m/a", b"abc").await;
+    let (asked, heard) = std::sync::mpsc::channel();
+    let room = std::sync::Arc::new(move |bytes| asked.send(bytes).unwrap());
+    let none = store.pull(&at(&moto.endpoint, "m"), &dir.path().join("m"), room, unseen()).await.unwrap_err();
+    assert!(matches!(none, StoreError::NoSpace { .. }), "{none}");
+    assert_eq!(heard.into_iter().collect::<Vec<_>>(), [u64::MAX]);
 }
 
 #[tokio::test]
@@ -72,7 +128,7 @@ async fn a_line_that_breaks_costs_little() {
     let line = Line::to(&moto.endpoint).await;
     line.breaks_after(3 << 20);
 
-    let pulled = store.pull(&at(&line.endpoint, "big.bin"), &top.join("big"), unseen()).await.unwrap();
+    let pulled = store.pull(&at(&line.endpoint, "big.bin"), &top.join("big"), no_room(), unseen()).await.unwrap();
     assert!(fs::read(&pulled.path).unwrap() == bytes, "other bytes arrived");
     let over = line.down() as f64 / bytes.len() as f64;
     println!("a line that breaks every 3 MiB: {over:.4} × the object came down");
@@ -89,7 +145,7 @@ async fn a_pull_that_was_dropped_goes_on_where_it_stopped() {
     {
         let folder = top.join("big");
         let source = at(&line.endpoint, "big.bin");
-        let pull = store.pull(&source, &folder, unseen());
+        let pull = store.pull(&source, &folder, no_room(), unseen());
         tokio::select! {
             ended = pull => panic!("it ended: {ended:?}"),
             () = line.paused() => {}
@@ -97,7 +153,7 @@ async fn a_pull_that_was_dropped_goes_on_where_it_stopped() {
     }
     line.go_on();
     let before = line.down();
-    let pulled = store.pull(&at(&line.endpoint, "big.bin"), &top.join("big"), unseen()).await.unwrap();
+    let pulled = store.pull(&at(&line.endpoint, "big.bin"), &top.join("big"), no_room(), unseen()).await.unwrap();
     assert!(fs::read(&pulled.path).unwrap() == bytes, "other bytes arrived");
     // Four chunks of 8 MiB were on their way at most, and what lay in sockets.
     assert!(pulled.fetched <= (64 - 48 + 4 * 8) << 20, "{} bytes came again", pulled.fetched);
@@ -118,7 +174,7 @@ async fn an_object_that_changes_meanwhile_is_begun_again() {
         moto.put("m/w.bin", &new).await;
         line.go_on();
     };
-    let (pulled, ()) = tokio::join!(store.pull(&source, &folder, unseen()), change);
+    let (pulled, ()) = tokio::join!(store.pull(&source, &folder, no_room(), unseen()), change);
     let pulled = pulled.unwrap();
     assert!(contents(&folder)["w.bin"] == new, "old bytes, or a mixture");
     assert_eq!(pulled.bytes, new.len() as u64);
@@ -153,13 +209,13 @@ async fn a_result_in_a_bucket_is_published_once() {
     // The winner's retry adopts; and what was published can be pulled, digests checked.
     let StoreError::Taken { task, .. } = lost else { unreachable!() };
     assert_eq!(publish(&task, 2).await.unwrap(), won);
-    store.pull(&to, &top.join("back"), unseen()).await.unwrap();
+    store.pull(&to, &top.join("back"), no_room(), unseen()).await.unwrap();
     let mut back = contents(&top.join("back"));
     back.remove(MANIFEST);
     assert!(back == contents(&run), "other bytes came back");
 
     moto.put("out/one/logs/training_log.jsonl", b"no\n").await;
-    let damaged = store.pull(&to, &top.join("back"), unseen()).await.unwrap_err();
+    let damaged = store.pull(&to, &top.join("back"), no_room(), unseen()).await.unwrap_err();
     assert!(
         matches!(&damaged, StoreError::Damaged { place, .. } if place.ends_with("training_log.jsonl")),
         "{damaged}"
@@ -176,7 +232,7 @@ async fn a_result_gets_through_a_line_that_breaks() {
     line.breaks_up_after(10 << 20);
     let (to, files) = (at(&line.endpoint, "out"), outputs(&["model.safetensors"]));
     store.publish(&attempt("t", 1), Some(&to), &run, &files, BTreeMap::new(), unseen()).await.unwrap();
-    store.pull(&at(&moto.endpoint, "out"), &top.join("back"), unseen()).await.unwrap();
+    store.pull(&at(&moto.endpoint, "out"), &top.join("back"), no_room(), unseen()).await.unwrap();
     assert!(contents(&top.join("back"))["model.safetensors"] == noise(3, 40 << 20), "other bytes came back");
 }
 
@@ -210,36 +266,41 @@ async fn what_is_said_when_s3_does_not_give() {
     let mut say = |what: &str, error: StoreError, class: FailureClass| {
         assert_eq!(error.class(), class, "{what}: {error}");
         assert!(!format!("{error} {error:?}").contains("hunter2"));
-        said += &format!("# {what}\n{}\n\n", error.to_string().replace(&moto.endpoint, "http://HOST:PORT"));
+        said += &format!(
+            "# {what}\n{}\n\n",
+            error.to_string().replace(&moto.endpoint, "http://HOST:PORT").replace(top.to_str().unwrap(), "TOP")
+        );
     };
     let fatal = FailureClass::Fatal;
     let here = |path: &str| at(&moto.endpoint, path);
 
-    say("no such object", store.pull(&here("none/at/all"), &top, unseen()).await.unwrap_err(), fatal);
-    say("empty bucket", store.pull(&here(""), &top, unseen()).await.unwrap_err(), fatal);
+    say("no such object", store.pull(&here("none/at/all"), &top, no_room(), unseen()).await.unwrap_err(), fatal);
+    say("empty bucket", store.pull(&here(""), &top, no_room(), unseen()).await.unwrap_err(), fatal);
     let mut other = here("x");
     if let mloc_core::task::spec::Location::S3 { bucket, .. } = &mut other {
         *bucket = "nobodys-bucket".into();
     }
-    say("no such bucket", store.pull(&other, &top, unseen()).await.unwrap_err(), fatal);
+    say("no such bucket", store.pull(&other, &top, no_room(), unseen()).await.unwrap_err(), fatal);
     moto.put("tricks/..%2F..%2Fetc/passwd", b"x").await;
-    let tricks = store.pull(&here("tricks"), &top.join("tricks"), unseen()).await;
-    assert!(tricks.is_err() && !top.join("etc").exists(), "{tricks:?}");
+    let tricks = store.pull(&here("tricks"), &top.join("tricks"), no_room(), unseen()).await;
+    assert!(!top.join("etc").exists(), "{tricks:?}");
+    say("path tricks", tricks.unwrap_err(), fatal);
 
     // An address where nobody listens: bound once, and let go.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let down = store.pull(&at(&format!("http://{gone}"), "m"), &top, unseen()).await.unwrap_err();
+    let down = store.pull(&at(&format!("http://{gone}"), "m"), &top, no_room(), unseen()).await.unwrap_err();
     let down_text = down.to_string().replace(&gone.to_string(), "HOST:PORT");
     assert!(!down_text.contains("hunter2"));
     assert_eq!(down.class(), FailureClass::Retryable, "{down}");
 
     moto.put("m/a", b"a").await;
     moto.check_credentials().await;
-    say("unknown credentials", store.pull(&here("m"), &top, unseen()).await.unwrap_err(), fatal);
+    let retryable = FailureClass::Retryable;
+    say("unknown credentials", store.pull(&here("m"), &top, no_room(), unseen()).await.unwrap_err(), retryable);
     let to = here("out");
     fill(&top, &[("a", b"abc")]);
     let put = store.publish(&attempt("t", 1), Some(&to), &top, &outputs(&["a"]), BTreeMap::new(), unseen()).await;
-    say("unknown credentials, publishing", put.unwrap_err(), fatal);
+    say("unknown credentials, publishing", put.unwrap_err(), retryable);
     said += &format!("# endpoint down\n{down_text}\n");
     insta::assert_snapshot!(said);
 }
@@ -250,7 +311,10 @@ async fn two_pulls_of_one_source_wait_for_one_another() {
     let bytes = noise(4, 24 << 20);
     moto.put("w.bin", &bytes).await;
     let (source, folder) = (at(&moto.endpoint, "w.bin"), top.join("w"));
-    let (one, two) = tokio::join!(store.pull(&source, &folder, unseen()), store.pull(&source, &folder, unseen()));
+    let (one, two) = tokio::join!(
+        store.pull(&source, &folder, no_room(), unseen()),
+        store.pull(&source, &folder, no_room(), unseen())
+    );
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!(one.fetched + two.fetched, bytes.len() as u64, "it came twice");
     assert_eq!((one.files, one.path), (two.files, two.path));
@@ -265,7 +329,7 @@ async fn a_silent_endpoint_is_given_up() {
     config.patience = Patience { tries: 2, silence: Duration::from_millis(50), ..config.patience };
     let store = Store::new(config).unwrap();
     let source = at(&format!("http://{}", silent.local_addr().unwrap()), "m");
-    let error = store.pull(&source, dir.path(), unseen()).await.unwrap_err();
+    let error = store.pull(&source, dir.path(), no_room(), unseen()).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Retryable);
     assert!(error.to_string().contains("after 2 tries"), "{error}");
 }
@@ -289,8 +353,8 @@ async fn without_credentials() {
     let store = Store::new(config(dir.path())).unwrap();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let source = at(&format!("http://{}", nobody.local_addr().unwrap()), "m");
-    let error = store.pull(&source, dir.path(), unseen()).await.unwrap_err();
-    assert_eq!(error.class(), FailureClass::Fatal, "{error:?}");
+    let error = store.pull(&source, dir.path(), no_room(), unseen()).await.unwrap_err();
+    assert_eq!(error.class(), FailureClass::Retryable, "another node may have some: {error:?}");
     let said = "s3://mloc-test/m: access denied: signing http request: failed to load signing credential\n\
                 hint: this node has no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the worker, \
                 or s3 in node.yaml (s3.anonymous for public buckets)";
@@ -300,6 +364,10 @@ async fn without_credentials() {
 /// Disk full, before the pull and in the middle of it. Runs on a small file system of its own.
 #[tokio::test]
 async fn a_full_disk() {
+    // The inner one starts its own; without one there is nothing to run.
+    if Moto::start().await.is_none() {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let script = r#"mount -t tmpfs -o size=64m tmpfs "$1" && exec "$2" --exact on_a_small_disk --ignored --nocapture"#;
     let output = Command::new("unshare")
@@ -313,8 +381,7 @@ async fn a_full_disk() {
         |o| format!("{}{}", String::from_utf8_lossy(&o.stdout), String::from_utf8_lossy(&o.stderr)),
     );
     if !said.contains("running 1 test") {
-        println!("SKIP: no file system of our own can be mounted here: {said}");
-        return;
+        return skip(&format!("no file system of our own can be mounted here: {said}"));
     }
     assert!(said.contains("1 passed"), "{said}");
 }
@@ -323,17 +390,38 @@ async fn a_full_disk() {
 #[ignore = "is started by a_full_disk"]
 async fn on_a_small_disk() {
     let Some(disk) = std::env::var_os("MLOC_SMALL_DISK") else { return };
-    let Some(moto) = Moto::start().await else { return };
+    let moto = Moto::start().await.expect("the outer case has started one");
     let disk = PathBuf::from(disk).canonicalize().unwrap();
     let mut config = with_credentials(config(&disk));
     config.reserve_bytes = 4 << 20;
+    config.volumes.insert("small".into(), disk.clone());
     let store = Store::new(config).unwrap();
     let bytes = noise(6, 50 << 20);
     moto.put("large/a.bin", &noise(5, 62 << 20)).await;
     moto.put("m/a.bin", &bytes).await;
 
-    let early = store.pull(&at(&moto.endpoint, "large"), &disk.join("large"), unseen()).await.unwrap_err();
+    let early = store.pull(&at(&moto.endpoint, "large"), &disk.join("large"), no_room(), unseen()).await.unwrap_err();
     assert!(matches!(&early, StoreError::NoSpace { needed, .. } if *needed == 66 << 20), "{early}");
+    // Publishing to a volume and fetching from one say it before the first byte as well.
+    let roomy = tempfile::tempdir().unwrap();
+    let run = roomy.path().join("run");
+    fill(&run, &[("model.bin", &noise(3, 70 << 20))]);
+    let (a, files) = (attempt("t", 1), outputs(&["model.bin"]));
+    let full = store.publish(&a, Some(&local("small/out")), &run, &files, BTreeMap::new(), unseen()).await.unwrap_err();
+    let wide = Store::new(config_with(roomy.path(), 4 << 20)).unwrap();
+    wide.push_checkpoint(&a, &local("data/ckpt"), 5, &run, 1, unseen()).await.unwrap();
+    let fetched = wide.fetch_checkpoint(&a, &local("data/ckpt"), &disk.join("ckpt"), unseen()).await.unwrap_err();
+    let mut said = String::new();
+    for (what, error) in [("pull", &early), ("publish", &full), ("fetch a checkpoint", &fetched)] {
+        assert_eq!(error.class(), FailureClass::Retryable);
+        // How much a file system of its own keeps for itself is its own affair.
+        let text = error.to_string().replace(disk.to_str().unwrap(), "DISK");
+        let (before, after) = text.split_once(" more bytes are needed and ").expect("it says how much");
+        let (_, hint) = after.split_once(" are free").expect("it says what there is");
+        said += &format!("# {what}\n{before} more bytes are needed and FREE are free{hint}\n\n");
+    }
+    insta::assert_snapshot!("a_full_disk", said);
+    fs::remove_dir_all(disk.join("ckpt")).unwrap();
 
     let line = Line::to(&moto.endpoint).await;
     line.pause_at(20 << 20);
@@ -343,15 +431,20 @@ async fn on_a_small_disk() {
         fs::write(disk.join("somebody-elses"), noise(1, 30 << 20)).unwrap();
         line.go_on();
     };
-    let (full, ()) = tokio::join!(store.pull(&source, &folder, unseen()), others);
+    let (full, ()) = tokio::join!(store.pull(&source, &folder, no_room(), unseen()), others);
     let full = full.unwrap_err();
     assert!(matches!(full, StoreError::NoSpace { .. }), "{full}");
     assert_eq!(full.class(), FailureClass::Retryable);
 
     fs::remove_file(disk.join("somebody-elses")).unwrap();
-    let pulled = store.pull(&source, &folder, unseen()).await.unwrap();
+    let pulled = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
     assert!(fs::read(folder.join("a.bin")).unwrap() == bytes, "other bytes arrived");
     assert!(pulled.fetched < bytes.len() as u64, "nothing was kept");
+}
+
+/// A volume elsewhere, and so many bytes left free.
+fn config_with(data: &std::path::Path, reserve_bytes: u64) -> StoreConfig {
+    StoreConfig { reserve_bytes, ..config(data) }
 }
 
 #[tokio::test]
@@ -363,6 +456,6 @@ async fn https_is_spoken_with_ring() {
     config.s3.access_key_id = Some(Secret::new("AKIAEXAMPLE"));
     config.s3.secret_access_key = Some(Secret::new("hunter2"));
     let store = Store::new(config).unwrap();
-    let error = store.pull(&at(&format!("https://{gone}"), "m"), dir.path(), unseen()).await.unwrap_err();
+    let error = store.pull(&at(&format!("https://{gone}"), "m"), dir.path(), no_room(), unseen()).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable { .. } | StoreError::Unready { .. }), "{error}");
 }

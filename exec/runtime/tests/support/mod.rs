@@ -22,9 +22,9 @@ use mloc_core::{
         kind::{Kind, TaskType},
         spec::{Checkpointing, Location},
     },
-    wire::{Assign, FromLeader, FromWorker, Heartbeat, Report, StopReason, ToLeader, ToWorker},
+    wire::{Assign, AttemptProgress, FromLeader, FromWorker, Heartbeat, Report, StopReason, ToLeader, ToWorker},
 };
-use mloc_exec::{OnMoved, Output, Transfers};
+use mloc_exec::{MakeRoom, Moved, OnMoved, Output, Transfers};
 use mloc_runtime::{LeaderLink, LinkDown, Worker, WorkerMessage, WorkerSettings};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -111,9 +111,13 @@ impl Leader {
 
     /// Waits until a heartbeat names a step at least so high.
     pub async fn step(&self, at_least: u64) {
+        self.says(|a| a.progress.step >= at_least).await;
+    }
+
+    /// Waits until a heartbeat says such a thing of an attempt.
+    pub async fn says(&self, will_do: impl Fn(&AttemptProgress) -> bool) {
         let mut beats = self.heartbeat.subscribe();
-        let there =
-            |h: &Option<Heartbeat>| h.as_ref().is_some_and(|h| h.attempts.iter().any(|a| a.progress.step >= at_least));
+        let there = |h: &Option<Heartbeat>| h.as_ref().is_some_and(|h| h.attempts.iter().any(&will_do));
         tokio::time::timeout(PATIENCE, beats.wait_for(there)).await.expect("no such progress").unwrap();
     }
 }
@@ -143,7 +147,13 @@ impl LeaderLink for Leader {
 }
 
 /// Folders for places: `local` paths as they are.
-pub struct Folders;
+#[derive(Default)]
+pub struct Folders {
+    /// Publications find nobody while this is set.
+    pub outage: AtomicBool,
+    /// Publications stand still in the middle while this is set.
+    pub held: AtomicBool,
+}
 
 fn path_of(location: &Location) -> &Path {
     match location {
@@ -166,7 +176,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
 
 #[async_trait]
 impl Transfers for Folders {
-    async fn pull(&self, source: &Location, _: &Path, _: OnMoved) -> Result<PathBuf, Failure> {
+    async fn pull(&self, source: &Location, _: &Path, _: MakeRoom, _: OnMoved) -> Result<PathBuf, Failure> {
         let path = path_of(source);
         match path.exists() {
             true => Ok(path.to_owned()),
@@ -217,8 +227,15 @@ impl Transfers for Folders {
         folder: &Path,
         outputs: &[Output],
         summary: BTreeMap<String, Value>,
-        _: OnMoved,
+        tell: OnMoved,
     ) -> Result<TaskResult, Failure> {
+        while self.held.load(Ordering::SeqCst) {
+            tell(Moved { done: 5, total: 9 });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if self.outage.load(Ordering::SeqCst) {
+            return Err(Failure { class: FailureClass::Retryable, message: "nobody answers\nhint: wait".into() });
+        }
         let place = destination.map_or(folder, path_of);
         if destination.is_some() {
             copy(folder, place)?;
@@ -242,11 +259,17 @@ impl Transfers for Folders {
 pub struct Node {
     pub leader: Arc<Leader>,
     pub worker: Worker,
+    pub places: Arc<Folders>,
     to_worker: mpsc::Sender<WorkerMessage>,
 }
 
 impl Node {
     pub async fn start(data_dir: &Path, program: &Path) -> Self {
+        Self::start_with(data_dir, program, 1 << 20).await
+    }
+
+    /// With so many bytes of the disk kept for the journal.
+    pub async fn start_with(data_dir: &Path, program: &Path, disk_reserve_bytes: u64) -> Self {
         let (to_worker, inbox) = mpsc::channel(16);
         let leader = Leader::new();
         let settings = WorkerSettings {
@@ -256,9 +279,12 @@ impl Node {
             heartbeat: Duration::from_millis(50),
             lease: Duration::from_secs(60),
             secrets: BTreeMap::from([("TOKEN".into(), "hunter2".into())]),
+            cache_bytes_max: None,
+            disk_reserve_bytes,
         };
-        let worker = Worker::start(settings, Arc::new(Folders), leader.clone(), inbox).await.expect("worker starts");
-        Self { leader, worker, to_worker }
+        let places = Arc::new(Folders::default());
+        let worker = Worker::start(settings, places.clone(), leader.clone(), inbox).await.expect("worker starts");
+        Self { leader, worker, places, to_worker }
     }
 
     pub async fn send(&self, message: ToWorker) -> FromWorker {
@@ -272,7 +298,11 @@ impl Node {
     }
 
     pub async fn cancel(&self, attempt: AttemptId) {
-        let stop = ToWorker::Stop { term: TERM, attempt, why: StopReason::Cancelled };
+        self.stop(attempt, StopReason::Cancelled).await;
+    }
+
+    pub async fn stop(&self, attempt: AttemptId, why: StopReason) {
+        let stop = ToWorker::Stop { term: TERM, attempt, why };
         assert_eq!(self.send(stop).await, FromWorker::Journalled);
     }
 

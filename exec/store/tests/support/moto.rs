@@ -36,7 +36,7 @@ impl Moto {
         BufReader::new(stdout).read_line(&mut line).expect("its output can be read");
         let moto = Self { child, endpoint: line.trim().to_owned() };
         if moto.endpoint.is_empty() {
-            println!("SKIP: no S3 server: moto[server] 5.2.5 is neither installed nor to be had from PyPI");
+            super::skip("no S3 server: moto[server] 5.2.5 is neither installed nor to be had from PyPI");
             return None;
         }
         moto.call(reqwest::Method::PUT, "/mloc-test", Vec::new()).await;

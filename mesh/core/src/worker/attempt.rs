@@ -25,6 +25,8 @@ pub(super) struct Running {
     pub here_from: u64,
     /// Whether bytes may flow.
     pub publishing: bool,
+    /// Whether the task is dropped: nobody will go on from a checkpoint of it.
+    pub dropped: bool,
     pub sent: Option<Sent>,
 }
 
@@ -58,6 +60,7 @@ impl Running {
             lease_from: None,
             here_from: now,
             publishing: false,
+            dropped: false,
             sent: None,
         }
     }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     id::AttemptId,
     ledger::entry::{Failure, FailureClass},
-    wire::{Assign, FromLeader, FromWorker, Heartbeat, Phase, Report, StopReason, ToWorker},
+    wire::{Assign, FromLeader, FromWorker, Heartbeat, Phase, Progress, Report, StopReason, ToWorker},
 };
 
 /// Attempts without a result whose checkpoints are kept: a bound on the disk, for nobody says when a task is dropped.
@@ -41,6 +41,12 @@ impl Worker {
             Event::Message { request, message } => self.on_message(request, message, now, &mut actions),
             Event::Journalled(id) => self.durable = self.durable.max(id),
             Event::Child { attempt, run, event } => self.on_child(&attempt, run, event, now, &mut actions),
+            Event::Uploading { attempt, progress } => {
+                if let Some(running) = self.attempts.get_mut(&attempt).filter(|running| running.publishing) {
+                    let Progress { step, total_steps, .. } = running.progress;
+                    running.progress = Progress { step, total_steps, ..progress };
+                }
+            }
             Event::Published { attempt, result } => {
                 self.end_if(&attempt, |s| *s == Stage::Computed, Ending::Finished(result), now, &mut actions);
             }
@@ -152,6 +158,8 @@ impl Worker {
                 running.phase = phase;
                 running.progress = progress;
             }
+            // One that was under way when the task was dropped.
+            ChildEvent::Checkpoint(_) if running.dropped => {}
             ChildEvent::Checkpoint(checkpoint) => {
                 running.row.checkpoint = Some(checkpoint);
                 self.write_row(id, now, actions);
@@ -255,6 +263,7 @@ impl Worker {
     fn drop_checkpoint_if(&mut self, id: &AttemptId, useless: bool) {
         if let Some(running) = self.attempts.get_mut(id).filter(|_| useless) {
             running.row.checkpoint = None;
+            running.dropped = true;
         }
     }
 
@@ -286,7 +295,8 @@ impl Worker {
         let grace_ms = running.row.assign.spec.timeouts.stop_ms.unwrap_or(grace);
         if let Some(child) = running.child.as_mut().filter(|child| child.kill_at.is_none()) {
             child.kill_at = Some(now.saturating_add(grace_ms));
-            actions.push(Action::StopChild { attempt: id.clone(), run: child.run, grace_ms });
+            let (run, checkpoint) = (child.run, !running.dropped);
+            actions.push(Action::StopChild { attempt: id.clone(), run, checkpoint, grace_ms });
         }
         self.write_row(id, now, actions);
     }

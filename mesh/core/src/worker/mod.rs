@@ -83,6 +83,13 @@ pub enum Event {
         /// What.
         event: ChildEvent,
     },
+    /// How far a publication is: bytes, and what it waits for.
+    Uploading {
+        /// The attempt.
+        attempt: AttemptId,
+        /// Figures; those of its steps stay as they are.
+        progress: Progress,
+    },
     /// Everything lies at the destination, manifest included.
     Published {
         /// The attempt.
@@ -175,15 +182,18 @@ pub enum Action {
         run: u64,
         /// What it runs; `checkpoint` in it is the shared one.
         assign: Box<Assign>,
-        /// The newest checkpoint on this node's disk, if there is one: use whichever is further and whole.
+        /// The newest checkpoint on this node's disk that was heard of. A shell with a disk looks into the replica's
+        /// folder itself, which holds this one or a newer one whose event was lost; one without a disk goes by this.
         resume: Option<LocalCheckpoint>,
     },
-    /// Ask the child to write a checkpoint and stop. The machine asks for the kill itself when `grace_ms` is over.
+    /// Ask the child to stop. The machine asks for the kill itself when `grace_ms` is over.
     StopChild {
         /// The attempt.
         attempt: AttemptId,
         /// The start's number.
         run: u64,
+        /// Whether a checkpoint is to be written, and pushed: of a cancelled task it would be of no use.
+        checkpoint: bool,
         /// Time it has.
         grace_ms: u64,
     },

@@ -356,3 +356,38 @@ fn a_superseded_attempt_stops_and_is_forgotten() {
     let actions = env.on(Event::ReportAnswered { attempt: id.clone(), seq, answer });
     assert_eq!(actions, [Action::Forgotten { attempt: id }]);
 }
+
+#[test]
+fn of_a_cancelled_task_no_checkpoint_is_wanted() {
+    for (why, wanted) in [(StopReason::Cancelled, false), (StopReason::Superseded, true)] {
+        let (mut env, id) = Env::running();
+        let stop = ToWorker::Stop { term: 1, attempt: id.clone(), why: why.clone() };
+        let actions = env.on(Event::Message { request: 2, message: stop });
+        let asked = |a: &Action| matches!(a, Action::StopChild { checkpoint, .. } if *checkpoint == wanted);
+        assert!(actions.iter().any(asked), "{why:?}: {actions:?}");
+        // One may have been under way.
+        let late = LocalCheckpoint { step: 3, path: "c".to_owned(), manifest_sha256: String::new() };
+        env.child(&id, ChildEvent::Checkpoint(late));
+        assert_eq!(env.worker.attempts[&id].row.checkpoint.is_some(), wanted, "{why:?}");
+    }
+}
+
+#[test]
+fn a_heartbeat_says_how_far_a_publication_is() {
+    let (mut env, id) = Env::running();
+    let step = crate::wire::Progress { step: 7, total_steps: Some(7), ..Default::default() };
+    env.child(&id, ChildEvent::Progress { phase: Phase::Training, progress: step });
+    env.child(&id, ChildEvent::Computed);
+    env.child(&id, ChildEvent::Exited(Exit::Code(0)));
+    let moved = |done| crate::wire::Progress { bytes_done: Some(done), bytes_total: Some(9), ..Default::default() };
+    env.on(Event::Uploading { attempt: id.clone(), progress: moved(1) });
+    assert_eq!(env.worker.attempts[&id].progress.bytes_done, None, "nothing is published without the right");
+    env.committed(&id);
+    env.on(Event::Uploading { attempt: id.clone(), progress: moved(5) });
+    let beat = env.at(4_000).into_iter().find_map(|a| match a {
+        Action::SendHeartbeat(heartbeat) => Some(heartbeat.attempts),
+        _ => None,
+    });
+    let said = &beat.unwrap()[0];
+    assert_eq!((said.phase, said.progress.step, said.progress.bytes_done), (Phase::Uploading, 7, Some(5)));
+}

@@ -203,7 +203,7 @@ impl World {
                 Action::StartChild { attempt, run, assign, resume } => {
                     self.start_child(node, attempt, run, &assign, resume)?;
                 }
-                Action::StopChild { attempt, run, grace_ms } => {
+                Action::StopChild { attempt, run, grace_ms, checkpoint: _ } => {
                     // Some do not listen.
                     if self.rng.random_bool(0.8) {
                         let ms = self.rng.random_range(1..grace_ms);
