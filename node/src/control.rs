@@ -24,7 +24,10 @@ use mloc_core::{
     task,
     time::Millis,
 };
-use mloc_mesh::handle::{LeaderView, MeshHandle, MeshUnavailable};
+use mloc_mesh::{
+    handle::{LeaderView, MeshHandle, MeshUnavailable},
+    voting::RevokeError,
+};
 use sha2::{Digest, Sha256};
 
 use crate::{clock, logs};
@@ -460,7 +463,11 @@ impl Control for MeshControl {
         caller.may_act_for(mloc_api::auth::ADMIN)?;
         self.fresh(Freshness::Linearizable).await?;
         let node = self.find_node(node)?;
-        match self.propose(Entry::MemberRevoked { node: node.clone(), at: clock::now() }).await? {
+        let revoked = self.mesh.revoke(&node).await.map_err(|error| match error {
+            RevokeError::Unavailable(error) => unavailable(error),
+            RevokeError::QuorumLost { .. } => ControlError::Conflict(error.to_string()),
+        })?;
+        match revoked {
             Outcome::Rejected(reason) => Err(refused(reason)),
             Outcome::Applied | Outcome::Duplicate(_) | Outcome::Stale => self.node_view(&node),
         }

@@ -26,7 +26,7 @@ use mloc_core::{
 };
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle},
-    link::StreamKind,
+    link::{LinkAdvertise, StreamKind},
     quic_transport::Advertise,
     raft::{RaftSettings, VoterPolicy},
     start::{Mesh, MeshSettings, TOKEN_FILE},
@@ -101,6 +101,7 @@ impl Node {
                 gossip_advertise: advertise(&config)?,
                 link_bind: link_bind(&config),
                 link_advertise: link_advertise(&config)?,
+                work: config.role.work,
                 seeds: config.seeds.clone(),
                 token,
                 gossip_interval: times.gossip_interval,
@@ -149,7 +150,9 @@ impl Node {
         let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone()));
 
         // Known before REST serves: the first `mloc nodes` shows this node as it is.
-        mesh.handle.publish_capability(&capability).await;
+        mesh.handle.publish_capability(&capability).await.context(
+            "this node's hardware can't be gossiped (hint: fewer labels, modules or kinds of simulated GPUs in node.yaml)",
+        )?;
 
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
@@ -265,13 +268,21 @@ fn advertise(config: &NodeConfig) -> anyhow::Result<Advertise> {
     }
     match &config.gossip.advertise {
         None => Ok(Advertise::Detect),
-        Some(text) => Ok(Advertise::At(resolve(text, "--advertise")?)),
+        Some(text) => Ok(Advertise::At(resolve(text, "--advertise (gossip.advertise)")?)),
     }
 }
 
-fn link_advertise(config: &NodeConfig) -> anyhow::Result<Option<IpAddr>> {
-    let given = config.links.advertise.as_ref().or(config.gossip.advertise.as_ref());
-    given.map(|text| Ok(resolve(text, "--link-advertise")?.ip())).transpose()
+/// Links are told as they are written, a name as a name: whoever dials resolves it. Gossip's host serves both, its port
+/// does not.
+fn link_advertise(config: &NodeConfig) -> anyhow::Result<Option<LinkAdvertise>> {
+    let read = |text: &str, flag: &str| text.parse::<LinkAdvertise>().with_context(|| format!("{flag} {text}"));
+    match (&config.links.advertise, &config.gossip.advertise) {
+        (Some(text), _) => read(text, "--link-advertise (links.advertise)").map(Some),
+        (None, Some(text)) => {
+            read(text, "--advertise (gossip.advertise)").map(|advertise| Some(advertise.at_bound_port()))
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 /// `HOST:PORT`, or `HOST` alone (port 0: the bound one).
@@ -375,7 +386,9 @@ async fn keep_capability(
             found.matmul_gflops = measured;
             // Disk in steps of 256 MiB: every byte would be news to the whole mesh.
             found.disk_bytes &= !((256 << 20) - 1);
-            mesh.publish_capability(&found).await;
+            if let Err(error) = mesh.publish_capability(&found).await {
+                warn!(%error, "this node's hardware is gossiped as it was before");
+            }
         }
         ticks.tick().await;
     }

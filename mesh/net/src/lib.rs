@@ -10,6 +10,7 @@
 //! | `gossip`         | signed values of all members, who seems alive                     | acting on it: death is a hint   |
 //! | `link`           | libp2p among members: requests, streams                           | what requests and streams mean  |
 //! | `calls`          | what members ask of one another on the control channel            | what the answers mean           |
+//! | `leadership`     | who leads: raft's word, and hints of gossip once confirmed         | electing: `raft`                |
 //! | `membership`     | letting nodes in, tables, voters                                  | who should vote: `raft::voters` |
 //! | `orchestrator`   | the leader's loop around `mloc_core::leader`                      | every decision                  |
 //! | `handle`         | the mesh as the rest of the node sees it                          | REST                            |
@@ -24,6 +25,7 @@ mod durable_file;
 pub mod gossip;
 pub mod handle;
 pub mod identity;
+mod leadership;
 pub mod link;
 pub mod members;
 mod membership;
@@ -34,3 +36,4 @@ pub mod raft;
 pub mod start;
 pub mod tls;
 pub mod token;
+pub mod voting;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     panic::AssertUnwindSafe,
     path::PathBuf,
     pin::Pin,
@@ -18,7 +18,7 @@ use mloc_core::{
     leader::{Leader, Settings as LeaderSettings},
     ledger::{Entry, entry::Member},
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, error, info, warn};
 
@@ -28,14 +28,16 @@ use crate::{
     gossip::{Gossip, GossipHealth, GossipSettings, next_generation},
     handle::{Inner, LeaderView, MeshHandle},
     identity::NodeIdentity,
-    link::{Channel, IncomingRequest, LinkError, LinkHandle, LinkSettings, LinkStream, StreamKind},
+    leadership::Confirmed,
+    link::{Channel, IncomingRequest, LinkAdvertise, LinkError, LinkHandle, LinkSettings, LinkStream, StreamKind},
     members::MemberTable,
     membership::{Table, table_of},
-    orchestrator::{WorkerMessage, deliver},
+    orchestrator::{WorkerInbox, WorkerMessage},
     quic_transport::{Advertise, EndpointSettings, GossipEndpoint, JoinRequest},
     raft::{BootstrapError, Consensus, ConsensusStart, RaftSettings, RaftWire, VoterPolicy, WireError},
     tls::MeshTls,
     token::JoinToken,
+    voting::Voting,
 };
 
 /// File in the data directory that holds the join token.
@@ -61,8 +63,10 @@ pub struct MeshSettings {
     pub gossip_advertise: Advertise,
     /// Links.
     pub link_bind: SocketAddr,
-    /// The IP others dial for links, when it is not one of those listened on.
-    pub link_advertise: Option<IpAddr>,
+    /// What others dial for links, when it is not what is listened on.
+    pub link_advertise: Option<LinkAdvertise>,
+    /// Whether it takes work; without, assignments are refused.
+    pub work: bool,
     /// Members' gossip addresses.
     pub seeds: Vec<String>,
     /// The join token, when it was given; else the data directory's, else a new mesh's.
@@ -235,6 +239,9 @@ impl Mesh {
             wake: Notify::new(),
             confirmed: Mutex::new(None),
             clock,
+            confirmed_leaders: watch::Sender::new(Confirmed::default()),
+            load_said: Mutex::new(None),
+            voting: tokio::sync::Mutex::new(Voting::new(settings.voters)),
         };
         let mesh = MeshHandle { inner: Arc::new(inner) };
         if founded {
@@ -253,9 +260,11 @@ impl Mesh {
                 .spawn(cancel.clone().run_until_cancelled_owned(watched.instrument(tracing::info_span!("mesh", name))));
         };
         let pause = settings.gossip_interval;
+        let worker = if settings.work { WorkerInbox::Open(worker) } else { WorkerInbox::TakesNone };
+        spawn("leader", Box::pin(mesh.clone().confirm_leaders()));
         spawn("join", Box::pin(mesh.clone().let_in(asks)));
         spawn("members", Box::pin(mesh.clone().keep_members(table.clone(), endpoint.clone(), pause)));
-        spawn("voters", Box::pin(mesh.clone().keep_voters(table.clone(), settings.voters, pause * 2)));
+        spawn("voters", Box::pin(mesh.clone().keep_voters(pause * 2)));
         spawn("orchestrator", Box::pin(mesh.clone().orchestrate(worker.clone(), settings.tick)));
         let incoming = link.incoming(Channel::Control);
         spawn("calls", Box::pin(answer_calls(mesh.clone(), incoming, table, worker)));
@@ -304,7 +313,7 @@ impl Mesh {
 
     /// Hands the lead over, says goodbye, and closes the files.
     pub async fn stop(self) {
-        self.handle.inner.consensus.hand_over().await;
+        self.handle.inner.consensus.hand_over(|_| true).await;
         self.cancel.cancel();
         if tokio::time::timeout(STOP_TIMEOUT, self.tracker.wait()).await.is_err() {
             warn!(seconds = STOP_TIMEOUT.as_secs(), "tasks of the mesh did not stop");
@@ -379,7 +388,7 @@ async fn answer_calls(
     mesh: MeshHandle,
     mut incoming: mpsc::Receiver<IncomingRequest>,
     table: Table,
-    worker: mpsc::Sender<WorkerMessage>,
+    worker: WorkerInbox,
 ) {
     let room = Arc::new(tokio::sync::Semaphore::new(CALLS_AT_ONCE));
     let tasks = TaskTracker::new();
@@ -398,10 +407,13 @@ async fn answer_calls(
 }
 
 impl MeshHandle {
-    async fn answer(&self, from: &NodeId, call: Call, table: &Table, worker: &mpsc::Sender<WorkerMessage>) -> Answer {
+    async fn answer(&self, from: &NodeId, call: Call, table: &Table, worker: &WorkerInbox) -> Answer {
         match call {
             Call::ToLeader(message) => Answer::FromLeader(self.answer_worker(from, message).await),
-            Call::ToWorker(message) => Answer::FromWorker(deliver(worker, message).await),
+            Call::ToWorker(message) => match worker.deliver(message).await {
+                Ok(answer) => Answer::FromWorker(answer),
+                Err(gone) => Answer::Refused(gone.to_string()),
+            },
             Call::Admit { node, request } => Answer::Admitted(self.admit(&node, &request).await),
             Call::Members { have } => match self.leader() {
                 LeaderView::Here { .. } => {
@@ -411,7 +423,11 @@ impl MeshHandle {
                 }
                 other => Answer::Members(Err(other.parts().0)),
             },
-            Call::Leader => Answer::Leader(self.leader_hint()),
+            // Of others it says nothing: each speaks for itself.
+            Call::Leader => Answer::Leads(match self.leader() {
+                LeaderView::Here { term, .. } => Some(term),
+                LeaderView::There { .. } | LeaderView::Unknown => None,
+            }),
         }
     }
 }

@@ -8,7 +8,7 @@ use bench::{Node, endpoint_settings, identity, token, until};
 use mloc_mesh::{
     gossip::{GossipHealth, Members},
     names::NodeId,
-    quic_transport::Advertise,
+    quic_transport::{Advertise, Refusal},
     tls::MeshTls,
     token::JoinToken,
 };
@@ -119,6 +119,8 @@ async fn a_revoked_node_is_cut_off_and_told() {
     }
     a.endpoint.set_revoked(BTreeSet::from([b.node().clone()]));
     until("b is told", || b.endpoint.refusals().iter().any(|refusal| refusal.reason.contains("revoked"))).await;
+    let said = |refusal: &Refusal| refusal.reason.contains("revoked") && refusal.reason.contains(b.node().as_str());
+    assert!(a.endpoint.refusals().iter().any(said), "the one that cuts says so too: {:?}", a.endpoint.refusals());
     a.sees("b dead", |members| !alive(members, b.node())).await;
     assert_eq!(a.endpoint.stats().connected, 0);
 }

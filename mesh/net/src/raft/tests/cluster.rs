@@ -2,6 +2,8 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
+use openraft::async_runtime::watch::WatchReceiver;
+
 use super::{
     super::{
         BootstrapError, ProposeError, RaftSettings, ReadError, StartError, TransferError, codec,
@@ -79,7 +81,12 @@ async fn all_nodes_restart_from_disk() {
     for n in 0..3 {
         cluster.has(n, 0..31).await;
     }
-    assert!(cluster.nodes[0].consensus.health().snapshot > 0);
+    within("a snapshot", async {
+        while cluster.nodes[0].consensus.health().snapshot == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     cluster.stop().await;
 }
 
@@ -137,7 +144,7 @@ async fn the_lead_is_handed_over_when_asked_and_at_a_shutdown() {
     let refused = from.transfer_leader(&cluster.nodes[first].peer).await;
     assert_eq!(refused, Err(TransferError::NotLeader { leader: Some(to.peer.clone()) }));
 
-    assert!(to.consensus.hand_over().await);
+    assert!(to.consensus.hand_over(|_| true).await);
     let third = cluster.leader().await;
     assert_ne!(third, second);
     cluster.nodes[third].consensus.shutdown().await;
@@ -199,7 +206,7 @@ async fn what_is_submitted_while_leaders_change_is_all_there() {
     let disturb = async {
         for _ in 0..2 {
             let leader = cluster.leader().await;
-            cluster.nodes[leader].consensus.hand_over().await;
+            cluster.nodes[leader].consensus.hand_over(|_| true).await;
         }
         let leader = cluster.leader().await;
         cluster.net.isolate(&cluster.nodes[leader].peer);
@@ -305,6 +312,12 @@ async fn a_log_without_its_snapshot_does_not_start() {
     for n in 0..30 {
         cluster.submit(n).await;
     }
+    within("the log is cut at a snapshot", async {
+        while cluster.nodes[0].consensus.raft().metrics().borrow_watched().purged.is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     let dir = cluster.nodes[0].dir.path().to_owned();
     let start = || super::super::ConsensusStart {
         dir: dir.clone(),
