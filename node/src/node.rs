@@ -103,6 +103,7 @@ impl Node {
                 link_advertise: link_advertise(&config)?,
                 work: config.role.work,
                 seeds: config.seeds.clone(),
+                bootstrap_expect: config.bootstrap_expect.and_then(|nodes| usize::try_from(nodes).ok()),
                 token,
                 gossip_interval: times.gossip_interval,
                 raft: RaftSettings {

@@ -6,6 +6,7 @@
 //! a member's word about itself: who abuses that is revoked.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
@@ -91,7 +92,7 @@ fn to_ask(me: &NodeId, known: &LeaderView, members: &Members, confirmed: &Confir
         .filter(|hint| hint.term > term || matches!(known, LeaderView::Unknown))
         .filter(|hint| confirmed.confirm(hint).is_none())
         .collect();
-    open.sort_by(|a, b| b.term.cmp(&a.term));
+    open.sort_by_key(|hint| Reverse(hint.term));
     let mut seen = BTreeSet::new();
     open.into_iter().map(|hint| hint.node).filter(|node| seen.insert(node.clone())).collect()
 }

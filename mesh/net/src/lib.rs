@@ -13,6 +13,8 @@
 //! | `leadership`     | who leads: raft's word, and hints of gossip once confirmed         | electing: `raft`                |
 //! | `membership`     | letting nodes in, tables, voters                                  | who should vote: `raft::voters` |
 //! | `orchestrator`   | the leader's loop around `mloc_core::leader`                      | every decision                  |
+//! | `founding`       | which of the nodes that start together founds the mesh             | asking: `gathering`             |
+//! | `gathering`      | coming to a mesh: joining one, or founding it with others          | letting in: `membership`        |
 //! | `handle`         | the mesh as the rest of the node sees it                          | REST                            |
 //! | `start`          | files, sockets and tasks in the order that works                  | configuration                   |
 //! | `raft`           | the ledger on redb, replicated                                    | what its entries mean: mloc-core |
@@ -22,6 +24,8 @@
 mod calls;
 mod clock;
 mod durable_file;
+pub mod founding;
+mod gathering;
 pub mod gossip;
 pub mod handle;
 pub mod identity;

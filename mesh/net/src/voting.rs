@@ -91,7 +91,10 @@ impl MeshHandle {
         if voters.iter().any(|voter| voter.peer == *node) {
             let lost = || RevokeError::QuorumLost { node: node.clone(), voters: voters.len() };
             let target = self.plan(&voting, &voters, Some(node)).ok_or_else(lost)?;
-            let elsewhere = || RevokeError::Unavailable(MeshUnavailable::NotLeader { leader: self.leader().parts().0 });
+            let elsewhere = || {
+                let leader = self.leader().parts().0.filter(|leader| *leader != self.inner.node);
+                RevokeError::Unavailable(MeshUnavailable::NotLeader { leader })
+            };
             if *node == self.inner.node && self.inner.consensus.hand_over(|heir| heir != node).await {
                 return Err(elsewhere());
             }

@@ -103,11 +103,8 @@ fn instead(address: &Multiaddr, listening: &BTreeSet<Multiaddr>, advertise: &Lin
     }
     let udp = matches!(address.iter().nth(1), Some(Protocol::Udp(_)));
     let same_kind = |other: &&Multiaddr| matches!(other.iter().nth(1), Some(Protocol::Udp(_))) == udp;
-    let of_family = |other: &&Multiaddr| match (&advertise.host, other.iter().next()) {
-        (Host::Ip(IpAddr::V4(_)) | Host::Name(_), Some(Protocol::Ip4(_))) => true,
-        (Host::Ip(IpAddr::V6(_)), Some(Protocol::Ip6(_))) => true,
-        _ => false,
-    };
+    let six = matches!(advertise.host, Host::Ip(IpAddr::V6(_)));
+    let of_family = |other: &&Multiaddr| matches!(other.iter().next(), Some(Protocol::Ip6(_))) == six;
     let kind = || listening.iter().filter(same_kind);
     let bound = kind().find(of_family).or_else(|| kind().next()).unwrap_or(address);
     let port = advertise.port.or_else(|| port_of(bound)).unwrap_or_default();
