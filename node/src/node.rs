@@ -455,3 +455,32 @@ impl Forward for MeshForward {
         format!("minted-{}", hex::encode(rand::random::<[u8; 16]>()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn advertised(links: Option<&str>, gossip: Option<&str>) -> anyhow::Result<Option<LinkAdvertise>> {
+        let mut config = NodeConfig::default();
+        config.links.advertise = links.map(str::to_owned);
+        config.gossip.advertise = gossip.map(str::to_owned);
+        link_advertise(&config)
+    }
+
+    #[test]
+    fn links_are_told_with_their_own_port_and_gossips_host() {
+        let read = |text: &str| Some(text.parse::<LinkAdvertise>().unwrap());
+        assert_eq!(advertised(None, None).unwrap(), None);
+        assert_eq!(advertised(Some("gpu-1:9000"), Some("gpu-2:7946")).unwrap(), read("gpu-1:9000"));
+        assert_eq!(advertised(None, Some("gpu-2:7946")).unwrap(), read("gpu-2"));
+    }
+
+    #[test]
+    fn what_cannot_be_dialled_is_said_with_the_flag_it_came_by() {
+        let error = |links, gossip| format!("{:#}", advertised(links, gossip).unwrap_err());
+        assert!(
+            error(Some("gpu-1:x"), None).starts_with("--link-advertise (links.advertise) gpu-1:x: expected HOST:PORT")
+        );
+        assert!(error(None, Some("gpu-1:x")).starts_with("--advertise (gossip.advertise) gpu-1:x: expected HOST:PORT"));
+    }
+}

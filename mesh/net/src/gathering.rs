@@ -58,11 +58,7 @@ impl<'e> Founding<'e> {
     /// Answers another founding node. Kept on disk before it is said.
     fn answer(&mut self, me: &NodeId, ask: &FoundingAsk) -> JoinRefusal {
         if ask.group != self.group.digest() {
-            return JoinRefusal::Denied(
-                "both are to found the mesh, but with other seeds or another bootstrapExpect: give all founding nodes the \
-                 same `seeds` and `bootstrapExpect`"
-                    .into(),
-            );
+            return JoinRefusal::OtherGroup;
         }
         let before = self.acceptor.clone();
         let answer = self.acceptor.answer(me, &ask.ask);
@@ -256,9 +252,10 @@ mod tests {
         (gathered, node)
     }
 
-    fn let_in(mut node: Node, token: JoinToken) -> tokio::task::JoinHandle<()> {
+    fn let_in(node: Node, token: JoinToken) -> tokio::task::JoinHandle<()> {
         tokio::spawn(async move {
-            while let Some(ask) = node.asks.recv().await {
+            let Node { endpoint: _listens, mut asks, dir: _kept } = node;
+            while let Some(ask) = asks.recv().await {
                 let _gone = ask.reply.send(Ok(Welcome { leader: None, members: table(&token) }));
             }
         })
@@ -289,26 +286,29 @@ mod tests {
         assert_eq!(done.iter().filter(|(founds, _)| *founds).count(), 1);
     }
 
-    /// One with another list would decide with another majority.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn nodes_with_different_lists_refuse_one_another() {
-        let token = JoinToken::found(&mut rand::rng());
-        let (one, mut other) = (start(1, &token), start(2, &token));
-        let seeds = vec![seed(&one), seed(&other)];
-        let mine = vec![seed(&other), "127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
-        let waits = tokio::spawn(gather(one, seeds.clone(), Some(2), token.clone()));
-        let request = JoinRequest {
-            mesh: token.mesh().clone(),
-            name: "n".into(),
-            version: "0.1.0".into(),
-            addresses: Vec::new(),
-            founding: None,
+    /// One with another list would decide with another majority. It is told so, and no promise is made to it.
+    #[test]
+    fn a_node_with_another_list_gets_no_promise() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeIdentity::from_seed([1; 32]).node().clone();
+        let group = |expect: usize, count: usize| {
+            Group::new(expect, &(0..count).map(|n| format!("n{n}:7946")).collect::<Vec<_>>()).unwrap()
         };
-        let group = Group::new(3, &mine).unwrap();
-        let founding = Some(Founding::new(other.dir.path(), other.endpoint.node(), group).unwrap());
-        let gathering = Gathering { endpoint: &other.endpoint, seeds: &seeds, request, founding, said: String::new() };
-        let error = tokio::time::timeout(PATIENCE, gathering.run(&mut other.asks)).await.unwrap().unwrap_err();
-        assert!(error.to_string().contains("with other seeds or another bootstrapExpect"), "{error}");
-        waits.abort();
+        let mut founding = Founding::new(dir.path(), &node, group(2, 3)).unwrap();
+        let mut proposer = Proposer::new(node.clone(), &group(1, 1));
+        let look = proposer.ask().clone();
+        let JoinRefusal::Founding(seen) =
+            founding.answer(&node, &FoundingAsk { group: group(2, 3).digest().to_owned(), ask: look })
+        else {
+            panic!("one of the same list is answered");
+        };
+        assert_eq!(proposer.on_answers(&[seen], 0), Verdict::GoesOn);
+        let ask = FoundingAsk { group: group(3, 3).digest().to_owned(), ask: proposer.ask().clone() };
+        let refusal = founding.answer(&node, &ask);
+        assert!(refusal.is_passing() && refusal.to_string().contains("other seeds or another bootstrapExpect"));
+        assert_eq!(Acceptor::load(dir.path()).unwrap(), Acceptor::default());
+        let ask = FoundingAsk { group: group(2, 3).digest().to_owned(), ..ask };
+        assert!(matches!(founding.answer(&node, &ask), JoinRefusal::Founding(_)));
+        assert_ne!(Acceptor::load(dir.path()).unwrap(), Acceptor::default(), "on disk before it is said");
     }
 }

@@ -25,8 +25,8 @@ use crate::{
     gossip::{Gossip, PublishError, keys},
     leadership::{Confirmed, leader_of},
     link::{Channel, LinkHandle, LinkStream, StreamKind},
-    quic_transport::LeaderHint,
-    raft::{Consensus, ProposeError, ReadError},
+    quic_transport::{GossipEndpoint, LeaderHint, TransportStats},
+    raft::{Consensus, ProposeError, RaftHealth, ReadError},
     voting::Voting,
 };
 
@@ -75,6 +75,19 @@ pub struct MemberView {
     pub addresses: Vec<String>,
 }
 
+/// Figures of this node's part in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshHealth {
+    /// Consensus.
+    pub raft: RaftHealth,
+    /// Gossip connections.
+    pub gossip: TransportStats,
+    /// Members with a link now.
+    pub links: usize,
+    /// Peers refused of late, or that refused this node, each reason once: strangers, other meshes, wrong tokens.
+    pub refusals: usize,
+}
+
 /// The mesh can't do it just now; trying again may help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MeshUnavailable {
@@ -105,6 +118,7 @@ pub(crate) struct Inner {
     pub node: NodeId,
     pub mesh: MeshId,
     pub consensus: Consensus,
+    pub endpoint: Arc<GossipEndpoint>,
     pub gossip: Gossip,
     pub link: LinkHandle,
     /// The orchestrator's soft state: leases, progress. Held for the time of a plain function only.
@@ -229,6 +243,16 @@ impl MeshHandle {
     /// Voters, as this node knows them.
     pub fn voters(&self) -> Vec<NodeId> {
         self.inner.consensus.voters().into_iter().map(|v| v.peer).collect()
+    }
+
+    /// Figures for `/metrics`.
+    pub fn health(&self) -> MeshHealth {
+        MeshHealth {
+            raft: self.inner.consensus.health(),
+            gossip: self.inner.endpoint.stats(),
+            links: self.inner.link.connected().borrow().len(),
+            refusals: self.inner.endpoint.refusals().len() + self.inner.link.refusals().len(),
+        }
     }
 
     /// What the scheduler sees.

@@ -166,7 +166,7 @@ fn way(settings: &MeshSettings) -> anyhow::Result<Way> {
         ),
         (None, Some(token)) if !settings.seeds.is_empty() => match group {
             // Chosen before and cut short: whoever joined meanwhile waits for this node, so it asks nobody.
-            Some(_) if Acceptor::load(dir)?.chosen => Ok(Way::Found(token)),
+            _ if Acceptor::load(dir)?.chosen => Ok(Way::Found(token)),
             Some(group) => Ok(Way::Gather(token, group)),
             None => Ok(Way::Join(token)),
         },
@@ -263,6 +263,7 @@ impl Mesh {
             node: node.clone(),
             mesh: token.mesh().clone(),
             consensus: consensus.clone(),
+            endpoint: endpoint.clone(),
             gossip,
             link: link.clone(),
             slack: Duration::from_millis(settings.leader.slack_ms),

@@ -13,6 +13,7 @@ use mloc_mesh::{
     quic_transport::Advertise,
     raft::{RaftSettings, VoterPolicy},
     start::{Mesh, MeshSettings},
+    token::JoinToken,
     voting::RevokeError,
 };
 use tempfile::TempDir;
@@ -33,36 +34,21 @@ impl Node {
     }
 
     async fn start_with(name: &str, seed: Option<&Node>, vote: bool) -> Self {
-        mloc_mesh::tls::install_crypto_provider();
         let dir = tempfile::tempdir().unwrap();
-        let any = "127.0.0.1:0".parse().unwrap();
-        let ms = Duration::from_millis;
         let settings = MeshSettings {
-            data_dir: dir.path().to_owned(),
-            name: name.into(),
-            version: "0.1.0".into(),
-            gossip_bind: any,
-            gossip_advertise: Advertise::Detect,
-            link_bind: any,
-            link_advertise: None,
-            work: false,
             seeds: seed.iter().map(|seed| seed.mesh.gossip_address.to_string()).collect(),
-            bootstrap_expect: None,
             token: seed.map(|seed| seed.mesh.token.clone()),
-            gossip_interval: ms(100),
-            raft: RaftSettings {
-                heartbeat: ms(150),
-                election_min: ms(800),
-                election_max: ms(1600),
-                ..RaftSettings::lan()
-            },
-            voters: VoterPolicy { stable_after: ms(500), ..VoterPolicy::default() },
-            leader: LeaderSettings::default(),
-            tick: ms(100),
+            ..settings(name, &dir)
         };
+        Self::start_by(settings, dir, vote).await
+    }
+
+    async fn start_by(settings: MeshSettings, dir: TempDir, vote: bool) -> Self {
+        mloc_mesh::tls::install_crypto_provider();
+        let name = settings.name.clone();
         let (to_worker, _) = mpsc::channel(1);
         let mesh = timeout(PATIENCE, Mesh::start(settings, to_worker)).await.expect("it starts in time").unwrap();
-        mesh.handle.publish_capability(&capability(mesh.handle.node(), name, vote)).await.unwrap();
+        mesh.handle.publish_capability(&capability(mesh.handle.node(), &name, vote)).await.unwrap();
         Self { mesh, _dir: dir }
     }
 
@@ -84,6 +70,29 @@ impl Node {
 
     fn voters(&self) -> BTreeSet<NodeId> {
         self.handle().voters().into_iter().collect()
+    }
+}
+
+fn settings(name: &str, dir: &TempDir) -> MeshSettings {
+    let any = "127.0.0.1:0".parse().unwrap();
+    let ms = Duration::from_millis;
+    MeshSettings {
+        data_dir: dir.path().to_owned(),
+        name: name.into(),
+        version: "0.1.0".into(),
+        gossip_bind: any,
+        gossip_advertise: Advertise::Detect,
+        link_bind: any,
+        link_advertise: None,
+        work: false,
+        seeds: Vec::new(),
+        bootstrap_expect: None,
+        token: None,
+        gossip_interval: ms(100),
+        raft: RaftSettings { heartbeat: ms(150), election_min: ms(800), election_max: ms(1600), ..RaftSettings::lan() },
+        voters: VoterPolicy { stable_after: ms(500), ..VoterPolicy::default() },
+        leader: LeaderSettings::default(),
+        tick: ms(100),
     }
 }
 
@@ -214,4 +223,35 @@ async fn a_node_without_a_vote_learns_who_leads_and_who_leads_next() {
     until("it follows the next", || nodes.iter().any(|node| node.leads() && edge.follows(node))).await;
     let refused = edge.handle().revoke(nodes[0].id()).await;
     assert!(matches!(refused, Err(RevokeError::Unavailable(MeshUnavailable::NotLeader { .. }))), "{refused:?}");
+}
+
+/// As a StatefulSet does it: one file for all, the token minted beforehand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_that_start_together_are_one_mesh_also_after_a_restart() {
+    let token = JoinToken::found(&mut rand::rng());
+    // Loopback addresses of this test alone: the seeds must be known before anybody listens.
+    let [second, third, port] = [rand::random::<u8>() / 2 + 1, rand::random(), rand::random::<u8>()];
+    let address = |n: u8| std::net::SocketAddr::from(([127, second, third, n], 20_000 + u16::from(port)));
+    let seeds: Vec<String> = (1..=3).map(|n| address(n).to_string()).collect();
+    let by = |n: u8, dir: &TempDir| MeshSettings {
+        gossip_bind: address(n),
+        seeds: seeds.clone(),
+        bootstrap_expect: Some(3),
+        token: Some(token.clone()),
+        ..settings(&format!("n{n}"), dir)
+    };
+    let start = async |n: u8, dir: TempDir| Node::start_by(by(n, &dir), dir, true).await;
+    let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let [a, b, c] = dirs;
+    let (a, b, c) = tokio::join!(start(1, a), start(2, b), start(3, c));
+    assert_eq!([&a, &b, &c].iter().filter(|node| node.mesh.founded).count(), 1);
+    until("three voters", || [&a, &b, &c].iter().any(|node| node.leads() && node.voters().len() == 3)).await;
+
+    // One comes back with what it kept: it is a member, and founds nothing.
+    let Node { mesh, _dir: dir } = a;
+    let id = mesh.handle.node().clone();
+    mesh.stop().await;
+    let a = start(1, dir).await;
+    assert!(*a.id() == id && !a.mesh.founded);
+    until("it follows", || [&b, &c].iter().any(|node| a.follows(node)) || a.leads()).await;
 }

@@ -92,6 +92,12 @@ pub enum JoinRefusal {
     /// There is no mesh yet; this is the answer of one that is to found it too.
     #[error("there is no mesh yet; node {} waits to found it too", .0.node)]
     Founding(founding::Answer),
+    /// Both are to found the mesh, but not with the same nodes. One of them is to be started with another configuration.
+    #[error(
+        "both nodes are to found the mesh, but with other seeds or another bootstrapExpect (hint: give all founding nodes \
+         the same `seeds` and `bootstrapExpect`)"
+    )]
+    OtherGroup,
     /// The mesh says no.
     #[error("{0}")]
     Denied(String),
@@ -107,7 +113,7 @@ impl JoinRefusal {
     /// Whether asking again may help.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::NoLeader | Self::NotFounded | Self::Founding(_) | Self::NotTaking => true,
+            Self::NoLeader | Self::NotFounded | Self::Founding(_) | Self::OtherGroup | Self::NotTaking => true,
             Self::OtherMesh { .. } | Self::Revoked(_) | Self::Denied(_) | Self::Unreadable(_) => false,
         }
     }
