@@ -104,10 +104,13 @@ impl MeshHandle {
             let asked = self.inner.clock.elapsed();
             let proposed = chunk.iter().cloned().map(|entry| self.propose(entry));
             let mut outcomes = stream::iter(proposed).buffered(PROPOSALS_AT_ONCE);
-            let mut waits = false;
+            let (mut committed, mut waits) = (false, false);
             while let Some(outcome) = outcomes.next().await {
                 match outcome {
-                    Ok(outcome) => debug!(?outcome, "decided"),
+                    Ok(outcome) => {
+                        committed = true;
+                        debug!(?outcome, "decided");
+                    }
                     Err(error @ MeshUnavailable::Impossible(_)) => warn!(%error, "a decision can't be committed"),
                     Err(error) => {
                         debug!(%error, "a decision waits");
@@ -119,7 +122,9 @@ impl MeshHandle {
                 return;
             }
             // A majority took these: it holds this node for the leader, and heartbeats need not wait for the rest.
-            self.confirm_lead(Some(ConfirmedLead { term, at: asked }));
+            if committed {
+                self.confirm_lead(Some(ConfirmedLead { term, at: asked }));
+            }
         }
         while sends.try_join_next().is_some() {}
         for (node, message) in decisions.send {

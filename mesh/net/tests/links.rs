@@ -154,7 +154,12 @@ async fn strangers_get_no_link() {
     })
     .await;
     // The stranger's log says it too, once, however often it tries.
-    until("the stranger says why", || stranger.link.refusals().len() == 1).await;
+    let tries = async {
+        while stranger.link.refusals().is_empty() {
+            stranger.link.request(a.node(), Channel::Control, vec![1]).await.unwrap_err();
+        }
+    };
+    tokio::time::timeout(bench::PATIENCE, tries).await.expect("the stranger says why");
     let said = stranger.link.refusals();
     assert!(
         said[0].contains(a.node().as_str()) && said[0].contains("does not hold this node for a member"),

@@ -36,6 +36,8 @@ const BEING_ANSWERED_MAX: usize = 1024;
 const REFUSALS_KEPT: usize = 32;
 /// A link we dialled that the other side closes within this was not wanted there.
 const SHUT_OUT: Duration = Duration::from_secs(2);
+/// So many in a row, and it is said: one or two are usual while the news of a new member is still spreading.
+const SHUT_OUTS: u32 = 3;
 /// How long links may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(300);
 
@@ -125,6 +127,8 @@ pub(crate) struct SwarmTask {
     connecting: HashMap<PeerId, Vec<Reply<()>>>,
     /// Links and when they came about.
     since: HashMap<ConnectionId, (PeerId, Instant)>,
+    /// How many links in a row each peer closed as soon as they stood.
+    shut_outs: HashMap<PeerId, u32>,
     answering: FuturesUnordered<Answering>,
     request_timeout: Duration,
 }
@@ -145,6 +149,7 @@ impl SwarmTask {
             waiting: HashMap::new(),
             connecting: HashMap::new(),
             since: HashMap::new(),
+            shut_outs: HashMap::new(),
             answering: FuturesUnordered::new(),
             request_timeout,
         }
@@ -279,12 +284,12 @@ impl SwarmTask {
             SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, endpoint, .. } => {
                 let stood = self.since.remove(&connection_id).map(|(_, since)| since.elapsed());
                 debug!(peer = %peer_id, ?cause, "link closed");
-                // libp2p closes without a reason: what is known is that the other side did, and how soon.
-                if endpoint.is_dialer() && cause.is_some() && stood.is_some_and(|stood| stood < SHUT_OUT) {
-                    self.shared.note_refusal(format!(
-                        "node {peer_id} closed the link as soon as it stood: it does not hold this node for a member \
-                         (unknown to it, or revoked), or it is just stopping"
-                    ));
+                match stood {
+                    Some(stood) if stood < SHUT_OUT && cause.is_some() && endpoint.is_dialer() => {
+                        self.on_shut_out(peer_id);
+                    }
+                    Some(stood) if stood >= SHUT_OUT => _ = self.shut_outs.remove(&peer_id),
+                    Some(_) | None => {}
                 }
                 self.show_connected();
             }
@@ -323,6 +328,18 @@ impl SwarmTask {
             SwarmEvent::ListenerError { error, .. } => warn!(%error, "link listener"),
             // Dials without a known peer are autonat's; the rest is news for others.
             _ => {}
+        }
+    }
+
+    /// libp2p closes without a reason: what is known is that the other side did, how soon, and how often.
+    fn on_shut_out(&mut self, peer: PeerId) {
+        let times = self.shut_outs.entry(peer).or_default();
+        *times = times.saturating_add(1);
+        if *times >= SHUT_OUTS {
+            self.shared.note_refusal(format!(
+                "node {peer} closes links as soon as they stand: it does not hold this node for a member (unknown to it, or \
+                 revoked)"
+            ));
         }
     }
 
