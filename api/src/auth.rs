@@ -1,7 +1,7 @@
 //! Who calls. On a loopback bind the machine's own users are trusted; on any other a bearer token names its user.
 //!
 //! A token is `NAME.MAC` with MAC = HMAC-SHA256(key, "mloc-user/1" ‖ NAME), hex, and a key every member derives from
-//! the join token: any node can check it, nothing is stored, and rotating the join token revokes them all.
+//! the join token: any node can check it and nothing is stored, so none can be taken back by itself.
 //! `admin` may act for any owner.
 
 use hmac::{Hmac, Mac, digest::KeyInit};

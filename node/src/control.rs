@@ -24,7 +24,10 @@ use mloc_core::{
     task,
     time::Millis,
 };
-use mloc_mesh::handle::{LeaderView, MeshHandle, MeshUnavailable};
+use mloc_mesh::{
+    handle::{LeaderView, MeshHandle, MeshUnavailable},
+    voting::RevokeError,
+};
 use sha2::{Digest, Sha256};
 
 use crate::{clock, logs};
@@ -460,7 +463,11 @@ impl Control for MeshControl {
         caller.may_act_for(mloc_api::auth::ADMIN)?;
         self.fresh(Freshness::Linearizable).await?;
         let node = self.find_node(node)?;
-        match self.propose(Entry::MemberRevoked { node: node.clone(), at: clock::now() }).await? {
+        let revoked = self.mesh.revoke(&node).await.map_err(|error| match error {
+            RevokeError::Unavailable(error) => unavailable(error),
+            RevokeError::QuorumLost { .. } => ControlError::Conflict(error.to_string()),
+        })?;
+        match revoked {
             Outcome::Rejected(reason) => Err(refused(reason)),
             Outcome::Applied | Outcome::Duplicate(_) | Outcome::Stale => self.node_view(&node),
         }
@@ -555,6 +562,7 @@ fn metrics_text(mesh: &MeshHandle) -> String {
     });
     let (_, term) = mesh.leader().parts();
     let leads = u8::from(matches!(mesh.leader(), LeaderView::Here { .. }));
+    let health = mesh.health();
     let mut text = String::from("# HELP mloc_tasks Tasks by state, as this node knows.\n# TYPE mloc_tasks gauge\n");
     for (state, count) in &states {
         // Writing to a String cannot fail.
@@ -566,6 +574,16 @@ fn metrics_text(mesh: &MeshHandle) -> String {
         ("mloc_leader", "1 when this node leads.", u64::from(leads)),
         ("mloc_term", "Term of the leader.", term),
         ("mloc_voters", "Voters.", mesh.voters().len() as u64),
+        ("mloc_raft_last_log_index", "Last entry in this node's log.", health.raft.last_log),
+        ("mloc_raft_applied_index", "Last entry in this node's ledger.", health.raft.applied),
+        ("mloc_gossip_connections", "Members with a gossip connection.", health.gossip.connected),
+        ("mloc_gossip_dials_failed", "Gossip dials that came to nothing, since the start.", health.gossip.dials_failed),
+        ("mloc_links", "Members with a link.", health.links as u64),
+        (
+            "mloc_refusals",
+            "Reasons for which peers were refused, or refused this node, of late.",
+            health.refusals as u64,
+        ),
     ] {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
     }

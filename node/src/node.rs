@@ -26,7 +26,7 @@ use mloc_core::{
 };
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle},
-    link::StreamKind,
+    link::{LinkAdvertise, StreamKind},
     quic_transport::Advertise,
     raft::{RaftSettings, VoterPolicy},
     start::{Mesh, MeshSettings, TOKEN_FILE},
@@ -101,7 +101,9 @@ impl Node {
                 gossip_advertise: advertise(&config)?,
                 link_bind: link_bind(&config),
                 link_advertise: link_advertise(&config)?,
+                work: config.role.work,
                 seeds: config.seeds.clone(),
+                bootstrap_expect: config.bootstrap_expect.and_then(|nodes| usize::try_from(nodes).ok()),
                 token,
                 gossip_interval: times.gossip_interval,
                 raft: RaftSettings {
@@ -151,7 +153,9 @@ impl Node {
         let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone()));
 
         // Known before REST serves: the first `mloc nodes` shows this node as it is.
-        mesh.handle.publish_capability(&capability).await;
+        mesh.handle.publish_capability(&capability).await.context(
+            "this node's hardware can't be gossiped (hint: fewer labels, modules or kinds of simulated GPUs in node.yaml)",
+        )?;
 
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
@@ -267,13 +271,21 @@ fn advertise(config: &NodeConfig) -> anyhow::Result<Advertise> {
     }
     match &config.gossip.advertise {
         None => Ok(Advertise::Detect),
-        Some(text) => Ok(Advertise::At(resolve(text, "--advertise")?)),
+        Some(text) => Ok(Advertise::At(resolve(text, "--advertise (gossip.advertise)")?)),
     }
 }
 
-fn link_advertise(config: &NodeConfig) -> anyhow::Result<Option<IpAddr>> {
-    let given = config.links.advertise.as_ref().or(config.gossip.advertise.as_ref());
-    given.map(|text| Ok(resolve(text, "--link-advertise")?.ip())).transpose()
+/// Links are told as they are written, a name as a name: whoever dials resolves it. Gossip's host serves both, its port
+/// does not.
+fn link_advertise(config: &NodeConfig) -> anyhow::Result<Option<LinkAdvertise>> {
+    let read = |text: &str, flag: &str| text.parse::<LinkAdvertise>().with_context(|| format!("{flag} {text}"));
+    match (&config.links.advertise, &config.gossip.advertise) {
+        (Some(text), _) => read(text, "--link-advertise (links.advertise)").map(Some),
+        (None, Some(text)) => {
+            read(text, "--advertise (gossip.advertise)").map(|advertise| Some(advertise.at_bound_port()))
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 /// `HOST:PORT`, or `HOST` alone (port 0: the bound one).
@@ -381,7 +393,9 @@ async fn keep_capability(
             found.matmul_gflops = measured;
             // Disk in steps of 256 MiB: every byte would be news to the whole mesh.
             found.disk_bytes &= !((256 << 20) - 1);
-            mesh.publish_capability(&found).await;
+            if let Err(error) = mesh.publish_capability(&found).await {
+                warn!(%error, "this node's hardware is gossiped as it was before");
+            }
         }
         ticks.tick().await;
     }
@@ -462,5 +476,29 @@ mod tests {
         for feature in ["secret:HUB_TOKEN", "source:s3", "destination:s3"] {
             assert!(found.features.contains(feature), "{:?}", found.features);
         }
+    }
+
+    fn advertised(links: Option<&str>, gossip: Option<&str>) -> anyhow::Result<Option<LinkAdvertise>> {
+        let mut config = NodeConfig::default();
+        config.links.advertise = links.map(str::to_owned);
+        config.gossip.advertise = gossip.map(str::to_owned);
+        link_advertise(&config)
+    }
+
+    #[test]
+    fn links_are_told_with_their_own_port_and_gossips_host() {
+        let read = |text: &str| Some(text.parse::<LinkAdvertise>().unwrap());
+        assert_eq!(advertised(None, None).unwrap(), None);
+        assert_eq!(advertised(Some("gpu-1:9000"), Some("gpu-2:7946")).unwrap(), read("gpu-1:9000"));
+        assert_eq!(advertised(None, Some("gpu-2:7946")).unwrap(), read("gpu-2"));
+    }
+
+    #[test]
+    fn what_cannot_be_dialled_is_said_with_the_flag_it_came_by() {
+        let error = |links, gossip| format!("{:#}", advertised(links, gossip).unwrap_err());
+        assert!(
+            error(Some("gpu-1:x"), None).starts_with("--link-advertise (links.advertise) gpu-1:x: expected HOST:PORT")
+        );
+        assert!(error(None, Some("gpu-1:x")).starts_with("--advertise (gossip.advertise) gpu-1:x: expected HOST:PORT"));
     }
 }

@@ -34,6 +34,10 @@ use crate::names::NodeId;
 /// Requests of others that are being handled; more are told to come again.
 const BEING_ANSWERED_MAX: usize = 1024;
 const REFUSALS_KEPT: usize = 32;
+/// A link we dialled that the other side closes within this was not wanted there.
+const SHUT_OUT: Duration = Duration::from_secs(2);
+/// So many in a row, and it is said: one or two are usual while the news of a new member is still spreading.
+const SHUT_OUTS: u32 = 3;
 /// How long links may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(300);
 
@@ -68,6 +72,7 @@ pub(crate) enum Command {
 pub(crate) struct Shared {
     handlers: Mutex<HashMap<Channel, mpsc::Sender<IncomingRequest>>>,
     refusals: Mutex<VecDeque<String>>,
+    revoked: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Shared {
@@ -83,13 +88,25 @@ impl Shared {
         self.refusals.lock().unwrap_or_else(|e| e.into_inner()).iter().cloned().collect()
     }
 
+    pub(crate) fn set_revoked(&self, revoked: BTreeSet<NodeId>) {
+        *self.revoked.lock().unwrap_or_else(|e| e.into_inner()) = revoked;
+    }
+
+    /// Why this node has no link with a peer that is no member.
+    fn not_a_member(&self, peer: &NodeId) -> String {
+        match self.revoked.lock().unwrap_or_else(|e| e.into_inner()).contains(peer) {
+            true => format!("node {peer} was revoked from this mesh"),
+            false => format!("node {peer} is not a member of this mesh, as far as this node knows"),
+        }
+    }
+
     fn note_refusal(&self, reason: String) {
         let mut refusals = self.refusals.lock().unwrap_or_else(|e| e.into_inner());
         // A stranger that keeps dialling is said once.
         if refusals.contains(&reason) {
-            return debug!(reason, "refused a link again");
+            return debug!(reason, "no link, again");
         }
-        warn!(reason, "refused a link");
+        warn!(reason, "no link");
         refusals.push_back(reason);
         if refusals.len() > REFUSALS_KEPT {
             refusals.pop_front();
@@ -110,6 +127,8 @@ pub(crate) struct SwarmTask {
     connecting: HashMap<PeerId, Vec<Reply<()>>>,
     /// Links and when they came about.
     since: HashMap<ConnectionId, (PeerId, Instant)>,
+    /// How many links in a row each peer closed as soon as they stood.
+    shut_outs: HashMap<PeerId, u32>,
     answering: FuturesUnordered<Answering>,
     request_timeout: Duration,
 }
@@ -130,6 +149,7 @@ impl SwarmTask {
             waiting: HashMap::new(),
             connecting: HashMap::new(),
             since: HashMap::new(),
+            shut_outs: HashMap::new(),
             answering: FuturesUnordered::new(),
             request_timeout,
         }
@@ -240,7 +260,8 @@ impl SwarmTask {
         let list = &mut self.swarm.behaviour_mut().allowed;
         let gone: Vec<_> = list.allowed_peers().iter().filter(|peer| !allowed.contains(*peer)).copied().collect();
         for peer in gone {
-            info!(%peer, "no longer a member, its links close");
+            let reason = self.shared.not_a_member(&NodeId::new(peer.to_base58()));
+            info!(%peer, reason, "links close");
             list.disallow_peer(peer);
         }
         for peer in allowed {
@@ -260,17 +281,25 @@ impl SwarmTask {
                 }
                 self.show_connected();
             }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
-                self.since.remove(&connection_id);
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, endpoint, .. } => {
+                let stood = self.since.remove(&connection_id).map(|(_, since)| since.elapsed());
                 debug!(peer = %peer_id, ?cause, "link closed");
+                match stood {
+                    Some(stood) if stood < SHUT_OUT && cause.is_some() && endpoint.is_dialer() => {
+                        self.on_shut_out(peer_id);
+                    }
+                    Some(stood) if stood >= SHUT_OUT => _ = self.shut_outs.remove(&peer_id),
+                    Some(_) | None => {}
+                }
                 self.show_connected();
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.on_dial_error(peer, &error),
-            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, peer_id, .. } => {
                 let reason = match &error {
                     libp2p::swarm::ListenError::Denied { cause } => {
-                        match cause.downcast_ref::<libp2p_allow_block_list::NotAllowed>() {
-                            Some(stranger) => format!("{stranger}: not a member of this mesh"),
+                        let stranger = cause.downcast_ref::<libp2p_allow_block_list::NotAllowed>().and(peer_id);
+                        match stranger {
+                            Some(stranger) => self.shared.not_a_member(&NodeId::new(stranger.to_base58())),
                             None => cause.to_string(),
                         }
                     }
@@ -299,6 +328,18 @@ impl SwarmTask {
             SwarmEvent::ListenerError { error, .. } => warn!(%error, "link listener"),
             // Dials without a known peer are autonat's; the rest is news for others.
             _ => {}
+        }
+    }
+
+    /// libp2p closes without a reason: what is known is that the other side did, how soon, and how often.
+    fn on_shut_out(&mut self, peer: PeerId) {
+        let times = self.shut_outs.entry(peer).or_default();
+        *times = times.saturating_add(1);
+        if *times >= SHUT_OUTS {
+            self.shared.note_refusal(format!(
+                "node {peer} closes links as soon as they stand: it does not hold this node for a member (unknown to it, or \
+                 revoked)"
+            ));
         }
     }
 
