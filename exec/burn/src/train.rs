@@ -162,7 +162,7 @@ impl Trainer {
         self.step_unless(micro_batches, &|| false)
     }
 
-    /// As [`Self::step`], asking before each micro-batch whether to stop: then it is as if the step had not begun.
+    /// As [`Self::step`], asking before each layer of each pass whether to stop: then it is as if the step had not begun.
     pub fn step_unless(&mut self, micro_batches: &[Batch], stop: &dyn Fn() -> bool) -> Result<StepReport, TrainError> {
         for batch in micro_batches {
             check(batch, self.model.config.vocab_size)?;
@@ -175,12 +175,9 @@ impl Trainer {
         let mut parts = Vec::with_capacity(micro_batches.len());
         let mut random = self.random.clone();
         for batch in micro_batches {
-            if stop() {
-                return Err(TrainError::Interrupted);
-            }
             let dropout_seed = random.next_u64();
             if batch.num_targets() > 0 {
-                parts.push(self.accumulate(batch, dropout_seed, weight, &mut gradients));
+                parts.push(self.accumulate(batch, dropout_seed, weight, &mut gradients, stop)?);
             }
         }
         let (grad_norm, clip) = global_norm(&gradients, self.settings.max_grad_norm);
@@ -211,15 +208,23 @@ impl Trainer {
         })
     }
 
-    fn accumulate(&self, batch: &Batch, dropout_seed: u64, weight: f64, gradients: &mut Gradients) -> LossSums {
+    fn accumulate(
+        &self,
+        batch: &Batch,
+        dropout_seed: u64,
+        weight: f64,
+        gradients: &mut Gradients,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<LossSums, TrainError> {
+        let mut go_on = || if stop() { Err(TrainError::Interrupted) } else { Ok(()) };
         let mut packed = Packed::new(batch, &self.model.config, self.model.device());
         packed.dropout_seed = Some(dropout_seed);
         let targets = Targets::of(batch, &packed);
-        let (hidden, tape) = self.model.forward(&packed);
+        let (hidden, tape) = self.model.forward_unless(&packed, &mut go_on)?;
         let (sums, d_hidden) = loss::backward(&hidden, self.model.head(), &targets, weight, gradients);
         drop(hidden);
-        self.model.backward(&packed, tape, d_hidden, gradients);
-        sums
+        self.model.backward_unless(&packed, tape, d_hidden, gradients, &mut go_on)?;
+        Ok(sums)
     }
 
     /// Writes the state into an existing folder as [`STATE_FILES`]; the bytes depend on the state only. The caller
