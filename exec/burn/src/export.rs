@@ -62,7 +62,17 @@ impl<'a> Stored<'a> {
 }
 
 /// Writes one safetensors file.
-pub fn write_safetensors(path: &Path, mut tensors: Vec<Stored<'_>>, storage: Storage) -> Result<(), WeightsError> {
+pub fn write_safetensors(path: &Path, tensors: Vec<Stored<'_>>, storage: Storage) -> Result<(), WeightsError> {
+    write_safetensors_unless(path, tensors, storage, &|| false)
+}
+
+/// As [`write_safetensors`], asking before each tensor whether to stop; what is written by then stays.
+fn write_safetensors_unless(
+    path: &Path,
+    mut tensors: Vec<Stored<'_>>,
+    storage: Storage,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), WeightsError> {
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({"format": "pt"}));
@@ -80,29 +90,39 @@ pub fn write_safetensors(path: &Path, mut tensors: Vec<Stored<'_>>, storage: Sto
     while !header.len().is_multiple_of(8) {
         header.push(' ');
     }
-    let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        for tensor in &tensors {
-            for value in (tensor.values)() {
-                match storage {
-                    Storage::F32 => file.write_all(&value.to_le_bytes())?,
-                    Storage::Bf16 => {
-                        file.write_all(&half::bf16::from_f32(value).to_le_bytes())?;
-                    }
-                }
-            }
+    let io = |source| WeightsError::Io { path: path.to_path_buf(), source };
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path).map_err(io)?);
+    file.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
+    file.write_all(header.as_bytes()).map_err(io)?;
+    for tensor in &tensors {
+        if stop() {
+            return Err(WeightsError::Interrupted);
         }
-        file.flush()
-    };
-    write().map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })
+        write_values(&mut file, (tensor.values)(), storage).map_err(io)?;
+    }
+    file.flush().map_err(io)
+}
+
+fn write_values(file: &mut impl Write, values: Vec<f32>, storage: Storage) -> std::io::Result<()> {
+    for value in values {
+        match storage {
+            Storage::F32 => file.write_all(&value.to_le_bytes())?,
+            Storage::Bf16 => file.write_all(&half::bf16::from_f32(value).to_le_bytes())?,
+        }
+    }
+    Ok(())
 }
 
 /// Writes `model.safetensors` and `config.json` into `folder`, without adapters (merge them first if they are meant).
-pub fn write_model(model: &Decoder, folder: &Path, storage: Storage) -> Result<(), WeightsError> {
+/// Between tensors `stop` is asked whether to leave it half done.
+pub fn write_model(
+    model: &Decoder,
+    folder: &Path,
+    storage: Storage,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), WeightsError> {
     let tensors = model.parameters().filter(|p| !crate::lora::is_adapter(&p.name)).map(Stored::of).collect();
-    write_safetensors(&folder.join("model.safetensors"), tensors, storage)?;
+    write_safetensors_unless(&folder.join("model.safetensors"), tensors, storage, stop)?;
     let config = model.config.to_json(storage.config_name());
     write_json(&folder.join("config.json"), &config)
 }

@@ -155,6 +155,15 @@ impl LoraConfig {
         })
     }
 
+    /// The same with `all-linear` replaced by the names of the model's linear layers, as PEFT writes it: readers need not
+    /// know the word.
+    pub fn spelled_out(mut self, model: &Decoder) -> Self {
+        if self.target_modules.iter().any(|target| target == "all-linear") {
+            self.target_modules = linear_names(model);
+        }
+        self
+    }
+
     fn check(&self) -> Result<(), LoraError> {
         if self.r == 0 || self.r > 1 << 16 {
             return Err(setting("r", format!("{}; expected 1 or more", self.r)));
@@ -183,7 +192,6 @@ pub fn attach(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<(),
     let device = model.device().clone();
     let (scale, dropout) = (config.scale() as f32, config.lora_dropout as f32);
     let mut unmatched: Vec<&String> = config.target_modules.iter().collect();
-    let mut modules = Vec::new();
     for linear in model.layers.iter_mut().flat_map(|l| l.linears_mut()) {
         let module = module_name(linear).to_owned();
         linear.lora = None;
@@ -208,23 +216,14 @@ pub fn attach(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<(),
                 !LoraConfig { target_modules: vec![(*target).clone()], ..config.clone() }.matches(&module)
             });
         }
-        let last = module.rsplit('.').next().unwrap_or(&module).to_owned();
-        if !modules.contains(&last) {
-            modules.push(last);
-        }
     }
     if config.target_modules.is_empty() || !unmatched.is_empty() {
         return Err(setting(
             "target_modules",
-            format!("{unmatched:?} match no layer; known are {} and all-linear", modules.join(", ")),
+            format!("{unmatched:?} match no layer; known are {} and all-linear", linear_names(model).join(", ")),
         ));
     }
-    let mut config = config.clone();
-    if config.target_modules.iter().any(|target| target == "all-linear") {
-        // Spelled out, as PEFT writes it: readers need not know the word.
-        config.target_modules = modules;
-    }
-    model.adapter = Some(config);
+    model.adapter = Some(config.clone().spelled_out(model));
     Ok(())
 }
 
@@ -288,6 +287,19 @@ pub fn merge(model: &mut Decoder) {
         }
     }
     model.adapter = None;
+}
+
+/// The last part of each linear layer's name, each once.
+fn linear_names(model: &Decoder) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for linear in model.layers.iter().flat_map(|l| l.linears()) {
+        let module = module_name(linear);
+        let last = module.rsplit('.').next().unwrap_or(module);
+        if names.iter().all(|name| name != last) {
+            names.push(last.to_owned());
+        }
+    }
+    names
 }
 
 fn module_name(linear: &Linear) -> &str {

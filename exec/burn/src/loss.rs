@@ -86,13 +86,14 @@ pub fn backward(
         sums += chunk.sums();
         let Chunk { rows, hidden, ids, probabilities, .. } = chunk;
         let [count, _] = probabilities.dims();
-        // d/dlogits of −log softmax = softmax − one-hot.
-        let minus = Tensor::full([count, 1], -weight, &hidden.device());
-        let d_logits = probabilities.mul_scalar(weight).scatter(1, ids, minus, IndexingUpdateOp::Add);
+        // d/dlogits of −log softmax = softmax − one-hot. The weight goes onto the narrow factors: one pass less over the
+        // widest tensor there is.
+        let minus = Tensor::full([count, 1], -1.0, &hidden.device());
+        let d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
         if head.trainable {
-            gradients.add(&head.name, d_logits.clone().transpose().matmul(hidden));
+            gradients.add(&head.name, d_logits.clone().transpose().matmul(hidden.mul_scalar(weight)));
         }
-        let d = d_logits.matmul(head.value.clone());
+        let d = d_logits.matmul(head.value.clone()).mul_scalar(weight);
         // Each row occurs once, so adding to zero is placing.
         d_hidden = d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add);
     }

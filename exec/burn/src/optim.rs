@@ -80,7 +80,8 @@ impl AdamW {
 /// The L2 norm over all gradients together, and the factor that brings it down to `max_norm` (1 if it is below, or
 /// if `max_norm` is `None`).
 pub fn global_norm(gradients: &Gradients, max_norm: Option<f64>) -> (f64, f64) {
-    let norm = gradients.norms().iter().map(|(_, n)| n * n).sum::<f64>().sqrt();
+    // Folded from 0: std's sum of nothing is −0.
+    let norm = gradients.norms().iter().fold(0.0, |sum, (_, n)| sum + n * n).sqrt();
     // The reference adds the same 1e-6.
     let scale = max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
     (norm, scale)

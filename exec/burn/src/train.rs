@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::batch::{Batch, IGNORED};
 use crate::export::{Storage, Stored, write_json, write_safetensors};
@@ -78,7 +79,10 @@ pub enum TrainError {
     /// Tensors could not be read or written.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// state.json could not be read or does not belong to this run.
+    /// It was told to stop; the trainer is as before this step.
+    #[error("stopped as asked")]
+    Interrupted,
+    /// state.json is damaged or does not belong to this run.
     #[error("{}: {detail}", path.display())]
     State {
         /// The file concerned.
@@ -155,6 +159,11 @@ impl Trainer {
     /// One optimizer step. The loss is the sum over all micro-batches divided by all their targets. A step without a
     /// single target counts, but moves nothing.
     pub fn step(&mut self, micro_batches: &[Batch]) -> Result<StepReport, TrainError> {
+        self.step_unless(micro_batches, &|| false)
+    }
+
+    /// As [`Self::step`], asking before each layer of each pass whether to stop: then it is as if the step had not begun.
+    pub fn step_unless(&mut self, micro_batches: &[Batch], stop: &dyn Fn() -> bool) -> Result<StepReport, TrainError> {
         for batch in micro_batches {
             check(batch, self.model.config.vocab_size)?;
         }
@@ -164,14 +173,15 @@ impl Trainer {
         let weight = 1.0 / all.max(1) as f64;
         let mut gradients = Gradients::default();
         let mut parts = Vec::with_capacity(micro_batches.len());
+        let mut random = self.random.clone();
         for batch in micro_batches {
-            let dropout_seed = self.random.next_u64();
+            let dropout_seed = random.next_u64();
             if batch.num_targets() > 0 {
-                parts.push(self.accumulate(batch, dropout_seed, weight, &mut gradients));
+                parts.push(self.accumulate(batch, dropout_seed, weight, &mut gradients, stop)?);
             }
         }
         let (grad_norm, clip) = global_norm(&gradients, self.settings.max_grad_norm);
-        let loss = parts.iter().map(|p| p.loss).sum::<f64>() * weight;
+        let loss = parts.iter().fold(0.0, |sum, p| sum + p.loss) * weight;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::Diverged { step, loss, grad_norm });
         }
@@ -179,10 +189,11 @@ impl Trainer {
             let parameters = self.model.parameters_mut().filter(|p| p.trainable);
             self.optimizer.update(parameters, &mut gradients, clip, learning_rate);
         }
+        self.random = random;
         self.steps_done = step;
         self.num_tokens += micro_batches.iter().map(|b| b.num_tokens() as u64).sum::<u64>();
         let mean = |of: fn(&LossSums) -> f64| {
-            let sum: f64 = parts.iter().map(|p| of(p) / p.targets as f64).sum();
+            let sum = parts.iter().fold(0.0, |sum, p| sum + of(p) / p.targets as f64);
             sum / parts.len().max(1) as f64
         };
         Ok(StepReport {
@@ -197,15 +208,23 @@ impl Trainer {
         })
     }
 
-    fn accumulate(&self, batch: &Batch, dropout_seed: u64, weight: f64, gradients: &mut Gradients) -> LossSums {
+    fn accumulate(
+        &self,
+        batch: &Batch,
+        dropout_seed: u64,
+        weight: f64,
+        gradients: &mut Gradients,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<LossSums, TrainError> {
+        let mut go_on = || if stop() { Err(TrainError::Interrupted) } else { Ok(()) };
         let mut packed = Packed::new(batch, &self.model.config, self.model.device());
         packed.dropout_seed = Some(dropout_seed);
         let targets = Targets::of(batch, &packed);
-        let (hidden, tape) = self.model.forward(&packed);
+        let (hidden, tape) = self.model.forward_unless(&packed, &mut go_on)?;
         let (sums, d_hidden) = loss::backward(&hidden, self.model.head(), &targets, weight, gradients);
         drop(hidden);
-        self.model.backward(&packed, tape, d_hidden, gradients);
-        sums
+        self.model.backward_unless(&packed, tape, d_hidden, gradients, &mut go_on)?;
+        Ok(sums)
     }
 
     /// Writes the state into an existing folder as [`STATE_FILES`]; the bytes depend on the state only. The caller
@@ -248,17 +267,14 @@ impl Trainer {
     pub fn load_state(&mut self, folder: &Path) -> Result<(), TrainError> {
         let path = folder.join(STATE);
         let wrong = |detail: String| TrainError::State { path: path.clone(), detail };
-        let text = std::fs::read(&path).map_err(|e| wrong(e.to_string()))?;
+        let text = std::fs::read(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
         let state: StateFile = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         if state.version != STATE_VERSION {
             return Err(wrong(format!("version {}, this program reads {STATE_VERSION}", state.version)));
         }
-        // Through text as well, since a decimal need not come back as the very same float.
-        let mine = serde_json::to_string(&self.settings)
-            .and_then(|text| serde_json::from_str::<TrainSettings>(&text))
-            .map_err(|e| wrong(e.to_string()))?;
-        if state.settings != mine {
-            return Err(wrong(format!("made with other settings: {:?}, now {mine:?}", state.settings)));
+        if state.settings != self.settings {
+            let differences = differences(&state.settings, &self.settings).map_err(|e| wrong(e.to_string()))?;
+            return Err(wrong(format!("made with other settings: {}", differences.join("; "))));
         }
         let weights = SafetensorsSource::open_file(&folder.join(WEIGHTS))?;
         let optimizer = SafetensorsSource::open_file(&folder.join(OPTIMIZER))?;
@@ -296,6 +312,25 @@ impl Trainer {
             false => Err(WeightsError::Mismatch(problems)),
         }
     }
+}
+
+/// What two runs' settings differ in, for people.
+fn differences(saved: &TrainSettings, mine: &TrainSettings) -> Result<Vec<String>, serde_json::Error> {
+    fn walk(at: &str, saved: &Value, mine: &Value, out: &mut Vec<String>) {
+        match (saved, mine) {
+            (Value::Object(saved), Value::Object(mine)) => {
+                for (key, value) in saved {
+                    let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                    walk(&at, value, mine.get(key).unwrap_or(&Value::Null), out);
+                }
+            }
+            _ if saved != mine => out.push(format!("{at} was {saved}, is now {mine}")),
+            _ => {}
+        }
+    }
+    let mut out = Vec::new();
+    walk("", &serde_json::to_value(saved)?, &serde_json::to_value(mine)?, &mut out);
+    Ok(out)
 }
 
 type Moments = BTreeMap<String, (Tensor<2>, Tensor<2>)>;

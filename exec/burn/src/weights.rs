@@ -42,6 +42,9 @@ pub enum WeightsError {
         /// The type found.
         dtype: String,
     },
+    /// The caller did not want to go on.
+    #[error("stopped as asked")]
+    Interrupted,
     /// Tensors do not fit the model: every one of them is listed.
     #[error("the weights do not fit the model:\n  {}", .0.join("\n  "))]
     Mismatch(Vec<String>),
@@ -167,5 +170,58 @@ impl TensorSource for SafetensorsSource {
             }
             other => Err(WeightsError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use safetensors::tensor::TensorView;
+
+    use super::*;
+
+    /// A file of one tensor, `w`.
+    fn file(dtype: Dtype, bytes: &[u8], count: usize) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let view = TensorView::new(dtype, vec![count], bytes).unwrap();
+        std::fs::write(&path, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn halves_are_read_exactly() {
+        // Each with its bits: one, a third, the largest, the smallest normal and subnormal, minus zero, infinity.
+        let f16 = [
+            (0x3c00_u16, 1.0_f32),
+            (0x3555, 0.333_251_95),
+            (0x7bff, 65504.0),
+            (0x0400, 2.0_f32.powi(-14)),
+            (0x0001, 2.0_f32.powi(-24)),
+            (0x8000, -0.0),
+            (0xfc00, f32::NEG_INFINITY),
+        ];
+        let bf16 = [
+            (0x3f80_u16, 1.0_f32),
+            (0x3eab, 0.333_984_38),
+            (0x7f7f, 3.389_531_4e38),
+            (0x0080, 2.0_f32.powi(-126)),
+            (0x0001, 2.0_f32.powi(-133)),
+            (0x8000, -0.0),
+            (0xff80, f32::NEG_INFINITY),
+        ];
+        for (dtype, pairs) in [(Dtype::F16, f16), (Dtype::BF16, bf16)] {
+            let bytes: Vec<u8> = pairs.iter().flat_map(|(bits, _)| bits.to_le_bytes()).collect();
+            let (_folder, path) = file(dtype, &bytes, pairs.len());
+            let read = SafetensorsSource::open_file(&path).unwrap().read_f32("w").unwrap();
+            let bits = |x: f32| x.to_bits();
+            assert_eq!(read.into_iter().map(bits).collect::<Vec<_>>(), pairs.map(|(_, x)| bits(x)), "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn other_types_are_named() {
+        let (_folder, path) = file(Dtype::I64, &[0; 16], 2);
+        let error = SafetensorsSource::open_file(&path).unwrap().read_f32("w").unwrap_err();
+        assert_eq!(error.to_string(), "tensor w is stored as I64; known are F32, F16, BF16");
     }
 }

@@ -13,7 +13,7 @@ use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig, Packed};
 use mloc_burn::optim::AdamWSettings;
 use mloc_burn::schedule::Schedule;
-use mloc_burn::train::{STATE_FILES, TrainSettings, Trainer};
+use mloc_burn::train::{STATE_FILES, TrainError, TrainSettings, Trainer};
 use mloc_burn::weights::SafetensorsSource;
 
 fn base(family: &str) -> Decoder {
@@ -135,7 +135,7 @@ fn full_training_follows_the_reference() {
     Close::absolute(1e-2).check("logits after", &logits(&model, &ids), &wanted["logits_after"]);
 
     let out = tempfile::tempdir().expect("folder");
-    write_model(&model, out.path(), Storage::F32).expect("export");
+    write_model(&model, out.path(), Storage::F32, &|| false).expect("export");
     let again = open(out.path());
     assert_eq!(logits(&again, &ids), logits(&model, &ids));
 }
@@ -206,6 +206,55 @@ fn a_resumed_run_equals_the_unbroken_run_bit_for_bit() {
         second.data_position = 0;
         assert_eq!(state_bytes(&second), state_bytes(&unbroken), "full = {full}");
     }
+}
+
+#[test]
+fn a_step_that_was_interrupted_is_as_if_it_had_not_begun() {
+    let expected = Expected::open(&fixture("lora/llama/expected.json"));
+    let batches: Vec<Batch> = steps(&expected).into_iter().flatten().collect();
+    let fresh = || {
+        let mut model = base("llama");
+        let config = LoraConfig {
+            r: 4,
+            lora_alpha: 8.0,
+            // Dropout, so that the random state matters.
+            lora_dropout: 0.2,
+            use_rslora: false,
+            target_modules: vec!["q_proj".into()],
+        };
+        lora::attach(&mut model, &config, 7).expect("attach");
+        Trainer::new(model, settings(&expected))
+    };
+    let (mut unbroken, mut broken) = (fresh(), fresh());
+    let micro_batches = &batches[..2];
+    unbroken.step(micro_batches).expect("step");
+    // Asked before each layer, forward and backward, of two micro-batches: each time it goes one layer further.
+    let asks = 2 * 2 * broken.model().layers.len();
+    for last in 1..=asks {
+        let asked = std::cell::Cell::new(0);
+        let stop = || asked.replace(asked.get() + 1) + 1 == last;
+        let error = broken.step_unless(micro_batches, &stop).expect_err("stopped");
+        assert!(matches!(error, TrainError::Interrupted), "{error}");
+        assert_eq!((asked.get(), broken.steps_done()), (last, 0));
+    }
+    broken.step(micro_batches).expect("step");
+    assert_eq!(state_bytes(&broken), state_bytes(&unbroken));
+    assert_eq!(broken.step(&batches[2..5]).expect("step"), unbroken.step(&batches[2..5]).expect("step"));
+}
+
+#[test]
+fn a_step_without_a_target_has_plain_zeros_and_moves_nothing() {
+    let expected = Expected::open(&fixture("lora/llama/expected.json"));
+    let mut model = base("llama");
+    model.train_all();
+    let before: Vec<Vec<f32>> = model.parameters().map(|p| p.to_vec()).collect();
+    let mut trainer = Trainer::new(model, settings(&expected));
+    let report = trainer.step(&[Batch::single(&[1, 2, 3])]).expect("step");
+    assert_eq!((report.num_targets, report.num_tokens), (0, 3));
+    for figure in [report.loss, report.grad_norm, report.mean_token_accuracy, report.entropy] {
+        assert!(figure == 0.0 && figure.is_sign_positive(), "{report:?}");
+    }
+    assert!(trainer.model().parameters().map(|p| p.to_vec()).eq(before));
 }
 
 #[test]

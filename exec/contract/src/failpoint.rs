@@ -4,7 +4,7 @@
 //! seventh place reached whatever its name: counting up until nothing dies any more tries them all. Only in debug
 //! builds and with the feature `failpoints`.
 
-/// Every place of this crate, of `mloc-runtime` and of `mloc-store`.
+/// Every place of this crate, of `mloc-runtime`, of `mloc-store` and of `mloc-modules`.
 pub const ALL: &[&str] = &[
     "file.written",
     "file.synced",
@@ -43,6 +43,7 @@ pub const ALL: &[&str] = &[
     "store.pull.renamed",
     "store.upload.part",
     "store.upload.done",
+    "finetune.step",
 ];
 
 /// Dies here when the environment says so.

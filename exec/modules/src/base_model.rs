@@ -6,11 +6,11 @@ use mloc_burn::{
     device::DeviceChoice as BurnDevice,
     formats::{gguf::GgufModel, tokenizer::TextTokenizer},
     model::{Decoder, DecoderConfig},
-    weights::SafetensorsSource,
+    weights::{SafetensorsSource, TensorSource, WeightsError},
 };
 use mloc_exec::{DeviceChoice, ModuleError, RunContext};
 
-use crate::fatal;
+use crate::{fatal, unless_stopping};
 
 /// Weights and tokenizer.
 pub struct BaseModel {
@@ -46,20 +46,47 @@ pub fn open_device(ctx: &RunContext) -> Result<burn::tensor::Device, ModuleError
 /// Loads what was pulled.
 ///
 /// # Errors
-/// Missing files, an unknown architecture, mis-shaped tensors: all of it the task's own error.
-pub fn load(path: &Path, device: &burn::tensor::Device) -> Result<BaseModel, ModuleError> {
+/// Missing files, an unknown architecture, mis-shaped tensors: all of it the task's own error. And that it was asked to
+/// stop.
+pub fn load(ctx: &RunContext, path: &Path, device: &burn::tensor::Device) -> Result<BaseModel, ModuleError> {
+    let weights = |config, source: &dyn TensorSource| {
+        Decoder::load(config, &Stoppable { source, ctx }, device).map_err(|e| unless_stopping(ctx, e))
+    };
     match gguf_of(path)? {
         Some(file) => {
             let source = GgufModel::open(&file).map_err(fatal)?;
             let config = DecoderConfig::from_json(source.config().to_hf_config()).map_err(fatal)?;
             let tokenizer = source.tokenizer().map_err(fatal)?;
-            Ok(BaseModel { model: Decoder::load(config, &source, device).map_err(fatal)?, tokenizer })
+            Ok(BaseModel { model: weights(config, &source)?, tokenizer })
         }
         None => {
             let config = DecoderConfig::from_folder(path).map_err(fatal)?;
             let source = SafetensorsSource::open_folder(path).map_err(fatal)?;
             let tokenizer = TextTokenizer::from_folder(path).map_err(fatal)?;
-            Ok(BaseModel { model: Decoder::load(config, &source, device).map_err(fatal)?, tokenizer })
+            Ok(BaseModel { model: weights(config, &source)?, tokenizer })
+        }
+    }
+}
+
+/// Tensors that are no longer read once the task is asked to stop: billions of weights take minutes.
+struct Stoppable<'a> {
+    source: &'a dyn TensorSource,
+    ctx: &'a RunContext,
+}
+
+impl TensorSource for Stoppable<'_> {
+    fn names(&self) -> Vec<String> {
+        self.source.names()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.source.shape(name)
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        match self.ctx.stopping() {
+            true => Err(WeightsError::Interrupted),
+            false => self.source.read_f32(name),
         }
     }
 }

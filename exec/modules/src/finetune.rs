@@ -1,12 +1,16 @@
 //! The loop that `sft` and `pretrain` share: measure, train with logs and checkpoints, measure again.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use mloc_burn::{
     batch::Batch,
+    export::{self, Storage},
     formats::{
         chat_template::{Conversation, RenderOptions},
-        dataset::{self, LoadOptions, PromptTemplate, TokenizeOptions, TokenizedExample},
+        dataset::{self, LoadOptions, PromptTemplate, Row, TokenizeOptions, TokenizedExample},
         tokenizer::TextTokenizer,
     },
     generate::{self, Limits, Sampling},
@@ -14,21 +18,30 @@ use mloc_burn::{
     optim::AdamWSettings,
     schedule::{Schedule, ScheduleKind},
     train::{self, TrainError, TrainSettings, Trainer},
+    weights::WeightsError,
 };
 use mloc_core::{
-    task::settings::{self, Precision, Save, Training},
+    task::{
+        settings::{self, Precision, Save, Training},
+        spec::Dataset,
+    },
     wire::{Phase, Progress},
 };
-use mloc_exec::{ModuleError, Output, RunContext};
+use mloc_exec::{ModuleError, ModuleOutput, Output, RunContext, checkpoint::Checkpoint, failpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{fatal, plan::Plan, training_log::TrainingLog};
+use crate::{fatal, origin::Origin, plan::Plan, training_log::TrainingLog, unless_stopping};
 
-/// What was measured before the first step, in each checkpoint: a resumed run must not measure it on trained weights.
+/// What was there before the first step, in each checkpoint: a resumed run must not measure it on trained weights, and
+/// must not go on with other data.
 const BEFORE: &str = "before.json";
 /// What templates print as today, so that a resumed run sees the same text: 2024-07-26, the reference's default date.
 const TEMPLATE_NOW_UNIX: i64 = 1_721_952_000;
+
+/// When something is measured, for people.
+const BEFORE_TRAINING: &str = "before training";
+const AFTER_TRAINING: &str = "after training";
 
 /// Data in tokens.
 pub struct Data {
@@ -40,56 +53,128 @@ pub struct Data {
     pub pad_id: i64,
 }
 
-/// Reads and tokenizes what was pulled.
+/// Settings of the task that this build has no way to follow: said before anything large is read.
 ///
 /// # Errors
-/// The data's own errors, with file and line.
-pub fn data(ctx: &mut RunContext, tokenizer: &TextTokenizer, settings: &Training) -> Result<Data, ModuleError> {
-    let spec = ctx.run().spec.dataset.clone();
-    let template = spec.as_ref().and_then(|d| d.prompt_template.as_deref());
+/// [`ModuleError::Fatal`]
+pub fn check_settings(settings: &Training) -> Result<(), ModuleError> {
+    match settings.precision {
+        Precision::F32 => Ok(()),
+        Precision::F16 | Precision::Bf16 => Err(ModuleError::Fatal(
+            "fp16, bf16: this build trains in f32 only: leave them out, or say `false`".to_owned(),
+        )),
+    }
+}
+
+/// How the rows of the task's data are read.
+///
+/// # Errors
+/// A prompt template that is none.
+pub fn load_options(dataset: Option<&Dataset>) -> Result<LoadOptions, ModuleError> {
+    let template = dataset.and_then(|d| d.prompt_template.as_deref());
     let prompt_template = template.map(PromptTemplate::parse).transpose().map_err(fatal)?.flatten();
-    let load = LoadOptions { split: spec.and_then(|d| d.split), prompt_template };
-    let options = TokenizeOptions {
-        max_length: settings.max_length,
-        completion_only: settings.completion_only_loss,
-        now_unix: TEMPLATE_NOW_UNIX,
-    };
+    Ok(LoadOptions { split: dataset.and_then(|d| d.split.clone()), prompt_template })
+}
+
+/// The rows of what was pulled to train on, as they are.
+///
+/// # Errors
+/// The data's own errors, with file and line, and that it was asked to stop.
+pub fn training_rows(ctx: &mut RunContext) -> Result<Vec<Row>, ModuleError> {
     let missing = || ModuleError::Fatal("dataset.source was not pulled".to_owned());
     let path = ctx.run().inputs.dataset.clone().ok_or_else(missing)?;
-    let train = read(ctx, &path, "training", tokenizer, &load, options)?;
+    let options = load_options(ctx.run().spec.dataset.as_ref())?;
+    load_rows(ctx, &path, "training", &options)
+}
+
+fn load_rows(ctx: &mut RunContext, path: &Path, what: &str, options: &LoadOptions) -> Result<Vec<Row>, ModuleError> {
+    let loaded = dataset::load(path, options, &|| ctx.stopping());
+    let rows = loaded.map_err(|e| unless_stopping(ctx, e))?;
+    let format = match options.prompt_template {
+        Some(_) => "the text that prompt_template makes of its columns".to_owned(),
+        None => {
+            let forms: BTreeSet<&str> = rows.iter().map(|row| row.example.form()).collect();
+            format!("its own format ({})", forms.into_iter().collect::<Vec<_>>().join("; "))
+        }
+    };
+    ctx.log(format!("{what} data: {} rows, read as {format}", rows.len()));
+    Ok(rows)
+}
+
+/// Tokenizes the rows to train on; reads and tokenizes held-out data.
+///
+/// # Errors
+/// The data's own errors, with file and line, and that it was asked to stop.
+pub fn data(
+    ctx: &mut RunContext,
+    rows: &[Row],
+    tokenizer: &TextTokenizer,
+    settings: &Training,
+) -> Result<Data, ModuleError> {
+    let train = tokenize(ctx, rows, "training", tokenizer, settings)?;
     let eval = match ctx.run().inputs.eval.clone() {
         Some(path) => {
-            let load = LoadOptions { split: None, ..load };
-            read(ctx, &path, "held-out", tokenizer, &load, options)?
+            let options = LoadOptions { split: None, ..load_options(ctx.run().spec.dataset.as_ref())? };
+            let rows = load_rows(ctx, &path, "held-out", &options)?;
+            tokenize(ctx, &rows, "held-out", tokenizer, settings)?
         }
         None => Vec::new(),
     };
     Ok(Data { train, eval, pad_id: tokenizer.pad_id().map_or(0, i64::from) })
 }
 
-fn read(
+fn tokenize(
     ctx: &mut RunContext,
-    path: &Path,
+    rows: &[Row],
     what: &str,
     tokenizer: &TextTokenizer,
-    load: &LoadOptions,
-    options: TokenizeOptions,
+    settings: &Training,
 ) -> Result<Vec<TokenizedExample>, ModuleError> {
-    let rows = dataset::load(path, load).map_err(fatal)?;
-    let tokens = dataset::tokenize_all(&rows, tokenizer, options).map_err(fatal)?;
+    let options = TokenizeOptions {
+        max_length: settings.max_length,
+        completion_only: settings.completion_only_loss,
+        now_unix: TEMPLATE_NOW_UNIX,
+    };
+    let tokenized = dataset::tokenize_all(rows, tokenizer, options, &|| ctx.stopping());
+    let mut tokens = tokenized.map_err(|e| unless_stopping(ctx, e))?;
+    let all = tokens.examples.len();
+    // A step of nothing but them would have no loss: 0 in the log, as if all had been learnt.
+    tokens.examples.retain(|example| example.num_targets() > 0);
+    let why = "all their tokens are given and none is to be learnt, as where a prompt alone fills max_length, or there are \
+               fewer than two";
+    if tokens.examples.is_empty() {
+        let path = rows.first().map(|row| row.path.display().to_string()).unwrap_or_default();
+        return Err(ModuleError::Fatal(format!(
+            "{path}: none of {all} samples has a target: {why}{}",
+            length_hint(settings)
+        )));
+    }
     let count: usize = tokens.examples.iter().map(TokenizedExample::len).sum();
     ctx.log(format!("{what} data: {} samples, {count} tokens", tokens.examples.len()));
     if tokens.truncated > 0 {
-        let longest = options.max_length.unwrap_or_default();
+        let longest = settings.max_length.unwrap_or_default();
         ctx.warn(format!("{what} data: {} samples were cut to max_length {longest}", tokens.truncated));
     }
-    if tokens.without_target == tokens.examples.len() {
-        return Err(ModuleError::Fatal(format!(
-            "{}: no sample has a target: everything is masked or shorter than two tokens",
-            path.display()
-        )));
+    if tokens.without_target > 0 {
+        ctx.warn(format!(
+            "{what} data: {} of {all} samples have no target and are left out: {why}{}",
+            tokens.without_target,
+            length_hint(settings)
+        ));
     }
     Ok(tokens.examples)
+}
+
+fn length_hint(settings: &Training) -> String {
+    let hint = |longest| format!("\nhint: max_length is {longest}: a larger one leaves room for what is to be learnt");
+    settings.max_length.map(hint).unwrap_or_default()
+}
+
+/// What a checkpoint keeps of the time before the first step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Before {
+    origin: Origin,
+    measured: Measured,
 }
 
 /// What the model did before training, or after.
@@ -126,13 +211,35 @@ fn train_settings(settings: &Training, plan: &Plan) -> TrainSettings {
 
 fn training_error(error: TrainError) -> ModuleError {
     match error {
-        TrainError::Weights(_) | TrainError::State { .. } => ModuleError::Retryable(error.to_string()),
-        TrainError::Diverged { .. } | TrainError::Batch { .. } => ModuleError::Fatal(error.to_string()),
+        TrainError::Interrupted | TrainError::Weights(WeightsError::Interrupted) => ModuleError::Cancelled,
+        TrainError::Weights(WeightsError::Io { .. }) => ModuleError::Retryable(error.to_string()),
+        // Another try would meet the same: a checkpoint is read only after its digests were found right.
+        TrainError::Weights(_) | TrainError::State { .. } | TrainError::Diverged { .. } | TrainError::Batch { .. } => {
+            ModuleError::Fatal(error.to_string())
+        }
     }
 }
 
-/// Trains a model whose trainable parameters are marked, from the newest checkpoint on. Returns it with the figures
-/// for the task's summary.
+/// Puts the state of a checkpoint into a fresh trainer, unless it belongs to other data or another model.
+fn resume(trainer: &mut Trainer, from: &Checkpoint, origin: &Origin) -> Result<Before, ModuleError> {
+    let file = from.dir.join(BEFORE);
+    let text = std::fs::read(&file).map_err(|e| ModuleError::disk("read", &file, &e))?;
+    let before: Before =
+        serde_json::from_slice(&text).map_err(|e| ModuleError::Fatal(format!("{}: {e}", file.display())))?;
+    origin.check(&before.origin, from.step)?;
+    trainer.load_state(&from.dir).map_err(|e| match training_error(e) {
+        ModuleError::Fatal(said) => ModuleError::Fatal(format!(
+            "the checkpoint of step {} cannot be gone on from: {said}\nhint: submit the task anew: a new task begins at \
+             step 0",
+            from.step
+        )),
+        other => other,
+    })?;
+    Ok(before)
+}
+
+/// Trains a model whose trainable parameters are marked, from the newest checkpoint on, and has `export` write what is
+/// published. Returns that with the figures for the task's summary.
 ///
 /// # Errors
 /// The task's own, those of the disk, and that it was asked to stop (after a checkpoint).
@@ -142,26 +249,20 @@ pub fn run(
     tokenizer: &TextTokenizer,
     data: &Data,
     settings: &Training,
-) -> Result<(Decoder, BTreeMap<String, Value>), ModuleError> {
-    if settings.precision != Precision::F32 {
-        return Err(ModuleError::Fatal(
-            "fp16, bf16: this build trains in f32 only: leave them out, or say `false`".to_owned(),
-        ));
-    }
+    export: impl FnOnce(&mut RunContext, &Decoder) -> Result<Vec<Output>, ModuleError>,
+) -> Result<ModuleOutput, ModuleError> {
     ctx.phase(Phase::Training);
+    warn_of_length(ctx, data, &model);
+    let origin = Origin::of(ctx, data, &model)?;
     let plan = Plan::new(data.train.len(), settings);
     let mut trainer = Trainer::new(model, train_settings(settings, &plan));
-    let resumed = ctx.resume().map(|c| c.dir.clone());
-    if let Some(dir) = &resumed {
-        trainer.load_state(dir).map_err(training_error)?;
-    }
+    let resumed = ctx.resume().cloned();
     let before = match &resumed {
-        Some(dir) => {
-            let file = dir.join(BEFORE);
-            let text = std::fs::read(&file).map_err(|e| ModuleError::disk("read", &file, &e))?;
-            serde_json::from_slice(&text).map_err(|e| ModuleError::Fatal(format!("{}: {e}", file.display())))?
+        Some(from) => resume(&mut trainer, from, &origin)?,
+        None => {
+            let measured = measure(ctx, trainer.model(), tokenizer, data, settings, BEFORE_TRAINING)?;
+            Before { origin, measured }
         }
-        None => measure(ctx, trainer.model(), tokenizer, data, settings, "before training")?,
     };
     if let Some(keep) = settings.save_total_limit {
         ctx.keep_checkpoints(keep);
@@ -173,74 +274,126 @@ pub fn run(
         trainer.model().parameters().filter(|p| p.trainable).map(count).sum::<usize>(),
         trainer.model().parameters().map(count).sum::<usize>()
     ));
-    let mut log = TrainingLog::open(ctx.artifacts(), resumed.as_deref())?;
-    let mut saved_at = trainer.steps_done();
-    while trainer.steps_done() < plan.total_steps {
-        if ctx.stopping() {
-            // What was computed is kept: the next attempt goes on from here.
-            if trainer.steps_done() > saved_at && settings.save != Save::No {
-                save(ctx, &trainer, &log, &before)?;
-            }
-            ctx.check()?;
-        }
-        let batches: Vec<Batch> = plan.step(trainer.steps_done()).iter().map(|rows| batch(data, rows)).collect();
-        let tokens = batches.iter().map(Batch::num_tokens).sum();
-        let report = trainer.step(&batches).map_err(training_error)?;
-        trainer.data_position = report.step;
-        let last = report.step == plan.total_steps;
-        let due = report.step % settings.logging_steps.max(1) == 0 || last;
-        log.step(&report, tokens, plan.epoch(report.step), due)?;
-        ctx.progress(Progress {
-            step: report.step,
-            total_steps: Some(plan.total_steps),
-            loss: log.loss().or(Some(report.loss)),
-            tokens_per_second: log.tokens_per_second,
-            ..Progress::default()
-        });
-        let save_due = match settings.save {
-            Save::No => false,
-            Save::Steps(every) => report.step % every.max(1) == 0,
-            Save::Epoch => report.step % plan.steps_per_epoch == 0,
-        };
-        if save_due && !last {
-            save(ctx, &trainer, &log, &before)?;
-            saved_at = report.step;
-        }
+    let log = TrainingLog::open(ctx.artifacts(), resumed.as_ref().map(|from| from.dir.as_path()))?;
+    let mut session = Session { saved_at: trainer.steps_done(), trainer, plan, log, before, data, settings };
+    let ended = session.train(ctx).and_then(|()| {
+        let after = measure(ctx, session.trainer.model(), tokenizer, data, settings, AFTER_TRAINING)?;
+        let outputs = export(ctx, session.trainer.model())?;
+        Ok(ModuleOutput { outputs, summary: session.summary(&after) })
+    });
+    if matches!(ended, Err(ModuleError::Cancelled)) {
+        session.keep(ctx)?;
     }
-    let after = match measure(ctx, trainer.model(), tokenizer, data, settings, "after training") {
-        // The last steps are kept too.
-        Err(ModuleError::Cancelled) if trainer.steps_done() > saved_at && settings.save != Save::No => {
-            save(ctx, &trainer, &log, &before)?;
-            return Err(ModuleError::Cancelled);
-        }
-        measured => measured?,
-    };
-    Ok((trainer.into_model(), summary(plan.total_steps, log.loss(), &before, &after, settings)))
+    ended
 }
 
-/// The figures of a run, for the task's result.
-fn summary(
-    steps: u64,
-    loss: Option<f64>,
-    before: &Measured,
-    after: &Measured,
-    settings: &Training,
-) -> BTreeMap<String, Value> {
-    let mut summary = BTreeMap::from([("steps".to_owned(), json!(steps))]);
-    for (name, loss) in
-        [("train_loss", loss), ("eval_loss_before", before.eval_loss), ("eval_loss_after", after.eval_loss)]
-    {
-        if let Some(loss) = loss {
-            summary.insert(name.to_owned(), json!((loss * 1e4).round() / 1e4));
+/// A run under way.
+struct Session<'a> {
+    trainer: Trainer,
+    plan: Plan,
+    log: TrainingLog,
+    before: Before,
+    /// The step of the newest checkpoint.
+    saved_at: u64,
+    data: &'a Data,
+    settings: &'a Training,
+}
+
+impl Session<'_> {
+    /// Step after step to the last one.
+    fn train(&mut self, ctx: &mut RunContext) -> Result<(), ModuleError> {
+        let total = self.plan.total_steps;
+        while self.trainer.steps_done() < total {
+            ctx.check()?;
+            let rows = self.plan.step(self.trainer.steps_done());
+            let batches: Vec<Batch> = rows.iter().map(|rows| batch(self.data, rows)).collect();
+            let tokens = batches.iter().map(Batch::num_tokens).sum();
+            let report = self.trainer.step_unless(&batches, &|| ctx.stopping()).map_err(training_error)?;
+            self.trainer.data_position = report.step;
+            let last = report.step == total;
+            let due = report.step % self.settings.logging_steps.max(1) == 0 || last;
+            self.log.step(&report, tokens, self.plan.epoch(report.step), due)?;
+            failpoint::reached("finetune.step");
+            ctx.progress(Progress {
+                step: report.step,
+                total_steps: Some(total),
+                loss: self.log.loss().or(Some(report.loss)),
+                tokens_per_second: self.log.tokens_per_second,
+                ..Progress::default()
+            });
+            let save_due = match self.settings.save {
+                Save::No => false,
+                Save::Steps(every) => report.step % every.max(1) == 0,
+                Save::Epoch => report.step % self.plan.steps_per_epoch == 0,
+            };
+            if save_due && !last {
+                self.save(ctx)?;
+            }
+        }
+        // A step's own figures are of the weights before it: the last one may still have thrown them out of range.
+        match self.trainer.model().parameters().find(|p| p.trainable && !p.is_finite()) {
+            Some(parameter) => Err(ModuleError::Fatal(format!(
+                "step {total}: {} has values that are no numbers: training diverged (hint: lower the learning rate)",
+                parameter.name
+            ))),
+            None => Ok(()),
         }
     }
-    let answers = before.answers.iter().zip(&after.answers).zip(&settings.generation_prompts);
-    let samples: Vec<Value> =
-        answers.map(|((b, a), prompt)| json!({ "prompt": prompt, "before": b, "after": a })).collect();
-    if !samples.is_empty() {
-        summary.insert("samples".to_owned(), Value::Array(samples));
+
+    /// What was computed is not lost when it is asked to stop: the next attempt goes on from here.
+    fn keep(&mut self, ctx: &mut RunContext) -> Result<(), ModuleError> {
+        if self.trainer.steps_done() > self.saved_at && self.settings.save != Save::No {
+            self.save(ctx)?;
+        }
+        Ok(())
     }
-    summary
+
+    fn save(&mut self, ctx: &mut RunContext) -> Result<(), ModuleError> {
+        let step = self.trainer.steps_done();
+        ctx.checkpoint(step, |folder| {
+            self.trainer.save_state(folder).map_err(training_error)?;
+            self.log.save(folder)?;
+            let file = folder.join(BEFORE);
+            let text = serde_json::to_vec(&self.before).map_err(fatal)?;
+            std::fs::write(&file, text).map_err(|e| ModuleError::disk("write", &file, &e))
+        })?;
+        self.saved_at = step;
+        Ok(())
+    }
+
+    /// The figures of the run, for the task's result.
+    fn summary(&self, after: &Measured) -> BTreeMap<String, Value> {
+        let before = &self.before.measured;
+        let mut summary = BTreeMap::from([("steps".to_owned(), json!(self.plan.total_steps))]);
+        for (name, loss) in [
+            ("train_loss", self.log.loss()),
+            ("eval_loss_before", before.eval_loss),
+            ("eval_loss_after", after.eval_loss),
+        ] {
+            if let Some(loss) = loss {
+                summary.insert(name.to_owned(), json!((loss * 1e4).round() / 1e4));
+            }
+        }
+        let answers = before.answers.iter().zip(&after.answers).zip(&self.settings.generation_prompts);
+        let samples: Vec<Value> =
+            answers.map(|((b, a), prompt)| json!({ "prompt": prompt, "before": b, "after": a })).collect();
+        if !samples.is_empty() {
+            summary.insert("samples".to_owned(), Value::Array(samples));
+        }
+        summary
+    }
+}
+
+/// Past the positions that a model was made for its answers are noise, and so is what it learns there.
+fn warn_of_length(ctx: &mut RunContext, data: &Data, model: &Decoder) {
+    let made_for = model.config.max_position_embeddings;
+    let too_long = data.train.iter().filter(|row| row.len() > made_for).count();
+    if too_long > 0 {
+        ctx.warn(format!(
+            "{too_long} samples are longer than the {made_for} tokens that the model's positions are made for \
+             (max_position_embeddings)\nhint: set max_length to {made_for} or less"
+        ));
+    }
 }
 
 fn count(parameter: &mloc_burn::model::Parameter) -> usize {
@@ -249,16 +402,6 @@ fn count(parameter: &mloc_burn::model::Parameter) -> usize {
 
 fn batch(data: &Data, rows: &[usize]) -> Batch {
     Batch::collate(&rows.iter().map(|i| data.train[*i].row()).collect::<Vec<_>>(), data.pad_id)
-}
-
-fn save(ctx: &mut RunContext, trainer: &Trainer, log: &TrainingLog, before: &Measured) -> Result<(), ModuleError> {
-    ctx.checkpoint(trainer.steps_done(), |folder| {
-        trainer.save_state(folder).map_err(training_error)?;
-        log.save(folder)?;
-        let file = folder.join(BEFORE);
-        let text = serde_json::to_vec(before).map_err(fatal)?;
-        std::fs::write(&file, text).map_err(|e| ModuleError::disk("write", &file, &e))
-    })
 }
 
 /// The loss on held-out data, and answers to the prompts.
@@ -279,6 +422,16 @@ fn measure(
             sums += train::evaluate(model, &[Batch::collate(&rows, data.pad_id)]).map_err(training_error)?;
         }
         let loss = sums.loss / (sums.targets.max(1)) as f64;
+        if !loss.is_finite() {
+            return Err(ModuleError::Fatal(format!(
+                "the loss on held-out data {when} is {loss}: the model's weights are out of range (hint: {})",
+                if when == AFTER_TRAINING {
+                    "lower the learning rate"
+                } else {
+                    "look at model.source: it is broken as it stands"
+                }
+            )));
+        }
         ctx.log(format!("loss on held-out data {when}: {loss:.4}"));
         measured.eval_loss = Some(loss);
     }
@@ -314,6 +467,23 @@ fn answer(
     let text: Vec<u32> =
         new.iter().filter(|id| !stop_ids.contains(id)).filter_map(|id| u32::try_from(*id).ok()).collect();
     tokenizer.decode(&text, true).map_err(fatal)
+}
+
+/// The whole model among the artifacts.
+///
+/// # Errors
+/// Those of the disk, and that it was asked to stop.
+pub fn save_model(ctx: &RunContext, model: &Decoder) -> Result<Vec<Output>, ModuleError> {
+    export::write_model(model, ctx.artifacts(), Storage::F32, &|| ctx.stopping())
+        .map_err(|e| ctx.check().err().unwrap_or_else(|| ModuleError::Retryable(e.to_string())))?;
+    let output = |path: &str| Output { path: path.into(), kind: "full_model".into() };
+    Ok(vec![output("model.safetensors"), output("config.json")])
+}
+
+/// Those of the kinds that the task asks for; all where it asks for none.
+pub fn wanted(mut outputs: Vec<Output>, kinds: &[String]) -> Vec<Output> {
+    outputs.retain(|output| kinds.is_empty() || kinds.contains(&output.kind));
+    outputs
 }
 
 /// Copies of the tokenizer's files among the artifacts.

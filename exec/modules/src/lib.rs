@@ -7,6 +7,7 @@
 //! | `pretrain` | a tokenizer and a small Llama from nothing |
 //! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
 //! | `finetune` | the loop that both share, with its measurements before and after |
+//! | `origin` | what a run began with: a resumed one must find the same data and model |
 //! | `plan` | which samples make which step |
 //! | `training_log` | `training_log.jsonl` |
 //! | `measure` | how fast this machine multiplies |
@@ -17,6 +18,7 @@ mod base_model;
 mod echo;
 mod finetune;
 mod measure;
+mod origin;
 mod plan;
 mod pretrain;
 mod sft;
@@ -24,7 +26,7 @@ mod training_log;
 
 use std::{collections::BTreeSet, fmt::Display};
 
-use mloc_exec::{Module, ModuleError};
+use mloc_exec::{Module, ModuleError, RunContext};
 
 pub use self::{echo::Echo, measure::measure_matmul, pretrain::Pretrain, sft::Sft};
 
@@ -44,6 +46,11 @@ pub fn features() -> BTreeSet<String> {
 /// An error that another try would meet again.
 fn fatal(error: impl Display) -> ModuleError {
     ModuleError::Fatal(error.to_string())
+}
+
+/// As [`fatal`], of what also ends when the task is asked to stop.
+fn unless_stopping(ctx: &RunContext, error: impl Display) -> ModuleError {
+    ctx.check().err().unwrap_or_else(|| fatal(error))
 }
 
 #[cfg(test)]

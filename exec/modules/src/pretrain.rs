@@ -1,9 +1,7 @@
 //! `taskType: pretrain`: a tokenizer trained on the data's texts, then a Llama of the given shape from random weights.
 
 use mloc_burn::{
-    export::{self, Storage},
     formats::{
-        dataset::{self, LoadOptions},
         tokenizer::TextTokenizer,
         train_tokenizer::{self, TokenizerTraining},
     },
@@ -26,12 +24,10 @@ impl Module for Pretrain {
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, shape) = (Training::of(&spec), Shape::of(&spec));
+        finetune::check_settings(&settings)?;
         let device = base_model::open_device(ctx)?;
-        let path = ctx.run().inputs.dataset.clone();
-        let path = path.ok_or_else(|| ModuleError::Fatal("dataset.source was not pulled".into()))?;
+        let rows = finetune::training_rows(ctx)?;
         // Trained anew after a crash: the same texts give the same tokenizer.
-        let load = LoadOptions { split: spec.dataset.as_ref().and_then(|d| d.split.clone()), prompt_template: None };
-        let rows = dataset::load(&path, &load).map_err(fatal)?;
         let texts: Vec<String> = rows.iter().flat_map(|row| row.example.texts()).collect();
         let training = TokenizerTraining {
             vocab_size: shape.vocab_size,
@@ -45,20 +41,14 @@ impl Module for Pretrain {
         let config = DecoderConfig::from_json(config(&shape, &tokenizer)).map_err(fatal)?;
         let mut model = Decoder::random(config, settings.seed, &device);
         model.train_all();
-        let data = finetune::data(ctx, &tokenizer, &settings)?;
-        let (model, summary) = finetune::run(ctx, model, &tokenizer, &data, &settings)?;
-
-        export::write_model(&model, ctx.artifacts(), Storage::F32)
-            .map_err(|e| ModuleError::Retryable(e.to_string()))?;
-        let mut outputs = vec![
-            Output { path: training_log::FILE.into(), kind: "training_logs".into() },
-            Output { path: "model.safetensors".into(), kind: "full_model".into() },
-            Output { path: "config.json".into(), kind: "full_model".into() },
-        ];
-        outputs.extend(finetune::save_tokenizer(ctx, &tokenizer)?);
-        let wanted = &spec.output.artifacts;
-        outputs.retain(|output| wanted.is_empty() || wanted.contains(&output.kind));
-        Ok(ModuleOutput { outputs, summary })
+        let data = finetune::data(ctx, &rows, &tokenizer, &settings)?;
+        drop(rows);
+        finetune::run(ctx, model, &tokenizer, &data, &settings, |ctx, model| {
+            let mut outputs = vec![Output { path: training_log::FILE.into(), kind: "training_logs".into() }];
+            outputs.extend(finetune::save_model(ctx, model)?);
+            outputs.extend(finetune::save_tokenizer(ctx, &tokenizer)?);
+            Ok(finetune::wanted(outputs, &spec.output.artifacts))
+        })
     }
 }
 

@@ -1,9 +1,6 @@
 //! `taskType: sft`: supervised fine-tuning of a decoder, all weights or a LoRA adapter.
 
-use mloc_burn::{
-    export::{self, Storage},
-    lora::{self, LoraConfig},
-};
+use mloc_burn::lora::{self, LoraConfig};
 use mloc_core::task::{
     settings::Training,
     spec::{Adapter, AdapterKind},
@@ -30,20 +27,25 @@ impl Module for Sft {
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let settings = Training::of(&spec);
-        let device = base_model::open_device(ctx)?;
-        let path = ctx.run().inputs.model.clone();
-        let path = path.ok_or_else(|| ModuleError::Fatal("model.source was not pulled".into()))?;
-        let mut base = base_model::load(&path, &device)?;
+        finetune::check_settings(&settings)?;
         let adapter = spec.model.as_ref().and_then(|m| m.adapter.as_ref());
         if adapter.is_some_and(|a| a.kind == AdapterKind::Qlora) {
             return Err(ModuleError::Fatal("model.adapter.type: qlora is not in this build: ask for lora".into()));
         }
+        let device = base_model::open_device(ctx)?;
+        let path = ctx.run().inputs.model.clone();
+        let path = path.ok_or_else(|| ModuleError::Fatal("model.source was not pulled".into()))?;
+        let mut base = base_model::load(ctx, &path, &device)?;
         match (adapter, ctx.run().inputs.adapter.as_deref()) {
             (Some(asked), Some(folder)) => {
                 lora::load(&mut base.model, folder).map_err(fatal)?;
-                let (asked, found) = (lora_config(asked), base.model.adapter.clone());
-                if found.as_ref().is_some_and(|found| (found.r, found.scale()) != (asked.r, asked.scale())) {
-                    ctx.warn("the adapter that this starts from has settings of its own, and they hold");
+                let asked = lora_config(asked).spelled_out(&base.model);
+                let differences = base.model.adapter.as_ref().map(|found| differences(found, &asked));
+                if let Some(differences) = differences.filter(|d| !d.is_empty()) {
+                    ctx.warn(format!(
+                        "model.adapter: the adapter that this starts from has settings of its own, and they hold: {}",
+                        differences.join(", ")
+                    ));
                 }
             }
             (Some(adapter), None) => {
@@ -51,27 +53,23 @@ impl Module for Sft {
             }
             (None, _) => base.model.train_all(),
         }
-        let data = finetune::data(ctx, &base.tokenizer, &settings)?;
-        let (model, summary) = finetune::run(ctx, base.model, &base.tokenizer, &data, &settings)?;
-
-        let mut outputs = vec![Output { path: training_log::FILE.into(), kind: "training_logs".into() }];
-        let written = |e: mloc_burn::weights::WeightsError| ModuleError::Retryable(e.to_string());
-        if adapter.is_some() {
-            let base_name = spec.model.as_ref().map(|m| base_name(&m.source)).unwrap_or_default();
-            lora::save(&model, ctx.artifacts(), &base_name).map_err(written)?;
-            for path in ["adapter_model.safetensors", "adapter_config.json"] {
-                outputs.push(Output { path: path.into(), kind: "adapter_weights".into() });
+        let rows = finetune::training_rows(ctx)?;
+        let data = finetune::data(ctx, &rows, &base.tokenizer, &settings)?;
+        drop(rows);
+        finetune::run(ctx, base.model, &base.tokenizer, &data, &settings, |ctx, model| {
+            let mut outputs = vec![Output { path: training_log::FILE.into(), kind: "training_logs".into() }];
+            if adapter.is_some() {
+                let base_name = spec.model.as_ref().map(|m| base_name(&m.source)).unwrap_or_default();
+                lora::save(model, ctx.artifacts(), &base_name).map_err(|e| ModuleError::Retryable(e.to_string()))?;
+                for path in ["adapter_model.safetensors", "adapter_config.json"] {
+                    outputs.push(Output { path: path.into(), kind: "adapter_weights".into() });
+                }
+            } else {
+                outputs.extend(finetune::save_model(ctx, model)?);
             }
-        } else {
-            export::write_model(&model, ctx.artifacts(), Storage::F32).map_err(written)?;
-            for path in ["model.safetensors", "config.json"] {
-                outputs.push(Output { path: path.into(), kind: "full_model".into() });
-            }
-        }
-        outputs.extend(finetune::save_tokenizer(ctx, &base.tokenizer)?);
-        let wanted = &spec.output.artifacts;
-        outputs.retain(|output| wanted.is_empty() || wanted.contains(&output.kind));
-        Ok(ModuleOutput { outputs, summary })
+            outputs.extend(finetune::save_tokenizer(ctx, &base.tokenizer)?);
+            Ok(finetune::wanted(outputs, &spec.output.artifacts))
+        })
     }
 }
 
@@ -83,6 +81,27 @@ fn lora_config(adapter: &Adapter) -> LoraConfig {
         use_rslora: adapter.use_rslora,
         target_modules: adapter.target_modules.clone(),
     }
+}
+
+/// What an adapter's own settings and the task's differ in, for people.
+fn differences(found: &LoraConfig, asked: &LoraConfig) -> Vec<String> {
+    let targets = |config: &LoraConfig| {
+        let mut names = config.target_modules.clone();
+        names.sort();
+        names.join(" ")
+    };
+    let all = |config: &LoraConfig| {
+        [
+            ("r", config.r.to_string()),
+            ("lora_alpha", config.lora_alpha.to_string()),
+            ("lora_dropout", config.lora_dropout.to_string()),
+            ("use_rslora", config.use_rslora.to_string()),
+            ("target_modules", targets(config)),
+        ]
+    };
+    let pairs = all(found).into_iter().zip(all(asked));
+    let different = pairs.filter(|((_, found), (_, asked))| found != asked);
+    different.map(|((name, found), (_, asked))| format!("{name} {found} (the task: {asked})")).collect()
 }
 
 /// What PEFT calls `base_model_name_or_path`.

@@ -106,6 +106,11 @@ fn the_data() {
     check("data with other columns", |_, at| write(at, r#"{"instruction": "Hi", "response": "Hello."}"#));
     check("data without a role", |_, at| write(at, &format!("{good}\n{}", r#"{"messages": [{"content": "Hi"}]}"#)));
     check("data that is empty", |_, at| write(at, "\n"));
+    check("data without a target", |bench, at| {
+        let rows = r#"{"prompt": "Which time zone is for reports, and why?", "completion": " UTC"}"#;
+        write(at, &format!("{rows}\n{rows}"));
+        bench.spec.hyperparameters.insert("max_length".into(), json!(4));
+    });
     check("data that is not there", |_, at| fs::remove_file(at.join("data.jsonl")).expect("remove"));
 }
 

@@ -63,21 +63,6 @@ fn in_pieces(bench: &Bench, stop_when: fn(&Event) -> bool) -> usize {
     panic!("it does not come forward");
 }
 
-fn assert_same(what: &str, broken: &Bench, unbroken: &Bench) {
-    assert_eq!(broken.log(), unbroken.log(), "{what}");
-    let mut names: Vec<String> = fs::read_dir(unbroken.artifacts())
-        .expect("artifacts")
-        .map(|e| e.expect("entry").file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    assert!(names.iter().any(|n| n.ends_with(".safetensors")), "{names:?}");
-    for name in names.iter().filter(|n| *n != "training_log.jsonl") {
-        assert!(broken.artifact(name) == unbroken.artifact(name), "{what}: {name} differs");
-    }
-    let result = |bench: &Bench| fs::read_to_string(bench.folder.path().join("result.json")).expect("result");
-    assert_eq!(result(broken), result(unbroken), "{what}");
-}
-
 #[test]
 fn a_run_stopped_at_each_checkpoint_equals_the_unbroken_one() {
     for (what, fresh) in [("lora", lora as fn() -> Bench), ("full", full), ("pretrain", pretrain)] {
@@ -87,8 +72,89 @@ fn a_run_stopped_at_each_checkpoint_equals_the_unbroken_one() {
         assert_eq!(steps, [4, 8, 9], "{what}");
         let attempts = in_pieces(&broken, |event| matches!(event, Event::Checkpoint { .. }));
         assert_eq!(attempts, 5, "{what}: checkpoints at 2, 4, 6, 8");
-        assert_same(what, &broken, &unbroken);
+        broken.assert_same(what, &unbroken);
     }
+}
+
+#[test]
+fn a_run_stopped_between_checkpoints_keeps_its_steps() {
+    let (unbroken, broken) = (lora(), lora());
+    unbroken.run();
+    // The first figures of an attempt come after its first step.
+    let attempts = in_pieces(&broken, |event| matches!(event, Event::Progress(_)));
+    assert_eq!(attempts, 10, "each of nine did one step, and the last one measured");
+    broken.assert_same("lora", &unbroken);
+}
+
+/// Stops a run at its first checkpoint, changes something of what it began with, and looks at how it is refused.
+fn refusal(change: impl FnOnce(&mut Bench)) -> String {
+    let mut bench = lora();
+    let folder = bench.folder.path().to_owned();
+    let (model, data) = (folder.join("model"), folder.join("data.jsonl"));
+    fs::create_dir(&model).expect("folder");
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(golden("models/llama").join(name), model.join(name)).expect("copy");
+    }
+    fs::copy(golden("lora/llama/train.jsonl"), &data).expect("copy");
+    bench.inputs = Inputs { model: Some(model), dataset: Some(data), ..inputs() };
+    let first = bench.attempt(|event| matches!(event, Event::Checkpoint { .. }));
+    assert!(matches!(first.ended, Err(ModuleError::Cancelled)), "{:?}", first.ended);
+    change(&mut bench);
+    bench.failure()
+}
+
+fn edit(path: &std::path::Path, change: impl FnOnce(&str) -> String) {
+    let text = fs::read_to_string(path).expect("read");
+    fs::write(path, change(&text)).expect("write");
+}
+
+#[test]
+fn other_data_under_the_same_name_is_refused() {
+    let data = |bench: &Bench| bench.inputs.dataset.clone().expect("data");
+    let said = refusal(|bench| edit(&data(bench), |text| text.replace("Yes", "No!")));
+    assert!(
+        said.starts_with("dataset.source: the data changed since the checkpoint of step 2: it had 20 samples"),
+        "{said}"
+    );
+    assert!(said.contains(" now 20 of "), "{said}");
+    assert!(said.ends_with("hint: put back what was there, or submit the task anew: a new task begins at step 0"));
+    let said = refusal(|bench| edit(&data(bench), |text| text.lines().skip(1).map(|row| format!("{row}\n")).collect()));
+    assert!(said.contains(" now 19 of "), "{said}");
+    let said = refusal(|bench| bench.inputs.eval = None);
+    assert!(said.starts_with("dataset.eval: the held-out data changed since the checkpoint of step 2"), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+#[test]
+fn another_model_under_the_same_name_is_refused() {
+    let model = |bench: &Bench| bench.inputs.model.clone().expect("model");
+    let changed = "model: the model or the adapter that it starts from changed since the checkpoint of step 2";
+    let said = refusal(|bench| {
+        let weights = model(bench).join("model.safetensors");
+        let mut bytes = fs::read(&weights).expect("read");
+        let last = bytes.len() - 1;
+        bytes[last] ^= 1;
+        fs::write(weights, bytes).expect("write");
+    });
+    assert!(said.starts_with(changed), "{said}");
+    let said = refusal(|bench| edit(&model(bench).join("config.json"), |text| text.replace("1e-05", "1e-06")));
+    assert!(said.starts_with(changed), "{said}");
+}
+
+#[test]
+fn other_settings_are_named_one_by_one() {
+    let said = refusal(|bench| {
+        for (name, value) in [("learning_rate", json!(1e-3)), ("weight_decay", json!(0.1))] {
+            bench.spec.hyperparameters.insert(name.into(), value);
+        }
+    });
+    assert!(said.starts_with("the checkpoint of step 2 cannot be gone on from: "), "{said}");
+    assert!(
+        said.contains(
+            "made with other settings: adamw.weight_decay was 0.0, is now 0.1; schedule.peak was 0.005, is now 0.001\n"
+        ),
+        "{said}"
+    );
 }
 
 #[test]

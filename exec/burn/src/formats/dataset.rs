@@ -62,6 +62,9 @@ pub enum DatasetError {
     /// The prompt template cannot be used.
     #[error("prompt_template: {0}")]
     Template(String),
+    /// The caller did not want to go on.
+    #[error("stopped as asked")]
+    Interrupted,
     /// Rows that cannot be used.
     #[error("{}", list(problems, *total))]
     Rows {
@@ -104,6 +107,16 @@ pub enum Example {
 }
 
 impl Example {
+    /// What form it has, for people.
+    pub fn form(&self) -> &'static str {
+        match self {
+            Self::Text(_) => "text",
+            Self::Messages(_) => "messages",
+            Self::Continuation { .. } => "prompt and completion, as texts",
+            Self::Answer { .. } => "prompt and completion, as messages",
+        }
+    }
+
     /// The texts inside, without any format around them: what a tokenizer is trained on.
     pub fn texts(&self) -> Vec<String> {
         let contents = |talk: &Conversation| talk.turns().into_iter().map(|(_, content)| content).collect();
@@ -221,11 +234,12 @@ impl PromptTemplate {
     }
 }
 
-/// Reads a JSONL file, or the JSONL files of a folder (and of its `data` folder) in the order of their names.
+/// Reads a JSONL file, or the JSONL files of a folder (and of its `data` folder) in the order of their names. Before each
+/// line `stop` is asked whether to give up.
 ///
 /// # Errors
 /// Every row that is not as it must be, with file and line; or that there is nothing to read.
-pub fn load(path: &Path, options: &LoadOptions) -> Result<Vec<Row>, DatasetError> {
+pub fn load(path: &Path, options: &LoadOptions, stop: &dyn Fn() -> bool) -> Result<Vec<Row>, DatasetError> {
     let mut rows = Vec::new();
     let mut problems = Vec::new();
     let mut total = 0;
@@ -234,6 +248,9 @@ pub fn load(path: &Path, options: &LoadOptions) -> Result<Vec<Row>, DatasetError
         let io = |source| DatasetError::Io { path: file.clone(), source };
         let reader = BufReader::new(std::fs::File::open(&file).map_err(io)?);
         for (index, bytes) in reader.split(b'\n').enumerate() {
+            if stop() {
+                return Err(DatasetError::Interrupted);
+            }
             let bytes = bytes.map_err(io)?;
             if bytes.trim_ascii().is_empty() {
                 continue;
@@ -435,7 +452,7 @@ pub struct TokenizedDataset {
     pub without_target: usize,
 }
 
-/// Tokenizes all rows.
+/// Tokenizes all rows. Before each `stop` is asked whether to give up.
 ///
 /// # Errors
 /// [`DatasetError::Rows`] for rows that the chat template or the tokenizer refuses.
@@ -443,11 +460,15 @@ pub fn tokenize_all(
     rows: &[Row],
     tokenizer: &TextTokenizer,
     options: TokenizeOptions,
+    stop: &dyn Fn() -> bool,
 ) -> Result<TokenizedDataset, DatasetError> {
     let mut out = TokenizedDataset::default();
     let mut problems = Vec::new();
     let mut total = 0;
     for row in rows {
+        if stop() {
+            return Err(DatasetError::Interrupted);
+        }
         match tokenize(&row.example, tokenizer, TokenizeOptions { max_length: None, ..options }) {
             Ok(mut example) => {
                 if let Some(longest) = options.max_length.filter(|longest| example.len() > *longest) {
@@ -541,7 +562,7 @@ mod tests {
     /// What `load` says about a file of these lines, without the folder's name.
     fn complaint(content: &str, options: &LoadOptions) -> String {
         let folder = folder(&[("d.jsonl", content)]);
-        let error = load(folder.path(), options).unwrap_err().to_string();
+        let error = load(folder.path(), options, &|| false).unwrap_err().to_string();
         error
             .replace(&format!("{}/", folder.path().display()), "")
             .replace(&folder.path().display().to_string(), "data")
@@ -559,7 +580,7 @@ mod tests {
             r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
         );
         let folder = folder(&[("b.jsonl", rows), ("a.jsonl", "{\"text\": \"first\"}\n"), ("README.md", "no data")]);
-        let rows = load(folder.path(), &LoadOptions::default()).unwrap();
+        let rows = load(folder.path(), &LoadOptions::default(), &|| false).unwrap();
         let texts: Vec<_> = rows.iter().map(|r| (r.line, r.example.texts().join("|"))).collect();
         let want = [(1, "first"), (1, "plain"), (3, "q|a"), (4, "p|c"), (5, "q|a")];
         assert_eq!(texts, want.map(|(line, text)| (line, text.to_owned())));
@@ -576,7 +597,8 @@ mod tests {
         ]);
         let texts = |split: &str| {
             let options = LoadOptions { split: Some(split.into()), ..Default::default() };
-            load(folder.path(), &options).map(|rows| rows.iter().flat_map(|r| r.example.texts()).collect::<Vec<_>>())
+            load(folder.path(), &options, &|| false)
+                .map(|rows| rows.iter().flat_map(|r| r.example.texts()).collect::<Vec<_>>())
         };
         assert_eq!(texts("train").unwrap(), ["b", "a"]);
         assert_eq!(texts("test").unwrap(), ["c"]);
@@ -612,18 +634,18 @@ mod tests {
     fn nothing_to_read_is_said() {
         assert_eq!(complaint("\n \n", &LoadOptions::default()), "data: the data set is empty");
         let empty = folder(&[("train.parquet", "PAR1")]);
-        let error = load(empty.path(), &LoadOptions::default()).unwrap_err().to_string();
+        let error = load(empty.path(), &LoadOptions::default(), &|| false).unwrap_err().to_string();
         assert!(
             error.ends_with(
                 "no .jsonl file in this folder, there is train.parquet (hint: convert the data to JSON lines)"
             )
         );
-        let error = load(&empty.path().join("none"), &LoadOptions::default()).unwrap_err();
+        let error = load(&empty.path().join("none"), &LoadOptions::default(), &|| false).unwrap_err();
         assert!(matches!(error, DatasetError::Io { .. }));
         let bytes = folder(&[]);
         let file = bytes.path().join("x.jsonl");
         std::fs::write(&file, b"{\"text\": \"\xff\"}").unwrap();
-        let error = load(&file, &LoadOptions::default()).unwrap_err().to_string();
+        let error = load(&file, &LoadOptions::default(), &|| false).unwrap_err().to_string();
         assert!(error.ends_with("x.jsonl:1: not UTF-8 text after byte 10"));
     }
 
@@ -633,7 +655,7 @@ mod tests {
         let options = LoadOptions { prompt_template: template, ..Default::default() };
         let row = r#"{"question": "why?", "context": null, "n": 2, "answer": "so"}"#;
         let data = folder(&[("d.jsonl", row)]);
-        let rows = load(data.path(), &options).unwrap();
+        let rows = load(data.path(), &options, &|| false).unwrap();
         assert_eq!(rows[0].example.texts(), ["Q: why?\nA{2}: so"]);
         let missing = complaint(r#"{"question": "q", "context": "", "n": 1}"#, &options);
         assert_eq!(missing, "d.jsonl:1: no column `answer`, found question, context, n");

@@ -126,9 +126,9 @@ fn training_rows() {
         let expected = read_json(&format!("lora/{family}/expected.json"));
         let max_length = expected["hyperparameters"]["max_length"].as_u64().map(|n| n as usize);
         let data = golden(&format!("lora/{family}/train.jsonl"));
-        let rows = load(&data, &LoadOptions::default()).unwrap();
+        let rows = load(&data, &LoadOptions::default(), &|| false).unwrap();
         let options = TokenizeOptions { max_length, ..Default::default() };
-        let ours = tokenize_all(&rows, &tokenizer(family), options).unwrap();
+        let ours = tokenize_all(&rows, &tokenizer(family), options, &|| false).unwrap();
         let batches = expected["batches"].as_array().unwrap();
         let theirs: Vec<TokenizedExample> = batches
             .iter()
@@ -154,12 +154,12 @@ fn all_tokens_or_the_completion_only() {
         let talks = sft["messages"].as_array().unwrap();
         let lines: Vec<String> = talks.iter().map(|m| json!({ "messages": m }).to_string()).collect();
         std::fs::write(&file, lines.join("\n")).unwrap();
-        let rows = load(&file, &LoadOptions::default()).unwrap();
+        let rows = load(&file, &LoadOptions::default(), &|| false).unwrap();
         for (key, completion_only) in
             [("all_tokens", None), ("all_tokens", Some(false)), ("completion_only", Some(true))]
         {
             let options = TokenizeOptions { completion_only, ..Default::default() };
-            let ours = tokenize_all(&rows, &tokenizer, options).unwrap();
+            let ours = tokenize_all(&rows, &tokenizer, options, &|| false).unwrap();
             let batch = json!({ "input_ids": sft["input_ids"], "attention_mask": sft["attention_mask"],
                                 "labels": sft[key]["labels"] });
             for (row, example) in ours.examples.iter().enumerate() {
@@ -178,8 +178,9 @@ fn a_row_the_template_refuses_is_named() {
     let talk =
         json!({ "messages": [{ "role": "system", "content": "be brief" }, { "role": "user", "content": "hi" }] });
     std::fs::write(&file, talk.to_string()).unwrap();
-    let rows = load(&file, &LoadOptions::default()).unwrap();
-    let error = tokenize_all(&rows, &tokenizer("mistral"), TokenizeOptions::default()).unwrap_err().to_string();
+    let rows = load(&file, &LoadOptions::default(), &|| false).unwrap();
+    let error =
+        tokenize_all(&rows, &tokenizer("mistral"), TokenizeOptions::default(), &|| false).unwrap_err().to_string();
     let want = "rows.jsonl:1: chat template refuses these messages: Only user and assistant roles are supported!";
     assert!(error.ends_with(want), "{error}");
 }
@@ -292,8 +293,8 @@ fn plain_text_gets_the_models_begin_and_end() {
         json!({ "prompt": "2 + 2 =", "completion": " 4" }),
     ];
     std::fs::write(&file, rows.map(|r| r.to_string()).join("\n")).unwrap();
-    let rows = load(&file, &LoadOptions::default()).unwrap();
-    let all = |options| tokenize_all(&rows, &tokenizer, options).unwrap();
+    let rows = load(&file, &LoadOptions::default(), &|| false).unwrap();
+    let all = |options| tokenize_all(&rows, &tokenizer, options, &|| false).unwrap();
     let ours = all(TokenizeOptions::default());
     let [plain, ended, sum] = &ours.examples[..] else { panic!("three rows") };
     assert_eq!((plain.input_ids[0], *plain.input_ids.last().unwrap()), (bos, eos));

@@ -128,9 +128,22 @@ impl Decoder {
 
     /// The normalised hidden states and what the backward pass needs.
     pub fn forward(&self, packed: &Packed) -> (Tensor<2>, Tape) {
+        match self.forward_unless(packed, &mut || Ok::<_, Infallible>(())) {
+            Ok(done) => done,
+            Err(never) => match never {},
+        }
+    }
+
+    /// As [`Self::forward`], asking before each layer whether to give up.
+    pub fn forward_unless<E>(
+        &self,
+        packed: &Packed,
+        go_on: &mut impl FnMut() -> Result<(), E>,
+    ) -> Result<(Tensor<2>, Tape), E> {
         let mut x = self.embed(packed);
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
+            go_on()?;
             let (out, tape) = layer.forward(x, packed, None);
             layers.push(tape);
             x = out;
@@ -138,12 +151,27 @@ impl Decoder {
         let reciprocal = self.norm.reciprocal(&x);
         let hidden = self.norm.apply(&x, &reciprocal);
         let tape = Tape { layers, x, reciprocal };
-        (hidden, tape)
+        Ok((hidden, tape))
     }
 
     /// Adds the gradients of all trainable parameters below the head, given the gradient at the hidden states.
     /// The tape is consumed layer by layer, so memory falls as it goes.
     pub fn backward(&self, packed: &Packed, tape: Tape, d_hidden: Tensor<2>, gradients: &mut Gradients) {
+        match self.backward_unless(packed, tape, d_hidden, gradients, &mut || Ok::<_, Infallible>(())) {
+            Ok(()) => {}
+            Err(never) => match never {},
+        }
+    }
+
+    /// As [`Self::backward`], asking before each layer whether to give up; the gradients are then no good.
+    pub fn backward_unless<E>(
+        &self,
+        packed: &Packed,
+        tape: Tape,
+        d_hidden: Tensor<2>,
+        gradients: &mut Gradients,
+        go_on: &mut impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
         let Tape { layers, x, reciprocal } = tape;
         let mut d = self.norm.backward(&x, &reciprocal, d_hidden, gradients);
         drop((x, reciprocal));
@@ -154,12 +182,13 @@ impl Decoder {
         };
         for (index, tape) in layers.into_iter().enumerate().rev() {
             if index < lowest {
-                return;
+                return Ok(());
             }
+            go_on()?;
             let input_needed = index > lowest || self.embedding.trainable;
             match self.layers[index].backward(d, tape, packed, input_needed, gradients) {
                 Some(dx) => d = dx,
-                None => return,
+                None => return Ok(()),
             }
         }
         if self.embedding.trainable {
@@ -167,6 +196,7 @@ impl Decoder {
             let scattered = zeros.select_assign(0, packed.ids.clone(), d, burn::tensor::IndexingUpdateOp::Add);
             gradients.add(&self.embedding.name, scattered);
         }
+        Ok(())
     }
 
     /// Logits of given hidden states, `[n, vocab]`.

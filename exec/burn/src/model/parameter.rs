@@ -27,6 +27,12 @@ impl Parameter {
     pub fn to_vec(&self) -> Vec<f32> {
         host_values(self.value.clone())
     }
+
+    /// Whether no value is infinite or no number.
+    pub fn is_finite(&self) -> bool {
+        // 0 times anything finite is 0. A row at a time: see [`Gradients::norms`].
+        host_values(self.value.clone().mul_scalar(0.0).sum_dim(1)).iter().all(|sum| *sum == 0.0)
+    }
 }
 
 /// Row-major values as a matrix; a vector becomes one row.
@@ -75,14 +81,52 @@ impl Gradients {
         self.by_name.iter().map(|(name, g)| (name.as_str(), g))
     }
 
-    /// The L2 norm of each gradient. Summed in f64 over f32 values, in the order of names.
+    /// The L2 norm of each gradient, in the order of names. The squares of a row are summed in f32 and the rows' sums in
+    /// f64, both in a fixed order.
     pub fn norms(&self) -> Vec<(String, f64)> {
-        let squares = self.by_name.values().map(|g| g.clone().square().sum()).collect::<Vec<_>>();
+        // Not one `sum` over everything: from 4 Mi elements on the CPU's adds up in whatever order its threads take
+        // parts from one another, and training would not give the same bits twice.
+        let by_row = |g: &Tensor<2>| g.clone().square().sum_dim(1);
+        let squares: Vec<Tensor<2>> = self.by_name.values().map(by_row).collect();
         if squares.is_empty() {
             return Vec::new();
         }
+        let rows: Vec<usize> = squares.iter().map(|s| s.dims()[0]).collect();
         // One read-back for all of them: each would be a synchronisation on a GPU.
         let squares = host_values(Tensor::cat(squares, 0));
-        self.by_name.keys().cloned().zip(squares.into_iter().map(|s| f64::from(s).sqrt())).collect()
+        let mut rest = squares.as_slice();
+        let mut next = |rows: usize| {
+            let (own, others) = rest.split_at(rows);
+            rest = others;
+            own.iter().map(|s| f64::from(*s)).sum::<f64>().sqrt()
+        };
+        self.by_name.keys().zip(rows).map(|(name, rows)| (name.clone(), next(rows))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_of_large_gradients_do_not_depend_on_who_adds_them_up() {
+        // 6 Mi elements of many magnitudes, and a vector, which is one row.
+        let value = |i: u32| (i.wrapping_mul(2_654_435_761) as f32).sin() * f32::from((i % 61) as u16);
+        let values: Vec<f32> = (0..6 << 20).map(value).collect();
+        let wanted = values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        let device = Device::flex();
+        let mut gradients = Gradients::default();
+        gradients.add("matrix", matrix(values, &[2048, 3072], &device));
+        gradients.add("vector", matrix(vec![3.0, 4.0], &[2], &device));
+        let with_threads = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            pool.install(|| gradients.norms())
+        };
+        let first = with_threads(1);
+        assert!((first[0].1 / wanted - 1.0).abs() < 1e-6, "{first:?}, expected {wanted}");
+        assert_eq!(first[1], ("vector".to_owned(), 5.0));
+        for threads in [2, 3, 5, 8] {
+            assert_eq!(with_threads(threads), first, "{threads} threads");
+        }
     }
 }

@@ -83,13 +83,21 @@ impl Bench {
         self.folder.path().join("checkpoints")
     }
 
-    /// Runs an attempt. It is asked to stop when `stop_when` says so of an event.
-    pub fn attempt(&self, stop_when: impl Fn(&Event) -> bool + Send + Sync + 'static) -> Attempt {
-        // As on a worker: checkpoints stay, artifacts are begun anew.
+    /// Steps of the checkpoints that are there, whole or not.
+    pub fn checkpoints_there(&self) -> Vec<u64> {
+        let Ok(entries) = fs::read_dir(self.checkpoints()) else { return Vec::new() };
+        let names = entries.map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned());
+        let mut steps: Vec<u64> = names.filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    /// What a worker hands to an attempt: checkpoints stay, artifacts are begun anew.
+    pub fn fresh_run(&self) -> Run {
         if self.artifacts().exists() {
             fs::remove_dir_all(self.artifacts()).expect("remove");
         }
-        let run = Run {
+        Run {
             v: RUN_VERSION,
             attempt: AttemptId { task: TaskId::new("t"), replica: 0, attempt: 1 },
             spec: self.spec.clone(),
@@ -100,9 +108,19 @@ impl Bench {
             result: self.folder.path().join("result.json"),
             threads: 2,
             keep_checkpoints: 0,
-        };
+        }
+    }
+
+    /// Runs an attempt. It is asked to stop when `stop_when` says so of an event.
+    pub fn attempt(&self, stop_when: impl Fn(&Event) -> bool + Send + Sync + 'static) -> Attempt {
+        self.attempt_with(false, stop_when)
+    }
+
+    /// As [`Self::attempt`]; `stop` asks it before it begins.
+    pub fn attempt_with(&self, stop: bool, stop_when: impl Fn(&Event) -> bool + Send + Sync + 'static) -> Attempt {
+        let run = self.fresh_run();
         let events = Arc::new(Mutex::new(Vec::new()));
-        let stop = Arc::new(AtomicBool::new(false));
+        let stop = Arc::new(AtomicBool::new(stop));
         let tell = {
             let (events, stop) = (events.clone(), stop.clone());
             Arc::new(move |event: &Event| {
@@ -145,6 +163,26 @@ impl Bench {
             line
         };
         text.lines().map(line).collect()
+    }
+
+    /// Everything that it made equals what `unbroken` made, to the bit; in the log all but what the clock had a part in.
+    pub fn assert_same(&self, what: &str, unbroken: &Bench) {
+        assert_eq!(self.log(), unbroken.log(), "{what}");
+        let names = |bench: &Bench| {
+            let entries = fs::read_dir(bench.artifacts()).expect("artifacts");
+            let mut names: Vec<String> =
+                entries.map(|e| e.expect("entry").file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            names
+        };
+        let wanted = names(unbroken);
+        assert!(wanted.iter().any(|n| n.ends_with(".safetensors")), "{wanted:?}");
+        assert_eq!(names(self), wanted, "{what}");
+        for name in wanted.iter().filter(|n| *n != "training_log.jsonl") {
+            assert!(self.artifact(name) == unbroken.artifact(name), "{what}: {name} differs");
+        }
+        let result = |bench: &Bench| fs::read_to_string(bench.folder.path().join("result.json")).expect("result");
+        assert_eq!(result(self), result(unbroken), "{what}");
     }
 
     pub fn artifact(&self, name: &str) -> Vec<u8> {

@@ -4,6 +4,8 @@
 //! speaks Hugging Face's names and shapes, `vocabulary` rebuilds the tokenizer. Writing GGUF is not done here.
 
 mod blocks;
+#[cfg(test)]
+mod golden;
 mod model;
 mod reader;
 #[cfg(test)]
