@@ -70,7 +70,7 @@ impl MeshHandle {
     }
 
     /// This process's steady time.
-    pub(crate) fn now(&self) -> Millis {
+    pub fn now(&self) -> Millis {
         self.inner.clock.now()
     }
 
