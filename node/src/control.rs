@@ -84,9 +84,9 @@ impl MeshControl {
             TaskState::Pending { since, reason, .. } => (*since, reason.clone(), None),
             TaskState::Scheduled { attempt, node, since } => (*since, String::new(), Some((attempt, node))),
             TaskState::Running { attempt, node, since, .. } => (*since, String::new(), Some((attempt, node))),
-            TaskState::Completed { at } => (*at, String::new(), None),
-            TaskState::Failed { at, failure } => (*at, failure.message.clone(), None),
-            TaskState::Cancelled { at, by } => (*at, format!("cancelled by {by}"), None),
+            TaskState::Completed { at, .. } => (*at, String::new(), None),
+            TaskState::Failed { at, failure, .. } => (*at, failure.message.clone(), None),
+            TaskState::Cancelled { at, by, .. } => (*at, format!("cancelled by {by}"), None),
         };
         let progress = live.and_then(|(attempt, _)| self.mesh.progress(attempt));
         let phase = matches!(state, TaskState::Running { .. })

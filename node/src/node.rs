@@ -354,6 +354,7 @@ impl Offers {
                 driver: "simulated".into(),
                 utilisation_percent: 0,
                 unusable: None,
+                unusable_for_good: false,
             };
             simulated.extend((0..gpus.count).map(|_| gpu.clone()));
         }

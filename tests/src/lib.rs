@@ -1,10 +1,12 @@
 //! Sandbox of real processes for end-to-end cases: nodes on free ports, each with its own data directory, spoken to
 //! through the command line as a user would. Waits are on conditions; a case that fails prints every node's log.
 
+pub mod command;
 pub mod s3;
 
 use std::{
     fs::File,
+    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -12,8 +14,14 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub use command::{Ran, run_to_end};
 
 /// Longest wait for a condition: far above what it takes, so that only a real fault reaches it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -27,9 +35,24 @@ pub fn mloc() -> PathBuf {
     found.expect("no mloc beside this test: run `cargo build` first")
 }
 
+/// `tmp` of the target folder, where cases of every crate keep what is dear to install.
+pub fn target_tmp() -> PathBuf {
+    mloc().ancestors().nth(2).expect("mloc lies in target/PROFILE").join("tmp")
+}
+
 /// The repository's root.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the root").to_owned()
+}
+
+/// Says on the terminal, past the test harness's capture, that a case did not run; `MLOC_NO_SKIP=1` makes that a failure.
+///
+/// # Panics
+/// When skipping is forbidden.
+pub fn skip(case: &str, why: &str) {
+    // Nobody reads it when there is no standard error.
+    let _ = writeln!(std::io::stderr(), "SKIP {case}: {why}");
+    assert!(std::env::var_os("MLOC_NO_SKIP").is_none_or(|v| v != "1"), "{case} must not be skipped: {why}");
 }
 
 /// Some nodes, and the folder they live in.
@@ -39,6 +62,7 @@ pub struct Sandbox {
     nodes: Vec<Node>,
     token: String,
     env: Vec<(String, String)>,
+    timing: &'static str,
 }
 
 /// One node: its folder, and its process while it runs.
@@ -50,40 +74,26 @@ pub struct Node {
     args: Vec<String>,
 }
 
-/// What a command printed.
-#[derive(Debug)]
-pub struct Ran {
-    /// Exit code; -1 for a signal.
-    pub code: i32,
-    /// Standard output.
-    pub out: String,
-    /// Standard error.
-    pub err: String,
-}
-
-impl Ran {
-    /// Standard output as JSON.
-    ///
-    /// # Errors
-    /// When the command failed, or printed something else.
-    pub fn json(&self) -> anyhow::Result<Value> {
-        ensure!(self.code == 0, "exit {}: {}{}", self.code, self.err, self.out);
-        serde_json::from_str(&self.out).with_context(|| format!("not JSON: {}", self.out))
-    }
-}
-
 /// Short durations, so that elections, leases and promotions take seconds.
-const FAST: &str = "timing: {raftHeartbeatMs: 100, electionMinMs: 500, electionMaxMs: 1000, gossipIntervalMs: 100, \
+pub const FAST: &str = "timing: {raftHeartbeatMs: 100, electionMinMs: 500, electionMaxMs: 1000, gossipIntervalMs: 100, \
                     voterStableMs: 500, voterGraceMs: 60000, leaseMs: 3000, workerHeartbeatMs: 300, tickMs: 100}\n";
 
 impl Sandbox {
-    /// An empty one. `env` is given to every daemon.
+    /// An empty one with [`FAST`] durations. `env` is given to every daemon.
     ///
     /// # Errors
     /// When there is no temporary folder.
     pub fn new(env: &[(&str, &str)]) -> anyhow::Result<Self> {
+        Self::with_timing(env, FAST)
+    }
+
+    /// An empty one with these durations in every node.yaml.
+    ///
+    /// # Errors
+    /// When there is no temporary folder.
+    pub fn with_timing(env: &[(&str, &str)], timing: &'static str) -> anyhow::Result<Self> {
         let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Ok(Self { dir: TempDir::with_prefix("mloc-sandbox-")?, nodes: Vec::new(), token: String::new(), env })
+        Ok(Self { dir: TempDir::with_prefix("mloc-sandbox-")?, nodes: Vec::new(), token: String::new(), env, timing })
     }
 
     /// Starts a node and waits until it serves: the first founds the mesh, the others join it by the first one that
@@ -94,7 +104,7 @@ impl Sandbox {
     pub fn start(&mut self, name: &str, config: &str) -> anyhow::Result<usize> {
         let dir = self.dir.path().join(name);
         std::fs::create_dir_all(&dir)?;
-        std::fs::write(dir.join("node.yaml"), format!("{FAST}{config}\n"))?;
+        std::fs::write(dir.join("node.yaml"), format!("{}{config}\n", self.timing))?;
         let mut args: Vec<String> = Vec::new();
         if let Some(seed) = self.nodes.iter().find(|n| n.child.is_some()) {
             args.push("join".into());
@@ -153,6 +163,57 @@ impl Sandbox {
         })
     }
 
+    /// Starts as many nodes with one configuration and waits until as many vote.
+    ///
+    /// # Errors
+    /// When that does not come about; with every node's log.
+    pub fn mesh(&mut self, names: &[&str], config: &str, voters: usize) -> anyhow::Result<()> {
+        for name in names {
+            self.start(name, config)?;
+        }
+        self.until(&format!("there are {voters} voters"), |s| {
+            let mesh = s.run(0, &["mesh", "-o", "json"])?.json()?;
+            Ok(mesh["voters"].as_array().is_some_and(|v| v.len() == voters) && mesh["voters_alive"] == voters)
+        })
+    }
+
+    /// The process of a node that runs.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pid(&self, index: usize) -> anyhow::Result<Pid> {
+        let node = &self.nodes[index];
+        let child = node.child.as_ref().with_context(|| format!("{} does not run", node.name))?;
+        Ok(Pid::from_raw(i32::try_from(child.id())?))
+    }
+
+    /// Stops a node's processor time (SIGSTOP), its children's too: to the others it is silent, and it knows of
+    /// nothing. It is how a machine looks that was suspended, or whose disk hangs.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn freeze(&self, index: usize) -> anyhow::Result<()> {
+        self.signal_all(index, Signal::SIGSTOP)
+    }
+
+    /// Lets a frozen node go on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn thaw(&self, index: usize) -> anyhow::Result<()> {
+        self.signal_all(index, Signal::SIGCONT)
+    }
+
+    fn signal_all(&self, index: usize, signal: Signal) -> anyhow::Result<()> {
+        let daemon = self.pid(index)?;
+        kill(daemon, signal)?;
+        for child in command::children_of(daemon)? {
+            // It may have ended meanwhile.
+            let _ = kill(child, signal);
+        }
+        Ok(())
+    }
+
     /// SIGKILL.
     ///
     /// # Errors
@@ -178,6 +239,27 @@ impl Sandbox {
         self.nodes.iter().position(|n| n.name == name).with_context(|| format!("no node {name}"))
     }
 
+    /// What a node has logged.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn log(&self, index: usize) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.nodes[index].dir.join("log"))?)
+    }
+
+    /// The mesh's join token.
+    pub fn token(&self) -> &str {
+        self.token.trim()
+    }
+
+    /// A node's gossip address.
+    ///
+    /// # Errors
+    /// When it does not serve.
+    pub fn gossip(&self, index: usize) -> anyhow::Result<String> {
+        self.nodes[index].address("gossip")
+    }
+
     /// A node's data directory.
     pub fn data(&self, index: usize) -> PathBuf {
         self.nodes[index].dir.join("data")
@@ -194,15 +276,9 @@ impl Sandbox {
     /// Runs a verb against a node and waits for its end.
     ///
     /// # Errors
-    /// When it can't be started; a verb that fails is no error.
+    /// When it can't be started, or does not end; a verb that fails is no error.
     pub fn run(&self, index: usize, args: &[&str]) -> anyhow::Result<Ran> {
-        let output =
-            Command::new(mloc()).args(args).env("MLOC_NODE", self.rest(index)?).stdin(Stdio::null()).output()?;
-        Ok(Ran {
-            code: output.status.code().unwrap_or(-1),
-            out: String::from_utf8_lossy(&output.stdout).into_owned(),
-            err: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        run_to_end(Command::new(mloc()).args(args).env("MLOC_NODE", self.rest(index)?))
     }
 
     /// Writes a task file and submits it; its id.

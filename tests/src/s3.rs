@@ -30,7 +30,7 @@ impl S3 {
     /// When it starts and does not serve.
     pub fn start(bucket: &str) -> anyhow::Result<Option<Self>> {
         let mut child = Command::new(crate::root().join("tests/fixtures/servers/moto.sh"))
-            .arg(std::env::temp_dir().join("mloc-test-servers"))
+            .arg(crate::target_tmp())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -39,7 +39,7 @@ impl S3 {
         BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
         let server = Self { child, endpoint: line.trim().to_owned() };
         if server.endpoint.is_empty() {
-            println!("SKIP: no S3 server: moto[server] 5.2.5 is neither installed nor to be had from PyPI");
+            crate::skip(bucket, "no S3 server: moto[server] 5.2.5 is neither installed nor to be had from PyPI");
             return Ok(None);
         }
         server.put_bucket(bucket)?;
@@ -56,18 +56,46 @@ impl S3 {
         ]
     }
 
+    /// Keys of a bucket that begin with `prefix`, sorted.
+    ///
+    /// # Errors
+    /// When the server does not list them.
+    pub fn keys(&self, bucket: &str, prefix: &str) -> anyhow::Result<Vec<String>> {
+        let body = self.ask("GET", &format!("/{bucket}?list-type=2&prefix={prefix}"))?;
+        let text = String::from_utf8(body).context("a listing is text")?;
+        let mut keys: Vec<String> =
+            text.split("<Key>").skip(1).filter_map(|rest| Some(rest.split_once("</Key>")?.0.to_owned())).collect();
+        keys.sort();
+        Ok(keys)
+    }
+
+    /// An object, whole.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn get(&self, bucket: &str, key: &str) -> anyhow::Result<Vec<u8>> {
+        self.ask("GET", &format!("/{bucket}/{key}"))
+    }
+
     fn put_bucket(&self, bucket: &str) -> anyhow::Result<()> {
+        self.ask("PUT", &format!("/{bucket}")).map(drop)
+    }
+
+    /// One request, one connection; the body of a 200.
+    fn ask(&self, method: &str, path: &str) -> anyhow::Result<Vec<u8>> {
         let address = self.endpoint.strip_prefix("http://").context("an http endpoint")?;
         let mut stream = TcpStream::connect(address)?;
         // Signed only for show: moto looks no closer.
         let auth = "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0";
         write!(
             stream,
-            "PUT /{bucket} HTTP/1.1\r\nhost: {address}\r\nauthorization: {auth}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            "{method} {path} HTTP/1.0\r\nhost: {address}\r\nauthorization: {auth}\r\ncontent-length: 0\r\n\r\n"
         )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        ensure!(answer.starts_with("HTTP/1.1 200"), "make the bucket: {answer}");
-        Ok(())
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").context("a head")?;
+        let head = String::from_utf8_lossy(&answer[..end]).into_owned();
+        ensure!(head.lines().next().is_some_and(|l| l.contains(" 200")), "{method} {path}: {head}");
+        Ok(answer.split_off(end + 4))
     }
 }

@@ -1,8 +1,18 @@
 //! A mesh of three real processes with separate data directories: submit anywhere, kill any of them, lose nothing.
 
-use mloc_tests::{Sandbox, s3::S3};
+use std::{
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::{Context, ensure};
+use mloc_tests::{Sandbox, mloc, s3::S3};
+use serde_json::Value;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const BUCKET: &str = "mloc-e2e";
+/// Milliseconds of an hour.
+const HOUR_MS: f64 = 3_600_000.0;
 
 fn task(steps: u32) -> String {
     format!(
@@ -20,19 +30,24 @@ spec:
     )
 }
 
+/// The same without a bucket.
+fn local_task(steps: u32) -> String {
+    task(steps).lines().filter(|l| !l.contains("s3")).collect::<Vec<_>>().join("\n")
+}
+
 const GPU: &str =
     "hardware: {cpu: '4', memory: 8GiB, simulated: {gpus: [{type: nvidia-l40, memory: 48GiB, count: 1}]}}";
+
+/// One mesh at a time: a machine that runs several is so slow that healthy workers look lost.
+fn alone() -> MutexGuard<'static, ()> {
+    static MESHES: Mutex<()> = Mutex::new(());
+    MESHES.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Three nodes, three voters.
 fn mesh(env: &[(&str, &str)]) -> anyhow::Result<Sandbox> {
     let mut sandbox = Sandbox::new(env)?;
-    for name in ["a", "b", "c"] {
-        sandbox.start(name, GPU)?;
-    }
-    sandbox.until("there are three voters", |s| {
-        let mesh = s.run(0, &["mesh", "-o", "json"])?.json()?;
-        Ok(mesh["voters"].as_array().is_some_and(|v| v.len() == 3) && mesh["voters_alive"] == 3)
-    })?;
+    sandbox.mesh(&["a", "b", "c"], GPU, 3)?;
     Ok(sandbox)
 }
 
@@ -40,18 +55,54 @@ fn other_than(sandbox: &Sandbox, not: &[usize]) -> usize {
     (0..3).find(|i| !not.contains(i)).unwrap_or_else(|| panic!("three nodes: {}", sandbox.logs()))
 }
 
+/// The node of a task's newest attempt.
+fn worker_of(sandbox: &Sandbox, task: &Value) -> anyhow::Result<usize> {
+    let newest = task["attempts"].as_array().and_then(|a| a.last()).context("an attempt")?;
+    sandbox.named(newest["node_name"].as_str().context("its node")?)
+}
+
+/// Waits until a checkpoint of the task is whole in the bucket, and tells which node works on it.
+fn checkpoint_in_bucket(sandbox: &mut Sandbox, s3: &S3, ask: usize, id: &str) -> anyhow::Result<usize> {
+    sandbox.until("a checkpoint is in the bucket", |_| {
+        Ok(s3.keys(BUCKET, &format!("checkpoints/{id}"))?.iter().any(|key| key.ends_with("mloc-manifest.json")))
+    })?;
+    let running = sandbox.task(ask, id)?;
+    worker_of(sandbox, &running)
+}
+
+fn millis(text: &Value) -> anyhow::Result<f64> {
+    let text = text.as_str().context("a moment")?;
+    Ok(OffsetDateTime::parse(text, &Rfc3339)?.unix_timestamp_nanos() as f64 / 1e6)
+}
+
+/// Stats are the sum of attempts: one that ended counts from its start to its end, one that was lost at most so long.
+fn stats_are_the_sum_of_attempts(sandbox: &Sandbox, ask: usize, tasks: &[&Value]) -> anyhow::Result<()> {
+    let (mut exact, mut lost) = (0.0, 0.0);
+    for attempt in tasks.iter().flat_map(|task| task["attempts"].as_array().into_iter().flatten()) {
+        let Ok(started) = millis(&attempt["started_at"]) else { continue };
+        let hours = (millis(&attempt["ended_at"])? - started) / HOUR_MS;
+        if attempt["state"] == "LOST" { lost += hours } else { exact += hours }
+    }
+    let stats = sandbox.run(ask, &["stats", "-o", "json", "--user", "john-doe", "--project", "llm-research"])?.json()?;
+    let counted = stats["breakdown_by_gpu"]["simulated:nvidia-l40"].as_f64().context("hours")?;
+    let slack = 2.0 / HOUR_MS;
+    ensure!(
+        exact > 0.0 && counted >= exact - slack && counted <= exact + lost + slack,
+        "{counted} hours of {exact} and at most {lost} lost ones: {stats}"
+    );
+    ensure!((stats["total_gpu_hours"].as_f64().unwrap_or_default() - counted).abs() < slack, "{stats}");
+    Ok(())
+}
+
 #[test]
 fn the_worker_is_killed_and_another_finishes_from_the_checkpoint() -> anyhow::Result<()> {
+    let _alone = alone();
     let Some(s3) = S3::start(BUCKET)? else { return Ok(()) };
     let mut sandbox = mesh(&s3.env())?;
     let leader = sandbox.leader(0)?;
     let follower = other_than(&sandbox, &[leader]);
     let id = sandbox.submit(follower, &task(200))?;
-    sandbox.until("a checkpoint is at the shared place", |s| {
-        Ok(s.task(follower, &id)?["progress"]["step"].as_u64().is_some_and(|step| step >= 12))
-    })?;
-    let running = sandbox.task(leader, &id)?;
-    let worker = sandbox.named(running["attempts"][0]["node_name"].as_str().unwrap_or_default())?;
+    let worker = checkpoint_in_bucket(&mut sandbox, &s3, follower, &id)?;
     sandbox.kill(worker)?;
     let ask = other_than(&sandbox, &[worker]);
     let done = sandbox.until_state(ask, &id, &["COMPLETED"])?;
@@ -62,44 +113,81 @@ fn the_worker_is_killed_and_another_finishes_from_the_checkpoint() -> anyhow::Re
     assert_ne!(attempts[0]["node"], attempts[1]["node"]);
     let log = sandbox.run(ask, &["logs", &id])?;
     assert!(log.out.contains("going on from the checkpoint"), "{}", log.out);
-
-    // Usage is the sum of both attempts: each held one GPU from its start to its end.
-    let stats = sandbox.run(ask, &["stats", "-o", "json"])?.json()?;
-    assert!(stats["breakdown_by_gpu"]["simulated:nvidia-l40"].as_f64().is_some_and(|h| h > 0.0), "{stats}");
-    assert_eq!(stats["total_tasks_completed"], 1);
-    Ok(())
+    stats_are_the_sum_of_attempts(&sandbox, ask, &[&done])
 }
 
 #[test]
 fn the_leader_is_killed_right_after_it_accepted_and_the_task_finishes_once() -> anyhow::Result<()> {
+    let _alone = alone();
     let Some(s3) = S3::start(BUCKET)? else { return Ok(()) };
     let mut sandbox = mesh(&s3.env())?;
     let leader = sandbox.leader(0)?;
-    let id = sandbox.submit(leader, &task(20))?;
+    let follower = other_than(&sandbox, &[leader]);
+    let file = sandbox.dir.path().join("task.yaml");
+    std::fs::write(&file, task(20))?;
+    let path = file.display().to_string();
+    let submit = ["submit", "-o", "json", "--idempotency-key", "across-the-failover", &path];
+    let accepted = sandbox.run(follower, &submit)?.json()?;
+    assert_eq!(accepted["created"], true);
     sandbox.kill(leader)?;
-    let ask = other_than(&sandbox, &[leader]);
-    let done = sandbox.until_state(ask, &id, &["COMPLETED"])?;
+    // The client did not hear the answer, say, and asks again: whoever leads now knows the key.
+    let again = sandbox.run(follower, &submit)?.json()?;
+    assert_eq!(again["created"], false, "{again}");
+    assert_eq!(again["task"]["id"], accepted["task"]["id"]);
+
+    let id = accepted["task"]["id"].as_str().context("an id")?.to_owned();
+    let done = sandbox.until_state(follower, &id, &["COMPLETED"])?;
     let finished = done["attempts"].as_array().into_iter().flatten().filter(|a| a["state"] == "FINISHED").count();
     assert_eq!(finished, 1, "{done}");
-    let stats = sandbox.run(ask, &["stats", "-o", "json"])?.json()?;
-    assert_eq!(stats["total_tasks_completed"], 1);
-    let all = sandbox.run(ask, &["tasks", "-o", "json"])?.json()?;
+    let manifests = s3.keys(BUCKET, "results/")?.iter().filter(|key| key.ends_with("mloc-manifest.json")).count();
+    assert_eq!(manifests, 1, "published once");
+    let all = sandbox.run(follower, &["tasks", "-o", "json"])?.json()?;
     assert_eq!(all["tasks"].as_array().map(Vec::len), Some(1));
-    Ok(())
+    let stats = sandbox.run(follower, &["stats", "-o", "json"])?.json()?;
+    assert_eq!(stats["total_tasks_completed"], 1);
+    stats_are_the_sum_of_attempts(&sandbox, follower, &[&done])
+}
+
+#[test]
+fn a_worker_that_wakes_after_its_lease_publishes_nothing() -> anyhow::Result<()> {
+    let _alone = alone();
+    let Some(s3) = S3::start(BUCKET)? else { return Ok(()) };
+    let mut sandbox = mesh(&s3.env())?;
+    let leader = sandbox.leader(0)?;
+    let id = sandbox.submit(leader, &task(100))?;
+    let worker = checkpoint_in_bucket(&mut sandbox, &s3, leader, &id)?;
+    assert_ne!(worker, leader, "the leader is chosen last");
+    sandbox.freeze(worker)?;
+    sandbox.until("another attempt has begun", |s| {
+        Ok(s.task(leader, &id)?["attempts"].as_array().is_some_and(|attempts| attempts.len() == 2))
+    })?;
+    sandbox.thaw(worker)?;
+    let done = sandbox.until_state(leader, &id, &["COMPLETED"])?;
+    assert_eq!(done["attempts"][0]["state"], "LOST", "{done}");
+    assert_eq!(done["attempts"][1]["state"], "FINISHED", "{done}");
+    let manifest = s3.get(BUCKET, "results/100/mloc-manifest.json")?;
+    let manifest: Value = serde_json::from_slice(&manifest)?;
+    assert_eq!(manifest["attempt"]["attempt"], 2, "the second attempt's, and nobody else's: {manifest}");
+    sandbox.until("the fenced worker is idle again", |s| {
+        let nodes = s.run(leader, &["nodes", "-o", "json"])?.json()?;
+        let name = s.name(worker).to_owned();
+        Ok(nodes.as_array().is_some_and(|all| all.iter().any(|n| n["name"] == name.as_str() && n["state"] == "IDLE")))
+    })
 }
 
 #[test]
 fn every_verb_answers_alike_at_a_node_that_does_not_lead() -> anyhow::Result<()> {
+    let _alone = alone();
     let mut sandbox = mesh(&[])?;
     let leader = sandbox.leader(0)?;
     let follower = other_than(&sandbox, &[leader]);
-    let local = task(4).lines().filter(|l| !l.contains("s3")).collect::<Vec<_>>().join("\n");
-    let id = sandbox.submit(follower, &local)?;
+    let id = sandbox.submit(follower, &local_task(4))?;
     sandbox.until_state(follower, &id, &["COMPLETED"])?;
     for verb in [
         vec!["tasks", "-o", "json"],
         vec!["task", "-o", "json", &id],
         vec!["logs", &id],
+        vec!["logs", "-f", &id],
         vec!["stats", "-o", "json", "--project", "llm-research"],
         vec!["explain", "-o", "json", &id],
     ] {
@@ -109,10 +197,77 @@ fn every_verb_answers_alike_at_a_node_that_does_not_lead() -> anyhow::Result<()>
     }
     assert_eq!(sandbox.run(follower, &["nodes"])?.code, 0);
     assert_eq!(sandbox.run(follower, &["mesh"])?.code, 0);
+    let file = sandbox.dir.path().join("task.yaml");
+    let path = file.display().to_string();
+    assert!(sandbox.run(follower, &["submit", "--dry-run", &path])?.out.contains("valid"));
+    let waited = sandbox.run(follower, &["submit", "--wait", "-o", "json", &path])?;
+    assert_eq!(waited.json()?["state"], "COMPLETED", "{}", waited.err);
+    let long = sandbox.submit(follower, &local_task(100_000))?;
+    sandbox.until_state(follower, &long, &["RUNNING"])?;
+    assert_eq!(sandbox.run(follower, &["cancel", &long])?.code, 0);
+    sandbox.until_state(follower, &long, &["CANCELLED"])?;
     let name = sandbox.name(leader).to_owned();
     assert!(sandbox.run(follower, &["drain", &name])?.out.contains("DRAINING"));
     assert_eq!(sandbox.run(follower, &["drain", "--off", &name])?.code, 0);
-    assert_eq!(sandbox.run(follower, &["cancel", &id])?.code, 1, "a task that has ended can't be cancelled");
+    assert_eq!(sandbox.run(follower, &["cancel", &id])?.code, 1, "a task that has completed can't be cancelled");
     assert_eq!(sandbox.run(follower, &["task", "task-nope"])?.code, 3);
+    Ok(())
+}
+
+#[test]
+fn a_log_that_is_followed_through_a_follower_shows_the_attempts_end() -> anyhow::Result<()> {
+    let _alone = alone();
+    let mut sandbox = mesh(&[])?;
+    let leader = sandbox.leader(0)?;
+    let follower = other_than(&sandbox, &[leader]);
+    let id = sandbox.submit(follower, &local_task(40))?;
+    // It follows from before the first line to the last one.
+    let follow = Command::new(mloc())
+        .args(["logs", "-f", &id])
+        .env("MLOC_NODE", sandbox.rest(follower)?)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    sandbox.until_state(follower, &id, &["COMPLETED"])?;
+    let said = String::from_utf8(follow.wait_with_output()?.stdout)?;
+    let whole = sandbox.run(follower, &["logs", &id])?.out;
+    assert!(whole.contains("child") && said.contains(whole.trim()), "followed:\n{said}\nlog:\n{whole}");
+    Ok(())
+}
+
+#[test]
+fn a_wrong_token_is_refused_with_a_reason_on_both_sides_and_a_revoked_node_is_shut_out() -> anyhow::Result<()> {
+    let _alone = alone();
+    let mut sandbox = mesh(&[])?;
+    let leader = sandbox.leader(0)?;
+    let mut stranger = Sandbox::new(&[])?;
+    stranger.start("stranger", "")?;
+    let dir = tempfile::tempdir()?;
+    let refused = mloc_tests::run_to_end(
+        Command::new(mloc())
+            .args(["join", &sandbox.gossip(leader)?, "--bind", "127.0.0.1:0", "--link-bind", "127.0.0.1:0"])
+            .args(["--rest-bind", "127.0.0.1:0", "--data-dir"])
+            .arg(dir.path())
+            .env("MLOC_JOIN_TOKEN", stranger.token()),
+    )?;
+    assert_eq!(refused.code, 1, "{}{}", refused.out, refused.err);
+    let said = format!("{}{}", refused.out, refused.err);
+    assert!(said.contains("refused") && said.contains("mesh"), "{said}");
+    sandbox.until("the seed logged why", |s| Ok(s.log(leader)?.contains("refused")))?;
+
+    let victim = other_than(&sandbox, &[leader]);
+    let name = sandbox.name(victim).to_owned();
+    let revoked = sandbox.run(leader, &["revoke", &name])?;
+    assert_eq!(revoked.code, 0, "{}", revoked.err);
+    sandbox.until("the revoked node logged why it is alone", |s| Ok(s.log(victim)?.contains("revoked")))?;
+    sandbox.until("the others logged that they refuse it", |s| {
+        Ok((0..3).filter(|i| *i != victim).any(|i| s.log(i).is_ok_and(|log| log.contains("revoked"))))
+    })?;
+    let nodes = sandbox.run(leader, &["nodes", "-o", "json"])?.json()?;
+    let state = nodes.as_array().and_then(|all| all.iter().find(|n| n["name"] == name.as_str()));
+    assert_eq!(state.map(|n| &n["state"]), Some(&"REVOKED".into()), "{nodes}");
+    let id = sandbox.submit(leader, &local_task(2))?;
+    let done = sandbox.until_state(leader, &id, &["COMPLETED"])?;
+    assert_ne!(worker_of(&sandbox, &done)?, victim);
     Ok(())
 }

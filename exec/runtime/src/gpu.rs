@@ -25,7 +25,9 @@ pub(crate) fn gpus() -> Vec<Gpu> {
     (0..nvml.device_count().unwrap_or(0))
         .map(|index| match nvml.device_by_index(index).and_then(|device| read(&device, index, &driver)) {
             Ok(mut gpu) => {
-                gpu.unusable = gpu.unusable.or_else(|| missing.clone());
+                if let Some(missing) = &missing {
+                    (gpu.unusable, gpu.unusable_for_good) = (Some(missing.clone()), true);
+                }
                 gpu
             }
             Err(error) => Gpu {
@@ -35,6 +37,7 @@ pub(crate) fn gpus() -> Vec<Gpu> {
                 driver: driver.clone(),
                 utilisation_percent: 0,
                 unusable: Some(format!("NVML cannot read it: {error}")),
+                unusable_for_good: true,
             },
         })
         .collect()
@@ -59,6 +62,7 @@ fn read(device: &Device<'_>, index: u32, driver: &str) -> Result<Gpu, NvmlError>
         driver: driver.to_owned(),
         utilisation_percent: device.utilization_rates().map_or(0, |u| u.gpu),
         unusable,
+        unusable_for_good: false,
     })
 }
 

@@ -26,7 +26,9 @@ pub struct Capability {
     pub cpu_millis: u64,
     /// Memory the node's container may use, in bytes.
     pub memory_bytes: u64,
-    /// Free bytes on the file system of the data directory.
+    /// Bytes free now on the file system of the data directory, unlike cores and memory, which are what there is in all.
+    /// What running attempts have written is missing from it already, and what they will still write nobody knows: a
+    /// task fits when what it asks is free beside the grants of attempts that have not started. A look, no reservation.
     pub disk_bytes: u64,
     /// GPUs, by index.
     pub gpus: Vec<Gpu>,
@@ -59,6 +61,9 @@ pub struct Gpu {
     pub utilisation_percent: u32,
     /// Why the mesh must not use it now: a foreign process on it, or the probe's own failure on it.
     pub unusable: Option<String>,
+    /// Whether that stays so until somebody mends it: no CUDA in this build, no driver. A foreign process ends.
+    #[serde(default)]
+    pub unusable_for_good: bool,
 }
 
 impl Gpu {
@@ -87,7 +92,7 @@ pub struct Request {
     pub cpu_millis: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
-    /// Bytes of disk.
+    /// Bytes of disk that must be free when it is assigned.
     pub disk_bytes: u64,
     /// GPUs, if any.
     pub gpu: Option<GpuRequest>,
@@ -122,7 +127,7 @@ pub struct Grant {
     pub cpu_millis: u64,
     /// Bytes of memory.
     pub memory_bytes: u64,
-    /// Bytes of disk.
+    /// Bytes of disk; they count until the attempt has started, see [`Capability::disk_bytes`].
     pub disk_bytes: u64,
     /// Indices of the GPUs.
     pub gpus: Vec<u32>,
@@ -133,6 +138,15 @@ pub struct Grant {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Nodes of this version gossiped it without `unusable_for_good` once.
+    #[test]
+    fn a_gpu_without_the_newer_key_is_read() {
+        let old =
+            r#"{"index":0,"kind":"nvidia-l40","memory_bytes":1,"driver":"","utilisation_percent":0,"unusable":"used"}"#;
+        let gpu: Gpu = serde_json::from_str(old).unwrap();
+        assert_eq!((gpu.unusable.as_deref(), gpu.unusable_for_good), (Some("used"), false));
+    }
 
     #[test]
     fn gpu_names_are_normalised() {

@@ -46,6 +46,13 @@ pub fn with_gpus(mut spec: TaskSpec, kind: &str, count: u32, gib: u64) -> TaskSp
     spec
 }
 
+/// The same, publishing to this folder of a bucket.
+pub fn publishing_to(mut spec: TaskSpec, path: &str) -> TaskSpec {
+    let (bucket, path) = ("b".to_owned(), path.to_owned());
+    spec.output.destination = Some(spec::Location::S3 { bucket, path, endpoint: None, region: None });
+    spec
+}
+
 /// A node of four cores and 24 GiB with these GPUs.
 pub fn node(name: &str, gpus: &[(&str, u64)]) -> Capability {
     let gpu = |(index, (kind, gib)): (u32, &(&str, u64))| Gpu {
@@ -55,6 +62,7 @@ pub fn node(name: &str, gpus: &[(&str, u64)]) -> Capability {
         driver: String::new(),
         utilisation_percent: 0,
         unusable: None,
+        unusable_for_good: false,
     };
     Capability {
         node: NodeId::new(name),

@@ -5,10 +5,10 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::{
-    capability::{Capability, Gpu, GpuRequest, Grant},
+    capability::{Capability, Gpu, GpuRequest, Grant, SIMULATED},
     id::AttemptId,
     quantity::{show_bytes, show_cpu},
-    task::TaskSpec,
+    task::{TaskSpec, spec::SEVERAL_GPUS},
 };
 
 /// What an attempt holds on a node.
@@ -18,6 +18,8 @@ pub struct Held {
     pub attempt: AttemptId,
     /// What it holds.
     pub grant: Grant,
+    /// Whether it has started: what it has written is missing from the node's free disk already.
+    pub started: bool,
 }
 
 /// One reason why a task does not fit a node.
@@ -47,7 +49,7 @@ pub enum Misfit {
     },
     /// It asks for more of something than the node has at all.
     TooBig {
-        /// `cpu`, `memory` or `disk`.
+        /// `cpu` or `memory`.
         what: &'static str,
         /// Asked, with its unit.
         asked: String,
@@ -56,13 +58,22 @@ pub enum Misfit {
     },
     /// The node has it, and others hold it.
     Held {
-        /// `cpu`, `memory` or `disk`.
+        /// `cpu` or `memory`.
         what: &'static str,
         /// Asked, with its unit.
         asked: String,
         /// Free now.
         free: String,
         /// Who holds the rest.
+        by: Vec<AttemptId>,
+    },
+    /// Too little is free on the node's disk now.
+    Disk {
+        /// Asked, with its unit.
+        asked: String,
+        /// Free now, less what was granted to attempts that have not started.
+        free: String,
+        /// Attempts that give back enough when they end, if they have written what they were granted; else none.
         by: Vec<AttemptId>,
     },
     /// The node has no GPU.
@@ -73,6 +84,8 @@ pub enum Misfit {
         wanted: String,
         /// What is there.
         found: Vec<String>,
+        /// Whether the task computes on it, so that a simulated one would not do.
+        computes: bool,
     },
     /// GPUs of the type have too little memory.
     GpuMemory {
@@ -107,6 +120,8 @@ pub enum Misfit {
         index: u32,
         /// Why.
         why: String,
+        /// Whether that stays so until somebody mends it.
+        for_good: bool,
     },
     /// The task computes on its device, and a simulated one cannot.
     Simulated,
@@ -115,7 +130,21 @@ pub enum Misfit {
 impl Misfit {
     /// Whether it passes by itself, when others finish or a GPU is given back.
     pub fn passes(&self) -> bool {
-        matches!(self, Misfit::Held { .. } | Misfit::GpusHeld { .. } | Misfit::GpuUnusable { .. })
+        match self {
+            Misfit::Held { .. } | Misfit::GpusHeld { .. } => true,
+            Misfit::GpuUnusable { for_good, .. } => !for_good,
+            Misfit::Disk { by, .. } => !by.is_empty(),
+            Misfit::TakesNoWork
+            | Misfit::NotNamed { .. }
+            | Misfit::Label { .. }
+            | Misfit::Feature { .. }
+            | Misfit::TooBig { .. }
+            | Misfit::NoGpu
+            | Misfit::GpuType { .. }
+            | Misfit::GpuMemory { .. }
+            | Misfit::GpuCount { .. }
+            | Misfit::Simulated => false,
+        }
     }
 
     /// What would make it fit.
@@ -127,17 +156,26 @@ impl Misfit {
                 format!("label the node {key}={wanted}, or change placement.nodeSelector")
             }
             Misfit::Feature { name } => match name.split_once(':') {
+                Some(("secret", what)) => {
+                    format!("add {what} under `secrets` in its node.yaml, or leave it out of secretsFrom")
+                }
+                Some(("volume", what)) => {
+                    format!("add {what} under `volumes` in its node.yaml, or name another volume")
+                }
+                Some(_) if name == SEVERAL_GPUS => "ask for gpu.count 1".into(),
                 Some((kind, what)) => format!("use a node whose build and configuration offer {kind} {what}"),
                 None => format!("use a build of mloc that has the module {name}"),
             },
             Misfit::TooBig { what, in_all, .. } => format!("ask for at most {in_all} of {what}, or add a larger node"),
             Misfit::Held { .. } | Misfit::GpusHeld { .. } => "wait for those to end, or cancel one".into(),
+            Misfit::Disk { free, .. } => format!("ask for at most {free} of disk, or free some on the node"),
             Misfit::NoGpu => "leave resources.hardware.gpu out, or add a node with a GPU".into(),
-            Misfit::GpuType { found, .. } => format!("ask for gpu.type {} or any", found.join(", ")),
+            Misfit::GpuType { wanted, found, computes } => another_type(wanted, found, *computes),
             Misfit::GpuMemory { largest, .. } => format!("ask for at most {largest} of gpu.memory"),
             Misfit::GpuCount { there, .. } => format!("ask for at most {there}"),
-            Misfit::GpuUnusable { .. } => "free the GPU: it is taken in again by itself".into(),
-            Misfit::Simulated => "ask for a real gpu.type".into(),
+            Misfit::GpuUnusable { for_good: false, .. } => "free the GPU: it is taken in again by itself".into(),
+            Misfit::GpuUnusable { for_good: true, index, .. } => format!("mend GPU {index} there, or use another node"),
+            Misfit::Simulated => "use a node with a real GPU, and ask for a real gpu.type".into(),
         }
     }
 }
@@ -154,7 +192,10 @@ impl fmt::Display for Misfit {
                 write!(f, "label {key}={wanted} asked: this node has no label {key}")
             }
             Misfit::Feature { name } => match name.split_once(':') {
-                Some((kind, what)) => write!(f, "no {kind} `{what}` on this node"),
+                Some(_) if name == SEVERAL_GPUS => {
+                    write!(f, "several GPUs asked: no data parallelism in this build (feature {name})")
+                }
+                Some((kind, what)) => write!(f, "no {kind} `{what}` on this node (feature {name})"),
                 None => write!(f, "no module `{name}` in this build"),
             },
             Misfit::TooBig { what, asked, in_all } => write!(f, "{what} {asked} asked: {in_all} in all"),
@@ -162,8 +203,12 @@ impl fmt::Display for Misfit {
                 write!(f, "{what} {asked} asked: {free} free")?;
                 if by.is_empty() { Ok(()) } else { write!(f, ", the rest held by {}", tasks(by)) }
             }
+            Misfit::Disk { asked, free, by } => {
+                write!(f, "disk {asked} asked: {free} free now")?;
+                if by.is_empty() { Ok(()) } else { write!(f, ", with {} on it", tasks(by)) }
+            }
             Misfit::NoGpu => f.write_str("no GPU at all"),
-            Misfit::GpuType { wanted, found } => {
+            Misfit::GpuType { wanted, found, .. } => {
                 write!(f, "gpu.type {wanted}: this node has {}", found.join(", "))
             }
             Misfit::GpuMemory { asked, largest } => {
@@ -174,10 +219,30 @@ impl fmt::Display for Misfit {
                 write!(f, "{asked} GPUs asked: free {free} of {there} GPUs")?;
                 if by.is_empty() { Ok(()) } else { write!(f, ": {held} held by {}", tasks(by)) }
             }
-            Misfit::GpuUnusable { index, why } => write!(f, "GPU {index} cannot be used: {why}"),
+            Misfit::GpuUnusable { index, why, .. } => write!(f, "GPU {index} cannot be used: {why}"),
             Misfit::Simulated => f.write_str("simulated GPUs cannot compute"),
         }
     }
+}
+
+/// What to ask for where the type is not there. Simulated GPUs never stand in for real ones unasked, nor they for them.
+fn another_type(wanted: &str, found: &[String], computes: bool) -> String {
+    let is_simulated = |kind: &str| kind.starts_with(SIMULATED);
+    let any = |simulated: bool| if simulated { "simulated:any" } else { "any" };
+    let simulated = is_simulated(wanted);
+    let alike: Vec<&str> = found.iter().map(String::as_str).filter(|kind| is_simulated(kind) == simulated).collect();
+    if !alike.is_empty() {
+        return format!("ask for gpu.type {} or {}", alike.join(", "), any(simulated));
+    }
+    let wanted = match wanted {
+        "any" => "a real GPU",
+        "simulated:any" => "a simulated GPU",
+        exact => exact,
+    };
+    if computes {
+        return format!("use a node that has {wanted}");
+    }
+    format!("ask for gpu.type {}, or use a node that has {wanted}", any(!simulated))
 }
 
 fn tasks(by: &[AttemptId]) -> String {
@@ -242,11 +307,18 @@ fn misfits_of_amounts(spec: &TaskSpec, node: &Capability, held: &[Held], misfits
     let asked = &spec.request;
     type Of = fn(&Grant) -> u64;
     type Show = fn(u64) -> String;
-    let amounts: [(&'static str, u64, u64, Of, Show); 3] = [
+    let amounts: [(&'static str, u64, u64, Of, Show); 2] = [
         ("cpu", asked.cpu_millis, node.cpu_millis, |g| g.cpu_millis, show_cpu),
         ("memory", asked.memory_bytes, node.memory_bytes, |g| g.memory_bytes, show_bytes),
-        ("disk", asked.disk_bytes, node.disk_bytes, |g| g.disk_bytes, show_bytes),
     ];
+    let promised = held.iter().filter(|h| !h.started).fold(0u64, |sum, h| sum.saturating_add(h.grant.disk_bytes));
+    let free = node.disk_bytes.saturating_sub(promised);
+    if asked.disk_bytes > free {
+        let granted = held.iter().fold(free, |sum, h| sum.saturating_add(h.grant.disk_bytes));
+        let by = held.iter().filter(|h| h.grant.disk_bytes > 0 && asked.disk_bytes <= granted);
+        let by = by.map(|h| h.attempt.clone()).collect();
+        misfits.push(Misfit::Disk { asked: show_bytes(asked.disk_bytes), free: show_bytes(free), by });
+    }
     for (what, asked, in_all, of, show) in amounts {
         let taken = held.iter().fold(0u64, |sum, h| sum.saturating_add(of(&h.grant)));
         let free = in_all.saturating_sub(taken);
@@ -276,7 +348,7 @@ fn pick_gpus(
         let mut found: Vec<String> = node.gpus.iter().map(|gpu| gpu.kind.clone()).collect();
         found.sort();
         found.dedup();
-        misfits.push(Misfit::GpuType { wanted: asked.kind.clone(), found });
+        misfits.push(Misfit::GpuType { wanted: asked.kind.clone(), found, computes: real });
         return None;
     }
     if real && of_type.iter().all(|gpu| gpu.is_simulated()) {
@@ -312,9 +384,12 @@ fn misfits_of_count<'h>(
     holder: &dyn Fn(&Gpu) -> Option<&'h Held>,
     misfits: &mut Vec<Misfit>,
 ) {
+    let mended = enough.iter().filter(|gpu| !gpu.unusable_for_good);
+    let others_do = mended.clone().any(|gpu| mended.clone().filter(|g| g.kind == gpu.kind).count() >= asked as usize);
     for gpu in enough {
-        if let Some(why) = &gpu.unusable {
-            misfits.push(Misfit::GpuUnusable { index: gpu.index, why: why.clone() });
+        // One that needs mending is no reason where the others will do in time.
+        if let Some(why) = gpu.unusable.clone().filter(|_| !(gpu.unusable_for_good && others_do)) {
+            misfits.push(Misfit::GpuUnusable { index: gpu.index, why, for_good: gpu.unusable_for_good });
         }
     }
     let of_kind = |kind: &str| enough.iter().filter(|gpu| gpu.kind == kind).count();

@@ -49,12 +49,10 @@ pub struct Assign {
 /// Why an attempt is to stop.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StopReason {
-    /// The user cancelled the task.
+    /// The task has ended without it: a user cancelled it, or it failed elsewhere.
     Cancelled,
     /// The ledger has given it up: another attempt may run.
     Superseded,
-    /// The node drains.
-    Draining,
 }
 
 /// A worker's answer.
@@ -205,7 +203,7 @@ pub enum FromLeader {
         /// The leader, where known.
         leader: Option<NodeId>,
     },
-    /// The ledger cannot commit just now: try again.
+    /// Not now: the ledger cannot commit, or another attempt publishes to the same place. Try again.
     Unavailable {
         /// Why.
         why: String,

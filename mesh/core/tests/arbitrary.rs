@@ -56,8 +56,11 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
     });
     let replicas = prop_oneof![8 => Just(1u32), 2 => Just(2), 1 => Just(0)];
     let depends_on = proptest::collection::vec((0..TASKS).prop_map(|n| format!("task-{n}")), 0..2);
-    (replicas, 0..3_000u64, gpu_request(), retry, depends_on, -1..2i32).prop_map(
-        |(replicas, cpu_millis, gpu, retry, depends_on, priority)| TaskSpec {
+    let place =
+        |n: u32| spec::Location::S3 { bucket: n.to_string(), path: String::new(), endpoint: None, region: None };
+    let destination = proptest::option::of((0..2u32).prop_map(place));
+    (replicas, 0..3_000u64, gpu_request(), retry, depends_on, -1..2i32, destination).prop_map(
+        |(replicas, cpu_millis, gpu, retry, depends_on, priority, destination)| TaskSpec {
             kind: Kind::TrainingTask,
             metadata: spec::Metadata { owner: "o".to_owned(), ..spec::Metadata::default() },
             task_type: TaskType::Echo,
@@ -66,7 +69,7 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
             model: None,
             dataset: None,
             hyperparameters: BTreeMap::new(),
-            output: spec::Output::default(),
+            output: spec::Output { destination, artifacts: Vec::new() },
             priority,
             depends_on,
             retry,
@@ -165,6 +168,7 @@ fn view(at: u32, gpus: &[(bool, u64)]) -> NodeView {
         driver: String::new(),
         utilisation_percent: 0,
         unusable: None,
+        unusable_for_good: false,
     };
     let capability = Capability {
         node: NodeId::new(format!("node-{at}")),
@@ -177,13 +181,13 @@ fn view(at: u32, gpus: &[(bool, u64)]) -> NodeView {
         disk_bytes: 0,
         gpus: (0..).zip(gpus).map(gpu).collect(),
         matmul_gflops: None,
-        features: BTreeSet::from(["echo".to_owned()]),
+        features: BTreeSet::from(["echo".to_owned(), "destination:s3".to_owned()]),
         labels: BTreeMap::new(),
         work: true,
         vote: true,
         reachable: true,
     };
-    NodeView { capability, alive: true }
+    NodeView { capability: Some(capability), alive: true }
 }
 
 proptest! {
@@ -264,7 +268,7 @@ proptest! {
             let entry = assignment.entry(Millis(1));
             prop_assert_eq!(ledger.apply(&entry), Outcome::Applied, "{:?}", entry);
         }
-        let has = nodes.iter().map(|(id, view)| (id.clone(), fit::capacity(&view.capability))).collect();
+        let has = nodes.iter().map(|(id, view)| (id.clone(), fit::capacity(view.capability.as_ref().unwrap()))).collect();
         prop_assert_eq!(invariants::slots_within(&ledger, &has), Ok(()));
         prop_assert_eq!(ask(&ledger), [], "S1 solving twice changes nothing");
         // What was left behind is explained: no node has room for it.

@@ -211,9 +211,9 @@ impl MeshHandle {
     /// What the scheduler sees.
     pub(crate) fn node_views(&self) -> BTreeMap<NodeId, schedule::NodeView> {
         let to_view = |(id, member): (NodeId, MemberView)| {
-            member.capability.map(|capability| (id, schedule::NodeView { capability, alive: member.alive }))
+            (id, schedule::NodeView { capability: member.capability, alive: member.alive })
         };
-        self.views().into_iter().filter_map(to_view).collect()
+        self.views().into_iter().map(to_view).collect()
     }
 
     /// Why a task does or does not run; `None` when there is no such task.

@@ -31,17 +31,6 @@ impl Leader {
         decisions
     }
 
-    /// When [`Leader::decide`] has something to do next, should nothing happen before: the earliest lease to end, message
-    /// to repeat, or backoff to pass.
-    pub fn wake_at(&self, ledger: &Ledger) -> Option<Millis> {
-        let lease = std::time::Duration::from_millis(self.settings.lease_ms + self.settings.slack_ms + 1);
-        let leases = self.leases.values().map(|heard| *heard + lease);
-        let deliveries = self.deliveries.values().filter(|d| !d.done).map(|d| d.next);
-        let waiting = ledger.tasks.values().filter(|t| t.ended.is_none()).flat_map(|t| &t.replicas);
-        let backoffs = waiting.filter(|r| r.live().is_none() && !r.finished()).map(|r| r.not_before);
-        leases.chain(deliveries).chain(backoffs).min()
-    }
-
     fn forget_the_dead(&mut self, ledger: &Ledger) {
         let live = |id: &_| ledger.attempt(id).is_some_and(Attempt::is_live);
         self.leases.retain(|id, _| live(id));
@@ -51,9 +40,12 @@ impl Leader {
     }
 
     fn expire_leases(&mut self, ledger: &Ledger, now: Millis, decisions: &mut Decisions) {
-        let longest = self.settings.lease_ms + self.settings.slack_ms;
         for attempt in ledger.live_attempts() {
             let last_heard = *self.leases.entry(attempt.id.clone()).or_insert(now);
+            let spec = ledger.tasks.get(&attempt.id.task).map(|task| &task.spec);
+            // Its worker computes on so long: given away earlier, that work would be lost.
+            let offline_for_ms = spec.and_then(|spec| spec.placement.offline_for_ms).unwrap_or(0);
+            let longest = self.settings.lease_ms.max(offline_for_ms).saturating_add(self.settings.slack_ms);
             if now.since(last_heard) > longest {
                 self.given_up.insert(attempt.id.clone());
                 decisions.propose.push(Entry::LeaseExpired { attempt: attempt.id.clone(), last_heard, at: now });
@@ -65,6 +57,7 @@ impl Leader {
         if now < self.next_key_sweep {
             return;
         }
+        // Keys bear the stamps of whoever took the task: of a clock that is ahead they are kept so much longer.
         self.next_key_sweep = now + std::time::Duration::from_millis(KEY_SWEEP_MS);
         let before = Millis(now.0.saturating_sub(self.settings.keys_kept_ms));
         if ledger.keys.values().flat_map(|keys| keys.values()).any(|key| key.at < before) {

@@ -8,8 +8,11 @@
 //! on an applied entry, new gossip, a tick    decide → commit `propose`, send `send`
 //! on a worker's answer to a sent message     on_worker_answer → commit what it returns
 //! ```
-//! Everything in here is soft: a new leader starts empty and errs on the side of waiting a lease too long. What is
-//! sent follows from committed entries only. Three duties of the shell keep the leases true:
+//! Everything in here is soft: a new leader starts empty and errs on the side of waiting a lease too long. So it does
+//! with usage: an attempt that no heartbeat named since it leads is counted up to the moment it took over, which is
+//! past its last acknowledged heartbeat by at most the wait of the leader before (the lease or `placement.offlineFor`,
+//! and the slack) and the election. What is sent follows from committed entries only. Three duties of the shell keep
+//! the leases true:
 //! - `became_leader` is called after the leader has applied an entry of its own term: before that, its ledger may lack
 //!   assignments that the one before it committed, and workers would be told to stop them.
 //! - `now` is wall time taken once, carried on by a monotonic clock: a step of the wall clock must not expire leases.
@@ -23,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     id::{AttemptId, NodeId},
     ledger::{
-        Entry, Ledger, Outcome,
+        Entry, Ledger, Outcome, Reason,
         entry::{Failure, FailureClass},
         state::AttemptState,
     },
@@ -61,7 +64,8 @@ impl Default for Settings {
 pub struct Leader {
     node: NodeId,
     settings: Settings,
-    /// When each live attempt was last heard of, by a heartbeat that named it.
+    /// When each live attempt was last heard of, by a heartbeat that named it; by this leader's clock, as all that is
+    /// compared with `now`.
     leases: BTreeMap<AttemptId, Millis>,
     /// Whose end was proposed because its lease was over. The commit may take a while, and a heartbeat in between must
     /// not bring the lease back: the worker would rely on it after the attempt has ended.
@@ -119,7 +123,9 @@ impl Leader {
         self.given_up.clear();
         self.progress.clear();
         self.deliveries.clear();
-        self.next_key_sweep = now;
+        // By then a key from before is that old whatever clock stamped it: a retry across a failover, which keys are for,
+        // must find it.
+        self.next_key_sweep = now + std::time::Duration::from_millis(self.settings.keys_kept_ms);
     }
 
     /// What a live attempt last said of itself; nothing right after a change of leader.
@@ -171,6 +177,12 @@ impl Leader {
             // The answer was lost on its way: no need to commit it again.
             (Report::Started, AttemptState::Running { .. } | AttemptState::Publishing { .. })
             | (Report::Publish, AttemptState::Publishing { .. }) => return committed,
+            // Asked again every second, it is not worth a commit.
+            (Report::Publish, AttemptState::Running { .. }) => {
+                if let Some(holder) = ledger.writer_at_same_place(&attempt) {
+                    return Reaction::Answer(FromLeader::Unavailable { why: Reason::PublishHeld(holder).to_string() });
+                }
+            }
             _ => {}
         }
         let at = now;
@@ -189,6 +201,8 @@ impl Leader {
         match outcome {
             Outcome::Applied | Outcome::Duplicate(_) => FromLeader::Committed { term },
             Outcome::Stale => FromLeader::Stale { term, why: "the attempt is superseded or over".to_owned() },
+            // It passes: the worker asks again, and then meets the other's manifest or an empty place.
+            Outcome::Rejected(reason @ Reason::PublishHeld(_)) => FromLeader::Unavailable { why: reason.to_string() },
             Outcome::Rejected(reason) => FromLeader::Stale { term, why: reason.to_string() },
         }
     }

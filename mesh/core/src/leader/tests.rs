@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::{
-    cases::{attempt, ledger, node, spec, submit, take},
+    cases::{attempt, ledger, node, publishing_to, spec, submit, take},
     ledger::Ledger,
     wire::{Phase, Progress, ToWorker},
 };
@@ -22,7 +22,7 @@ impl Env {
     fn new() -> Self {
         let mut ledger = ledger(&["a", "b"]);
         take(&mut ledger, submit("t", spec("t"), 0));
-        let view = |name: &str| (NodeId::new(name), NodeView { capability: node(name, &[]), alive: true });
+        let view = |name: &str| (NodeId::new(name), NodeView { capability: Some(node(name, &[])), alive: true });
         let mut leader = Leader::new(NodeId::new("a"), Settings { slack_ms: 5_000, ..Settings::default() });
         leader.became_leader(Millis(0), &ledger);
         Env { ledger, nodes: BTreeMap::from([view("a"), view("b")]), leader }
@@ -107,6 +107,49 @@ fn a_new_leader_grants_a_fresh_lease() {
 }
 
 #[test]
+fn who_may_compute_offline_keeps_its_attempt_so_long() {
+    for (offline_for_ms, kept_ms) in [(None, 65_000), (Some(10_000), 65_000), (Some(300_000), 305_000)] {
+        let mut env = Env::new();
+        let mut patient = spec("t");
+        patient.placement.offline_for_ms = offline_for_ms;
+        env.ledger = ledger(&["a", "b"]);
+        take(&mut env.ledger, submit("t", patient, 0));
+        env.turn(0);
+        env.turn(1);
+        assert!(env.turn(1 + kept_ms).propose.is_empty(), "{offline_for_ms:?}");
+        assert_eq!(env.turn(2 + kept_ms).propose.len(), 1, "{offline_for_ms:?}");
+    }
+}
+
+#[test]
+fn who_meets_another_publisher_is_told_to_ask_again() {
+    let mut env = Env::new();
+    env.ledger = ledger(&["a", "b"]);
+    for id in ["t", "u"] {
+        take(&mut env.ledger, submit(id, publishing_to(spec(id), "out"), 0));
+    }
+    for view in env.nodes.values_mut() {
+        view.capability.as_mut().unwrap().features.insert("destination:s3".to_owned());
+    }
+    env.turn(0);
+    let (t, u) = (attempt("t", 1), attempt("u", 1));
+    for id in [&t, &u] {
+        take(&mut env.ledger, Entry::Started { attempt: id.clone(), at: Millis(1) });
+    }
+    take(&mut env.ledger, Entry::Publishing { attempt: t.clone(), at: Millis(2) });
+    let ask = |env: &Env| {
+        let node = env.ledger.attempt(&u).unwrap().node.clone();
+        env.leader.on_report(&env.ledger, &node, u.clone(), Report::Publish, Millis(3), TERM)
+    };
+    let later = FromLeader::Unavailable { why: "attempt t.0.1 may be writing to the same destination".to_owned() };
+    assert_eq!(ask(&env), Reaction::Answer(later.clone()), "not worth a commit");
+    // The other was faster between the question and the commit.
+    assert_eq!(Leader::answer_to(&Outcome::Rejected(Reason::PublishHeld(t.clone())), TERM), later);
+    take(&mut env.ledger, Entry::Finished { attempt: t, result: Default::default(), at: Millis(4) });
+    assert!(matches!(ask(&env), Reaction::Propose(Entry::Publishing { .. })));
+}
+
+#[test]
 fn nobody_speaks_for_an_attempt_of_another_node() {
     let mut env = Env::new();
     env.turn(0);
@@ -145,7 +188,8 @@ fn a_refused_assignment_goes_back_to_the_queue() {
     let refused = FromWorker::Refused { reason: "no room".to_owned() };
     let entry = env.leader.on_worker_answer(&attempt("t", 1), &refused, Millis(9)).unwrap();
     take(&mut env.ledger, entry);
-    assert_eq!(env.leader.wake_at(&env.ledger), Some(Millis(1_009)), "when the backoff is over");
+    assert!(env.turn(1_008).propose.is_empty(), "its backoff is not over");
+    assert_eq!(env.turn(1_009).propose.len(), 1);
 }
 
 #[test]
@@ -156,6 +200,17 @@ fn old_keys_are_swept() {
     assert_eq!(env.turn(day).propose.iter().filter(|e| matches!(e, Entry::KeysForgotten { .. })).count(), 0);
     let swept = Entry::KeysForgotten { before: Millis(600_000) };
     assert!(env.turn(day + 600_000).propose.contains(&swept));
+}
+
+#[test]
+fn a_new_leader_keeps_the_keys_of_one_whose_clock_was_behind() {
+    let mut env = Env::new();
+    let now = 20_000 * 86_400_000;
+    env.leader.became_leader(Millis(now), &env.ledger);
+    let forgets = |decisions: Decisions| decisions.propose.iter().any(|e| matches!(e, Entry::KeysForgotten { .. }));
+    assert!(!forgets(env.turn(now)), "the key was stamped in 1970, and may be a second old");
+    assert!(!forgets(env.turn(now + 86_399_999)));
+    assert!(forgets(env.turn(now + 86_400_000)));
 }
 
 #[test]

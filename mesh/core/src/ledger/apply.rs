@@ -24,11 +24,13 @@ pub struct Guards {
     pub fence: bool,
     /// An assignment is measured against what its node has left.
     pub slot_recheck: bool,
+    /// Of attempts with one destination, one at a time may publish.
+    pub publish_hold: bool,
 }
 
 impl Default for Guards {
     fn default() -> Self {
-        Self { fence: true, slot_recheck: true }
+        Self { fence: true, slot_recheck: true, publish_hold: true }
     }
 }
 

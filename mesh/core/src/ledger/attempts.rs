@@ -71,10 +71,10 @@ impl Ledger {
         if self.members.get(node).is_some_and(|m| m.draining_since.is_some()) {
             return Some(Reason::Draining(node.clone()));
         }
-        if replica.not_before > at || !self.dependencies_done(task) {
+        if !replica.may_go(at) || !self.dependencies_done(task) {
             return Some(Reason::NotReady(id.task.clone()));
         }
-        let held: Vec<&Grant> = self.live_attempts_on(node).map(|a| &a.grant).collect();
+        let held: Vec<&Attempt> = self.live_attempts_on(node).collect();
         (guards.slot_recheck && !has_room(grant, capacity, &held)).then(|| Reason::NoRoom(node.clone()))
     }
 
@@ -138,6 +138,12 @@ impl Ledger {
             AttemptState::Assigned => Outcome::Rejected(Reason::OutOfSequence(id.clone())),
             AttemptState::Stopping { .. } => Outcome::Stale,
             AttemptState::Running { since: started_at } => {
+                if guards.publish_hold
+                    && let Some(holder) = self.writer_at_same_place(id)
+                {
+                    return Outcome::Rejected(Reason::PublishHeld(holder));
+                }
+                let Some(attempt) = self.attempt_mut(id) else { return Outcome::Stale };
                 attempt.state = AttemptState::Publishing { started_at, since: at };
                 Outcome::Applied
             }
@@ -149,9 +155,26 @@ impl Ledger {
         }
     }
 
+    /// Who else may be writing to the destination of this attempt: files of two would lie under one manifest. One that
+    /// is stopping may have been publishing, and has not heard of its end yet. Destinations are the same when they are
+    /// written the same: that a volume's path and an absolute one mean one folder, only the node could tell.
+    pub fn writer_at_same_place(&self, id: &AttemptId) -> Option<AttemptId> {
+        let place = |id: &AttemptId| self.tasks.get(&id.task)?.spec.output.destination.as_ref();
+        let mine = place(id)?;
+        let mut others = self.live_attempts().filter(|other| other.id != *id && place(&other.id) == Some(mine));
+        let writes = |other: &&Attempt| match &other.state {
+            AttemptState::Publishing { .. } | AttemptState::Stopping { started_at: Some(_), .. } => true,
+            AttemptState::Assigned
+            | AttemptState::Running { .. }
+            | AttemptState::Stopping { started_at: None, .. }
+            | AttemptState::Ended { .. } => false,
+        };
+        others.find(writes).map(|other| other.id.clone())
+    }
+
     pub(super) fn finished(&mut self, id: &AttemptId, result: &TaskResult, at: Millis, guards: Guards) -> Outcome {
         // The answer to the first of two was lost on its way.
-        if self.ended_as(id) == Some(&AttemptEnd::Finished) {
+        if self.attempt(id).and_then(Attempt::how) == Some(&AttemptEnd::Finished) {
             return Outcome::Duplicate(id.task.clone());
         }
         match self.speaking(id, guards).map(|a| &a.state) {
@@ -201,7 +224,8 @@ impl Ledger {
         let node = self.attempt(id).map(|a| a.node.to_string()).unwrap_or_default();
         let node = self.members.get(&NodeId::new(node.as_str())).map_or(node, |m| m.name.clone());
         self.end_attempt(id, AttemptEnd::Lost, at, last_heard);
-        let message = format!("attempt {} was lost: nothing was heard of node {node} for a lease", id.attempt);
+        let silent = at.since(last_heard).div_ceil(1000);
+        let message = format!("attempt {} was lost: nothing was heard of node {node} for {silent} s", id.attempt);
         self.retry_or_fail(id, &Failure { class: FailureClass::Retryable, message }, at);
         Outcome::Applied
     }
@@ -273,16 +297,6 @@ impl Ledger {
         self.attempt_mut(id).ok_or(Outcome::Stale)
     }
 
-    fn ended_as(&self, id: &AttemptId) -> Option<&AttemptEnd> {
-        match &self.attempt(id)?.state {
-            AttemptState::Ended { how, .. } => Some(how),
-            AttemptState::Assigned
-            | AttemptState::Running { .. }
-            | AttemptState::Publishing { .. }
-            | AttemptState::Stopping { .. } => None,
-        }
-    }
-
     fn replica_mut(&mut self, id: &AttemptId) -> Option<&mut Replica> {
         self.tasks.get_mut(&id.task)?.replicas.get_mut(id.replica as usize)
     }
@@ -299,17 +313,20 @@ fn backoff(retry: &Retry, failures: u32) -> Duration {
     Duration::from_millis(wait)
 }
 
-/// Whether `grant` fits beside what is held: sums for cores, memory and disk; GPUs by index, each once.
-fn has_room(grant: &Grant, capacity: &Grant, held: &[&Grant]) -> bool {
-    let fits = |of: fn(&Grant) -> u64| {
-        let sum = held.iter().fold(of(grant), |sum, h| sum.saturating_add(of(h)));
+/// Whether `grant` fits beside what is held: sums for cores and memory; disk beside what has not started, for the
+/// capacity is what was free; GPUs by index, each once.
+fn has_room(grant: &Grant, capacity: &Grant, held: &[&Attempt]) -> bool {
+    let fits = |of: fn(&Grant) -> u64, counts: fn(&Attempt) -> bool| {
+        let held = held.iter().filter(|a| counts(a));
+        let sum = held.fold(of(grant), |sum, a| sum.saturating_add(of(&a.grant)));
         of(grant) == 0 || sum <= of(capacity)
     };
     let gpu_free = |at: usize, gpu: &u32| {
-        capacity.gpus.contains(gpu) && !grant.gpus[..at].contains(gpu) && held.iter().all(|h| !h.gpus.contains(gpu))
+        let held = held.iter().any(|a| a.grant.gpus.contains(gpu));
+        capacity.gpus.contains(gpu) && !grant.gpus[..at].contains(gpu) && !held
     };
-    fits(|g| g.cpu_millis)
-        && fits(|g| g.memory_bytes)
-        && fits(|g| g.disk_bytes)
+    fits(|g| g.cpu_millis, |_| true)
+        && fits(|g| g.memory_bytes, |_| true)
+        && fits(|g| g.disk_bytes, |a| a.state.started_at().is_none())
         && grant.gpus.iter().enumerate().all(|(at, gpu)| gpu_free(at, gpu))
 }

@@ -1,4 +1,9 @@
-//! What raft commits, and what applying it came to. Moments (`at`) are stamped by the leader that proposes.
+//! What raft commits, and what applying it came to.
+//!
+//! Moments (`at`) are stamped by whoever proposes: the leader of the time for what it decides, the node that took the
+//! request for what a user asks. Their clocks may differ by any amount, so a moment says when something was, and what
+//! may happen next rests on none of another clock: leases run on the leader's own, a backoff that seems to begin in the
+//! future counts as over. Usage is as true as the clocks of the leaders that stamped a row's start and its end.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +61,7 @@ pub enum Entry {
         /// When.
         at: Millis,
     },
-    /// The right to publish, exclusive per replica: committed before the first byte lands.
+    /// The right to publish, exclusive per replica and per destination: committed before the first byte lands.
     Publishing {
         /// The attempt.
         attempt: AttemptId,
@@ -88,11 +93,12 @@ pub enum Entry {
         /// When.
         at: Millis,
     },
-    /// Nothing was heard of the attempt's node for a lease: its slots are free, its fence is down.
+    /// Nothing was heard of the attempt's node for a lease, or for `placement.offlineFor` if that is longer: its slots
+    /// are free, its fence is down.
     LeaseExpired {
         /// The attempt.
         attempt: AttemptId,
-        /// Last acknowledged heartbeat: usage ends there.
+        /// Last heartbeat that this leader acknowledged, or when it took over if it has heard none: usage ends there.
         last_heard: Millis,
         /// When.
         at: Millis,
@@ -250,8 +256,8 @@ pub enum Reason {
     /// Its backoff or dependencies are not over.
     #[error("task {0} is not ready to run")]
     NotReady(TaskId),
-    /// Another attempt may publish.
-    #[error("attempt {0} holds the right to publish")]
+    /// Another attempt may be writing to the same destination: asking again helps once that one is over.
+    #[error("attempt {0} may be writing to the same destination")]
     PublishHeld(AttemptId),
     /// The request id was used for another body.
     #[error("this Idempotency-Key was used for another body (task {0})")]

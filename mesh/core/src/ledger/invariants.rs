@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{
     capability::Grant,
-    id::{NodeId, TaskId},
+    id::{AttemptId, NodeId, TaskId},
+    task::spec::Location,
 };
 
 /// A promise that was broken.
@@ -34,6 +35,7 @@ fn broken(name: &'static str, detail: String) -> Holds {
 pub fn all(ledger: &Ledger) -> Holds {
     ledger.tasks.iter().try_for_each(|(id, task)| of_task(ledger, id, task))?;
     slots_never_oversubscribed(ledger)?;
+    one_publisher_at_a_place(ledger)?;
     usage_is_the_sum_of_attempts(ledger)
 }
 
@@ -48,9 +50,12 @@ pub fn of_entry(ledger: &Ledger, entry: &Entry) -> Holds {
             slots_never_oversubscribed(ledger)?;
             &attempt.task
         }
+        Entry::Publishing { attempt, .. } => {
+            one_publisher_at_a_place(ledger)?;
+            &attempt.task
+        }
         Entry::Started { attempt, .. }
         | Entry::Checkpointed { attempt, .. }
-        | Entry::Publishing { attempt, .. }
         | Entry::Finished { attempt, .. }
         | Entry::Failed { attempt, .. }
         | Entry::Stopped { attempt, .. }
@@ -87,6 +92,22 @@ fn one_live_attempt(id: &TaskId, task: &Task) -> Holds {
     Ok(())
 }
 
+/// L6: of attempts with one destination at most one holds the right to publish.
+fn one_publisher_at_a_place(ledger: &Ledger) -> Holds {
+    let publishing = ledger.live_attempts().filter(|a| matches!(a.state, AttemptState::Publishing { .. }));
+    let mut held: Vec<(&Location, &AttemptId)> = Vec::new();
+    for attempt in publishing {
+        let task = ledger.tasks.get(&attempt.id.task);
+        let Some(place) = task.and_then(|task| task.spec.output.destination.as_ref()) else { continue };
+        if let Some((_, other)) = held.iter().find(|(taken, _)| *taken == place) {
+            let detail = format!("{other} and {} both publish to {place:?}", attempt.id);
+            return broken("L6 one publisher at a destination", detail);
+        }
+        held.push((place, &attempt.id));
+    }
+    Ok(())
+}
+
 /// L2, as far as the ledger alone can tell: no GPU of a node is held twice.
 ///
 /// # Errors
@@ -104,14 +125,14 @@ pub fn slots_never_oversubscribed(ledger: &Ledger) -> Holds {
     Ok(())
 }
 
-/// L2 against what nodes have, where that is known and does not change.
+/// L2 against what nodes have, where that is known and does not change. Disk is no slot: what is free changes by itself.
 ///
 /// # Errors
 /// When attempts hold more than their node has.
 pub fn slots_within(ledger: &Ledger, capacity: &BTreeMap<NodeId, Grant>) -> Holds {
     const NAME: &str = "L2 slots never oversubscribed";
     slots_never_oversubscribed(ledger)?;
-    let mut held: BTreeMap<&NodeId, (u64, u64, u64)> = BTreeMap::new();
+    let mut held: BTreeMap<&NodeId, (u64, u64)> = BTreeMap::new();
     for attempt in ledger.live_attempts() {
         let Some(has) = capacity.get(&attempt.node) else {
             return broken(NAME, format!("{} is on {}, which has nothing", attempt.id, attempt.node));
@@ -119,8 +140,7 @@ pub fn slots_within(ledger: &Ledger, capacity: &BTreeMap<NodeId, Grant>) -> Hold
         let sum = held.entry(&attempt.node).or_default();
         sum.0 += attempt.grant.cpu_millis;
         sum.1 += attempt.grant.memory_bytes;
-        sum.2 += attempt.grant.disk_bytes;
-        if sum.0 > has.cpu_millis || sum.1 > has.memory_bytes || sum.2 > has.disk_bytes {
+        if sum.0 > has.cpu_millis || sum.1 > has.memory_bytes {
             return broken(NAME, format!("{} holds {sum:?} of {has:?}", attempt.node));
         }
         if let Some(gpu) = attempt.grant.gpus.iter().find(|gpu| !has.gpus.contains(gpu)) {

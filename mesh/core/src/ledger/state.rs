@@ -86,7 +86,7 @@ pub enum TaskEnd {
 pub struct Replica {
     /// Its attempts, oldest first; at most the last one is live.
     pub attempts: Vec<Attempt>,
-    /// Not to be tried again before this moment (backoff).
+    /// Not to be tried again before this moment (backoff); 0 when it may go at once. See [`Replica::may_go`].
     pub not_before: Millis,
     /// Since when it waits; `reason` says why it went back to the queue, empty the first time.
     pub pending_since: Millis,
@@ -155,7 +155,7 @@ pub enum AttemptEnd {
     Failed(Failure),
     /// It was asked to stop, and did.
     Stopped,
-    /// Its node went silent for a lease.
+    /// Its node went silent for longer than it may.
     Lost,
 }
 
@@ -207,6 +207,12 @@ impl Replica {
         self.attempts.last().filter(|attempt| attempt.is_live())
     }
 
+    /// Whether its backoff is over. A wait that begins in the future was begun by another leader's clock, and how much
+    /// is left of it nobody can say: it counts as over, so that clocks that differ cost a backoff and never hold a task.
+    pub fn may_go(&self, now: Millis) -> bool {
+        self.not_before <= now || now < self.pending_since
+    }
+
     /// Whether its work is done.
     pub fn finished(&self) -> bool {
         matches!(self.attempts.last().map(|a| &a.state), Some(AttemptState::Ended { how: AttemptEnd::Finished, .. }))
@@ -223,7 +229,18 @@ impl Replica {
 impl Attempt {
     /// Whether it still holds its slots.
     pub fn is_live(&self) -> bool {
-        !matches!(self.state, AttemptState::Ended { .. })
+        self.how().is_none()
+    }
+
+    /// How it ended, if it has.
+    pub fn how(&self) -> Option<&AttemptEnd> {
+        match &self.state {
+            AttemptState::Ended { how, .. } => Some(how),
+            AttemptState::Assigned
+            | AttemptState::Running { .. }
+            | AttemptState::Publishing { .. }
+            | AttemptState::Stopping { .. } => None,
+        }
     }
 }
 

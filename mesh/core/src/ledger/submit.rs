@@ -46,7 +46,8 @@ impl Ledger {
         if self.tasks.contains_key(id) {
             return Outcome::Rejected(Reason::TaskExists(id.clone()));
         }
-        let replica = Replica { pending_since: at, not_before: at, ..Replica::default() };
+        // `not_before` stays 0: `at` is of the clock of whoever took the task, and that is not the scheduler's.
+        let replica = Replica { pending_since: at, ..Replica::default() };
         let task = Task {
             seq: self.next_seq,
             spec: spec.clone(),
@@ -68,11 +69,17 @@ impl Ledger {
     pub(super) fn cancelled(&mut self, id: &TaskId, by: &str, at: Millis) -> Outcome {
         match self.tasks.get(id) {
             None => Outcome::Rejected(Reason::UnknownTask(id.clone())),
-            Some(task) if task.ended.is_some() => Outcome::Rejected(Reason::TaskEnded(id.clone())),
-            Some(_) => {
-                self.end_task(id, TaskEnd::Cancelled { at, by: by.to_owned() }, at);
-                Outcome::Applied
-            }
+            Some(task) => match task.ended {
+                // The answer to the first of two was lost on its way: what was asked for is so.
+                Some(TaskEnd::Cancelled { .. }) => Outcome::Duplicate(id.clone()),
+                Some(TaskEnd::Completed { .. } | TaskEnd::Failed { .. }) => {
+                    Outcome::Rejected(Reason::TaskEnded(id.clone()))
+                }
+                None => {
+                    self.end_task(id, TaskEnd::Cancelled { at, by: by.to_owned() }, at);
+                    Outcome::Applied
+                }
+            },
         }
     }
 

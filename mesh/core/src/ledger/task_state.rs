@@ -2,7 +2,7 @@
 
 use super::{
     entry::{Failure, TaskResult},
-    state::{AttemptState, Task, TaskEnd},
+    state::{Attempt, AttemptEnd, AttemptState, Task, TaskEnd},
 };
 use crate::{
     id::{AttemptId, NodeId},
@@ -18,7 +18,7 @@ pub enum TaskState {
         since: Millis,
         /// Why it came back to the queue; empty the first time.
         reason: String,
-        /// Not tried again before this moment.
+        /// Not tried again before this moment; 0 the first time.
         not_before: Millis,
     },
     /// A node was chosen; its worker has not started.
@@ -45,6 +45,8 @@ pub enum TaskState {
     Completed {
         /// When.
         at: Millis,
+        /// The attempt that finished last, and its node.
+        by_attempt: Option<(AttemptId, NodeId)>,
     },
     /// It cannot succeed.
     Failed {
@@ -52,6 +54,8 @@ pub enum TaskState {
         at: Millis,
         /// Why.
         failure: Failure,
+        /// The attempt that failed or was lost last, and its node; `None` when none did, as with a broken dependency.
+        by_attempt: Option<(AttemptId, NodeId)>,
     },
     /// A user did not want it any more. Its worker may still be stopping.
     Cancelled {
@@ -59,16 +63,34 @@ pub enum TaskState {
         at: Millis,
         /// Who.
         by: String,
+        /// The last attempt, and its node, if there was one.
+        last_attempt: Option<(AttemptId, NodeId)>,
     },
+}
+
+/// Of the newest attempts of all replicas that are such, the one that was assigned last.
+fn last_attempt(task: &Task, such: impl Fn(&Attempt) -> bool) -> Option<(AttemptId, NodeId)> {
+    let newest = task.replicas.iter().filter_map(|replica| replica.attempts.last());
+    let last = newest.filter(|attempt| such(attempt)).max_by_key(|attempt| attempt.assigned_at)?;
+    Some((last.id.clone(), last.node.clone()))
 }
 
 impl TaskState {
     /// The state of a task.
     pub fn of(task: &Task) -> Self {
         match &task.ended {
-            Some(TaskEnd::Completed { at, result: TaskResult { .. } }) => return TaskState::Completed { at: *at },
-            Some(TaskEnd::Failed { at, failure }) => return TaskState::Failed { at: *at, failure: failure.clone() },
-            Some(TaskEnd::Cancelled { at, by }) => return TaskState::Cancelled { at: *at, by: by.clone() },
+            Some(TaskEnd::Completed { at, result: TaskResult { .. } }) => {
+                let by_attempt = last_attempt(task, |a| matches!(a.how(), Some(AttemptEnd::Finished)));
+                return TaskState::Completed { at: *at, by_attempt };
+            }
+            Some(TaskEnd::Failed { at, failure }) => {
+                let failed = |a: &Attempt| matches!(a.how(), Some(AttemptEnd::Failed(_) | AttemptEnd::Lost));
+                let by_attempt = last_attempt(task, failed);
+                return TaskState::Failed { at: *at, failure: failure.clone(), by_attempt };
+            }
+            Some(TaskEnd::Cancelled { at, by }) => {
+                return TaskState::Cancelled { at: *at, by: by.clone(), last_attempt: last_attempt(task, |_| true) };
+            }
             None => {}
         }
         let mut scheduled = None;
@@ -97,7 +119,7 @@ impl TaskState {
         scheduled.unwrap_or_else(|| TaskState::Pending {
             since: waiting.map_or(task.submitted_at, |r| r.pending_since),
             reason: waiting.map(|r| r.pending_reason.clone()).unwrap_or_default(),
-            not_before: waiting.map_or(task.submitted_at, |r| r.not_before),
+            not_before: waiting.map(|r| r.not_before).unwrap_or_default(),
         })
     }
 

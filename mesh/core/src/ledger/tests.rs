@@ -7,7 +7,7 @@ use super::{
     usage, *,
 };
 use crate::{
-    cases::{assigned, attempt, ledger, member, spec, submit, take, with_gpus},
+    cases::{assigned, attempt, ledger, member, publishing_to, spec, submit, take, with_gpus},
     id::{AttemptId, NodeId, RequestId, TaskId},
     time::Millis,
 };
@@ -193,12 +193,100 @@ fn a_cancelled_task_is_over_at_once_and_its_slots_later() {
     assert_eq!(state(&ledger, "t").name(), "CANCELLED");
     assert_eq!(ledger.live_attempts_on(&NodeId::new("a")).count(), 1, "the worker has not stopped");
     assert_eq!(ledger.apply(&publishing(&id, 31)), Outcome::Stale);
-    // First terminal entry wins.
-    assert_eq!(ledger.apply(&cancelled("t", 32)), Outcome::Rejected(Reason::TaskEnded(TaskId::new("t"))));
+    assert_eq!(ledger.apply(&cancelled("t", 32)), Outcome::Duplicate(TaskId::new("t")), "asked again, it is so");
     take(&mut ledger, failed(&id, FailureClass::Retryable, 40));
     assert_eq!(state(&ledger, "t").name(), "CANCELLED");
     assert_eq!(ledger.live_attempts_on(&NodeId::new("a")).count(), 0);
     assert_eq!(ledger.usage[&id].end, Some(Millis(40)));
+}
+
+#[test]
+fn what_has_ended_otherwise_cannot_be_cancelled() {
+    let (mut ledger, id) = running();
+    take(&mut ledger, publishing(&id, 30));
+    take(&mut ledger, finished(&id, 40));
+    assert_eq!(ledger.apply(&cancelled("t", 50)), Outcome::Rejected(Reason::TaskEnded(TaskId::new("t"))));
+}
+
+#[test]
+fn a_terminal_state_names_its_attempt_and_node() {
+    let by = |id: &AttemptId| Some((id.clone(), NodeId::new("a")));
+    let (mut ledger, id) = running();
+    take(&mut ledger, publishing(&id, 30));
+    take(&mut ledger, finished(&id, 40));
+    assert_eq!(state(&ledger, "t"), TaskState::Completed { at: Millis(40), by_attempt: by(&id) });
+    let (mut ledger, id) = running();
+    take(&mut ledger, cancelled("t", 30));
+    let last = TaskState::Cancelled { at: Millis(30), by: "alice".to_owned(), last_attempt: by(&id) };
+    assert_eq!(state(&ledger, "t"), last);
+    let (mut ledger, id) = running();
+    take(&mut ledger, failed(&id, FailureClass::Fatal, 30));
+    assert!(matches!(state(&ledger, "t"), TaskState::Failed { by_attempt, .. } if by_attempt == by(&id)));
+}
+
+#[test]
+fn of_two_tasks_with_one_destination_one_at_a_time_publishes() {
+    let mut ledger = ledger(&["a"]);
+    for (id, place) in [("t", "out"), ("u", "out"), ("v", "elsewhere")] {
+        take(&mut ledger, submit(id, publishing_to(spec(id), place), 0));
+        take(&mut ledger, assigned(&attempt(id, 1), "a", &[], 1));
+        take(&mut ledger, started(&attempt(id, 1), 2));
+    }
+    let (t, u) = (attempt("t", 1), attempt("u", 1));
+    take(&mut ledger, publishing(&t, 3));
+    take(&mut ledger, publishing(&attempt("v", 1), 3));
+    let held = Outcome::Rejected(Reason::PublishHeld(t.clone()));
+    assert_eq!(ledger.apply(&publishing(&u, 4)), held);
+    // Cancelled, its worker may go on writing until it has heard.
+    let mut cancelling = ledger.clone();
+    take(&mut cancelling, cancelled("t", 5));
+    assert_eq!(cancelling.apply(&publishing(&u, 6)), held);
+    take(&mut cancelling, stopped(&t, 7));
+    take(&mut cancelling, publishing(&u, 8));
+    // Lost, it has stopped by itself: its lease was over first.
+    let mut losing = ledger.clone();
+    take(&mut losing, lost(&t, 5, 6));
+    take(&mut losing, publishing(&u, 8));
+    take(&mut ledger, finished(&t, 5));
+    take(&mut ledger, publishing(&u, 6));
+    invariants::all(&ledger).unwrap();
+}
+
+#[test]
+fn no_clock_but_the_leaders_holds_up_a_task() {
+    // Whoever took the task is years ahead.
+    let mut ledger = ledger(&["a", "b"]);
+    let (first, second) = (attempt("t", 1), attempt("t", 2));
+    take(&mut ledger, submit("t", spec("t"), 1 << 50));
+    take(&mut ledger, assigned(&first, "a", &[], 10));
+    // And so is the leader that saw it lost: its successor cannot tell how much of the backoff is left.
+    take(&mut ledger, lost(&first, 1 << 50, (1 << 50) + 5));
+    take(&mut ledger, assigned(&second, "b", &[], 20));
+    // Where the clocks agree the backoff holds.
+    take(&mut ledger, lost(&second, 25, 30));
+    let early = ledger.apply(&assigned(&attempt("t", 3), "b", &[], 40));
+    assert_eq!(early, Outcome::Rejected(Reason::NotReady(TaskId::new("t"))));
+}
+
+#[test]
+fn disk_that_running_attempts_hold_is_not_counted_twice() {
+    let mut ledger = ledger(&["a"]);
+    let needs = |id: &str, free: u64| {
+        let Entry::Assigned { attempt, node, mut grant, mut capacity, at } = assigned(&attempt(id, 1), "a", &[], 1)
+        else {
+            unreachable!()
+        };
+        (grant.disk_bytes, capacity.disk_bytes) = (60, free);
+        Entry::Assigned { attempt, node, grant, capacity, at }
+    };
+    for id in ["t", "u"] {
+        take(&mut ledger, submit(id, spec(id), 0));
+    }
+    take(&mut ledger, needs("t", 100));
+    assert_eq!(ledger.apply(&needs("u", 100)), Outcome::Rejected(Reason::NoRoom(NodeId::new("a"))));
+    take(&mut ledger, started(&attempt("t", 1), 2));
+    assert_eq!(ledger.apply(&needs("u", 59)), Outcome::Rejected(Reason::NoRoom(NodeId::new("a"))));
+    take(&mut ledger, needs("u", 60));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::problem::Problem;
+use super::problem::{NodeView, Problem};
 use crate::{
     fit::{self, Misfit},
     id::{NodeId, TaskId},
@@ -68,7 +68,7 @@ pub fn explain(problem: &Problem<'_>, task: &TaskId) -> Option<Explanation> {
         TaskState::Pending { .. } => summary_of_waiting(&waits_for, &nodes),
         TaskState::Scheduled { node, .. } => format!("node {} was chosen and has not started yet", name(problem, node)),
         TaskState::Running { node, .. } => format!("it runs on node {}", name(problem, node)),
-        TaskState::Completed { at } => format!("it completed at {at}"),
+        TaskState::Completed { at, .. } => format!("it completed at {at}"),
         TaskState::Failed { failure, .. } => format!("it failed: {}", failure.message),
         TaskState::Cancelled { by, .. } => format!("{by} cancelled it"),
     };
@@ -84,7 +84,7 @@ pub fn explain(problem: &Problem<'_>, task: &TaskId) -> Option<Explanation> {
 }
 
 fn name(problem: &Problem<'_>, node: &NodeId) -> String {
-    let gossip = problem.nodes.get(node).map(|view| view.capability.name.clone());
+    let gossip = problem.nodes.get(node).and_then(|view| Some(view.capability.as_ref()?.name.clone()));
     gossip.or_else(|| problem.ledger.members.get(node).map(|m| m.name.clone())).unwrap_or_else(|| node.to_string())
 }
 
@@ -92,7 +92,7 @@ fn waits_for(problem: &Problem<'_>, task: &crate::ledger::state::Task) -> Vec<St
     let mut waits = Vec::new();
     let waiting = task.replicas.iter().filter(|r| r.live().is_none() && !r.finished());
     if let Some(replica) = waiting.min_by_key(|r| r.not_before)
-        && replica.not_before > problem.now
+        && !replica.may_go(problem.now)
     {
         let seconds = replica.not_before.since(problem.now).div_ceil(1000);
         waits.push(format!("backoff: tried again in {seconds} s, because {}", replica.pending_reason));
@@ -115,8 +115,8 @@ fn nodes(problem: &Problem<'_>, task: &crate::ledger::state::Task) -> Vec<NodeEx
     all.dedup();
     let one = |node: &NodeId| {
         let mut reasons = reasons_of_member(problem, node);
-        if let Some(view) = problem.nodes.get(node)
-            && let Err(misfits) = fit::fits(&task.spec, &view.capability, held.get(node).map_or(&[], Vec::as_slice))
+        if let Some(capability) = problem.nodes.get(node).and_then(|view| view.capability.as_ref())
+            && let Err(misfits) = fit::fits(&task.spec, capability, held.get(node).map_or(&[], Vec::as_slice))
         {
             reasons.extend(misfits.into_iter().map(|misfit| NodeReason {
                 text: misfit.to_string(),
@@ -146,8 +146,16 @@ fn reasons_of_member(problem: &Problem<'_>, node: &NodeId) -> Vec<NodeReason> {
             }
         }
     }
-    if !problem.nodes.get(node).is_some_and(|view| view.alive) {
-        because("silent: gossip does not hear of it", "start it, or look at its network", true);
+    match problem.nodes.get(node) {
+        Some(NodeView { alive: true, capability: Some(_) }) => {}
+        Some(NodeView { alive: true, capability: None }) => because(
+            "alive, and what it has is not known: it has just started, or runs another version of mloc",
+            "wait a moment; if it stays so, run the same version on every node",
+            true,
+        ),
+        Some(NodeView { alive: false, .. }) | None => {
+            because("silent: gossip does not hear of it", "start it, or look at its network", true);
+        }
     }
     reasons
 }

@@ -16,8 +16,8 @@ use crate::{
 /// A node as the leader sees it by gossip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeView {
-    /// What it last said of itself, signature checked.
-    pub capability: Capability,
+    /// What it last said of itself, signature checked; `None` when that is nothing yet, or cannot be read.
+    pub capability: Option<Capability>,
     /// Whether gossip hears of it. A hint: it keeps new work off a node, and ends nothing.
     pub alive: bool,
 }
@@ -62,7 +62,7 @@ impl<'a> Problem<'a> {
 
     /// Whether a replica may go now, if a node has room.
     pub(super) fn is_ready(&self, waiting: &Waiting<'_>) -> bool {
-        waiting.replica.not_before <= self.now && self.ledger.dependencies_done(waiting.task)
+        waiting.replica.may_go(self.now) && self.ledger.dependencies_done(waiting.task)
     }
 
     /// What is held on each node that gossips.
@@ -70,7 +70,8 @@ impl<'a> Problem<'a> {
         let mut held: BTreeMap<&NodeId, Vec<Held>> = self.nodes.keys().map(|node| (node, Vec::new())).collect();
         for attempt in self.ledger.live_attempts() {
             if let Some(on) = held.get_mut(&attempt.node) {
-                on.push(Held { attempt: attempt.id.clone(), grant: attempt.grant.clone() });
+                let started = attempt.state.started_at().is_some();
+                on.push(Held { attempt: attempt.id.clone(), grant: attempt.grant.clone(), started });
             }
         }
         held

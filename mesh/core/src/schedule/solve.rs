@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 
 use super::problem::{Problem, Waiting};
 use crate::{
-    capability::Grant,
+    capability::{Capability, Grant},
     fit::{self, Held},
     id::{AttemptId, NodeId},
     ledger::{
@@ -49,18 +49,18 @@ pub fn solve(problem: &Problem<'_>) -> Vec<Assignment> {
             .filter(|node| problem.takes_work(node))
             .filter_map(|node| {
                 let on = held.get(node)?;
-                let grant = fit::fits(&waiting.task.spec, &problem.nodes.get(node)?.capability, on).ok()?;
-                Some((rank(problem, waiting, node, &grant, on), node, grant))
+                let capability = problem.nodes.get(node)?.capability.as_ref()?;
+                let grant = fit::fits(&waiting.task.spec, capability, on).ok()?;
+                Some((rank(problem, waiting, capability, node, &grant, on), node, capability, grant))
             })
             .min_by(|a, b| a.0.cmp(&b.0));
-        let Some((_, node, grant)) = best else { continue };
-        let Some(view) = problem.nodes.get(node) else { continue };
+        let Some((_, node, capability, grant)) = best else { continue };
         let number = waiting.replica.attempts.last().map_or(0, |a| a.id.attempt).saturating_add(1);
         let attempt = AttemptId { task: waiting.id.clone(), replica: waiting.number, attempt: number };
         if let Some(on) = held.get_mut(node) {
-            on.push(Held { attempt: attempt.clone(), grant: grant.clone() });
+            on.push(Held { attempt: attempt.clone(), grant: grant.clone(), started: false });
         }
-        assignments.push(Assignment { attempt, node: node.clone(), grant, capacity: fit::capacity(&view.capability) });
+        assignments.push(Assignment { attempt, node: node.clone(), grant, capacity: fit::capacity(capability) });
     }
     assignments
 }
@@ -84,18 +84,25 @@ struct Rank<'a> {
     node: &'a NodeId,
 }
 
-fn rank<'a>(problem: &Problem<'a>, waiting: &Waiting<'_>, node: &'a NodeId, grant: &Grant, on: &[Held]) -> Rank<'a> {
+fn rank<'a>(
+    problem: &Problem<'a>,
+    waiting: &Waiting<'_>,
+    capability: &'a Capability,
+    node: &'a NodeId,
+    grant: &Grant,
+    on: &[Held],
+) -> Rank<'a> {
     let failed_here = waiting.replica.attempts.iter().filter(|a| {
         a.node == *node && matches!(a.state, AttemptState::Ended { how: AttemptEnd::Failed(_) | AttemptEnd::Lost, .. })
     });
-    let capability = problem.nodes.get(node).map(|view| &view.capability);
     let gpu_waste = match grant.gpus.first() {
-        None => u64::from(capability.is_some_and(|c| !c.gpus.is_empty())),
-        Some(index) => capability
-            .and_then(|c| c.gpus.iter().find(|gpu| gpu.index == *index))
-            .map_or(u64::MAX, |gpu| gpu.memory_bytes),
+        None => u64::from(!capability.gpus.is_empty()),
+        Some(index) => {
+            let gpu = capability.gpus.iter().find(|gpu| gpu.index == *index);
+            gpu.map_or(u64::MAX, |gpu| gpu.memory_bytes)
+        }
     };
-    let cores = capability.map_or(1, |c| c.cpu_millis.max(1));
+    let cores = capability.cpu_millis.max(1);
     let held_cores = on.iter().fold(0u64, |sum, h| sum.saturating_add(h.grant.cpu_millis));
     Rank {
         failed_here: failed_here.count(),
@@ -103,8 +110,8 @@ fn rank<'a>(problem: &Problem<'a>, waiting: &Waiting<'_>, node: &'a NodeId, gran
         leads: problem.leader == Some(node),
         load: held_cores.saturating_mul(1000) / cores,
         attempts: on.len(),
-        speed: Reverse(capability.and_then(|c| c.matmul_gflops)),
-        name: capability.map_or("", |c| c.name.as_str()),
+        speed: Reverse(capability.matmul_gflops),
+        name: &capability.name,
         node,
     }
 }

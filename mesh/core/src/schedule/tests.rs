@@ -8,7 +8,7 @@ use crate::{
     cases::{GIB, assigned, attempt, ledger, node, spec, submit, take, with_gpus},
     id::{NodeId, TaskId},
     ledger::{Entry, Ledger},
-    task::{TaskSpec, TaskType},
+    task::{TaskSpec, TaskType, spec::Location},
     time::Millis,
 };
 
@@ -23,7 +23,7 @@ impl Env {
     fn new(nodes: Vec<Capability>) -> Self {
         let names: Vec<&str> = nodes.iter().map(|n| n.name.as_str()).collect();
         let ledger = ledger(&names);
-        let view = |c: Capability| (c.node.clone(), NodeView { capability: c, alive: true });
+        let view = |c: Capability| (c.node.clone(), NodeView { capability: Some(c), alive: true });
         Env { ledger, nodes: nodes.into_iter().map(view).collect(), leader: None }
     }
 
@@ -126,6 +126,129 @@ fn a_silent_a_draining_and_an_unknown_node_get_nothing() {
         it gossips and is not in the member table yet
           hint: wait until it has joined
     ");
+}
+
+#[test]
+fn a_live_node_that_has_not_said_what_it_has_is_not_called_silent() {
+    let mut env = Env::new(vec![node("new", &[])]).task("t", spec("t"));
+    env.nodes.get_mut(&NodeId::new("new")).unwrap().capability = None;
+    assert!(env.solve().is_empty());
+    insta::assert_snapshot!(env.explain("t"), @r"
+    t is PENDING: it waits for room: node new would do (alive, and what it has is not known: it has just started, or runs another version of mloc)
+      node new:
+        alive, and what it has is not known: it has just started, or runs another version of mloc
+          hint: wait a moment; if it stays so, run the same version on every node
+    ");
+}
+
+#[test]
+fn a_backoff_of_another_clock_is_not_waited_for() {
+    let mut env = Env::new(vec![node("a", &[])]).task("t", spec("t"));
+    take(&mut env.ledger, assigned(&attempt("t", 1), "a", &[], 1));
+    let lost = Entry::LeaseExpired { attempt: attempt("t", 1), last_heard: Millis(1), at: Millis(1 << 50) };
+    take(&mut env.ledger, lost);
+    assert!(env.explain("t").contains("node a has room"), "{}", env.explain("t"));
+    assert_eq!(env.solve(), ["t@a:"]);
+}
+
+#[test]
+fn what_a_node_lacks_besides_hardware_is_named() {
+    let mut asked = with_gpus(spec("t"), "any", 2, 0);
+    asked.task_type = TaskType::Sft;
+    asked.secrets_from = vec!["HF_TOKEN".to_owned()];
+    asked.request.disk_bytes = 150 * GIB;
+    asked.output.destination = Some(Location::Local { path: "shared/out".to_owned() });
+    let mut capability = node("n", &[("nvidia-l40", 48), ("nvidia-l40", 48)]);
+    capability.features.extend(["sft".to_owned(), "destination:local".to_owned()]);
+    let mut env = Env::new(vec![capability]).task("t", asked);
+    assert!(env.solve().is_empty());
+    insta::assert_snapshot!(env.explain("t"), @r"
+    t is PENDING: no node can run it as things are; nearest is n: ask for gpu.count 1; add HF_TOKEN under `secrets` in its node.yaml, or leave it out of secretsFrom; add shared under `volumes` in its node.yaml, or name another volume; ask for at most 100.0 GiB of disk, or free some on the node
+      node n:
+        several GPUs asked: no data parallelism in this build (feature parallel:gpus)
+          hint: ask for gpu.count 1
+        no secret `HF_TOKEN` on this node (feature secret:HF_TOKEN)
+          hint: add HF_TOKEN under `secrets` in its node.yaml, or leave it out of secretsFrom
+        no volume `shared` on this node (feature volume:shared)
+          hint: add shared under `volumes` in its node.yaml, or name another volume
+        disk 150.0 GiB asked: 100.0 GiB free now
+          hint: ask for at most 100.0 GiB of disk, or free some on the node
+    ");
+}
+
+#[test]
+fn disk_is_what_is_free_now() {
+    let needs = |gib: u64| {
+        let mut spec = spec("t");
+        spec.request.disk_bytes = gib * GIB;
+        spec
+    };
+    let mut env = Env::new(vec![node("n", &[])]).task("t", needs(60)).task("u", needs(60)).task("v", needs(500));
+    // 100 GiB are free, and the first has written nothing yet.
+    assert_eq!(env.solve(), ["t@n:"]);
+    assert!(env.explain("u").contains("it waits for room"), "{}", env.explain("u"));
+    assert!(env.explain("v").contains("no node can run it"), "it is waited for in vain: {}", env.explain("v"));
+    assert!(env.explain("u").contains("disk 60.0 GiB asked: 40.0 GiB free now, with t on it"), "{}", env.explain("u"));
+    take(&mut env.ledger, Entry::Started { attempt: attempt("t", 1), at: Millis(11) });
+    env.nodes.get_mut(&NodeId::new("n")).unwrap().capability.as_mut().unwrap().disk_bytes = 60 * GIB;
+    assert_eq!(env.solve(), ["u@n:"]);
+}
+
+#[test]
+fn another_type_is_hinted_at_only_where_it_would_do() {
+    let hint = |asked: &str, there: &str| {
+        let env = Env::new(vec![node("n", &[(there, 48)])]).task("t", with_gpus(spec("t"), asked, 1, 0));
+        let text = env.explain("t");
+        text.rsplit_once("hint: ").map(|(_, hint)| hint.to_owned()).unwrap_or(text)
+    };
+    let (l40, simulated) = ("nvidia-l40", "simulated:nvidia-l40");
+    for (asked, there, want) in [
+        ("any", simulated, "ask for gpu.type simulated:any, or use a node that has a real GPU"),
+        ("simulated:any", l40, "ask for gpu.type any, or use a node that has a simulated GPU"),
+        ("nvidia-h200", l40, "ask for gpu.type nvidia-l40 or any"),
+        ("nvidia-h200", simulated, "ask for gpu.type simulated:any, or use a node that has nvidia-h200"),
+        ("simulated:amd-x", simulated, "ask for gpu.type simulated:nvidia-l40 or simulated:any"),
+    ] {
+        assert_eq!(hint(asked, there), want, "{asked} on {there}");
+    }
+    // What computes is not sent to a simulated one.
+    let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../configs/sft_mistral_7b.yaml")).unwrap();
+    let example = crate::task::parse_bytes(&bytes, "example").unwrap().spec;
+    let text = Env::new(vec![node("n", &[(simulated, 48)])]).task("t", example).explain("t");
+    for named in [
+        "gpu.type nvidia-a100-80gb: this node has simulated:nvidia-l40",
+        "hint: use a node that has nvidia-a100-80gb",
+        "feature source:huggingface",
+        "feature adapter:qlora",
+        "hint: ask for gpu.count 1",
+    ] {
+        assert!(text.contains(named), "{named}: {text}");
+    }
+}
+
+#[test]
+fn a_gpu_that_needs_mending_does_not_pass_by_itself() {
+    let l40 = ("nvidia-l40", 48);
+    let mut capability = node("n", &[l40]);
+    capability.gpus[0].unusable = Some("this build of mloc has no CUDA".to_owned());
+    capability.gpus[0].unusable_for_good = true;
+    let mut env = Env::new(vec![capability]).task("t", with_gpus(spec("t"), "any", 1, 0));
+    assert!(env.solve().is_empty());
+    insta::assert_snapshot!(env.explain("t"), @r"
+    t is PENDING: no node can run it as things are; nearest is n: mend GPU 0 there, or use another node
+      node n:
+        GPU 0 cannot be used: this build of mloc has no CUDA
+          hint: mend GPU 0 there, or use another node
+    ");
+    // Beside one that will be free it is no reason.
+    let mut capability = node("n", &[l40, l40]);
+    capability.gpus[1].unusable = Some("no driver".to_owned());
+    capability.gpus[1].unusable_for_good = true;
+    let mut env = Env::new(vec![capability])
+        .task("first", with_gpus(spec("first"), "any", 1, 0))
+        .task("second", with_gpus(spec("second"), "any", 1, 0));
+    assert_eq!(env.solve(), ["first@n:0"]);
+    assert!(env.explain("second").contains("it waits for room"), "{}", env.explain("second"));
 }
 
 #[test]

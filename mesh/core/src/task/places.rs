@@ -226,13 +226,9 @@ impl Place<'_, '_> {
             return None;
         }
         for text in &given {
-            // A password in a URL would end up in the ledger and in listings; `git@host` is only a user.
-            let authority = text.value.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or_default());
-            if authority.and_then(|a| a.rsplit_once('@')).is_some_and(|(user, _)| user.contains(':')) {
-                self.fail(
-                    Problem::new(&text.path, text.at, "a URL with credentials", "a URL without credentials")
-                        .hint("credentials come from the worker's environment or node.yaml, never from a task"),
-                );
+            if let Some(found) = credentials(&text.value) {
+                self.fail(with_credentials(text, found));
+                continue;
             }
             if text.value.contains(|c: char| c.is_control()) || text.value.split('/').any(|part| part == "..") {
                 self.fail(text.problem("a place without `..` and control characters"));
@@ -263,6 +259,49 @@ fn bucket_name(typed: &Typed<String>) -> Result<String, Problem> {
     })
 }
 
+/// What of a place would end up as a secret in the ledger and in listings: a user that may be a token, a signed query.
+fn credentials(text: &str) -> Option<&'static str> {
+    let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if let Some((user, _)) = authority.rsplit_once('@') {
+        // A name that keys go with, as in `git@host:path`. Of any other nobody can tell a name from a token.
+        let is_name = user == "git" || scheme.is_empty() || scheme.eq_ignore_ascii_case("ssh") || scheme == "git+ssh";
+        if user.contains(':') {
+            return Some("a password");
+        } else if !is_name {
+            return Some("a user, which may be a token");
+        }
+    }
+    let (_, parameters) = rest.split_once(['?', '#'])?;
+    parameters.split(['&', ';', '?', '#']).find_map(|parameter| {
+        let name = parameter.split('=').next().unwrap_or_default().to_ascii_lowercase().replace('-', "_");
+        let secret = SECRET_NAMES.contains(&name.as_str()) || SECRET_ENDS.iter().any(|end| name.ends_with(end));
+        (secret && parameter.len() > name.len() + 1).then_some("a query with a signature or a token")
+    })
+}
+
+/// How names of query parameters end that sign or let in: `X-Amz-Signature`, `access_token`.
+const SECRET_ENDS: [&str; 6] = ["signature", "token", "credential", "secret", "password", "passwd"];
+/// Names that do so whole. `sig` is Azure's, the ids are of signed URLs of older kinds.
+const SECRET_NAMES: [&str; 11] = [
+    "sig",
+    "key",
+    "apikey",
+    "api_key",
+    "accesskey",
+    "access_key",
+    "awsaccesskeyid",
+    "googleaccessid",
+    "auth",
+    "authorization",
+    "jwt",
+];
+
+fn with_credentials(typed: &Typed<String>, found: &str) -> Problem {
+    Problem::new(&typed.path, typed.at, format!("a URL with credentials ({found})"), "a URL without credentials")
+        .hint("credentials come from the worker's environment or node.yaml, never from a task")
+}
+
 /// An endpoint without credentials in it.
 fn url(typed: &Typed<String>) -> Result<String, Problem> {
     let text = typed.value.as_str();
@@ -270,10 +309,8 @@ fn url(typed: &Typed<String>) -> Result<String, Problem> {
     let Some(host) = rest.map(|rest| rest.split('/').next().unwrap_or_default()) else {
         return Err(typed.problem("a URL that starts with https:// or http://"));
     };
-    if host.contains('@') {
-        let hidden = typed.with("a URL with credentials".to_owned());
-        return Err(Problem::new(&hidden.path, hidden.at, hidden.value, "a URL without credentials")
-            .hint("credentials come from the worker's environment or node.yaml, never from a task"));
+    if let Some(found) = credentials(text).or_else(|| host.contains('@').then_some("a user")) {
+        return Err(with_credentials(typed, found));
     }
     if host.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(typed.problem("a URL with a host"));

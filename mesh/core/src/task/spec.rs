@@ -11,6 +11,9 @@ use serde_json::Value;
 use super::kind::{Kind, TaskType};
 use crate::capability::Request;
 
+/// The feature of a build whose modules compute on more than one GPU of a node. No module of this one does.
+pub const SEVERAL_GPUS: &str = "parallel:gpus";
+
 /// One task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskSpec {
@@ -109,7 +112,8 @@ pub enum Location {
 }
 
 impl Location {
-    /// The feature of the volume that a relative `local` path names.
+    /// The feature of the volume that a relative `local` path names. An absolute path names none: which volume it lies
+    /// in, if in any, is each node's own configuration, which it does not gossip.
     fn volume(&self) -> Option<String> {
         match self {
             Location::Local { path } if !path.starts_with('/') => {
@@ -241,7 +245,8 @@ pub struct Placement {
     pub node_selector: BTreeMap<String, String>,
     /// Names or ids of nodes it may run on; empty for all.
     pub nodes: Vec<String>,
-    /// How long a worker computes on without contact, in milliseconds; the lease when absent.
+    /// How long a worker computes on without contact, in milliseconds; the lease when absent. Nobody else is given the
+    /// attempt meanwhile, nor before a lease is over.
     pub offline_for_ms: Option<u64>,
 }
 
@@ -253,7 +258,8 @@ pub struct Checkpointing {
 }
 
 impl TaskSpec {
-    /// The features a node must offer to run this: the module, its sources, destinations and volumes, its adapter.
+    /// The features a node must offer to run this: the module, its sources, destinations and volumes, its adapter, its
+    /// secrets, and data parallelism where it asks for several GPUs.
     pub fn needs(&self) -> BTreeSet<String> {
         let mut needs = BTreeSet::from([self.task_type.name().to_owned()]);
         let sources = [
@@ -268,6 +274,10 @@ impl TaskSpec {
         needs.extend(sources.into_iter().chain(destinations).flatten().filter_map(Location::volume));
         if let Some(adapter) = self.model.as_ref().and_then(|m| m.adapter.as_ref()) {
             needs.insert(format!("adapter:{}", adapter.kind.name()));
+        }
+        needs.extend(self.secrets_from.iter().map(|name| format!("secret:{name}")));
+        if self.task_type.row().needs_real_device && self.request.gpu.as_ref().is_some_and(|gpu| gpu.count > 1) {
+            needs.insert(SEVERAL_GPUS.to_owned());
         }
         for precision in ["fp16", "bf16"] {
             if self.hyperparameters.get(precision) == Some(&Value::Bool(true)) {

@@ -30,7 +30,8 @@ pub const DEFAULT_PROJECT: &str = "default";
 pub fn validate(raw: &RawTask, problems: &mut Problems) -> Option<Parsed> {
     let mut v = Validation { problems, notes: Vec::new() };
     let spec = v.task(raw);
-    let notes = v.notes;
+    let mut notes = v.notes;
+    notes.sort_by_key(|note| note.at);
     spec.map(|spec| Parsed { spec, notes })
 }
 
@@ -219,6 +220,13 @@ impl Validation<'_> {
             let expected = "no model with pretrain, which makes its own from random weights";
             self.problems.push(Problem::new(path, at, "a map", expected).hint(hint));
         }
+        if let Some(count) = spec.gpu.as_ref().and_then(|gpu| gpu.count.as_ref())
+            && row.needs_real_device
+            && request.gpu.as_ref().is_some_and(|gpu| gpu.count > 1)
+        {
+            let text = "data parallelism is not in this build: the task waits for a node that has it; write 1";
+            self.note(&count.path, count.at, text);
+        }
         if let Some(kind) = spec.gpu.as_ref().and_then(|gpu| gpu.kind.as_ref())
             && row.needs_real_device
             && request.gpu.as_ref().is_some_and(|gpu| gpu.kind.starts_with(SIMULATED))
@@ -228,11 +236,23 @@ impl Validation<'_> {
     }
 
     fn source(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
-        places::location(raw.as_ref()?, Use::Source, self.problems)
+        self.location(raw.as_ref()?, Use::Source)
     }
 
     fn destination(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
-        places::location(raw.as_ref()?, Use::Destination, self.problems)
+        self.location(raw.as_ref()?, Use::Destination)
+    }
+
+    fn location(&mut self, raw: &RawLocation, used: Use) -> Option<Location> {
+        let location = places::location(raw, used, self.problems)?;
+        if let Location::Local { path } = &location
+            && path.starts_with('/')
+        {
+            let text = "an absolute path: no node is chosen for having it; write `VOLUME/path`, and one with that \
+                        volume is";
+            self.note(&raw.path, raw.at, text);
+        }
+        Some(location)
     }
 
     fn output(&mut self, spec: &RawSpec) -> Output {

@@ -81,9 +81,25 @@ impl Running {
         heard.saturating_add(self.row.assign.spec.placement.offline_for_ms.unwrap_or(self.row.assign.lease_ms))
     }
 
+    /// Whether it computes, or will: what `placement.offlineFor` bounds.
+    pub fn computes(&self) -> bool {
+        matches!(self.row.stage, Stage::Accepted | Stage::Running)
+    }
+
     /// Milliseconds its children ran, the present one included.
     pub fn ran_ms(&self, now: u64) -> u64 {
         self.row.ran_ms + self.child.as_ref().map_or(0, |child| now.saturating_sub(child.started_at))
+    }
+
+    /// When `timeouts.run` is over; 0 when it was over before the present child. It bounds the computing: not the child
+    /// that lingers when that is done, and not the grace of one that was asked to stop.
+    pub fn run_ends(&self) -> Option<u64> {
+        let run_ms = self.row.assign.spec.timeouts.run_ms.filter(|_| self.row.stage == Stage::Running)?;
+        match (run_ms.saturating_sub(self.row.ran_ms), &self.child) {
+            (0, _) => Some(0),
+            (left, Some(child)) => Some(child.started_at.saturating_add(left)),
+            (_, None) => None,
+        }
     }
 
     /// What there is to say: reports in order, then the wish to publish, which is made in a lease only.

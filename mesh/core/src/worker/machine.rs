@@ -57,17 +57,20 @@ impl Worker {
         actions
     }
 
-    /// When the next [`Event::Tick`] is needed at the latest, should nothing happen before.
+    /// When the next [`Event::Tick`] is needed at the latest, should nothing happen before. W2: that is later than the
+    /// last event, for whatever could be done by then has been asked for; a moment that is past for ever would make the
+    /// shell spin.
     pub fn wake_at(&self, now: u64) -> u64 {
         let mut at = self.heartbeat_due;
         for running in self.attempts.values() {
-            let retry = running.sent.as_ref().map(|sent| sent.at + self.settings.report_retry_ms);
+            // What waits for the journal is woken by the journal, a wish to publish out of the lease by a heartbeat.
+            let says = running.last_write <= self.durable && running.to_say(now).is_some();
+            let retry = running.sent.as_ref().filter(|_| says);
+            let retry = retry.map(|sent| sent.at.saturating_add(self.settings.report_retry_ms));
             let kill = running.child.as_ref().and_then(|child| child.kill_at);
             let lease = running.publishing.then(|| running.lease_ends()).flatten();
-            let offline = matches!(running.row.stage, Stage::Accepted | Stage::Running).then(|| running.offline_ends());
-            let run = running.row.assign.spec.timeouts.run_ms;
-            let run = run.filter(|_| running.child.is_some()).map(|run| now + run.saturating_sub(running.ran_ms(now)));
-            at = [retry, kill, lease, offline, run].into_iter().flatten().fold(at, u64::min);
+            let offline = running.computes().then(|| running.offline_ends());
+            at = [retry, kill, lease, offline, running.run_ends()].into_iter().flatten().fold(at, u64::min);
         }
         at
     }
@@ -309,23 +312,21 @@ impl Worker {
             running.publishing = false;
             actions.push(Action::StopPublish { attempt: id.clone() });
         }
-        if let Some(child) = running.child.as_mut()
+        if running.run_ends().is_some_and(|end| end <= now) {
+            let run_ms = running.row.assign.spec.timeouts.run_ms.unwrap_or_default();
+            let message = format!("timeouts.run of {} s is over", run_ms.div_ceil(1000));
+            let failure = Failure { class: FailureClass::TimedOut, message };
+            self.end_if(id, |_| true, Ending::Failed(failure), now, actions);
+        } else if running.computes() && running.offline_ends() <= now {
+            self.end_if(id, |_| true, Ending::Stopped, now, actions);
+        }
+        // After the ends, for one of them may leave no grace at all.
+        if let Some(child) = self.attempts.get_mut(id).and_then(|running| running.child.as_mut())
             && child.kill_at.is_some_and(|at| at <= now)
         {
             // Again should it not die: the shell may have failed to reach it.
             child.kill_at = Some(now.saturating_add(self.settings.stop_grace_ms));
             actions.push(Action::KillChild { attempt: id.clone(), run: child.run });
-        }
-        let computes = matches!(running.row.stage, Stage::Accepted | Stage::Running);
-        let run_ms = running.row.assign.spec.timeouts.run_ms;
-        if let Some(run_ms) =
-            run_ms.filter(|run_ms| running.row.stage == Stage::Running && running.ran_ms(now) >= *run_ms)
-        {
-            let message = format!("timeouts.run of {} s is over", run_ms.div_ceil(1000));
-            let failure = Failure { class: FailureClass::TimedOut, message };
-            self.end_if(id, |_| true, Ending::Failed(failure), now, actions);
-        } else if computes && now >= running.offline_ends() {
-            self.end_if(id, |_| true, Ending::Stopped, now, actions);
         }
     }
 

@@ -14,7 +14,7 @@
 //! SendReport / SendHeartbeat   to the leader, wherever it is; then ReportAnswered or HeartbeatAnswered. Whether a
 //!           send fails need not be told: it is repeated.
 //! ```
-//! [`Event::Tick`] is wanted several times a second, or at [`Worker::wake_at`].
+//! [`Event::Tick`] is wanted at [`Worker::wake_at`]; more often does no harm.
 //!
 //! Promises:
 //! - an assignment is acknowledged after it is journalled; a term lower than the highest seen is refused;
@@ -42,7 +42,7 @@ use crate::{
     wire::{Assign, FromLeader, FromWorker, Heartbeat, Phase, Progress, Report, ToWorker},
 };
 
-/// Times of a worker, in milliseconds.
+/// Times of a worker, in milliseconds, each above 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// This node.

@@ -8,6 +8,8 @@ use crate::{
     wire::StopReason,
 };
 
+mod wake;
+
 const LEASE: u64 = 60_000;
 
 /// A worker whose journal writes are durable at once, and what it asked for.
@@ -31,17 +33,21 @@ impl Env {
         env
     }
 
+    fn write(&mut self, write: Write) {
+        match write {
+            Write::Term(term) => self.disk.highest_term = term,
+            Write::Attempt(row) => {
+                self.disk.attempts.retain(|r| r.assign.attempt != row.assign.attempt);
+                self.disk.attempts.push(*row);
+            }
+            Write::Forget(id) => self.disk.attempts.retain(|r| r.assign.attempt != id),
+        }
+    }
+
     fn take(&mut self, actions: Vec<Action>) {
         for action in actions {
             if let Action::Journal { id, write } = action {
-                match write {
-                    Write::Term(term) => self.disk.highest_term = term,
-                    Write::Attempt(row) => {
-                        self.disk.attempts.retain(|r| r.assign.attempt != row.assign.attempt);
-                        self.disk.attempts.push(*row);
-                    }
-                    Write::Forget(id) => self.disk.attempts.retain(|r| r.assign.attempt != id),
-                }
+                self.write(write);
                 let more = self.worker.on(Event::Journalled(id), self.now);
                 self.take(more);
             } else {
@@ -209,6 +215,18 @@ fn publishing_waits_for_the_right_and_the_lease() {
     let over = env.committed(&id);
     assert_eq!(over, [Action::Forgotten { attempt: id }]);
     assert!(env.disk.attempts.is_empty());
+}
+
+#[test]
+fn a_right_that_is_not_given_yet_is_asked_for_again() {
+    let (mut env, id) = Env::running();
+    env.child(&id, ChildEvent::Computed);
+    env.child(&id, ChildEvent::Exited(Exit::Code(0)));
+    let seq = env.worker.attempts[&id].sent.as_ref().unwrap().seq;
+    let answer = FromLeader::Unavailable { why: "another publishes there".to_owned() };
+    assert_eq!(env.on(Event::ReportAnswered { attempt: id.clone(), seq, answer }), []);
+    assert_eq!(reports(&env.at(3_000)), [&Report::Publish]);
+    assert!(env.committed(&id).contains(&Action::StartPublish { attempt: id.clone() }));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use mloc_core::{
 };
 use rand::Rng;
 
-use crate::world::{EPOCH, Happening, Then, World};
+use crate::world::{Happening, Then, World};
 
 /// How long a deposed leader may go on without knowing it: what `slack_ms` covers.
 pub const UNAWARE_MS: u64 = 2_000;
@@ -40,19 +40,24 @@ pub struct Deposed {
 }
 
 impl World {
-    fn wall(&self, node: usize) -> Millis {
-        Millis(EPOCH + self.now + self.nodes[node].wall_ahead)
+    /// What a node's clock shows: it may be far from that of others.
+    pub fn wall(&self, node: usize) -> Millis {
+        Millis(self.nodes[node].wall_at_epoch + self.now)
     }
 
     /// A node that is up and not cut off takes over.
     pub fn elect(&mut self) {
-        let able: Vec<usize> = (0..self.nodes.len()).filter(|n| self.nodes[*n].up && !self.nodes[*n].cut).collect();
+        let is_able = |n: &usize| self.nodes[*n].up && !self.nodes[*n].cut && !self.is_revoked(*n);
+        let able: Vec<usize> = (0..self.nodes.len()).filter(is_able).collect();
         if able.is_empty() {
             return;
         }
         let node = able[self.rng.random_range(0..able.len())];
         self.term += 1;
         self.tally.leaders += 1;
+        let clock = self.nodes[node].wall_at_epoch;
+        self.tally.backwards += u64::from(clock + 1_000 < self.last_clock);
+        self.last_clock = clock;
         let mut leader = Leader::new(self.nodes[node].id.clone(), settings());
         leader.became_leader(self.wall(node), &self.ledger);
         self.note(|| format!("node {node} leads"));
@@ -81,7 +86,7 @@ impl World {
             .map(|n| {
                 // Gossip is late, and wrong about death in both directions.
                 let alive = (n.up && !n.cut) ^ (faulty && rng.random_bool(0.05));
-                (n.id.clone(), NodeView { capability: n.capability.clone(), alive })
+                (n.id.clone(), NodeView { capability: Some(n.capability.clone()), alive })
             })
             .collect()
     }
@@ -193,7 +198,14 @@ impl World {
         let Some(leadership) = self.leader.take_if(|l| l.term == term) else { return };
         let now = self.wall(leadership.node);
         let sender = self.nodes[from].id.clone();
-        let reaction = leadership.leader.on_report(&self.ledger, &sender, attempt.clone(), report, now, term);
+        let wishes = report == Report::Publish;
+        let mut reaction = leadership.leader.on_report(&self.ledger, &sender, attempt.clone(), report, now, term);
+        if wishes && matches!(reaction, Reaction::Answer(FromLeader::Unavailable { .. })) {
+            self.tally.held += 1;
+            if self.planted.no_publish_hold {
+                reaction = Reaction::Propose(Entry::Publishing { attempt: attempt.clone(), at: now });
+            }
+        }
         let node = leadership.node;
         self.leader = Some(leadership);
         match reaction {

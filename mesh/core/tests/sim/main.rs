@@ -1,8 +1,9 @@
 //! Seeded simulation: the real `apply`, `solve`, `Leader` and `Worker` in one process under virtual time.
 //!
 //! A seed decides everything: nodes, tasks, message delays, losses, repetitions, partitions, crashes with and without
-//! reboot, changes of leader with and without a deposed one that does not know it yet, proposals that are lost or whose
-//! answer is. Raft itself is modelled as one ordered log. Every invariant is looked at after every entry, every byte
+//! reboot, restarts in good order, changes of leader with and without a deposed one that does not know it yet and to
+//! clocks that are minutes off, members shut out, destinations that several tasks share, proposals that are lost or
+//! whose answer is. Raft itself is modelled as one ordered log. Every invariant is looked at after every entry, every byte
 //! that is published is checked against the ledger, and after the faults everything has to come to an end.
 //!
 //! `MLOC_SIM_SEEDS=20000 cargo test -p mloc-core --test sim` tries more seeds; `MLOC_SIM_SEED=17` replays one and
@@ -11,11 +12,13 @@
 mod faults;
 mod leadership;
 mod node;
+mod tally;
 mod tasks;
 mod world;
 
 use std::thread;
 
+use tally::Tally;
 use world::{Planted, World};
 
 /// Seeds of a usual run: what a gate has time for.
@@ -28,7 +31,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs one seed; the error is the broken promise and what led to it.
-fn run(seed: u64, planted: Planted) -> Result<world::Tally, String> {
+fn run(seed: u64, planted: Planted) -> Result<Tally, String> {
     World::new(seed, planted, false).run().map_err(|why| {
         // Once more, writing down what happens.
         let mut world = World::new(seed, planted, true);
@@ -51,7 +54,7 @@ fn promises_hold_under_faults() {
     let tally = thread::scope(|scope| {
         let one = |first: u64| {
             scope.spawn(move || {
-                let mut tally = world::Tally::default();
+                let mut tally = Tally::default();
                 for seed in (first..seeds).step_by(threads as usize) {
                     match run(seed, Planted::default()) {
                         Ok(more) => tally.add(&more),
@@ -62,7 +65,7 @@ fn promises_hold_under_faults() {
             })
         };
         let handles: Vec<_> = (0..threads).map(one).collect();
-        handles.into_iter().fold(world::Tally::default(), |mut sum, handle| {
+        handles.into_iter().fold(Tally::default(), |mut sum, handle| {
             sum.add(&handle.join().unwrap_or_else(|why| std::panic::resume_unwind(why)));
             sum
         })
@@ -101,6 +104,12 @@ fn a_missing_fence_is_caught() {
 fn a_missing_slot_recheck_is_caught() {
     let why = is_caught(Planted { no_slot_recheck: true, ..Planted::default() });
     assert!(why.contains("L2"), "{why}");
+}
+
+#[test]
+fn two_publishers_at_one_destination_are_caught() {
+    let why = is_caught(Planted { no_publish_hold: true, ..Planted::default() });
+    assert!(why.contains("P2"), "{why}");
 }
 
 #[test]

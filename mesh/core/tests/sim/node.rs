@@ -1,6 +1,6 @@
 //! The worker's shell: journal, children, publishing and links of one node, over the simulated ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use mloc_core::{
     capability::Capability,
@@ -12,8 +12,9 @@ use mloc_core::{
 use rand::{Rng, rngs::SmallRng};
 
 use crate::{
+    faults::Fault,
     tasks,
-    world::{Happening, World},
+    world::{EPOCH, Happening, World, place_of},
 };
 
 /// Steps of every simulated training.
@@ -27,15 +28,18 @@ pub struct Node {
     pub capability: Capability,
     pub up: bool,
     pub cut: bool,
-    pub wall_ahead: u64,
+    /// What its clock shows when the true time is [`EPOCH`].
+    pub wall_at_epoch: u64,
     /// Rises with each start of the process: what was on its way to an earlier one is gone.
     life: u32,
     booted_at: u64,
     worker: Option<Worker>,
     disk: JournalRows,
     children: BTreeMap<AttemptId, Child>,
-    publishing: BTreeMap<AttemptId, u64>,
+    publishing: BTreeMap<AttemptId, Job>,
     jobs: u64,
+    /// Journal writes that are on their way to the disk, in order.
+    writing: VecDeque<(u64, Write)>,
     requests: BTreeMap<u64, (usize, u64, AttemptId)>,
     next_request: u64,
     tick_due: u64,
@@ -50,6 +54,16 @@ struct Child {
     stopping: bool,
 }
 
+/// One go at publishing: every file anew, then the manifest.
+#[derive(Debug)]
+struct Job {
+    number: u64,
+    next_file: u32,
+}
+
+/// How far apart two clocks may be, in milliseconds: more than a run has patience for.
+const SKEW_MS: u64 = 600_000;
+
 impl Node {
     pub fn new(at: usize, rng: &mut SmallRng) -> Self {
         let id = NodeId::new(format!("node-{at}"));
@@ -60,7 +74,7 @@ impl Node {
             id,
             up: false,
             cut: false,
-            wall_ahead: rng.random_range(0..1_500),
+            wall_at_epoch: 0,
             life: 0,
             booted_at: 0,
             worker: None,
@@ -68,6 +82,7 @@ impl Node {
             children: BTreeMap::new(),
             publishing: BTreeMap::new(),
             jobs: 0,
+            writing: VecDeque::new(),
             requests: BTreeMap::new(),
             next_request: 0,
             tick_due: 0,
@@ -94,22 +109,34 @@ impl Node {
 }
 
 impl World {
-    pub fn boot(&mut self, node: usize) {
+    pub fn boot(&mut self, node: usize) -> Result<(), String> {
         let now = self.now;
+        // The wall clock is read once, at the start of the process. Most agree well.
+        let skew = if self.rng.random_bool(0.7) { 1_500 } else { SKEW_MS };
         let n = &mut self.nodes[node];
+        n.wall_at_epoch = EPOCH + self.rng.random_range(0..2 * skew) - skew;
         (n.up, n.life, n.tick_due) = (true, n.life + 1, 0);
         let mut settings = Settings::new(n.id.clone());
         (settings.heartbeat_ms, settings.report_retry_ms, settings.stop_grace_ms) = (1_500, 700, 1_000);
         let (worker, actions) = Worker::restore(n.disk.clone(), settings, now - n.booted_at);
         n.worker = Some(worker);
         self.note(|| format!("node {node} is up"));
-        // A start may fail only by breaking a promise, and those are looked at again when a child steps.
-        let _ = self.act(node, actions);
-        self.plan_tick(node);
+        self.act(node, actions)?;
+        self.plan_tick(node)
+    }
+
+    /// In good order: whatever was handed to the journal gets there, and nothing that is heard meanwhile.
+    pub fn shut_down(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        while let Some((_, write)) = n.writing.pop_front() {
+            n.write(write);
+        }
+        self.crash(node, false);
     }
 
     pub fn crash(&mut self, node: usize, reboot: bool) {
         let n = &mut self.nodes[node];
+        n.writing.clear();
         n.up = false;
         n.worker = None;
         n.children.clear();
@@ -131,20 +158,24 @@ impl World {
         let Some(worker) = &mut n.worker else { return Ok(()) };
         let actions = worker.on(event, boot);
         self.act(node, actions)?;
-        self.plan_tick(node);
-        Ok(())
+        self.plan_tick(node)
     }
 
-    fn plan_tick(&mut self, node: usize) {
+    /// W2: a worker that has just had its turn has nothing left to do now. Its shell sleeps until then, and would spin.
+    fn plan_tick(&mut self, node: usize) -> Result<(), String> {
         let now = self.now;
         let n = &mut self.nodes[node];
-        let Some(worker) = &n.worker else { return };
-        let due = (worker.wake_at(now - n.booted_at) + n.booted_at).max(now + 20);
+        let Some(worker) = &n.worker else { return Ok(()) };
+        let due = worker.wake_at(now - n.booted_at) + n.booted_at;
+        if due <= now {
+            return Err(format!("W2 no wake in the past: node {node} wants to be woken at {due}: {worker:?}"));
+        }
         if n.tick_due <= now || due < n.tick_due {
             n.tick_due = due;
             let life = n.life;
             self.at(due, Happening::WorkerTick { node, life, due });
         }
+        Ok(())
     }
 
     pub fn worker_tick(&mut self, node: usize, life: u32, due: u64) -> Result<(), String> {
@@ -161,7 +192,8 @@ impl World {
             match action {
                 Action::Journal { id, write } => {
                     // In order of ids: later writes never overtake earlier ones.
-                    self.after(3, Happening::Journalled { node, life, id, write });
+                    self.nodes[node].writing.push_back((id, write));
+                    self.after(3, Happening::Journalled { node, life, id });
                 }
                 Action::Answer { request, answer } => {
                     if let Some((to, term, attempt)) = self.nodes[node].requests.remove(&request) {
@@ -184,7 +216,7 @@ impl World {
                 Action::StartPublish { attempt } => {
                     self.nodes[node].jobs += 1;
                     let job = self.nodes[node].jobs;
-                    self.nodes[node].publishing.insert(attempt.clone(), job);
+                    self.nodes[node].publishing.insert(attempt.clone(), Job { number: job, next_file: 0 });
                     self.after(50, Happening::PublishStep { node, life, attempt, job });
                 }
                 Action::StopPublish { attempt } => {
@@ -252,11 +284,14 @@ impl World {
         self.feed(node, Event::ReportAnswered { attempt, seq, answer })
     }
 
-    pub fn journalled(&mut self, node: usize, life: u32, id: u64, write: Write) -> Result<(), String> {
+    pub fn journalled(&mut self, node: usize, life: u32, id: u64) -> Result<(), String> {
         if !self.alive(node, life) {
             return Ok(());
         }
-        self.nodes[node].write(write);
+        let n = &mut self.nodes[node];
+        while let Some((_, write)) = n.writing.pop_front_if(|(written, _)| *written <= id) {
+            n.write(write);
+        }
         self.feed(node, Event::Journalled(id))
     }
 
@@ -344,27 +379,55 @@ impl World {
         self.feed(node, Event::Child { attempt, run, event: ChildEvent::Exited(exit) })
     }
 
-    /// One file, or the manifest after the last.
+    /// One file, or the manifest after the last. Whether a result lies there already is looked at before the first and
+    /// with the manifest, as the store does.
     pub fn publish_step(&mut self, node: usize, life: u32, attempt: AttemptId, job: u64) -> Result<(), String> {
-        if !self.alive(node, life) || self.nodes[node].publishing.get(&attempt) != Some(&job) {
+        if !self.alive(node, life) {
             return Ok(());
         }
-        let key = (attempt.task.clone(), attempt.replica);
-        if self.places.get(&key).is_some_and(|place| place.manifest.is_some()) {
-            // The predecessor was lost between its last byte and its report.
-            self.tally.adopted += 1;
-            return self.published(node, attempt);
+        let faulty = self.faulty();
+        let Some(job) = self.nodes[node].publishing.get_mut(&attempt).filter(|j| j.number == job) else {
+            return Ok(());
+        };
+        let (number, file) = (job.number, job.next_file);
+        job.next_file += 1;
+        if faulty && self.rng.random_bool(0.05) {
+            self.tally.publish_failures += 1;
+            return self.publish_fails(node, attempt, FailureClass::Retryable, "the bucket does not answer".to_owned());
+        }
+        let Some(task) = self.ledger.tasks.get(&attempt.task) else { return Err(format!("{attempt} has no task")) };
+        let key = place_of(task, &attempt);
+        let there = self.places.get(&key).and_then(|place| place.manifest.clone());
+        if let Some(of) = there.filter(|_| file == 0 || file == FILES) {
+            if (&of.task, of.replica) == (&attempt.task, attempt.replica) {
+                // The predecessor was lost between its last byte and its report.
+                self.tally.adopted += 1;
+                return self.published(node, attempt);
+            }
+            self.tally.taken += 1;
+            let why = format!("destination holds the result of task {}", of.task);
+            return self.publish_fails(node, attempt, FailureClass::Fatal, why);
         }
         self.may_write(&attempt)?;
         let place = self.places.entry(key).or_default();
-        if place.files < FILES {
-            place.files += 1;
+        if let Some(of) = &place.manifest {
+            return Err(format!("P2 published once and whole: {attempt} writes over the result of {of}"));
+        }
+        if file < FILES {
+            place.files.insert(file, attempt.clone());
             let ms = self.rng.random_range(50..700);
-            self.after(ms, Happening::PublishStep { node, life, attempt, job });
+            self.after(ms, Happening::PublishStep { node, life, attempt, job: number });
             return Ok(());
         }
+        if let Some((file, other)) = place.files.iter().find(|(_, writer)| **writer != attempt) {
+            return Err(format!("P2 published once and whole: file {file} under {attempt}'s manifest is {other}'s"));
+        }
         place.manifest = Some(attempt.clone());
-        place.manifests += 1;
+        if faulty && self.rng.random_bool(0.04) {
+            // The answer of the store is never heard.
+            let (reboot, down_ms) = (false, self.rng.random_range(50..30_000));
+            return self.strike(Fault::Crash { node, reboot, down_ms });
+        }
         self.published(node, attempt)
     }
 
@@ -372,5 +435,16 @@ impl World {
         self.nodes[node].publishing.remove(&attempt);
         let result = TaskResult { location: "s3://b".to_owned(), ..TaskResult::default() };
         self.feed(node, Event::Published { attempt, result })
+    }
+
+    fn publish_fails(
+        &mut self,
+        node: usize,
+        attempt: AttemptId,
+        class: FailureClass,
+        message: String,
+    ) -> Result<(), String> {
+        self.nodes[node].publishing.remove(&attempt);
+        self.feed(node, Event::PublishFailed { attempt, failure: Failure { class, message } })
     }
 }

@@ -20,6 +20,7 @@ pub fn capability(node: &NodeId, gpus: u32) -> Capability {
         driver: String::new(),
         utilisation_percent: 0,
         unusable: None,
+        unusable_for_good: false,
     };
     Capability {
         node: node.clone(),
@@ -50,6 +51,11 @@ pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
         endpoint: None,
         region: None,
     };
+    let replicas = if rng.random_bool(0.1) { 2 } else { 1 };
+    // Some share a destination; replicas would publish over one another, so theirs stay in the workers' folders.
+    let shared_output =
+        spec::Location::S3 { bucket: "b".to_owned(), path: "everybody".to_owned(), endpoint: None, region: None };
+    let output = if rng.random_bool(0.3) { shared_output } else { place("out") };
     let owner = format!("user-{}", rng.random_range(0..2));
     let depends_on = match before.iter().rfind(|other| other.metadata.owner == owner) {
         Some(last) if rng.random_bool(0.2) => vec![last.metadata.name.clone()],
@@ -58,7 +64,7 @@ pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
     TaskSpec {
         kind: Kind::TrainingTask,
         task_type: TaskType::Echo,
-        replicas: if rng.random_bool(0.1) { 2 } else { 1 },
+        replicas,
         request: Request {
             cpu_millis: rng.random_range(1..4) * 1_000,
             memory_bytes: rng.random_range(1..9) * GIB,
@@ -68,7 +74,7 @@ pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
         model: None,
         dataset: None,
         hyperparameters: BTreeMap::new(),
-        output: spec::Output { destination: Some(place("out")), artifacts: Vec::new() },
+        output: spec::Output { destination: (replicas == 1).then_some(output), artifacts: Vec::new() },
         priority: rng.random_range(0..3),
         depends_on,
         retry: spec::Retry { limit: rng.random_range(1..7), backoff_ms: 200, backoff_max_ms: 2_000 },
