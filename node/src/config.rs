@@ -30,7 +30,7 @@ pub struct NodeConfig {
     pub seeds: Vec<String>,
     /// File that holds the join token.
     pub token_file: Option<PathBuf>,
-    /// Found the mesh only when so many nodes are here.
+    /// Found the mesh together with the other seeds, once so many of them are there.
     pub bootstrap_expect: Option<u32>,
     /// What it takes part in.
     pub role: Role,
@@ -230,8 +230,10 @@ impl NodeConfig {
     /// # Errors
     /// The first thing that can't be meant.
     pub fn check(&self) -> anyhow::Result<()> {
-        if self.bootstrap_expect.is_some_and(|nodes| nodes != 1) {
-            bail!("bootstrapExpect: this build founds a mesh by `mloc up` on one node; the others join it");
+        if self.bootstrap_expect == Some(0) {
+            bail!(
+                "bootstrapExpect: 0 nodes found no mesh; write the number of seeds that must be there, or leave it out"
+            );
         }
         for name in self.volumes.keys() {
             if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
@@ -298,6 +300,6 @@ mod tests {
         assert_eq!(config.durations().election.0, Duration::from_secs(4));
         assert_eq!(config.durations().lease, Duration::from_secs(30));
         assert!(NodeConfig::parse("timing: {raftHeartbeatMs: 1000}").is_err());
-        assert!(NodeConfig::parse("bootstrapExpect: 2").is_err());
+        assert!(NodeConfig::parse("bootstrapExpect: 0").is_err());
     }
 }

@@ -23,13 +23,16 @@ use mloc_core::{
     },
     task,
 };
-use mloc_mesh::handle::{LeaderView, MeshHandle, MeshUnavailable};
+use mloc_mesh::{
+    handle::{LeaderView, MeshHandle, MeshUnavailable},
+    voting::RevokeError,
+};
 use sha2::{Digest, Sha256};
 
 use crate::{
     follow,
     logs::Logs,
-    views::{self, Figures, LedgerFigures, advice, attempt_view, gpu_view, history, usage_rows},
+    views::{self, Figure, Figures, LedgerFigures, advice, attempt_view, gpu_view, history, usage_rows},
 };
 
 /// Most tasks on a page.
@@ -362,7 +365,11 @@ impl Control for MeshControl {
         caller.may_act_for(mloc_api::auth::ADMIN)?;
         self.fresh(Freshness::Linearizable).await?;
         let node = self.find_node(node)?;
-        match self.propose(Entry::MemberRevoked { node: node.clone(), at: self.mesh.now() }).await? {
+        let revoked = self.mesh.revoke(&node).await.map_err(|error| match error {
+            RevokeError::Unavailable(error) => unavailable(error),
+            RevokeError::QuorumLost { .. } => ControlError::Conflict(error.to_string()),
+        })?;
+        match revoked {
             Outcome::Rejected(reason) => Err(refused(reason)),
             Outcome::Applied | Outcome::Duplicate(_) | Outcome::Stale => self.node_view(&node),
         }
@@ -416,13 +423,29 @@ impl Control for MeshControl {
     }
 
     async fn metrics(&self) -> String {
-        let leader = self.mesh.leader();
+        let (leader, health) = (self.mesh.leader(), self.mesh.health());
         let ledger = self.holds_ledger().then(|| self.mesh.read(|l| LedgerFigures::of(l, self.mesh.voters().len())));
         views::metrics_text(&Figures {
             ledger,
             leads: matches!(leader, LeaderView::Here { .. }),
             term: leader.parts().1,
             heard: self.mesh.views().values().filter(|view| view.alive).count(),
+            health: vec![
+                Figure::gauge("mloc_raft_last_log_index", "Last entry in this node's log.", health.raft.last_log),
+                Figure::gauge("mloc_raft_applied_index", "Last entry in this node's ledger.", health.raft.applied),
+                Figure::gauge("mloc_gossip_connections", "Members with a gossip connection.", health.gossip.connected),
+                Figure::counter(
+                    "mloc_gossip_dials_failed_total",
+                    "Gossip dials that came to nothing.",
+                    health.gossip.dials_failed,
+                ),
+                Figure::gauge("mloc_links", "Members with a link.", health.links as u64),
+                Figure::gauge(
+                    "mloc_refusals",
+                    "Reasons for which peers were refused, or refused this node, of late.",
+                    health.refusals as u64,
+                ),
+            ],
         })
     }
 

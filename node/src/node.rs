@@ -25,7 +25,7 @@ use mloc_core::{
 };
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle},
-    link::StreamKind,
+    link::{LinkAdvertise, StreamKind},
     quic_transport::Advertise,
     raft::{RaftSettings, VoterPolicy},
     start::{Mesh, MeshSettings, TOKEN_FILE},
@@ -49,8 +49,6 @@ const WORKER_INBOX: usize = 256;
 const LOAD_EVERY: Duration = Duration::from_secs(5);
 /// Where the daemon writes its addresses, for scripts and tests.
 const ADDRESS_FILE: &str = "node.json";
-/// A request that waits for a leader that died notices the new one within this.
-const LEADER_LOOK: Duration = Duration::from_millis(100);
 /// How long REST has to answer what it has when the node stops.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -116,7 +114,9 @@ impl Node {
                 gossip_advertise,
                 link_bind: link_bind(&config),
                 link_advertise,
+                work: config.role.work,
                 seeds: config.seeds.clone(),
+                bootstrap_expect: config.bootstrap_expect.and_then(|nodes| usize::try_from(nodes).ok()),
                 token,
                 gossip_interval: times.gossip_interval,
                 raft: RaftSettings {
@@ -164,7 +164,9 @@ impl Node {
         let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone()));
 
         // Known before REST serves: the first `mloc nodes` shows this node as it is.
-        mesh.handle.publish_capability(&capability).await;
+        mesh.handle.publish_capability(&capability).await.context(
+            "this node's hardware can't be gossiped (hint: fewer labels, modules or kinds of simulated GPUs in node.yaml)",
+        )?;
 
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
@@ -280,13 +282,21 @@ fn advertise(config: &NodeConfig) -> anyhow::Result<Advertise> {
     }
     match &config.gossip.advertise {
         None => Ok(Advertise::Detect),
-        Some(text) => Ok(Advertise::At(resolve(text, "--advertise")?)),
+        Some(text) => Ok(Advertise::At(resolve(text, "--advertise (gossip.advertise)")?)),
     }
 }
 
-fn link_advertise(config: &NodeConfig) -> anyhow::Result<Option<IpAddr>> {
-    let given = config.links.advertise.as_ref().or(config.gossip.advertise.as_ref());
-    given.map(|text| Ok(resolve(text, "--link-advertise")?.ip())).transpose()
+/// Links are told as they are written, a name as a name: whoever dials resolves it. Gossip's host serves both, its port
+/// does not.
+fn link_advertise(config: &NodeConfig) -> anyhow::Result<Option<LinkAdvertise>> {
+    let read = |text: &str, flag: &str| text.parse::<LinkAdvertise>().with_context(|| format!("{flag} {text}"));
+    match (&config.links.advertise, &config.gossip.advertise) {
+        (Some(text), _) => read(text, "--link-advertise (links.advertise)").map(Some),
+        (None, Some(text)) => {
+            read(text, "--advertise (gossip.advertise)").map(|advertise| Some(advertise.at_bound_port()))
+        }
+        (None, None) => Ok(None),
+    }
 }
 
 /// `HOST:PORT`, or `HOST` alone (port 0: the bound one).
@@ -401,7 +411,9 @@ async fn keep_capability(mesh: MeshHandle, settings: ProbeSettings, config: Node
             found.matmul_gflops = measured;
             // Disk in steps of 256 MiB: every byte would be news to the whole mesh.
             found.disk_bytes &= !((256 << 20) - 1);
-            mesh.publish_capability(&found).await;
+            if let Err(error) = mesh.publish_capability(&found).await {
+                warn!(%error, "this node's hardware is gossiped as it was before");
+            }
         }
         ticks.tick().await;
     }
@@ -446,22 +458,31 @@ impl LeaderLink for MeshLink {
     }
 }
 
+fn leader(view: LeaderView) -> Leader {
+    match view {
+        LeaderView::Here { .. } => Leader::Here,
+        LeaderView::There { node, .. } => Leader::There(node),
+        LeaderView::Unknown => Leader::Unknown,
+    }
+}
+
 /// REST's way to the leader.
 struct MeshForward(MeshHandle);
 
 #[async_trait]
 impl Forward for MeshForward {
     fn leader(&self) -> Leader {
-        match self.0.leader() {
-            LeaderView::Here { .. } => Leader::Here,
-            LeaderView::There { node, .. } => Leader::There(node),
-            LeaderView::Unknown => Leader::Unknown,
-        }
+        leader(self.0.leader())
     }
 
     async fn leader_other_than(&self, seen: &Leader) {
-        while self.leader() == *seen {
-            tokio::time::sleep(LEADER_LOOK).await;
+        loop {
+            let view = self.0.leader();
+            if leader(view.clone()) != *seen {
+                return;
+            }
+            // A new term of the same leader is no other leader.
+            self.0.leader_other_than(&view).await;
         }
     }
 
@@ -471,5 +492,34 @@ impl Forward for MeshForward {
 
     fn mint_key(&self) -> String {
         format!("minted-{}", hex::encode(rand::random::<[u8; 16]>()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn advertised(links: Option<&str>, gossip: Option<&str>) -> anyhow::Result<Option<LinkAdvertise>> {
+        let mut config = NodeConfig::default();
+        config.links.advertise = links.map(str::to_owned);
+        config.gossip.advertise = gossip.map(str::to_owned);
+        link_advertise(&config)
+    }
+
+    #[test]
+    fn links_are_told_with_their_own_port_and_gossips_host() {
+        let read = |text: &str| Some(text.parse::<LinkAdvertise>().unwrap());
+        assert_eq!(advertised(None, None).unwrap(), None);
+        assert_eq!(advertised(Some("gpu-1:9000"), Some("gpu-2:7946")).unwrap(), read("gpu-1:9000"));
+        assert_eq!(advertised(None, Some("gpu-2:7946")).unwrap(), read("gpu-2"));
+    }
+
+    #[test]
+    fn what_cannot_be_dialled_is_said_with_the_flag_it_came_by() {
+        let error = |links, gossip| format!("{:#}", advertised(links, gossip).unwrap_err());
+        assert!(
+            error(Some("gpu-1:x"), None).starts_with("--link-advertise (links.advertise) gpu-1:x: expected HOST:PORT")
+        );
+        assert!(error(None, Some("gpu-1:x")).starts_with("--advertise (gossip.advertise) gpu-1:x: expected HOST:PORT"));
     }
 }

@@ -187,6 +187,29 @@ pub struct Figures {
     pub term: u64,
     /// Members it hears.
     pub heard: usize,
+    /// How its own parts are.
+    pub health: Vec<Figure>,
+}
+
+/// One series without labels.
+#[derive(Debug)]
+pub struct Figure {
+    name: &'static str,
+    help: &'static str,
+    kind: &'static str,
+    value: u64,
+}
+
+impl Figure {
+    /// What goes up and down.
+    pub fn gauge(name: &'static str, help: &'static str, value: u64) -> Self {
+        Self { name, help, kind: "gauge", value }
+    }
+
+    /// What only rises, from 0 at the start of the process; its name ends in `_total`.
+    pub fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
+        Self { name, help, kind: "counter", value }
+    }
 }
 
 /// What /metrics shows of the ledger.
@@ -214,14 +237,18 @@ impl LedgerFigures {
 /// Prometheus' text format, version 0.0.4. Every label value is a state's name: nothing in it needs escaping.
 pub fn metrics_text(figures: &Figures) -> String {
     let mut text = String::new();
-    let mut gauge = |name: &str, help: &str, samples: &[(String, u64)]| {
+    let mut series = |kind: &str, name: &str, help: &str, samples: &[(String, u64)]| {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge");
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
         for (labels, value) in samples {
             let _ = writeln!(text, "{name}{labels} {value}");
         }
     };
     let one = |value: u64| [(String::new(), value)];
+    for figure in &figures.health {
+        series(figure.kind, figure.name, figure.help, &one(figure.value));
+    }
+    let mut gauge = |name: &str, help: &str, samples: &[(String, u64)]| series("gauge", name, help, samples);
     gauge("mloc_leader", "1 when this node leads, else 0.", &one(u64::from(figures.leads)));
     gauge("mloc_term", "Term of the leader this node knows, 0 for none.", &one(figures.term));
     gauge("mloc_members_heard", "Members this node hears by gossip, itself included.", &one(figures.heard as u64));
@@ -337,7 +364,8 @@ mod tests {
     #[test]
     fn metrics_claim_nothing_of_a_ledger_that_is_not_here() {
         let (ledger, _) = ledger(vec![]);
-        let voter = Figures { ledger: Some(LedgerFigures::of(&ledger, 1)), leads: true, term: 3, heard: 2 };
+        let health = vec![Figure::counter("mloc_x_total", "X.", 7)];
+        let voter = Figures { ledger: Some(LedgerFigures::of(&ledger, 1)), leads: true, term: 3, heard: 2, health };
         let text = metrics_text(&voter);
         for line in
             ["mloc_tasks{state=\"RUNNING\"} 1", "mloc_tasks{state=\"FAILED\"} 0", "mloc_term 3", "mloc_leader 1"]
@@ -345,7 +373,8 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} in {text}");
         }
         for name in text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split(['{', ' ']).next()) {
-            assert_eq!(text.matches(&format!("# TYPE {name} gauge\n")).count(), 1, "{name}");
+            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+            assert_eq!(text.matches(&format!("# TYPE {name} {kind}\n")).count(), 1, "{name}");
         }
         let other = metrics_text(&Figures { term: 3, heard: 2, ..Figures::default() });
         assert!(!other.contains("mloc_tasks") && !other.contains("mloc_voters"), "{other}");

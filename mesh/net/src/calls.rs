@@ -9,7 +9,7 @@ use mloc_core::{
 
 use crate::{
     members::MemberTable,
-    quic_transport::{JoinRefusal, JoinRequest, LeaderHint},
+    quic_transport::{JoinRefusal, JoinRequest},
 };
 
 /// A question.
@@ -31,7 +31,7 @@ pub(crate) enum Call {
         /// The version the asker has.
         have: u64,
     },
-    /// Who leads?
+    /// Do you lead?
     Leader,
 }
 
@@ -46,9 +46,9 @@ pub(crate) enum Answer {
     Admitted(Result<MemberTable, JoinRefusal>),
     /// The newer table, or that the asker's is the newest; `Err` when the one asked does not lead.
     Members(Result<Option<MemberTable>, Option<NodeId>>),
-    /// As far as the one asked knows.
-    Leader(Option<LeaderHint>),
-    /// The call can't be answered here.
+    /// In which term the one asked leads, if it does.
+    Leads(Option<u64>),
+    /// The call can't be answered here, or not now: nothing was done, and it may be asked again.
     Refused(String),
 }
 

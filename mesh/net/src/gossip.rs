@@ -3,6 +3,7 @@
 //! chitchat does the spreading over [`crate::quic_transport`]; here values are signed and checked, seeds are sought, and
 //! the end of chitchat's task is noticed. Acting on any of it is for others: death by gossip is a hint, no fact.
 
+pub(crate) mod capability;
 mod generation;
 pub mod keys;
 mod signed;

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use mloc_core::{
@@ -17,16 +17,21 @@ use mloc_core::{
     time::Millis,
     wire::{AttemptProgress, FromLeader, ToLeader},
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     calls::{Answer, Call, decode, encode},
     clock::SteadyClock,
-    gossip::{Gossip, keys},
+    gossip::{Gossip, PublishError, keys},
+    leadership::{Confirmed, leader_of},
     link::{Channel, LinkHandle, LinkStream, StreamKind},
-    quic_transport::LeaderHint,
-    raft::{Consensus, ProposeError, ReadError},
+    quic_transport::{GossipEndpoint, LeaderHint, TransportStats},
+    raft::{Consensus, ProposeError, RaftHealth, ReadError},
+    voting::Voting,
 };
+
+/// Load is news for everybody: not more often than this.
+const LOAD_EVERY: Duration = Duration::from_secs(5);
 
 /// Who leads, as far as this node knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +75,19 @@ pub struct MemberView {
     pub addresses: Vec<String>,
 }
 
+/// Figures of this node's part in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshHealth {
+    /// Consensus.
+    pub raft: RaftHealth,
+    /// Gossip connections.
+    pub gossip: TransportStats,
+    /// Members with a link now.
+    pub links: usize,
+    /// Peers refused of late, or that refused this node, each reason once: strangers, other meshes, wrong tokens.
+    pub refusals: usize,
+}
+
 /// The mesh can't do it just now; trying again may help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MeshUnavailable {
@@ -100,18 +118,35 @@ pub(crate) struct Inner {
     pub node: NodeId,
     pub mesh: MeshId,
     pub consensus: Consensus,
+    pub endpoint: Arc<GossipEndpoint>,
     pub gossip: Gossip,
     pub link: LinkHandle,
     /// The orchestrator's soft state: leases, progress. Held for the time of a plain function only.
     pub leader: Mutex<Leader>,
     /// Wakes the orchestrator before its next tick.
     pub wake: Notify,
-    /// When a majority last confirmed that this node leads, and since when time is counted for leases.
-    pub confirmed: Mutex<Option<Instant>>,
+    /// Since when this node may answer for the term it leads in.
+    pub confirmed: Mutex<Option<ConfirmedLead>>,
     /// A deposed leader that has not noticed answers no heartbeats after this long without a majority.
     pub slack: Duration,
     /// Time that no step of the wall clock can move.
     pub clock: SteadyClock,
+    /// Which nodes that gossip names as leader have said so themselves.
+    pub confirmed_leaders: watch::Sender<Confirmed>,
+    /// Uptimes and policy; held while voters change.
+    pub voting: tokio::sync::Mutex<Voting>,
+    /// When this node last said its load ([`SteadyClock::elapsed`]).
+    pub load_said: Mutex<Option<Duration>>,
+}
+
+/// A majority confirmed that this node leads, and everything committed before, the leader's own first entry included,
+/// was applied and its leases granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConfirmedLead {
+    /// In which term.
+    pub term: u64,
+    /// When it was asked ([`SteadyClock::elapsed`]: a leader that slept must ask anew).
+    pub at: Duration,
 }
 
 impl MeshHandle {
@@ -125,22 +160,24 @@ impl MeshHandle {
         &self.inner.mesh
     }
 
-    /// Who leads: raft's word where this node votes, gossip's elsewhere; of two the higher term.
+    /// Who leads: raft's word where this node votes, elsewhere what gossip says and the named node has confirmed; of two
+    /// the higher term.
     pub fn leader(&self) -> LeaderView {
         let raft = self.inner.consensus.leadership().borrow().clone();
-        if raft.mine {
-            return LeaderView::Here { node: self.inner.node.clone(), term: raft.term };
-        }
-        let known = raft.leader.map(|node| LeaderHint { term: raft.term, node });
-        let members = self.inner.gossip.members();
-        let members = members.borrow();
-        let heard = members.values().filter(|m| m.alive).filter_map(|m| m.leader());
-        // A hint that names this node is old: it does not lead any more.
-        let newest = known.into_iter().chain(heard).filter(|h| h.node != self.inner.node).max_by_key(|h| h.term);
-        match newest {
-            Some(hint) => LeaderView::There { node: hint.node, term: hint.term },
-            None => LeaderView::Unknown,
-        }
+        let members = self.inner.gossip.members().borrow().clone();
+        leader_of(
+            &self.inner.node,
+            &raft,
+            self.inner.consensus.votes(),
+            &members,
+            &self.inner.confirmed_leaders.borrow(),
+        )
+    }
+
+    /// The time by which leases are counted and entries stamped: near the wall clock, and never going back. Whoever
+    /// proposes an entry stamps it with this.
+    pub fn now(&self) -> Millis {
+        self.inner.clock.now()
     }
 
     /// The same as gossip and joiners are told it.
@@ -197,7 +234,7 @@ impl MeshHandle {
         let members = members.borrow();
         let view = |peer: &crate::gossip::PeerView| MemberView {
             alive: peer.alive || peer.node == self.inner.node,
-            capability: peer.json(keys::CAPABILITY),
+            capability: peer.capability(),
             addresses: peer.link_addresses(),
         };
         members.iter().map(|(id, peer)| (id.clone(), view(peer))).collect()
@@ -206,6 +243,16 @@ impl MeshHandle {
     /// Voters, as this node knows them.
     pub fn voters(&self) -> Vec<NodeId> {
         self.inner.consensus.voters().into_iter().map(|v| v.peer).collect()
+    }
+
+    /// Figures for `/metrics`.
+    pub fn health(&self) -> MeshHealth {
+        MeshHealth {
+            raft: self.inner.consensus.health(),
+            gossip: self.inner.endpoint.stats(),
+            links: self.inner.link.connected().borrow().len(),
+            refusals: self.inner.endpoint.refusals().len() + self.inner.link.refusals().len(),
+        }
     }
 
     /// What the scheduler sees.
@@ -279,18 +326,35 @@ impl MeshHandle {
         self.inner.link.open_stream(node, kind).await.map_err(io::Error::other)
     }
 
-    /// Tells the mesh what this node offers; returns when this node sees it itself.
-    pub async fn publish_capability(&self, capability: &Capability) {
-        let text = crate::gossip::json_value(capability);
-        if let Err(error) = self.inner.gossip.publish(keys::CAPABILITY, &text).await {
-            tracing::error!(%error, "this node's hardware can't be gossiped: no work will come here");
-            return;
+    /// Tells the mesh what this node offers; returns when this node sees it itself. The load among it is said at most
+    /// every 5 s.
+    ///
+    /// # Errors
+    /// When it has too many bytes to be gossiped, however it is shortened: no work would come here.
+    pub async fn publish_capability(&self, capability: &Capability) -> Result<(), PublishError> {
+        let (text, load) = crate::gossip::capability::write(capability)?;
+        // The load first: without it the node seems to have no room.
+        if self.load_is_due() {
+            self.inner.gossip.publish(keys::LOAD, &load).await?;
         }
+        self.inner.gossip.publish(keys::CAPABILITY, &text).await?;
         let node = self.inner.node.clone();
         let shown = |members: &crate::gossip::Members| {
             members.get(&node).is_some_and(|me| me.values.get(keys::CAPABILITY) == Some(&text))
         };
         // An error means that gossip has ended, and with it this process.
         let _ = self.inner.gossip.members().wait_for(|members| shown(members)).await;
+        Ok(())
+    }
+
+    fn load_is_due(&self) -> bool {
+        let now = self.inner.clock.elapsed();
+        let mut said = self.inner.load_said.lock().unwrap_or_else(PoisonError::into_inner);
+        // A tick that comes a little early is not held up for another round.
+        let due = said.is_none_or(|at| now.saturating_sub(at) >= LOAD_EVERY - LOAD_EVERY / 10);
+        if due {
+            *said = Some(now);
+        }
+        due
     }
 }

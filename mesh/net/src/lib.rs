@@ -10,8 +10,11 @@
 //! | `gossip`         | signed values of all members, who seems alive                     | acting on it: death is a hint   |
 //! | `link`           | libp2p among members: requests, streams                           | what requests and streams mean  |
 //! | `calls`          | what members ask of one another on the control channel            | what the answers mean           |
+//! | `leadership`     | who leads: raft's word, and hints of gossip once confirmed         | electing: `raft`                |
 //! | `membership`     | letting nodes in, tables, voters                                  | who should vote: `raft::voters` |
 //! | `orchestrator`   | the leader's loop around `mloc_core::leader`                      | every decision                  |
+//! | `founding`       | which of the nodes that start together founds the mesh             | asking: `gathering`             |
+//! | `gathering`      | coming to a mesh: joining one, or founding it with others          | letting in: `membership`        |
 //! | `handle`         | the mesh as the rest of the node sees it                          | REST                            |
 //! | `start`          | files, sockets and tasks in the order that works                  | configuration                   |
 //! | `raft`           | the ledger on redb, replicated                                    | what its entries mean: mloc-core |
@@ -21,9 +24,12 @@
 mod calls;
 mod clock;
 mod durable_file;
+pub mod founding;
+mod gathering;
 pub mod gossip;
 pub mod handle;
 pub mod identity;
+mod leadership;
 pub mod link;
 pub mod members;
 mod membership;
@@ -34,3 +40,4 @@ pub mod raft;
 pub mod start;
 pub mod tls;
 pub mod token;
+pub mod voting;

@@ -4,6 +4,7 @@
 //! requests and streams mean is for those who send and take them; a request to oneself is not sent but called.
 
 mod address_book;
+mod advertise;
 mod behaviour;
 mod codec;
 mod restarts;
@@ -11,7 +12,7 @@ mod swarm_task;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
@@ -31,8 +32,10 @@ use tokio_util::{
 };
 use tracing::debug;
 
+pub use self::advertise::{BadAdvertise, LinkAdvertise};
 use self::{
     address_book::Addresses,
+    advertise::{listen_addresses, told},
     restarts::Restarts,
     swarm_task::{Command, Shared, SwarmTask},
 };
@@ -50,6 +53,8 @@ const INCOMING_MAX: usize = 256;
 const STREAMS_WAITING_MAX: usize = 64;
 /// How long listening may take to begin.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the other family of a `[::]` bind may take besides: a machine may have no address of it.
+const OTHER_FAMILY_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long the swarm may take to end.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -67,8 +72,6 @@ pub enum Channel {
 pub enum StreamKind {
     /// HTTP/1 of a call forwarded to another node.
     Http,
-    /// A raft snapshot.
-    Snapshot,
     /// What an attempt prints.
     Logs,
 }
@@ -77,7 +80,6 @@ impl StreamKind {
     fn protocol(self) -> StreamProtocol {
         match self {
             Self::Http => StreamProtocol::new("/mloc/http/1"),
-            Self::Snapshot => StreamProtocol::new("/mloc/snapshot/1"),
             Self::Logs => StreamProtocol::new("/mloc/logs/1"),
         }
     }
@@ -163,10 +165,10 @@ pub struct IncomingRequest {
 /// How links behave.
 #[derive(Clone, Debug)]
 pub struct LinkSettings {
-    /// Where to listen, UDP (QUIC) and TCP alike.
+    /// Where to listen, UDP (QUIC) and TCP alike. `[::]` listens on IPv4 too.
     pub bind: SocketAddr,
-    /// The IP to tell others instead of those listened on (behind a port-preserving NAT, or to choose an interface).
-    pub advertise: Option<IpAddr>,
+    /// What to tell others instead of the addresses listened on.
+    pub advertise: Option<LinkAdvertise>,
     /// Time for a request and its answer, dialling included.
     pub request_timeout: Duration,
     /// Time for a dial and its handshake.
@@ -231,7 +233,12 @@ impl LinkHandle {
     /// Listens from now on, speaks to nobody until [`Self::set_allowed`].
     pub async fn start(settings: LinkSettings, identity: &NodeIdentity) -> Result<Self, LinkStartError> {
         let mut swarm = behaviour::build(identity, &settings)?;
-        for address in listen_addresses(settings.bind) {
+        let mut wanted = listen_addresses(settings.bind);
+        if UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).is_err() {
+            // A kernel without IPv4; were it what `bind` asks for, listening would say so.
+            wanted.retain(|address| settings.bind.is_ipv4() || !has(address, |part| matches!(part, Protocol::Ip4(_))));
+        }
+        for address in wanted.clone() {
             swarm
                 .listen_on(address.clone())
                 .map_err(|error| LinkStartError::Listen { address, reason: error.to_string() })?;
@@ -246,15 +253,24 @@ impl LinkHandle {
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let task = SwarmTask::new(swarm, shared.clone(), connected_now, listening_now, settings.request_timeout);
         tracker.spawn(task.run(asked, allowed_now, addresses_now, cancel.clone()));
-        let both = |known: &Arc<BTreeSet<Multiaddr>>| {
-            let has = |wanted: fn(&Protocol<'_>) -> bool| known.iter().any(|a| a.iter().any(|part| wanted(&part)));
-            has(|part| matches!(part, Protocol::QuicV1)) && has(|part| matches!(part, Protocol::Tcp(_)))
-        };
+        let quic = |part: &Protocol<'_>| matches!(part, Protocol::QuicV1);
+        let tcp = |part: &Protocol<'_>| matches!(part, Protocol::Tcp(_));
+        let both =
+            |known: &Arc<BTreeSet<Multiaddr>>| known.iter().any(|a| has(a, quic)) && known.iter().any(|a| has(a, tcp));
         if timeout(LISTEN_TIMEOUT, listening.wait_for(both)).await.is_err() {
             cancel.cancel();
-            let address = listen_addresses(settings.bind)[0].clone();
+            let address = wanted.swap_remove(0);
             return Err(LinkStartError::Listen { address, reason: "no interface took the address in time".into() });
         }
+        let each = |known: &Arc<BTreeSet<Multiaddr>>| {
+            let listens = |wanted: &Multiaddr| {
+                let same = |known: &Multiaddr| known.iter().map(|p| p.tag()).eq(wanted.iter().map(|p| p.tag()));
+                known.iter().any(same)
+            };
+            wanted.iter().all(listens)
+        };
+        // What is told at a join should be whole, but a family without an address is no error.
+        let _whole = timeout(OTHER_FAMILY_TIMEOUT, listening.wait_for(each)).await.is_ok();
         let node = identity.node().clone();
         let inner = Inner {
             node,
@@ -284,6 +300,11 @@ impl LinkHandle {
         self.inner.allowed.send_if_modified(|known| replace(known, allowed));
     }
 
+    /// Those were members and are none any more: only for the words with which they are refused.
+    pub fn set_revoked(&self, revoked: BTreeSet<NodeId>) {
+        self.inner.shared.set_revoked(revoked);
+    }
+
     /// Where members can be dialled (multiaddr text), all of them. Texts that are no address are skipped.
     pub fn set_addresses(&self, book: &BTreeMap<NodeId, Vec<String>>) {
         let book = book
@@ -304,22 +325,13 @@ impl LinkHandle {
 
     /// Where this node can be dialled, to be told to others; changes as interfaces come and go.
     pub fn addresses(&self) -> Vec<String> {
-        let listening = self.inner.listening.borrow();
-        let told: BTreeSet<_> = match self.inner.settings.advertise {
-            Some(ip) => listening.iter().map(|address| with_ip(address, ip)).collect(),
-            None if listening.iter().all(is_loopback) => (**listening).clone(),
-            None => listening.iter().filter(|address| !is_loopback(address)).cloned().collect(),
-        };
+        let told = told(&self.inner.listening.borrow(), self.inner.settings.advertise.as_ref());
         told.iter().map(Multiaddr::to_string).collect()
     }
 
-    /// Wakes when [`Self::addresses`] may have changed.
-    pub async fn addresses_changed(&self) {
-        let mut listening = self.inner.listening.clone();
-        listening.mark_unchanged();
-        if listening.changed().await.is_err() {
-            std::future::pending::<()>().await; // closed: they change no more
-        }
+    /// Changes whenever [`Self::addresses`] may have.
+    pub(crate) fn listening(&self) -> watch::Receiver<Arc<BTreeSet<Multiaddr>>> {
+        self.inner.listening.clone()
     }
 
     /// Members with a link now.
@@ -327,7 +339,7 @@ impl LinkHandle {
         self.inner.connected.clone()
     }
 
-    /// Why strangers were refused, the last few.
+    /// Why links came to nothing for want of membership, here or at the other end: the last few, as they were logged.
     pub fn refusals(&self) -> Vec<String> {
         self.inner.shared.refusals()
     }
@@ -471,22 +483,6 @@ fn replace<T: PartialEq>(known: &mut Arc<T>, new: T) -> bool {
     changed
 }
 
-fn listen_addresses(bind: SocketAddr) -> [Multiaddr; 2] {
-    let ip = Multiaddr::from(bind.ip());
-    [ip.clone().with(Protocol::Udp(bind.port())).with(Protocol::QuicV1), ip.with(Protocol::Tcp(bind.port()))]
-}
-
-fn with_ip(address: &Multiaddr, ip: IpAddr) -> Multiaddr {
-    if address.iter().any(|part| part == Protocol::P2pCircuit) {
-        return address.clone(); // that IP is the relay's
-    }
-    Multiaddr::from(ip).into_iter().chain(address.iter().skip(1)).collect()
-}
-
-fn is_loopback(address: &Multiaddr) -> bool {
-    match address.iter().next() {
-        Some(Protocol::Ip4(ip)) => ip.is_loopback(),
-        Some(Protocol::Ip6(ip)) => ip.is_loopback(),
-        _ => false,
-    }
+fn has(address: &Multiaddr, wanted: impl Fn(&Protocol<'_>) -> bool) -> bool {
+    address.iter().any(|part| wanted(&part))
 }

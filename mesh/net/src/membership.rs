@@ -1,6 +1,7 @@
-//! Who may speak: letting nodes in, keeping every node's member table as new as the ledger's, and choosing voters.
+//! Who may speak: letting nodes in, and keeping every node's member table as new as the ledger's.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
@@ -19,15 +20,11 @@ use crate::{
     gossip::{json_value, keys},
     handle::{LeaderView, MeshHandle, MeshUnavailable},
     members::{MemberRow, MemberTable},
-    orchestrator::Uptimes,
-    quic_transport::{GossipEndpoint, JoinAsk, JoinRefusal, JoinRequest, Welcome},
-    raft::{Candidate, RaftId, VoterPolicy, plan_voters},
+    quic_transport::{GossipEndpoint, JoinAsk, JoinRefusal, JoinRequest, LeaderHint, Welcome},
 };
 
 /// Gossip key of a node's raft id: the leader needs it to make the node a voter.
 pub(crate) const RAFT: &str = "raft";
-/// Less free disk than this, and a node does not vote: a log that can't grow stops the ledger.
-const VOTER_DISK_BYTES_MIN: u64 = 256 << 20;
 
 /// The table of this node, shared by all who ask whether a peer may speak.
 #[derive(Clone)]
@@ -50,9 +47,15 @@ impl Table {
         self.read(|table| table.members.get(node).is_some_and(|row| !row.revoked))
     }
 
-    /// Takes a newer table: on disk first, then for everybody. Whether it was newer.
+    /// Takes a newer table, or the right one in place of a damaged one of the same version: on disk first, then for
+    /// everybody. Whether it was taken.
     fn take(&self, newer: MemberTable) -> bool {
-        if self.read(|table| newer.version <= table.version || newer.mesh != table.mesh) {
+        let fits = |table: &MemberTable| match newer.version.cmp(&table.version) {
+            Ordering::Greater => true,
+            Ordering::Equal => newer.digest() != table.digest(),
+            Ordering::Less => false,
+        };
+        if !self.read(|table| newer.mesh == table.mesh && fits(table)) {
             return false;
         }
         if let Err(error) = newer.store(&self.dir) {
@@ -121,6 +124,7 @@ impl MeshHandle {
     pub(crate) async fn keep_members(self, table: Table, endpoint: Arc<GossipEndpoint>, pause: Duration) {
         let mut applied = self.inner.consensus.ledger().applied();
         let mut members = self.inner.gossip.members();
+        let mut listening = self.inner.link.listening();
         let mut ticks = tokio::time::interval(pause);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -132,6 +136,7 @@ impl MeshHandle {
             let (allowed, revoked) = table.read(|t| {
                 (t.allowed().cloned().collect::<BTreeSet<_>>(), t.revoked().cloned().collect::<BTreeSet<_>>())
             });
+            self.inner.link.set_revoked(revoked.clone());
             self.inner.link.set_allowed(&allowed);
             endpoint.set_revoked(revoked);
             self.teach_addresses(&table);
@@ -141,6 +146,7 @@ impl MeshHandle {
             tokio::select! {
                 changed = applied.changed() => if changed.is_err() { return },
                 changed = members.changed() => if changed.is_err() { return },
+                changed = listening.changed() => if changed.is_err() { return },
                 () = tokio::time::sleep(pause * 10) => {}
             }
         }
@@ -153,12 +159,16 @@ impl MeshHandle {
         if own.is_some() {
             return own;
         }
-        let heard = self.inner.gossip.members();
-        let newest = heard.borrow().values().filter_map(|m| m.mesh()).map(|mark| mark.version).max()?;
+        let LeaderView::There { node, .. } = self.leader() else { return None };
+        let heard = self.inner.gossip.members().borrow().clone();
+        let newest = heard.values().filter_map(|m| m.mesh()).map(|mark| mark.version).max()?;
+        // The leader's digest is of the ledger. Another one at this version: the file here was damaged, or was forged.
+        let right = heard.get(&node).and_then(|leader| leader.mesh()).filter(|mark| mark.version == have);
+        let differs = right.is_some_and(|mark| mark.digest != table.read(MemberTable::digest));
+        let have = if differs { have.saturating_sub(1) } else { have };
         if newest <= have {
             return None;
         }
-        let LeaderView::There { node, .. } = self.leader() else { return None };
         match self.call(&node, &Call::Members { have }).await {
             Ok(Answer::Members(Ok(newer))) => newer,
             Ok(_) => None,
@@ -189,82 +199,14 @@ impl MeshHandle {
             (keys::ADDRESSES, json_value(&self.inner.link.addresses())),
             (RAFT, self.inner.consensus.raft_id().to_string()),
         ];
-        // Only what raft itself says: hints of hints would keep an old leader alive.
+        // Only what raft itself says, while this node votes: hints of hints would keep an old leader alive. When it knows
+        // none any more it says so, or the old one would stand there for ever.
         let raft = self.inner.consensus.leadership().borrow().clone();
-        if let Some(node) = raft.leader {
-            said.push((keys::LEADER, json_value(&crate::quic_transport::LeaderHint { term: raft.term, node })));
-        }
+        let leader = raft.leader.filter(|_| self.inner.consensus.votes());
+        said.push((keys::LEADER, json_value(&leader.map(|node| LeaderHint { term: raft.term, node }))));
         for (key, value) in said {
             if let Err(error) = self.inner.gossip.publish(key, &value).await {
                 warn!(key, %error, "not gossiped");
-            }
-        }
-    }
-
-    /// Promotes and replaces voters while this node leads. Runs until dropped.
-    pub(crate) async fn keep_voters(self, table: Table, policy: VoterPolicy, pause: Duration) {
-        let mut uptimes = Uptimes::default();
-        let mut ticks = tokio::time::interval(pause);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            let moment = self.now();
-            let members = self.inner.gossip.members().borrow().clone();
-            let alive = members.values().filter(|m| m.alive || m.node == self.inner.node);
-            uptimes.observe(alive.map(|m| (m.node.clone(), m.generation)), moment);
-            if !matches!(self.leader(), LeaderView::Here { .. }) {
-                continue;
-            }
-            // A leader that died half way through a change left a joint configuration: it is finished first.
-            if let Some(target) = self.inner.consensus.unfinished_change() {
-                if let Err(error) = self.inner.consensus.change_voters(&target).await {
-                    warn!(%error, "an unfinished change of voters waits");
-                }
-                continue;
-            }
-            let voters = self.inner.consensus.voters();
-            let current: BTreeSet<RaftId> = voters.iter().map(|v| v.id).collect();
-            let mut peers: BTreeMap<RaftId, NodeId> = voters.iter().map(|v| (v.id, v.peer.clone())).collect();
-            let mut candidates = Vec::new();
-            for node in table.read(|t| t.allowed().cloned().collect::<Vec<_>>()) {
-                let view = members.get(&node);
-                let gossiped: Option<RaftId> = view.and_then(|v| v.values.get(RAFT)).and_then(|text| text.parse().ok());
-                let voter = voters.iter().find(|v| v.peer == node);
-                // A node that lost its data directory has a new raft id: its old seat is dead, the new id may be promoted.
-                if let Some(seat) = voter.filter(|v| gossiped.is_some_and(|id| id != v.id)) {
-                    candidates.push(Candidate {
-                        id: seat.id,
-                        leader: false,
-                        willing: true,
-                        reachable: true,
-                        disk_ok: true,
-                        alive: false,
-                        stable_for: Duration::ZERO,
-                        silent_for: seat.silent_for,
-                    });
-                }
-                let Some(id) = gossiped.or(voter.map(|v| v.id)) else { continue };
-                let voter = voter.filter(|v| v.id == id);
-                let capability: Option<mloc_core::capability::Capability> = view.and_then(|v| v.json(keys::CAPABILITY));
-                let draining = self.read(|l| l.members.get(&node).is_some_and(|m| m.draining_since.is_some()));
-                peers.insert(id, node.clone());
-                candidates.push(Candidate {
-                    id,
-                    leader: node == self.inner.node,
-                    willing: capability.as_ref().is_none_or(|c| c.vote) && !draining,
-                    reachable: capability.as_ref().is_some_and(|c| c.reachable),
-                    disk_ok: capability.as_ref().is_some_and(|c| c.disk_bytes >= VOTER_DISK_BYTES_MIN),
-                    alive: node == self.inner.node || view.is_some_and(|v| v.alive),
-                    stable_for: uptimes.of(&node, moment),
-                    silent_for: voter.and_then(|v| v.silent_for),
-                });
-            }
-            let Some(target) = plan_voters(&candidates, &current, &policy) else { continue };
-            let target: BTreeMap<RaftId, NodeId> =
-                target.into_iter().filter_map(|id| Some((id, peers.get(&id)?.clone()))).collect();
-            match self.inner.consensus.change_voters(&target).await {
-                Ok(()) => info!(voters = target.len(), "the voters changed"),
-                Err(error) => warn!(%error, "the voters could not be changed; tried again soon"),
             }
         }
     }

@@ -1,16 +1,12 @@
 //! The orchestrator: while this node leads, what the ledger and the time ask for is proposed and sent. All deciding
 //! is [`mloc_core::leader::Leader`]; this loop carries it out.
 
-use std::{
-    collections::BTreeMap,
-    sync::PoisonError,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::PoisonError, time::Duration};
 
+use futures::{StreamExt, stream};
 use mloc_core::{
     id::{AttemptId, NodeId},
     leader::{Leader, Reaction},
-    time::Millis,
     wire::{FromLeader, FromWorker, Report, ToLeader, ToWorker},
 };
 use tokio::{
@@ -22,18 +18,20 @@ use tracing::{debug, info, warn};
 
 use crate::{
     calls::{Answer, Call},
-    handle::{LeaderView, MeshHandle, MeshUnavailable},
+    handle::{ConfirmedLead, LeaderView, MeshHandle, MeshUnavailable},
 };
 
 /// Messages to workers under way at once: a worker that does not answer holds up no other.
 const SENDS_AT_ONCE: usize = 32;
+/// Entries proposed at once: they share the durable commits that one by one would cost 15 ms each.
+const PROPOSALS_AT_ONCE: usize = 64;
 
 /// A message to this node's own worker, and where its answer goes.
 pub type WorkerMessage = (ToWorker, oneshot::Sender<FromWorker>);
 
 impl MeshHandle {
     /// Runs until dropped. `tick` bounds how late a lease or a backoff is noticed.
-    pub(crate) async fn orchestrate(self, worker: mpsc::Sender<WorkerMessage>, tick: Duration) {
+    pub(crate) async fn orchestrate(self, worker: WorkerInbox, tick: Duration) {
         let mut leadership = self.inner.consensus.leadership();
         let mut ticks = tokio::time::interval(tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -46,7 +44,9 @@ impl MeshHandle {
                 _ = ticks.tick() => {}
                 () = self.inner.wake.notified() => {}
             }
-            let LeaderView::Here { term, .. } = self.leader() else {
+            let stepped = self.inner.clock.follow();
+            let Some(term) = self.term_led() else {
+                self.confirm_lead(None);
                 if led.take().is_some() {
                     info!("another node orchestrates now");
                 }
@@ -54,44 +54,72 @@ impl MeshHandle {
             };
             // A majority confirms that this node leads, and everything committed before is applied: an attempt that the
             // ledger here does not show would get no lease.
-            let asked = Instant::now();
+            let asked = self.inner.clock.elapsed();
             if let Err(error) = self.linearize().await {
                 debug!(%error, "leads, but no majority confirms it");
                 continue;
             }
-            *self.inner.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked);
-            if led != Some(term) {
+            if self.term_led() != Some(term) {
+                continue; // confirmed, but perhaps of another term: the change wakes this loop
+            }
+            if led != Some(term) || stepped.is_some() {
                 self.read(|ledger| self.with_leader(|leader| leader.became_leader(self.now(), ledger)));
-                info!(term, "this node orchestrates");
+                match stepped {
+                    Some(by) if led == Some(term) => {
+                        warn!(seconds = by.as_secs(), "the clock stepped; leases begin anew")
+                    }
+                    Some(_) | None => info!(term, "this node orchestrates"),
+                }
                 led = Some(term);
             }
+            self.confirm_lead(Some(ConfirmedLead { term, at: asked }));
             self.round(term, &worker, &mut sends).await;
         }
     }
 
-    /// This process's steady time.
-    pub fn now(&self) -> Millis {
-        self.inner.clock.now()
+    /// The term in which this node leads, as far as it knows.
+    fn term_led(&self) -> Option<u64> {
+        let raft = self.inner.consensus.leadership().borrow().clone();
+        raft.mine.then_some(raft.term)
     }
 
-    fn confirmed_lately(&self) -> bool {
+    fn confirm_lead(&self, lead: Option<ConfirmedLead>) {
+        *self.inner.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = lead;
+    }
+
+    /// Whether heartbeats may be answered in this term.
+    fn confirmed_lately(&self, term: u64) -> bool {
         let confirmed = *self.inner.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        confirmed.is_some_and(|at| at.elapsed() < self.inner.slack)
+        still_confirmed(confirmed, term, self.inner.clock.elapsed(), self.inner.slack)
     }
 
     /// One decision, carried out.
-    async fn round(&self, term: u64, worker: &mpsc::Sender<WorkerMessage>, sends: &mut JoinSet<()>) {
+    async fn round(&self, term: u64, worker: &WorkerInbox, sends: &mut JoinSet<()>) {
         let nodes = self.node_views();
         let decisions = self.read(|ledger| self.with_leader(|leader| leader.decide(ledger, &nodes, self.now(), term)));
-        for entry in decisions.propose {
-            match self.propose(entry).await {
-                Ok(outcome) => debug!(?outcome, "decided"),
-                Err(error @ MeshUnavailable::Impossible(_)) => warn!(%error, "a decision can't be committed"),
-                Err(error) => {
-                    debug!(%error, "a decision waits");
-                    return;
+        // Many at once share a durable commit. They enter the log in this order all the same: each is handed to raft when
+        // it is first polled, and that is in order. None waits for another's outcome either: `decide` looked at one
+        // ledger for all of them, and `apply` refuses what does not fit any more.
+        for chunk in decisions.propose.chunks(PROPOSALS_AT_ONCE) {
+            let asked = self.inner.clock.elapsed();
+            let proposed = chunk.iter().cloned().map(|entry| self.propose(entry));
+            let mut outcomes = stream::iter(proposed).buffered(PROPOSALS_AT_ONCE);
+            let mut waits = false;
+            while let Some(outcome) = outcomes.next().await {
+                match outcome {
+                    Ok(outcome) => debug!(?outcome, "decided"),
+                    Err(error @ MeshUnavailable::Impossible(_)) => warn!(%error, "a decision can't be committed"),
+                    Err(error) => {
+                        debug!(%error, "a decision waits");
+                        waits = true;
+                    }
                 }
             }
+            if waits || self.term_led() != Some(term) {
+                return;
+            }
+            // A majority took these: it holds this node for the leader, and heartbeats need not wait for the rest.
+            self.confirm_lead(Some(ConfirmedLead { term, at: asked }));
         }
         while sends.try_join_next().is_some() {}
         for (node, message) in decisions.send {
@@ -105,7 +133,7 @@ impl MeshHandle {
     }
 
     /// One message to a worker, and what its answer asks for.
-    async fn send(self, node: NodeId, message: ToWorker, worker: mpsc::Sender<WorkerMessage>) {
+    async fn send(self, node: NodeId, message: ToWorker, worker: WorkerInbox) {
         let attempt = match &message {
             ToWorker::Assign(assign) => assign.attempt.clone(),
             ToWorker::Stop { attempt, .. } => attempt.clone(),
@@ -127,10 +155,10 @@ impl MeshHandle {
         &self,
         node: &NodeId,
         message: ToWorker,
-        worker: &mpsc::Sender<WorkerMessage>,
+        worker: &WorkerInbox,
     ) -> Result<FromWorker, MeshUnavailable> {
         if *node == self.inner.node {
-            return Ok(deliver(worker, message).await);
+            return worker.deliver(message).await.map_err(|gone| MeshUnavailable::Unreachable(gone.to_string()));
         }
         match self.call(node, &Call::ToWorker(message)).await? {
             Answer::FromWorker(answer) => Ok(answer),
@@ -145,7 +173,7 @@ impl MeshHandle {
         };
         match message {
             // A deposed leader may not know that it is one, and would keep alive what its successor gives up.
-            ToLeader::Heartbeat(_) if !self.confirmed_lately() => FromLeader::NotLeader { leader: None },
+            ToLeader::Heartbeat(_) if !self.confirmed_lately(term) => FromLeader::NotLeader { leader: None },
             ToLeader::Heartbeat(heartbeat) if heartbeat.node == *from => {
                 self.read(|ledger| self.with_leader(|leader| leader.on_heartbeat(ledger, heartbeat, self.now(), term)))
             }
@@ -176,26 +204,49 @@ impl MeshHandle {
     }
 }
 
-/// Hands a message to this node's worker.
-pub(crate) async fn deliver(worker: &mpsc::Sender<WorkerMessage>, message: ToWorker) -> FromWorker {
-    let (reply, answer) = oneshot::channel();
-    let gone =
-        || FromWorker::Refused { reason: "this node takes no work (role.work: false, or it is stopping)".into() };
-    if worker.send((message, reply)).await.is_err() {
-        return gone();
-    }
-    answer.await.unwrap_or_else(|_| gone())
+/// Whether a majority confirmed the lead in this very term, and less than `slack` ago. Of an earlier term it says
+/// nothing: another leader may have committed what the ledger here does not show yet.
+fn still_confirmed(confirmed: Option<ConfirmedLead>, term: u64, now: Duration, slack: Duration) -> bool {
+    confirmed.is_some_and(|lead| lead.term == term && now.saturating_sub(lead.at) < slack)
 }
 
-/// Since when each member has been up without a break, as this node has seen it.
+/// The way to this node's worker.
+#[derive(Clone, Debug)]
+pub(crate) enum WorkerInbox {
+    /// It takes work.
+    Open(mpsc::Sender<WorkerMessage>),
+    /// `role.work: false`.
+    TakesNone,
+}
+
+/// The worker did not answer: it is starting or stopping. Nothing is known of the message, and it is sent again.
+#[derive(Debug, thiserror::Error)]
+#[error("this node's worker does not answer (it is starting or stopping)")]
+pub(crate) struct WorkerGone;
+
+impl WorkerInbox {
+    /// Hands over a message. Only a node that takes no work refuses it for good: for the ledger a refusal ends the
+    /// attempt, and while a worker stops, its child may still run.
+    pub async fn deliver(&self, message: ToWorker) -> Result<FromWorker, WorkerGone> {
+        let Self::Open(worker) = self else {
+            return Ok(FromWorker::Refused { reason: "this node takes no work (role.work: false)".into() });
+        };
+        let (reply, answer) = oneshot::channel();
+        worker.send((message, reply)).await.map_err(|_| WorkerGone)?;
+        answer.await.map_err(|_| WorkerGone)
+    }
+}
+
+/// Since when each member has been up without a break, as this node has seen it. Counted by a clock without steps: a
+/// corrected wall clock makes nobody stable.
 #[derive(Debug, Default)]
 pub(crate) struct Uptimes {
-    seen: BTreeMap<NodeId, (u64, Millis)>,
+    seen: BTreeMap<NodeId, (u64, Duration)>,
 }
 
 impl Uptimes {
     /// Takes what gossip shows now: `(node, generation)` of those alive. A new generation or a gap starts anew.
-    pub fn observe(&mut self, alive: impl Iterator<Item = (NodeId, u64)>, now: Millis) {
+    pub fn observe(&mut self, alive: impl Iterator<Item = (NodeId, u64)>, now: Duration) {
         let mut next = BTreeMap::new();
         for (node, generation) in alive {
             let since = match self.seen.get(&node) {
@@ -208,8 +259,8 @@ impl Uptimes {
     }
 
     /// How long a member has been up.
-    pub fn of(&self, node: &NodeId, now: Millis) -> Duration {
-        self.seen.get(node).map_or(Duration::ZERO, |(_, since)| Duration::from_millis(now.since(*since)))
+    pub fn of(&self, node: &NodeId, now: Duration) -> Duration {
+        self.seen.get(node).map_or(Duration::ZERO, |(_, since)| now.saturating_sub(*since))
     }
 }
 
@@ -219,14 +270,46 @@ mod tests {
 
     #[test]
     fn a_restart_or_a_gap_starts_the_uptime_anew() {
-        let (mut up, node) = (Uptimes::default(), NodeId::new("n"));
-        up.observe([(node.clone(), 1)].into_iter(), Millis(1_000));
-        up.observe([(node.clone(), 1)].into_iter(), Millis(5_000));
-        assert_eq!(up.of(&node, Millis(6_000)), Duration::from_secs(5));
-        up.observe([(node.clone(), 2)].into_iter(), Millis(7_000));
-        assert_eq!(up.of(&node, Millis(8_000)), Duration::from_secs(1));
-        up.observe(std::iter::empty(), Millis(9_000));
-        up.observe([(node.clone(), 2)].into_iter(), Millis(10_000));
-        assert_eq!(up.of(&node, Millis(10_000)), Duration::ZERO);
+        let (mut up, node, s) = (Uptimes::default(), NodeId::new("n"), Duration::from_secs);
+        up.observe([(node.clone(), 1)].into_iter(), s(1));
+        up.observe([(node.clone(), 1)].into_iter(), s(5));
+        assert_eq!(up.of(&node, s(6)), s(5));
+        up.observe([(node.clone(), 2)].into_iter(), s(7));
+        assert_eq!(up.of(&node, s(8)), s(1));
+        up.observe(std::iter::empty(), s(9));
+        up.observe([(node.clone(), 2)].into_iter(), s(10));
+        assert_eq!(up.of(&node, s(10)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_lead_is_confirmed_for_its_own_term_and_for_a_while() {
+        let (lead, s) = (Some(ConfirmedLead { term: 5, at: Duration::from_secs(100) }), Duration::from_secs);
+        assert!(still_confirmed(lead, 5, s(109), s(10)));
+        assert!(!still_confirmed(lead, 5, s(110), s(10)), "too long ago");
+        assert!(!still_confirmed(lead, 6, s(101), s(10)), "elected again: nothing is known to be applied");
+        assert!(!still_confirmed(None, 5, s(101), s(10)), "the lead was lost");
+    }
+
+    fn stop() -> ToWorker {
+        use mloc_core::{id::TaskId, wire::StopReason};
+        let attempt = AttemptId { task: TaskId::new("t"), replica: 0, attempt: 1 };
+        ToWorker::Stop { term: 1, attempt, why: StopReason::Cancelled }
+    }
+
+    #[tokio::test]
+    async fn only_a_node_that_takes_no_work_refuses_it() {
+        let refused = WorkerInbox::TakesNone.deliver(stop()).await.unwrap();
+        assert!(matches!(refused, FromWorker::Refused { reason } if reason.contains("role.work: false")));
+
+        let (to_worker, mut inbox) = mpsc::channel(1);
+        let worker = WorkerInbox::Open(to_worker);
+        let dropping = async { drop(inbox.recv().await) };
+        let (unanswered, ()) = tokio::join!(worker.deliver(stop()), dropping);
+        assert!(unanswered.unwrap_err().to_string().contains("does not answer"), "sent again, not failed");
+        let answering = async { inbox.recv().await.unwrap().1.send(FromWorker::Journalled).unwrap() };
+        let (answered, ()) = tokio::join!(worker.deliver(stop()), answering);
+        assert_eq!(answered.unwrap(), FromWorker::Journalled);
+        drop(inbox);
+        worker.deliver(stop()).await.unwrap_err();
     }
 }

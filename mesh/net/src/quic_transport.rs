@@ -37,7 +37,7 @@ use tracing::debug;
 
 pub use self::{
     address::Advertise,
-    join::{JoinAsk, JoinError, JoinRefusal, JoinRequest, LeaderHint, Welcome},
+    join::{FoundingAsk, JoinAsk, JoinError, JoinRefusal, JoinRequest, LeaderHint, Welcome},
     peer_table::DialRate,
     switchboard::Refusal,
 };
@@ -271,7 +271,7 @@ impl GossipEndpoint {
         });
     }
 
-    /// After the token was rotated: new connections use and believe these certificates, open ones go on.
+    /// Other certificates (of a rotated token, say): new connections use and believe these, open ones go on.
     pub fn set_certificates(&self, tls: &MeshTls) -> Result<(), EndpointError> {
         if *tls.mesh() != self.mesh {
             return Err(EndpointError::Settings("a token of another mesh cannot take the place of this mesh's"));

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     panic::AssertUnwindSafe,
     path::PathBuf,
     pin::Pin,
@@ -18,32 +18,34 @@ use mloc_core::{
     leader::{Leader, Settings as LeaderSettings},
     ledger::{Entry, entry::Member},
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, error, info, warn};
 
 use crate::{
     calls::{Answer, Call, decode, encode},
     clock::SteadyClock,
+    founding::{Acceptor, Group},
+    gathering::{Founding, Gathered, Gathering},
     gossip::{Gossip, GossipHealth, GossipSettings, next_generation},
     handle::{Inner, LeaderView, MeshHandle},
     identity::NodeIdentity,
-    link::{Channel, IncomingRequest, LinkError, LinkHandle, LinkSettings, LinkStream, StreamKind},
+    leadership::Confirmed,
+    link::{Channel, IncomingRequest, LinkAdvertise, LinkError, LinkHandle, LinkSettings, LinkStream, StreamKind},
     members::MemberTable,
     membership::{Table, table_of},
-    orchestrator::{WorkerMessage, deliver},
+    orchestrator::{WorkerInbox, WorkerMessage},
     quic_transport::{Advertise, EndpointSettings, GossipEndpoint, JoinRequest},
     raft::{BootstrapError, Consensus, ConsensusStart, RaftSettings, RaftWire, VoterPolicy, WireError},
     tls::MeshTls,
     token::JoinToken,
+    voting::Voting,
 };
 
 /// File in the data directory that holds the join token.
 pub const TOKEN_FILE: &str = "join.token";
 /// Calls of members answered at once.
 const CALLS_AT_ONCE: usize = 64;
-/// Between two rounds over the seeds of a node that wants in.
-const JOIN_PAUSE: Duration = Duration::from_secs(1);
 /// How long tasks have to end at a stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -61,10 +63,15 @@ pub struct MeshSettings {
     pub gossip_advertise: Advertise,
     /// Links.
     pub link_bind: SocketAddr,
-    /// The IP others dial for links, when it is not one of those listened on.
-    pub link_advertise: Option<IpAddr>,
+    /// What others dial for links, when it is not what is listened on.
+    pub link_advertise: Option<LinkAdvertise>,
+    /// Whether it takes work; without, assignments are refused.
+    pub work: bool,
     /// Members' gossip addresses.
     pub seeds: Vec<String>,
+    /// Found the mesh together with the other seeds, once so many of them are there (see [`crate::founding`]). Without,
+    /// a node with seeds only joins.
+    pub bootstrap_expect: Option<usize>,
     /// The join token, when it was given; else the data directory's, else a new mesh's.
     pub token: Option<JoinToken>,
     /// Between two rounds of gossip.
@@ -121,6 +128,8 @@ enum Way {
     Found(JoinToken),
     /// Nothing here, seeds: ask them.
     Join(JoinToken),
+    /// Nothing here, and the seeds are to found a mesh together, unless there is one.
+    Gather(JoinToken, Group),
     /// It was a member before.
     Return(JoinToken, MemberTable),
 }
@@ -137,6 +146,11 @@ fn way(settings: &MeshSettings) -> anyhow::Result<Way> {
         return Ok(Way::Found(token.clone()));
     }
     let token = given.or(own);
+    let group = match settings.bootstrap_expect {
+        // One founds alone, as without it.
+        None | Some(1) => None,
+        Some(expect) => Some(Group::new(expect, &settings.seeds)?),
+    };
     match (kept, token) {
         (Some(table), Some(token)) if table.mesh == *token.mesh() => Ok(Way::Return(token, table)),
         (Some(table), Some(token)) => anyhow::bail!(
@@ -150,9 +164,18 @@ fn way(settings: &MeshSettings) -> anyhow::Result<Way> {
             dir.display(),
             table.mesh
         ),
-        (None, Some(token)) if !settings.seeds.is_empty() => Ok(Way::Join(token)),
+        (None, Some(token)) if !settings.seeds.is_empty() => match group {
+            // Chosen before and cut short: whoever joined meanwhile waits for this node, so it asks nobody.
+            _ if Acceptor::load(dir)?.chosen => Ok(Way::Found(token)),
+            Some(group) => Ok(Way::Gather(token, group)),
+            None => Ok(Way::Join(token)),
+        },
         (None, Some(_)) => anyhow::bail!(
             "a join token without a seed: `mloc join HOST:PORT` joins a mesh, `mloc up` without a token founds one"
+        ),
+        (None, None) if group.is_some() => anyhow::bail!(
+            "bootstrapExpect without a join token: the nodes that found a mesh need the same one beforehand, by \
+             --token-file or MLOC_JOIN_TOKEN"
         ),
         (None, None) if settings.seeds.is_empty() => Ok(Way::Found(JoinToken::found(&mut rand::rng()))),
         (None, None) => anyhow::bail!(
@@ -173,31 +196,43 @@ impl Mesh {
         let identity = Arc::new(NodeIdentity::load_or_create(&dir)?);
         let node = identity.node().clone();
         let way = way(&settings)?;
-        let founded = matches!(way, Way::Found(_));
         let token = match &way {
-            Way::Found(token) | Way::Join(token) | Way::Return(token, _) => token.clone(),
+            Way::Found(token) | Way::Join(token) | Way::Gather(token, _) | Way::Return(token, _) => token.clone(),
         };
         let tls = MeshTls::new(&identity, std::slice::from_ref(&token))?;
         let generation = next_generation(&dir, clock.now().0)?;
         let endpoint_settings = EndpointSettings::new(settings.gossip_bind, settings.gossip_advertise, generation);
-        let (endpoint, asks) = GossipEndpoint::bind(node.clone(), &tls, &endpoint_settings)?;
+        let (endpoint, mut asks) = GossipEndpoint::bind(node.clone(), &tls, &endpoint_settings)?;
         let endpoint = Arc::new(endpoint);
 
         let mut link_settings = LinkSettings::new(settings.link_bind);
         link_settings.advertise = settings.link_advertise;
         let link = LinkHandle::start(link_settings, &identity).await?;
 
-        let table = match way {
-            Way::Found(_) => MemberTable::new(token.mesh().clone(), 0, BTreeMap::new()),
-            Way::Return(_, table) => table,
-            Way::Join(_) => {
-                let request = JoinRequest {
-                    mesh: token.mesh().clone(),
-                    name: settings.name.clone(),
-                    version: settings.version.clone(),
-                    addresses: link.addresses(),
-                };
-                let table = join(&endpoint, &settings.seeds, &request).await?;
+        let gathering = |founding| Gathering {
+            endpoint: &endpoint,
+            seeds: &settings.seeds,
+            request: JoinRequest {
+                mesh: token.mesh().clone(),
+                name: settings.name.clone(),
+                version: settings.version.clone(),
+                addresses: link.addresses(),
+                founding: None,
+            },
+            founding,
+            said: String::new(),
+        };
+        let gathered = match way {
+            Way::Found(_) => Gathered::Founder,
+            Way::Return(_, table) => Gathered::Member(table),
+            Way::Join(_) => gathering(None).run(&mut asks).await?,
+            Way::Gather(_, group) => gathering(Some(Founding::new(&dir, &node, group)?)).run(&mut asks).await?,
+        };
+        let founded = matches!(gathered, Gathered::Founder);
+        let table = match gathered {
+            Gathered::Founder => MemberTable::new(token.mesh().clone(), 0, BTreeMap::new()),
+            Gathered::Member(table) => {
+                // Before the token: a token without a table is a founding that was cut short.
                 table.store(&dir)?;
                 table
             }
@@ -228,6 +263,7 @@ impl Mesh {
             node: node.clone(),
             mesh: token.mesh().clone(),
             consensus: consensus.clone(),
+            endpoint: endpoint.clone(),
             gossip,
             link: link.clone(),
             slack: Duration::from_millis(settings.leader.slack_ms),
@@ -235,6 +271,9 @@ impl Mesh {
             wake: Notify::new(),
             confirmed: Mutex::new(None),
             clock,
+            confirmed_leaders: watch::Sender::new(Confirmed::default()),
+            load_said: Mutex::new(None),
+            voting: tokio::sync::Mutex::new(Voting::new(settings.voters)),
         };
         let mesh = MeshHandle { inner: Arc::new(inner) };
         if founded {
@@ -253,9 +292,11 @@ impl Mesh {
                 .spawn(cancel.clone().run_until_cancelled_owned(watched.instrument(tracing::info_span!("mesh", name))));
         };
         let pause = settings.gossip_interval;
+        let worker = if settings.work { WorkerInbox::Open(worker) } else { WorkerInbox::TakesNone };
+        spawn("leader", Box::pin(mesh.clone().confirm_leaders()));
         spawn("join", Box::pin(mesh.clone().let_in(asks)));
         spawn("members", Box::pin(mesh.clone().keep_members(table.clone(), endpoint.clone(), pause)));
-        spawn("voters", Box::pin(mesh.clone().keep_voters(table.clone(), settings.voters, pause * 2)));
+        spawn("voters", Box::pin(mesh.clone().keep_voters(pause * 2)));
         spawn("orchestrator", Box::pin(mesh.clone().orchestrate(worker.clone(), settings.tick)));
         let incoming = link.incoming(Channel::Control);
         spawn("calls", Box::pin(answer_calls(mesh.clone(), incoming, table, worker)));
@@ -304,7 +345,7 @@ impl Mesh {
 
     /// Hands the lead over, says goodbye, and closes the files.
     pub async fn stop(self) {
-        self.handle.inner.consensus.hand_over().await;
+        self.handle.inner.consensus.hand_over(|_| true).await;
         self.cancel.cancel();
         if tokio::time::timeout(STOP_TIMEOUT, self.tracker.wait()).await.is_err() {
             warn!(seconds = STOP_TIMEOUT.as_secs(), "tasks of the mesh did not stop");
@@ -337,32 +378,6 @@ async fn found(mesh: &MeshHandle, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks seed after seed, until one lets this node in or refuses it for good.
-async fn join(endpoint: &GossipEndpoint, seeds: &[String], request: &JoinRequest) -> anyhow::Result<MemberTable> {
-    let mut said = String::new();
-    loop {
-        for seed in seeds {
-            match endpoint.ask_to_join(seed, request).await {
-                Ok(welcome) => {
-                    info!(seed, members = welcome.members.members.len(), "joined");
-                    return Ok(welcome.members);
-                }
-                Err(crate::quic_transport::JoinError::Refused { refusal, .. }) if !refusal.is_passing() => {
-                    anyhow::bail!("seed {seed} refused this node: {refusal}");
-                }
-                Err(error) => {
-                    let text = error.to_string();
-                    if text != said {
-                        warn!(%error, "not joined yet; waiting for a seed that lets this node in");
-                        said = text;
-                    }
-                }
-            }
-        }
-        tokio::time::sleep(JOIN_PAUSE).await;
-    }
-}
-
 async fn answer_raft(consensus: Consensus, mut incoming: mpsc::Receiver<IncomingRequest>) {
     let tasks = TaskTracker::new();
     while let Some(request) = incoming.recv().await {
@@ -379,7 +394,7 @@ async fn answer_calls(
     mesh: MeshHandle,
     mut incoming: mpsc::Receiver<IncomingRequest>,
     table: Table,
-    worker: mpsc::Sender<WorkerMessage>,
+    worker: WorkerInbox,
 ) {
     let room = Arc::new(tokio::sync::Semaphore::new(CALLS_AT_ONCE));
     let tasks = TaskTracker::new();
@@ -398,10 +413,13 @@ async fn answer_calls(
 }
 
 impl MeshHandle {
-    async fn answer(&self, from: &NodeId, call: Call, table: &Table, worker: &mpsc::Sender<WorkerMessage>) -> Answer {
+    async fn answer(&self, from: &NodeId, call: Call, table: &Table, worker: &WorkerInbox) -> Answer {
         match call {
             Call::ToLeader(message) => Answer::FromLeader(self.answer_worker(from, message).await),
-            Call::ToWorker(message) => Answer::FromWorker(deliver(worker, message).await),
+            Call::ToWorker(message) => match worker.deliver(message).await {
+                Ok(answer) => Answer::FromWorker(answer),
+                Err(gone) => Answer::Refused(gone.to_string()),
+            },
             Call::Admit { node, request } => Answer::Admitted(self.admit(&node, &request).await),
             Call::Members { have } => match self.leader() {
                 LeaderView::Here { .. } => {
@@ -411,7 +429,11 @@ impl MeshHandle {
                 }
                 other => Answer::Members(Err(other.parts().0)),
             },
-            Call::Leader => Answer::Leader(self.leader_hint()),
+            // Of others it says nothing: each speaks for itself.
+            Call::Leader => Answer::Leads(match self.leader() {
+                LeaderView::Here { term, .. } => Some(term),
+                LeaderView::There { .. } | LeaderView::Unknown => None,
+            }),
         }
     }
 }

@@ -23,7 +23,9 @@ const FILE_BYTES_MAX: u64 = 4096;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TokenError {
     /// Nothing there.
-    #[error("the join token is empty (hint: `mloc token` on a member prints it)")]
+    #[error(
+        "the join token is empty (hint: `mloc up` of the first node printed it, and every member has it in its data directory as join.token)"
+    )]
     Empty,
     /// Does not start as tokens do.
     #[error("not a join token: it must start with `{PREFIX}-` and look like `{PREFIX}-<mesh id>-<secret>`")]
@@ -75,14 +77,16 @@ pub struct JoinToken {
 }
 
 impl JoinToken {
-    /// Founds a mesh: a fresh id and a fresh secret.
+    /// A token for a mesh that is to be founded: a fresh id and a fresh secret. Minted by whoever founds alone, or beforehand
+    /// for nodes that found together (`bootstrapExpect`).
     pub fn found(chance: &mut impl RngCore) -> Self {
         let mut mesh = [0; MESH_ID_DIGITS / 2];
         chance.fill_bytes(&mut mesh);
         Self::rotate(MeshId::new(hex::encode(mesh)), chance)
     }
 
-    /// A fresh secret for a mesh that exists.
+    /// A fresh secret for a mesh that exists. What uses it ([`crate::tls`], the gossip endpoint) takes several tokens at
+    /// once, so that old and new overlap; handing a new one to all members is not done by any command yet.
     pub fn rotate(mesh: MeshId, chance: &mut impl RngCore) -> Self {
         let mut secret = [0; SECRET_BYTES];
         chance.fill_bytes(&mut secret);

@@ -13,7 +13,13 @@ use mloc_mesh::{
 };
 
 fn request(mesh: &MeshId) -> JoinRequest {
-    JoinRequest { mesh: mesh.clone(), name: "edge-1".into(), version: "0.1.0".into(), addresses: vec![] }
+    JoinRequest {
+        mesh: mesh.clone(),
+        name: "edge-1".into(),
+        version: "0.1.0".into(),
+        addresses: vec![],
+        founding: None,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

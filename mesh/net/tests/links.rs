@@ -33,11 +33,16 @@ impl Peer {
     }
 
     async fn start_at(number: u8, bind: SocketAddr) -> Self {
+        Self::start_with(number, bind, None).await
+    }
+
+    async fn start_with(number: u8, bind: SocketAddr, advertise: Option<&str>) -> Self {
         mloc_mesh::tls::install_crypto_provider();
         let identity = identity(number);
         let mut settings = LinkSettings::new(bind);
         settings.request_timeout = Duration::from_secs(10);
         settings.young = Duration::ZERO;
+        settings.advertise = advertise.map(|text| text.parse().unwrap());
         let link = LinkHandle::start(settings, &identity).await.unwrap();
         Self { identity, link }
     }
@@ -101,6 +106,38 @@ async fn tcp_serves_where_udp_is_blocked() {
     assert_eq!(a.link.request(b.node(), Channel::Control, vec![1]).await.unwrap()[0], 1);
 }
 
+/// `mloc up` binds `[::]`: it must be reached by IPv4 too, over both transports, and tell so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_bound_to_any_address_is_reached_by_ipv4() {
+    if std::net::UdpSocket::bind("[::1]:0").is_err() {
+        eprintln!("skipped: this machine has no IPv6");
+        return;
+    }
+    let b = Peer::start_at(2, "[::]:0".parse().unwrap()).await;
+    b.echo(Channel::Control);
+    let told = b.link.addresses();
+    assert!(!told.iter().any(|address| address.starts_with("/ip6/fe80")), "{told:?}");
+    for transport in ["/quic-v1", "/tcp/"] {
+        let by_v4 = |address: &String| address.starts_with("/ip4/") && address.contains(transport);
+        assert!(told.iter().any(by_v4), "{told:?}");
+        let a = Peer::start(1).await;
+        introduce(&[&a, &b], by_v4);
+        assert_eq!(a.link.request(b.node(), Channel::Control, vec![1]).await.unwrap()[0], 1);
+        a.link.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_advertises_a_name_is_dialled_by_it() {
+    let b = Peer::start_with(2, "127.0.0.1:0".parse().unwrap(), Some("localhost")).await;
+    b.echo(Channel::Control);
+    let told = b.link.addresses();
+    assert!(told.len() == 2 && told.iter().all(|address| address.starts_with("/dns/localhost/")), "{told:?}");
+    let a = Peer::start(1).await;
+    introduce(&[&a, &b], |_| true);
+    assert_eq!(a.link.request(b.node(), Channel::Control, vec![1]).await.unwrap()[0], 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_get_no_link() {
     let (a, stranger) = (Peer::start(1).await, Peer::start(2).await);
@@ -116,6 +153,17 @@ async fn strangers_get_no_link() {
         a.link.refusals().iter().any(said)
     })
     .await;
+    // The stranger's log says it too, once, however often it tries.
+    until("the stranger says why", || stranger.link.refusals().len() == 1).await;
+    let said = stranger.link.refusals();
+    assert!(
+        said[0].contains(a.node().as_str()) && said[0].contains("does not hold this node for a member"),
+        "{said:?}"
+    );
+    a.link.set_revoked(BTreeSet::from([stranger.node().clone()]));
+    stranger.link.request(a.node(), Channel::Control, vec![1]).await.unwrap_err();
+    until("a says that it was revoked", || a.link.refusals().iter().any(|reason| reason.contains("was revoked"))).await;
+    assert_eq!(stranger.link.refusals(), said);
     let error = a.link.request(stranger.node(), Channel::Control, vec![1]).await.unwrap_err();
     assert!(matches!(&error, LinkError::Refused { reason, .. } if reason.contains("member table")), "{error}");
 }
@@ -177,8 +225,8 @@ async fn a_stream_of_64_mib_arrives_whole() {
     const CHUNKS: usize = 256;
     let (a, b) = (Peer::start(1).await, Peer::start(2).await);
     introduce(&[&a, &b], |_| true);
-    let mut streams = b.link.accept(StreamKind::Snapshot).unwrap();
-    assert!(b.link.accept(StreamKind::Snapshot).is_err(), "one taker a kind");
+    let mut streams = b.link.accept(StreamKind::Logs).unwrap();
+    assert!(b.link.accept(StreamKind::Logs).is_err(), "one taker a kind");
     let asker = a.node().clone();
     let taking = tokio::spawn(async move {
         let (from, mut stream) = streams.recv().await.unwrap();
@@ -197,7 +245,7 @@ async fn a_stream_of_64_mib_arrives_whole() {
         stream.write_all(&sum.to_be_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
     });
-    let mut stream = a.link.open_stream(b.node(), StreamKind::Snapshot).await.unwrap();
+    let mut stream = a.link.open_stream(b.node(), StreamKind::Logs).await.unwrap();
     let mut expected = 0;
     for n in 0..CHUNKS {
         let chunk = vec![n as u8; CHUNK];

@@ -4,11 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::names::MeshId;
 
-/// JSON of the node's capability. Changes seldom.
+/// The node's capability without its load (see `gossip::capability`). Changes seldom.
 pub const CAPABILITY: &str = "cap";
-/// JSON of the node's load. At most every 5 s.
+/// Free disk and use of GPUs. At most every 5 s.
 pub const LOAD: &str = "load";
-/// JSON of a [`crate::quic_transport::LeaderHint`].
+/// JSON of a [`crate::quic_transport::LeaderHint`], or `null` from a node that knows none by its own raft.
 pub const LEADER: &str = "leader";
 /// JSON of a [`MeshMark`].
 pub const MESH: &str = "mesh";

@@ -5,11 +5,12 @@ use std::{
     net::SocketAddr,
 };
 
+use mloc_core::capability::Capability;
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::warn;
 
 use super::{
-    keys,
+    capability, keys,
     signed::{self, Subject},
 };
 use crate::{identity, names::NodeId, quic_transport::LeaderHint};
@@ -33,6 +34,11 @@ impl PeerView {
     /// A value that is JSON, read as `T`; `None` when it is absent or not a `T` (another version's, say).
     pub fn json<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
         serde_json::from_str(self.values.get(key)?).ok()
+    }
+
+    /// What it offers, and its load if that was heard.
+    pub fn capability(&self) -> Option<Capability> {
+        capability::read(self.values.get(keys::CAPABILITY)?, self.values.get(keys::LOAD).map(String::as_str))
     }
 
     /// Whom it holds for the leader.

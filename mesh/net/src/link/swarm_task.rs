@@ -34,6 +34,8 @@ use crate::names::NodeId;
 /// Requests of others that are being handled; more are told to come again.
 const BEING_ANSWERED_MAX: usize = 1024;
 const REFUSALS_KEPT: usize = 32;
+/// A link we dialled that the other side closes within this was not wanted there.
+const SHUT_OUT: Duration = Duration::from_secs(2);
 /// How long links may take to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(300);
 
@@ -68,6 +70,7 @@ pub(crate) enum Command {
 pub(crate) struct Shared {
     handlers: Mutex<HashMap<Channel, mpsc::Sender<IncomingRequest>>>,
     refusals: Mutex<VecDeque<String>>,
+    revoked: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Shared {
@@ -83,13 +86,25 @@ impl Shared {
         self.refusals.lock().unwrap_or_else(|e| e.into_inner()).iter().cloned().collect()
     }
 
+    pub(crate) fn set_revoked(&self, revoked: BTreeSet<NodeId>) {
+        *self.revoked.lock().unwrap_or_else(|e| e.into_inner()) = revoked;
+    }
+
+    /// Why this node has no link with a peer that is no member.
+    fn not_a_member(&self, peer: &NodeId) -> String {
+        match self.revoked.lock().unwrap_or_else(|e| e.into_inner()).contains(peer) {
+            true => format!("node {peer} was revoked from this mesh"),
+            false => format!("node {peer} is not a member of this mesh, as far as this node knows"),
+        }
+    }
+
     fn note_refusal(&self, reason: String) {
         let mut refusals = self.refusals.lock().unwrap_or_else(|e| e.into_inner());
         // A stranger that keeps dialling is said once.
         if refusals.contains(&reason) {
-            return debug!(reason, "refused a link again");
+            return debug!(reason, "no link, again");
         }
-        warn!(reason, "refused a link");
+        warn!(reason, "no link");
         refusals.push_back(reason);
         if refusals.len() > REFUSALS_KEPT {
             refusals.pop_front();
@@ -240,7 +255,8 @@ impl SwarmTask {
         let list = &mut self.swarm.behaviour_mut().allowed;
         let gone: Vec<_> = list.allowed_peers().iter().filter(|peer| !allowed.contains(*peer)).copied().collect();
         for peer in gone {
-            info!(%peer, "no longer a member, its links close");
+            let reason = self.shared.not_a_member(&NodeId::new(peer.to_base58()));
+            info!(%peer, reason, "links close");
             list.disallow_peer(peer);
         }
         for peer in allowed {
@@ -260,17 +276,25 @@ impl SwarmTask {
                 }
                 self.show_connected();
             }
-            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
-                self.since.remove(&connection_id);
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, endpoint, .. } => {
+                let stood = self.since.remove(&connection_id).map(|(_, since)| since.elapsed());
                 debug!(peer = %peer_id, ?cause, "link closed");
+                // libp2p closes without a reason: what is known is that the other side did, and how soon.
+                if endpoint.is_dialer() && cause.is_some() && stood.is_some_and(|stood| stood < SHUT_OUT) {
+                    self.shared.note_refusal(format!(
+                        "node {peer_id} closed the link as soon as it stood: it does not hold this node for a member \
+                         (unknown to it, or revoked), or it is just stopping"
+                    ));
+                }
                 self.show_connected();
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => self.on_dial_error(peer, &error),
-            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, peer_id, .. } => {
                 let reason = match &error {
                     libp2p::swarm::ListenError::Denied { cause } => {
-                        match cause.downcast_ref::<libp2p_allow_block_list::NotAllowed>() {
-                            Some(stranger) => format!("{stranger}: not a member of this mesh"),
+                        let stranger = cause.downcast_ref::<libp2p_allow_block_list::NotAllowed>().and(peer_id);
+                        match stranger {
+                            Some(stranger) => self.shared.not_a_member(&NodeId::new(stranger.to_base58())),
                             None => cause.to_string(),
                         }
                     }

@@ -40,15 +40,25 @@ pub(crate) type Received = (SocketAddr, ChitchatMessage);
 /// Where received messages go; empty while no chitchat server is attached.
 pub(crate) type Inbox = watch::Receiver<Option<mpsc::Sender<Received>>>;
 
-/// Application close codes and their reasons: what the other side's log shows.
+/// Why a connection is closed, for both sides' logs.
+pub(crate) fn reason(why: Why) -> &'static str {
+    match why {
+        Why::Ourselves => "this is the dialling node itself",
+        Why::Revoked => "this node was revoked from the mesh",
+        Why::Duplicate => "there is another connection between these nodes",
+        Why::StaleProcess => "a later start of this node is connected",
+    }
+}
+
+/// Closes with the reason: the other side's log shows it.
 pub(crate) fn close(connection: &Connection, why: Why) {
-    let (code, reason): (u32, &[u8]) = match why {
-        Why::Ourselves => (1, b"this is the dialling node itself"),
-        Why::Revoked => (2, b"this node was revoked from the mesh"),
-        Why::Duplicate => (3, b"there is another connection between these nodes"),
-        Why::StaleProcess => (4, b"a later start of this node is connected"),
+    let code: u32 = match why {
+        Why::Ourselves => 1,
+        Why::Revoked => 2,
+        Why::Duplicate => 3,
+        Why::StaleProcess => 4,
     };
-    connection.close(VarInt::from_u32(code), reason);
+    connection.close(VarInt::from_u32(code), reason(why).as_bytes());
 }
 
 /// Closed because both sides found a better one: nothing is wrong.

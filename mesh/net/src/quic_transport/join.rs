@@ -12,9 +12,10 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
+    founding,
     members::MemberTable,
     names::{MeshId, NodeId},
 };
@@ -36,6 +37,18 @@ pub struct JoinRequest {
     pub version: String,
     /// Its link addresses (multiaddr text).
     pub addresses: Vec<String>,
+    /// What it asks of those that are to found the mesh with it, if the one asked has none yet.
+    #[serde(default)]
+    pub founding: Option<FoundingAsk>,
+}
+
+/// A question among nodes that found a mesh together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundingAsk {
+    /// [`founding::Group::digest`].
+    pub group: String,
+    /// The question.
+    pub ask: founding::Ask,
 }
 
 /// Who leads, as far as a node knows.
@@ -76,6 +89,15 @@ pub enum JoinRefusal {
     /// The node that was asked is no member itself yet.
     #[error("this node has neither founded nor joined the mesh yet; ask again in a moment")]
     NotFounded,
+    /// There is no mesh yet; this is the answer of one that is to found it too.
+    #[error("there is no mesh yet; node {} waits to found it too", .0.node)]
+    Founding(founding::Answer),
+    /// Both are to found the mesh, but not with the same nodes. One of them is to be started with another configuration.
+    #[error(
+        "both nodes are to found the mesh, but with other seeds or another bootstrapExpect (hint: give all founding nodes \
+         the same `seeds` and `bootstrapExpect`)"
+    )]
+    OtherGroup,
     /// The mesh says no.
     #[error("{0}")]
     Denied(String),
@@ -91,7 +113,7 @@ impl JoinRefusal {
     /// Whether asking again may help.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::NoLeader | Self::NotFounded | Self::NotTaking => true,
+            Self::NoLeader | Self::NotFounded | Self::Founding(_) | Self::OtherGroup | Self::NotTaking => true,
             Self::OtherMesh { .. } | Self::Revoked(_) | Self::Denied(_) | Self::Unreadable(_) => false,
         }
     }
@@ -130,6 +152,14 @@ pub enum JoinError {
         address: SocketAddr,
         /// Why.
         reason: String,
+    },
+    /// It takes longer than the asker waits.
+    #[error("seed {seed} did not answer within {} s", after.as_secs())]
+    Silent {
+        /// As given.
+        seed: String,
+        /// The time given.
+        after: Duration,
     },
     /// The mesh refused.
     #[error("seed {seed} refused: {refusal}")]
@@ -180,6 +210,8 @@ pub(crate) async fn serve(
     });
     match served.await {
         Ok(Ok(Ok(_))) => info!(%peer, %from, "let a node join"),
+        // Part of founding: it is said many times a second, and is no fault.
+        Ok(Ok(Err(refusal @ JoinRefusal::Founding(_)))) => debug!(%peer, %from, answer = %refusal, "no mesh yet"),
         Ok(Ok(Err(refusal))) => warn!(%peer, %from, reason = %refusal, "refused a join"),
         Ok(Err(error)) => warn!(%peer, %from, error, "a join broke off"),
         Err(_) => connection.close(VarInt::from_u32(6), b"the join took too long"),

@@ -323,7 +323,7 @@ impl Switchboard {
                     Why::Ourselves | Why::Revoked | Why::StaleProcess => self.board.note(Refusal {
                         address: connection.remote_address(),
                         dialled: candidate.dialled.is_some(),
-                        reason: format!("node {} is refused: {why:?}", candidate.peer),
+                        reason: format!("node {}: {}", candidate.peer, connection::reason(why)),
                     }),
                 }
                 return candidate.dialled.into_iter().for_each(|address| self.release_parked(address));
@@ -367,6 +367,13 @@ impl Switchboard {
     fn on_revoked(&mut self, revoked: &BTreeSet<NodeId>) {
         for conn in self.table.revoke(revoked.clone()) {
             if let Some(open) = self.open.remove(&conn) {
+                let peer =
+                    connection::peer_of(&open.connection).map(|node| format!("node {node} ")).unwrap_or_default();
+                self.board.note(Refusal {
+                    address: open.connection.remote_address(),
+                    dialled: false,
+                    reason: format!("{peer}was revoked from this mesh: its connection is closed"),
+                });
                 connection::close(&open.connection, Why::Revoked);
             }
             self.table.closed(conn);

@@ -243,6 +243,13 @@ impl Consensus {
         self.inner.leadership.clone()
     }
 
+    /// Whether this node votes, as far as it knows.
+    pub fn votes(&self) -> bool {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().voter_ids().any(|id| id == self.inner.id)
+    }
+
     /// The voters this node knows. Only the leader's answer is current.
     pub fn voters(&self) -> Vec<Voter> {
         self.voters_in(&self.inner.raft.metrics().borrow_watched().clone())
@@ -341,13 +348,13 @@ impl Consensus {
     }
 
     /// Hands the lead to another voter, for a drain or a shutdown: to the one with the longest log, and of equals to
-    /// the one heard last. Returns whether somebody else leads.
-    pub async fn hand_over(&self) -> bool {
+    /// the one heard last. Only those that `may` lead are asked. Returns whether somebody else leads.
+    pub async fn hand_over(&self, may: impl Fn(&NodeId) -> bool) -> bool {
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
         let reached = |id: RaftId| metrics.replication.as_ref().and_then(|all| all.get(&id).copied().flatten());
         let fresh = |silent: Duration| silent <= self.inner.settings.election_max;
         let mut heirs = self.voters_in(&metrics);
-        heirs.retain(|voter| voter.id != self.inner.id && voter.silent_for.is_some_and(fresh));
+        heirs.retain(|voter| voter.id != self.inner.id && voter.silent_for.is_some_and(fresh) && may(&voter.peer));
         heirs.sort_by_key(|voter| (Reverse(reached(voter.id)), voter.silent_for));
         for heir in heirs {
             if !self.inner.leadership.borrow().mine {
@@ -394,15 +401,9 @@ impl Consensus {
         }
     }
 
-    /// Takes a snapshot now, for tests and for `mloc` before an upgrade.
-    pub async fn snapshot_now(&self) {
-        // An error means that raft has stopped; `health` says why.
-        self.inner.raft.trigger().snapshot().await.ok();
-    }
-
     /// Hands the lead over if there is somebody to take it, stops, and closes the files.
     pub async fn shutdown(&self) {
-        self.hand_over().await;
+        self.hand_over(|_| true).await;
         self.stop().await;
     }
 

@@ -38,4 +38,4 @@ pub use server::MemberCheck;
 pub use settings::{ENTRY_BYTES_MAX, RaftSettings};
 pub use snapshot::SnapshotError;
 pub use types::RaftId;
-pub use voters::{Candidate, VoterPolicy, failures_tolerated, plan_voters};
+pub use voters::{Candidate, Standing, VoterPolicy, plan_voters};

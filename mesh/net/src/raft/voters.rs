@@ -37,8 +37,8 @@ pub struct Candidate {
     pub id: RaftId,
     /// It is the leader, that is: it is who plans.
     pub leader: bool,
-    /// It wants to vote: `role.vote: auto`, not a spot or edge node, and not draining.
-    pub willing: bool,
+    /// Whether it should have a vote.
+    pub standing: Standing,
     /// Others can dial it; a node behind NAT cannot vote, nobody could reach it to ask.
     pub reachable: bool,
     /// Its disk takes writes and has room.
@@ -53,6 +53,18 @@ pub struct Candidate {
     pub silent_for: Option<Duration>,
 }
 
+/// Whether a member should have a vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It wants to: `role.vote: auto`, not a spot or edge node.
+    Willing,
+    /// It drains, or wants a vote no more: it keeps its seat, while it lives, until another can take it. Fewer voters
+    /// would survive less.
+    Leaving,
+    /// It is about to be revoked: it has no seat afterwards, whatever that costs.
+    Out,
+}
+
 /// The set of voters to change to, or `None` if the present one is right or cannot be changed now.
 pub fn plan_voters(
     members: &[Candidate],
@@ -64,33 +76,39 @@ pub fn plan_voters(
     if live(current) <= current.len() / 2 {
         return None;
     }
-    let mut kept: Vec<&Candidate> = members.iter().filter(|m| current.contains(&m.id) && m.willing).collect();
-    kept.sort_by_key(|m| (Reverse(m.leader), Reverse(is_live(m)), Reverse(m.stable_for), m.id));
-    let (dead, sound): (Vec<&Candidate>, Vec<&Candidate>) = kept.into_iter().partition(|m| is_dead(m, policy));
+    let seated = |standing: Standing| {
+        let seated = members.iter().filter(|m| current.contains(&m.id) && m.standing == standing);
+        let mut seated: Vec<&Candidate> = seated.collect();
+        seated.sort_by_key(|m| (Reverse(m.leader), Reverse(is_live(m)), Reverse(m.stable_for), m.id));
+        seated
+    };
+    let (dead, sound): (Vec<_>, Vec<_>) = seated(Standing::Willing).into_iter().partition(|m| is_dead(m, policy));
+    let (leaving, gone): (Vec<_>, Vec<_>) = seated(Standing::Leaving).into_iter().partition(|m| is_live(m));
     let mut recruits: Vec<&Candidate> = members
         .iter()
         .filter(|m| !current.contains(&m.id))
-        .filter(|m| m.willing && m.reachable && m.disk_ok && m.alive && m.stable_for >= policy.stable_after)
+        .filter(|m| m.standing == Standing::Willing && m.reachable && m.disk_ok && m.alive)
+        .filter(|m| m.stable_for >= policy.stable_after)
         .collect();
     recruits.sort_by_key(|m| (Reverse(m.stable_for), m.id));
 
     // One step of growth at a time: each change waits for its newcomers to catch up.
     let largest = policy.voters_max.min(current.len() + 2);
-    let choose = |groups: [&[&Candidate]; 3]| -> BTreeSet<RaftId> {
+    let choose = |groups: [&[&Candidate]; 5]| -> BTreeSet<RaftId> {
         let ids: Vec<RaftId> = groups.concat().iter().map(|m| m.id).collect();
         let odd = |n: usize| if n.is_multiple_of(2) { n.saturating_sub(1) } else { n };
         ids[..odd(ids.len().min(largest))].iter().copied().collect()
     };
-    let without_dead = choose([&sound, &recruits, &[]]);
-    let with_dead = choose([&sound, &dead, &recruits]);
-    let tolerates = |set: &BTreeSet<RaftId>| live(set).checked_sub(set.len() / 2 + 1);
+    let without_dead = choose([&sound, &recruits, &leaving, &[], &[]]);
+    let with_dead = choose([&sound, &dead, &recruits, &leaving, &gone]);
+    let tolerates = |set: &BTreeSet<RaftId>| failures_tolerated(set.len(), live(set));
     let target = if tolerates(&without_dead) > tolerates(&with_dead) { without_dead } else { with_dead };
 
     (tolerates(&target).is_some() && target != *current).then_some(target)
 }
 
 /// How many voters may still fail before the ledger stops; `None` when it has stopped.
-pub fn failures_tolerated(voters: usize, live: usize) -> Option<usize> {
+fn failures_tolerated(voters: usize, live: usize) -> Option<usize> {
     live.checked_sub(voters / 2 + 1)
 }
 
@@ -110,7 +128,7 @@ mod tests {
 
     /// Reads a mesh from text: one word a member, its id and what is special about it.
     ///
-    /// `L` leader, `n` unwilling, `b` behind NAT, `f` disk full, `y` young (up 10 s), `g` gone for gossip only,
+    /// `L` leader, `n` leaving (drained, say), `x` about to be revoked, `b` behind NAT, `f` disk full, `y` young (up 10 s), `g` gone for gossip only,
     /// `q` gone for both but not for long, `d` dead for both.
     fn mesh(text: &str) -> Vec<Candidate> {
         let member = |word: &str| {
@@ -120,7 +138,11 @@ mod tests {
             Candidate {
                 id: id.parse().unwrap(),
                 leader: is('L'),
-                willing: !is('n'),
+                standing: match () {
+                    () if is('x') => Standing::Out,
+                    () if is('n') => Standing::Leaving,
+                    () => Standing::Willing,
+                },
                 reachable: !is('b'),
                 disk_ok: !is('f'),
                 alive: !(is('g') || is('q') || is('d')),
@@ -165,7 +187,17 @@ mod tests {
             ("five with one dead stay", "1L 2 3 4 5d", "1 2 3 4 5", ""),
             ("five with two dead are stronger as three", "1L 2 3 4d 5d", "1 2 3 4 5", "1 2 3"),
             ("a voter that drains is replaced", "1L 2 3n 4", "1 2 3", "1 2 4"),
-            ("without a replacement one voter is left, not two", "1L 2 3n", "1 2 3", "1"),
+            ("without a replacement it stays", "1L 2 3n", "1 2 3", ""),
+            ("the leader too", "1Ln 2 3", "1 2 3", ""),
+            ("of two that drain, one can be replaced", "1L 2n 3n 4", "1 2 3", "1 2 4"),
+            ("drained and gone is as good as dead", "1L 2 3 4nd 5nd", "1 2 3 4 5", "1 2 3"),
+            ("drained and gone, without a replacement", "1L 2 3nd", "1 2 3", ""),
+            ("one that is revoked goes, whatever it costs", "1L 2 3x", "1 2 3", "1"),
+            ("it is replaced, if it can be", "1L 2 3x 4", "1 2 3", "1 2 4"),
+            ("of five three are left", "1L 2 3 4 5x", "1 2 3 4 5", "1 2 3"),
+            ("its own vote counts for the change", "1L 2d 3x", "1 2 3", "1"),
+            ("the only voter cannot go", "1Lx 2y", "1", ""),
+            ("unless another can take its place", "1Lx 2", "1", "2"),
             ("the leader too may drain", "1Ln 2 3 4", "1 2 3", "2 3 4"),
             ("a revoked voter is replaced", "1L 2 4", "1 2 3", "1 2 4"),
             ("two voters, from wherever, become one", "1L 2", "1 2", "1"),
@@ -182,7 +214,7 @@ mod tests {
     /// Over every mesh of up to six nodes with a few states each.
     #[test]
     fn every_plan_is_odd_has_a_majority_and_is_final_or_grows() {
-        let states = ["", "n", "y", "g", "d"];
+        let states = ["", "n", "x", "g", "d"];
         for members in 1..=5u32 {
             for code in 0..states.len().pow(members - 1) {
                 let mut text = "1L".to_owned();

@@ -50,7 +50,7 @@ async fn nothing_acknowledged_is_lost_in_a_storm() {
             3 => {
                 let leader = cluster.leader().await;
                 // It may fail for lost replies; then somebody leads all the same.
-                cluster.nodes[leader].consensus.hand_over().await;
+                cluster.nodes[leader].consensus.hand_over(|_| true).await;
             }
             _ => {
                 let leader = cluster.leader().await;
