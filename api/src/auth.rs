@@ -3,6 +3,10 @@
 //! A token is `NAME.MAC` with MAC = HMAC-SHA256(key, "mloc-user/1" ‖ NAME), hex, and a key every member derives from
 //! the join token: any node can check it and nothing is stored, so none can be taken back by itself.
 //! `admin` may act for any owner.
+//!
+//! Who may do what: acting on a task (submit, cancel) takes its owner's token or the admin's; acting on a node (drain,
+//! revoke) takes the admin's. Reading takes any good token: every user of a mesh sees every task, log, node and usage
+//! row of it, so that people can see who holds what. Keep secrets out of task files; `secretsFrom` is for them.
 
 use hmac::{Hmac, Mac, digest::KeyInit};
 use sha2::Sha256;

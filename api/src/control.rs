@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use mloc_core::id::{RequestId, TaskId};
+use mloc_core::id::{AttemptId, RequestId, TaskId};
 
 use crate::{
     Caller, ControlError,
@@ -28,8 +28,19 @@ pub struct Submission {
 pub enum Freshness {
     /// It sees every commit that was acknowledged before it began.
     Linearizable,
-    /// Whatever this node knows (`?stale=true`).
+    /// Whatever this node knows (`?stale=true`); refused by a node that does not hold the ledger.
     Stale,
+}
+
+/// Which part of a task's log is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogsFrom {
+    /// The attempt to begin with; the newest one when absent.
+    pub attempt: Option<AttemptId>,
+    /// The byte of its log to begin with.
+    pub offset: u64,
+    /// Whether to go on with what is still to come, over later attempts, until the task has ended.
+    pub follow: bool,
 }
 
 /// The orchestrator as REST sees it.
@@ -44,15 +55,16 @@ pub trait Control: Send + Sync + 'static {
     /// Cancels; returns after the commit, not after the worker has stopped.
     async fn cancel(&self, caller: &Caller, task: &TaskId) -> Result<TaskView, ControlError>;
     /// Why a task does or does not run.
-    async fn explain(&self, task: &TaskId) -> Result<ExplainView, ControlError>;
-    /// The log of a task's newest attempt, and on with it when `follow`.
+    async fn explain(&self, fresh: Freshness, task: &TaskId) -> Result<ExplainView, ControlError>;
+    /// The log of one attempt of a task; with `follow` also of those after it, until the task has ended. A worker that
+    /// can't be reached is said in the stream.
     async fn logs(
         &self,
         task: &TaskId,
-        follow: bool,
+        from: LogsFrom,
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, ControlError>;
     /// What happened to a task, oldest first.
-    async fn events(&self, task: &TaskId) -> Result<Vec<Event>, ControlError>;
+    async fn events(&self, fresh: Freshness, task: &TaskId) -> Result<Vec<Event>, ControlError>;
     /// Members with their hardware and load.
     async fn nodes(&self, fresh: Freshness) -> Result<Vec<NodeView>, ControlError>;
     /// Lets a node finish what it has and take nothing new (or take work again).
@@ -60,7 +72,7 @@ pub trait Control: Send + Sync + 'static {
     /// Forbids a node to speak to the mesh.
     async fn revoke(&self, caller: &Caller, node: &str) -> Result<NodeView, ControlError>;
     /// Usage.
-    async fn stats(&self, query: StatsQuery) -> Result<StatsView, ControlError>;
+    async fn stats(&self, fresh: Freshness, query: StatsQuery) -> Result<StatsView, ControlError>;
     /// Leader, voters and what the mesh survives.
     async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError>;
     /// Figures in Prometheus' text format.

@@ -35,6 +35,12 @@ pub enum ControlError {
     /// The body is too large.
     #[error("{0}")]
     TooLarge(String),
+    /// The body did not come whole.
+    #[error("{0}")]
+    CutOff(String),
+    /// The path is right and the method is not.
+    #[error("{0}")]
+    WrongMethod(String),
     /// This node does not lead, or nobody does: try again.
     #[error("{0}")]
     Unavailable(String),
@@ -70,6 +76,8 @@ impl ControlError {
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "it does not fit the present state"),
             Self::KeyReused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "key-reused", "Idempotency-Key used before"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the body is too large"),
+            Self::CutOff(_) => (StatusCode::BAD_REQUEST, "cut-off", "the body broke off"),
+            Self::WrongMethod(_) => (StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "not by this method"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "try again"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "a defect of mloc"),
         }

@@ -4,6 +4,10 @@
 //!
 //! While the mesh has no leader, or changes it, the request is kept and tried again until [`PATIENCE`] is over: with
 //! its Idempotency-Key (minted here when the client sent none) a second try makes no second task.
+//!
+//! A leader that was killed does not say so: its connection stands until a ping fails, long after the mesh has chosen
+//! another. So each try, up to the answer's head, is given up as soon as somebody else leads. Once the head is here the
+//! body takes as long as it takes: it may be a log that is followed.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -19,8 +23,9 @@ use hyper_util::rt::TokioIo;
 use mloc_core::id::NodeId;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Caller, ControlError, MAX_TASK_BYTES, routes::CALLER_HEADER};
+use crate::{Caller, ControlError, body, routes::CALLER_HEADER};
 
 /// How long a request waits for a leader: longer than an election on a WAN (4–8 s), shorter than clients' timeouts.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -47,18 +52,30 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub trait Forward: Send + Sync + 'static {
     /// Who leads now.
     fn leader(&self) -> Leader;
+    /// Returns when somebody else than `seen` leads, or nobody does.
+    async fn leader_other_than(&self, seen: &Leader);
     /// A stream to a member's [`crate::link_router`].
     async fn open(&self, node: &NodeId) -> io::Result<Box<dyn Duplex>>;
     /// A fresh Idempotency-Key.
     fn mint_key(&self) -> String;
 }
 
+/// How a route's requests get to whom they are for.
+#[derive(Clone)]
+pub(crate) struct Way {
+    /// To the leader.
+    pub forward: Arc<dyn Forward>,
+    /// Whether the route takes `?stale=true`, which this node answers from what it knows.
+    pub stale_here: bool,
+}
+
 /// Middleware: answers here when this node leads, there otherwise.
-pub async fn to_leader(State(forward): State<Arc<dyn Forward>>, request: Request, next: Next) -> Response {
+pub(crate) async fn to_leader(State(way): State<Way>, request: Request, next: Next) -> Response {
     let stale = request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "stale=true"));
-    if stale {
+    if stale && way.stale_here {
         return next.run(request).await;
     }
+    let forward = way.forward;
     let kept = match Kept::read(request, forward.as_ref()).await {
         Ok(kept) => kept,
         Err(refused) => return refused.into_response(),
@@ -73,7 +90,16 @@ pub async fn to_leader(State(forward): State<Arc<dyn Forward>>, request: Request
                 }
                 Err(response)
             }
-            Leader::There(node) => ask(forward.as_ref(), &node, &kept).await,
+            Leader::There(node) => {
+                let seen = Leader::There(node.clone());
+                tokio::select! {
+                    answer = ask(forward.as_ref(), &node, &kept) => answer,
+                    () = forward.leader_other_than(&seen) => {
+                        let why = format!("{node} stopped leading before it answered");
+                        Err(ControlError::Unavailable(why).into_response())
+                    }
+                }
+            }
             Leader::Unknown => Err(ControlError::Unavailable("the mesh has no leader just now".into()).into_response()),
         };
         match last {
@@ -93,12 +119,7 @@ struct Kept {
 impl Kept {
     async fn read(request: Request, forward: &dyn Forward) -> Result<Self, ControlError> {
         let (mut parts, body) = request.into_parts();
-        let body = axum::body::to_bytes(body, MAX_TASK_BYTES).await.map_err(|_| {
-            ControlError::TooLarge(format!(
-                "a body is at most {} KiB: refer to data by its source instead of writing it into the file",
-                MAX_TASK_BYTES / 1024
-            ))
-        })?;
+        let body = body::read(&parts.headers, body).await?;
         if parts.method == Method::POST
             && !parts.headers.contains_key("idempotency-key")
             && let Ok(key) = HeaderValue::from_str(&forward.mint_key())
@@ -120,22 +141,29 @@ async fn ask(forward: &dyn Forward, node: &NodeId, kept: &Kept) -> Result<Respon
         forward.open(node).await.map_err(|e| unavailable(format!("the leader {node} can't be reached: {e}")))?;
     let broken = |e: hyper::Error| unavailable(format!("the connection to the leader {node} broke: {e}"));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    // Ends by itself with the stream: when the answer's body is read, or dropped by a client that went away.
-    tokio::spawn(async move {
+    // Ends with this try, should that be given up.
+    let pump = AbortOnDropHandle::new(tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "stream to the leader ended");
         }
-    });
+    }));
     let mut request = kept.request();
     let user = request.extensions().get::<Caller>().map(|c| c.user.clone()).unwrap_or_default();
     let headers = request.headers_mut();
     // The caller's token stays here; the leader trusts the member that checked it.
     headers.remove(header::AUTHORIZATION);
     headers.insert(header::HOST, HeaderValue::from_static("mloc"));
-    if let Ok(user) = HeaderValue::from_str(&user) {
-        headers.insert(CALLER_HEADER, user);
-    }
+    headers.remove(CALLER_HEADER);
+    match HeaderValue::from_bytes(user.as_bytes()) {
+        Ok(user) => headers.insert(CALLER_HEADER, user),
+        Err(_) => {
+            let why = "the token's user has characters that no header can carry: use another name".to_owned();
+            return Ok(ControlError::Unauthorized(why).into_response());
+        }
+    };
     let response = sender.send_request(request).await.map_err(broken)?;
+    // From here on it ends by itself: when the answer's body is read, or dropped by a client that went away.
+    drop(pump.detach());
     if response.status() == StatusCode::SERVICE_UNAVAILABLE {
         return Err(response.map(Body::new));
     }

@@ -5,14 +5,17 @@
 //! | [`control`] | what REST needs from the node: the one trait this crate is written against |
 //! | [`view`] | what clients see |
 //! | [`error`] | RFC 9457 problem bodies, and which status a refusal is |
-//! | [`auth`] | who calls: loopback, or a bearer token that names its user |
+//! | [`auth`] | user tokens, and what their holders may do |
+//! | [`access`] | who calls: the machine's own user on loopback, or whom a bearer token names |
 //! | [`routes`] | paths to `Control` calls |
 //! | [`forward`] | any node takes any request: HTTP/1 to the leader over a mesh stream, once |
 //! | [`dashboard`] | the page at `/` |
 //!
 //! Deliberately absent: the mesh, the ledger's rules, modules. A route that decides something belongs in core.
 
+pub mod access;
 pub mod auth;
+mod body;
 pub mod control;
 pub mod dashboard;
 pub mod error;
@@ -20,6 +23,7 @@ pub mod forward;
 pub mod routes;
 pub mod view;
 
+pub use access::Access;
 pub use auth::{Caller, UserTokens};
 pub use control::Control;
 pub use error::ControlError;

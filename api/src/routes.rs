@@ -1,26 +1,28 @@
-//! Paths to [`Control`] calls. Two routers over the same handlers: [`rest_router`] for clients, which authenticates
-//! and forwards to the leader, and [`link_router`] for members, which does neither: a request hops once.
+//! Paths to [`Control`] calls: one table, from which two routers are made. [`rest_router`] is for clients: it
+//! authenticates and forwards to the leader. [`link_router`] is for members and does neither: a request hops once.
 
 use std::sync::Arc;
 
 use axum::{
     Json, Router,
     body::Body,
-    extract::{DefaultBodyLimit, Extension, FromRequestParts, Path, Query, Request, State},
-    http::{HeaderMap, StatusCode, header, request::Parts},
+    extract::{Extension, FromRequestParts, Path, Query, Request, State},
+    http::{HeaderMap, Method, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
 };
-use mloc_core::id::{RequestId, TaskId};
+use mloc_core::id::{AttemptId, RequestId, TaskId};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
-    Caller, Control, ControlError, MAX_TASK_BYTES, UserTokens,
-    control::{Freshness, Submission},
+    Access, Caller, Control, ControlError,
+    access::authenticate,
+    body,
+    control::{Freshness, LogsFrom, Submission},
     dashboard,
-    forward::{self, Forward},
-    view::{StatsQuery, TaskFilter},
+    forward::{self, Forward, Way},
+    view::{StatsQuery, TASK_STATES, TaskFilter},
 };
 
 type App = Arc<dyn Control>;
@@ -28,84 +30,86 @@ type App = Arc<dyn Control>;
 /// The header in which the node that took a request tells the leader who called.
 pub const CALLER_HEADER: &str = "mloc-caller";
 
-/// Who may call a listener without a token.
-#[derive(Clone, Debug)]
-pub enum Access {
-    /// Loopback: the machine's own users are the admin unless they present a token.
-    Trusted(UserTokens),
-    /// Anything else: a token or 401.
-    TokenOnly(UserTokens),
+/// Who answers a route.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    /// The node that took the request, to anybody.
+    Here,
+    /// The leader.
+    Leader,
+    /// The leader, or with `?stale=true` the node that took the request.
+    LeaderUnlessStale,
+}
+
+struct Route {
+    #[cfg_attr(not(test), expect(dead_code, reason = "the handler knows its method; the test needs it as a word"))]
+    method: Method,
+    path: &'static str,
+    answers: Answers,
+    handler: MethodRouter<App>,
+}
+
+/// Every route. A test holds openapi.json to it.
+fn table() -> Vec<Route> {
+    use Answers::{Here, Leader, LeaderUnlessStale};
+    const GET: Method = Method::GET;
+    const POST: Method = Method::POST;
+    let row = |method, path, answers, handler| Route { method, path, answers, handler };
+    vec![
+        row(POST, "/api/v1/tasks", Leader, post(submit)),
+        row(GET, "/api/v1/tasks", LeaderUnlessStale, get(tasks)),
+        row(GET, "/api/v1/tasks/{id}", LeaderUnlessStale, get(task)),
+        row(POST, "/api/v1/tasks/{id}/cancel", Leader, post(cancel)),
+        row(GET, "/api/v1/tasks/{id}/explain", LeaderUnlessStale, get(explain)),
+        row(GET, "/api/v1/tasks/{id}/logs", Leader, get(logs)),
+        row(GET, "/api/v1/tasks/{id}/events", LeaderUnlessStale, get(events)),
+        row(GET, "/api/v1/tasks/{id}/metrics", LeaderUnlessStale, get(task_metrics)),
+        row(GET, "/api/v1/tasks/{id}/artifacts", LeaderUnlessStale, get(artifacts)),
+        row(GET, "/api/v1/nodes", LeaderUnlessStale, get(nodes)),
+        row(POST, "/api/v1/nodes/{id}/drain", Leader, post(drain)),
+        row(POST, "/api/v1/nodes/{id}/revoke", Leader, post(revoke)),
+        row(GET, "/api/v1/stats", LeaderUnlessStale, get(stats)),
+        row(GET, "/api/v1/mesh", LeaderUnlessStale, get(mesh)),
+        row(GET, "/", Here, get(dashboard::page)),
+        row(GET, "/openapi.json", Here, get(dashboard::openapi)),
+        row(GET, "/healthz", Here, get(|| async { "ok\n" })),
+        row(GET, "/readyz", Here, get(readyz)),
+        row(GET, "/metrics", Here, get(metrics)),
+    ]
 }
 
 /// What clients speak to.
 pub fn rest_router(control: App, forward: Arc<dyn Forward>, access: Access) -> Router {
-    let api = api_routes()
-        .layer(middleware::from_fn_with_state(forward, forward::to_leader))
-        .layer(middleware::from_fn_with_state(access, authenticate));
-    api.merge(open_routes()).fallback(unknown_path).layer(DefaultBodyLimit::max(MAX_TASK_BYTES)).with_state(control)
+    let (mut api, mut open) = (Router::new(), Router::new());
+    for Route { path, answers, handler, .. } in table() {
+        if answers == Answers::Here {
+            open = open.route(path, handler);
+            continue;
+        }
+        let way = Way { forward: forward.clone(), stale_here: answers == Answers::LeaderUnlessStale };
+        api = api.route(path, handler.layer(middleware::from_fn_with_state(way, forward::to_leader)));
+    }
+    api.layer(middleware::from_fn_with_state(access, authenticate))
+        .merge(open)
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(control)
 }
 
 /// What members speak to, over a mesh stream: the sender has authenticated the caller and names it in a header.
 pub fn link_router(control: App) -> Router {
-    api_routes()
+    let forwarded = table().into_iter().filter(|route| route.answers != Answers::Here);
+    forwarded
+        .fold(Router::new(), |router, route| router.route(route.path, route.handler))
         .layer(middleware::from_fn(believe_member))
         .fallback(unknown_path)
-        .layer(DefaultBodyLimit::max(MAX_TASK_BYTES))
+        .method_not_allowed_fallback(wrong_method)
         .with_state(control)
 }
 
-fn api_routes() -> Router<App> {
-    Router::new()
-        .route("/api/v1/tasks", post(submit).get(tasks))
-        .route("/api/v1/tasks/{id}", get(task))
-        .route("/api/v1/tasks/{id}/cancel", post(cancel))
-        .route("/api/v1/tasks/{id}/explain", get(explain))
-        .route("/api/v1/tasks/{id}/logs", get(logs))
-        .route("/api/v1/tasks/{id}/events", get(events))
-        .route("/api/v1/tasks/{id}/metrics", get(task_metrics))
-        .route("/api/v1/tasks/{id}/artifacts", get(artifacts))
-        .route("/api/v1/nodes", get(nodes))
-        .route("/api/v1/nodes/{id}/drain", post(drain))
-        .route("/api/v1/nodes/{id}/revoke", post(revoke))
-        .route("/api/v1/stats", get(stats))
-        .route("/api/v1/mesh", get(mesh))
-}
-
-fn open_routes() -> Router<App> {
-    Router::new()
-        .route("/", get(dashboard::page))
-        .route("/openapi.json", get(dashboard::openapi))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-}
-
-async fn authenticate(State(access): State<Access>, mut request: Request, next: Next) -> Response {
-    let bearer = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| v.strip_prefix("Bearer "))
-        .map(str::to_owned);
-    let caller = match (&access, bearer) {
-        (Access::Trusted(tokens) | Access::TokenOnly(tokens), Some(token)) => tokens.check(&token),
-        (Access::Trusted(_), None) => Ok(Caller::admin()),
-        (Access::TokenOnly(_), None) => Err(ControlError::Unauthorized(
-            "this address needs `Authorization: Bearer TOKEN`; `mloc token USER` on a member prints one".into(),
-        )),
-    };
-    match caller {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
-        Err(refused) => refused.into_response(),
-    }
-}
-
 async fn believe_member(mut request: Request, next: Next) -> Response {
-    let caller = request.headers().get(CALLER_HEADER).and_then(|v| v.to_str().ok()).map(str::to_owned);
-    match caller {
+    let named = request.headers().get(CALLER_HEADER);
+    match named.and_then(|name| std::str::from_utf8(name.as_bytes()).ok()).map(str::to_owned) {
         Some(user) => {
             request.extensions_mut().insert(Caller { user });
             next.run(request).await
@@ -144,12 +148,7 @@ async fn submit(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ControlError> {
-    let body = axum::body::to_bytes(body, MAX_TASK_BYTES).await.map_err(|_| {
-        ControlError::TooLarge(format!(
-            "a task is at most {} KiB: refer to data by its source instead of writing it into the file",
-            MAX_TASK_BYTES / 1024
-        ))
-    })?;
+    let body = body::read(&headers, body).await?;
     let body = String::from_utf8(body.into()).map_err(|e| ControlError::Invalid {
         detail: format!("the body is not UTF-8: byte {} is the first that is wrong", e.utf8_error().valid_up_to()),
         problems: Vec::new(),
@@ -181,6 +180,14 @@ struct ReadParams {
 }
 
 async fn tasks(State(app): State<App>, Params(filter): Params<TaskFilter>) -> Result<Response, ControlError> {
+    if let Some(state) = &filter.state
+        && !TASK_STATES.iter().any(|known| known.eq_ignore_ascii_case(state))
+    {
+        return Err(ControlError::Invalid {
+            detail: format!("query: state: `{state}` is none: expected one of {}", TASK_STATES.join(", ")),
+            problems: Vec::new(),
+        });
+    }
     Ok(Json(app.tasks(freshness(filter.stale), filter).await?).into_response())
 }
 
@@ -200,14 +207,20 @@ async fn cancel(
     Ok(Json(app.cancel(&caller, &TaskId::new(id)).await?).into_response())
 }
 
-async fn explain(State(app): State<App>, Path(id): Path<String>) -> Result<Response, ControlError> {
-    Ok(Json(app.explain(&TaskId::new(id)).await?).into_response())
+async fn explain(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Params(read): Params<ReadParams>,
+) -> Result<Response, ControlError> {
+    Ok(Json(app.explain(freshness(read.stale), &TaskId::new(id)).await?).into_response())
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LogParams {
     follow: Option<bool>,
+    attempt: Option<String>,
+    offset: Option<u64>,
 }
 
 async fn logs(
@@ -215,22 +228,49 @@ async fn logs(
     Path(id): Path<String>,
     Params(params): Params<LogParams>,
 ) -> Result<Response, ControlError> {
-    let stream = app.logs(&TaskId::new(id), params.follow == Some(true)).await?;
+    let task = TaskId::new(id);
+    let attempt = params.attempt.map(|text| attempt_of(&task, &text)).transpose()?;
+    let from = LogsFrom { attempt, offset: params.offset.unwrap_or(0), follow: params.follow == Some(true) };
+    let stream = app.logs(&task, from).await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(stream)).into_response())
 }
 
-async fn events(State(app): State<App>, Path(id): Path<String>) -> Result<Response, ControlError> {
-    Ok(Json(app.events(&TaskId::new(id)).await?).into_response())
+/// TASK.REPLICA.ATTEMPT of this task, or the number of an attempt of its first replica.
+fn attempt_of(task: &TaskId, text: &str) -> Result<AttemptId, ControlError> {
+    let given = match text.parse() {
+        Ok(number) => Some(AttemptId { task: task.clone(), replica: 0, attempt: number }),
+        Err(_) => text.parse().ok(),
+    };
+    given.filter(|attempt: &AttemptId| attempt.task == *task).ok_or_else(|| ControlError::Invalid {
+        detail: format!("query: attempt: `{text}` is none of {task}: expected its number, or {task}.REPLICA.ATTEMPT"),
+        problems: Vec::new(),
+    })
 }
 
-async fn task_metrics(State(app): State<App>, Path(id): Path<String>) -> Result<Response, ControlError> {
-    let task = app.task(Freshness::Linearizable, &TaskId::new(id)).await?;
+async fn events(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Params(read): Params<ReadParams>,
+) -> Result<Response, ControlError> {
+    Ok(Json(app.events(freshness(read.stale), &TaskId::new(id)).await?).into_response())
+}
+
+async fn task_metrics(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Params(read): Params<ReadParams>,
+) -> Result<Response, ControlError> {
+    let task = app.task(freshness(read.stale), &TaskId::new(id)).await?;
     let summary = task.result.map(|r| r.summary).unwrap_or_default();
     Ok(Json(serde_json::json!({ "progress": task.progress, "summary": summary })).into_response())
 }
 
-async fn artifacts(State(app): State<App>, Path(id): Path<String>) -> Result<Response, ControlError> {
-    let task = app.task(Freshness::Linearizable, &TaskId::new(id)).await?;
+async fn artifacts(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    Params(read): Params<ReadParams>,
+) -> Result<Response, ControlError> {
+    let task = app.task(freshness(read.stale), &TaskId::new(id)).await?;
     match task.result {
         Some(result) => Ok(Json(result).into_response()),
         None => Err(ControlError::NotFound(format!("artifacts of {} yet: it is {}", task.id, task.state))),
@@ -265,7 +305,7 @@ async fn revoke(
 }
 
 async fn stats(State(app): State<App>, Params(query): Params<StatsQuery>) -> Result<Response, ControlError> {
-    Ok(Json(app.stats(query).await?).into_response())
+    Ok(Json(app.stats(freshness(query.stale), query).await?).into_response())
 }
 
 async fn mesh(State(app): State<App>, Params(read): Params<ReadParams>) -> Result<Response, ControlError> {
@@ -285,4 +325,47 @@ async fn metrics(State(app): State<App>) -> Response {
 
 async fn unknown_path(request: Request) -> ControlError {
     ControlError::NotFound(format!("path {}: /openapi.json lists what there is", request.uri().path()))
+}
+
+async fn wrong_method(request: Request) -> ControlError {
+    let (method, path) = (request.method(), request.uri().path());
+    ControlError::WrongMethod(format!("{path} is not for {method}: the Allow header says what it takes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn openapi_lists_every_route_and_no_other() {
+        let document: serde_json::Value = serde_json::from_str(include_str!("../openapi.json")).unwrap();
+        let written: BTreeSet<String> = document["paths"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .flat_map(|(path, methods)| {
+                methods.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
+            })
+            .collect();
+        let routed: BTreeSet<String> = table().iter().map(|r| format!("{} {}", r.method, r.path)).collect();
+        assert_eq!(written, routed);
+        for route in table() {
+            let method = route.method.as_str().to_lowercase();
+            let parameters = document["paths"][route.path][&method]["parameters"].as_array().unwrap();
+            let stale = parameters.iter().any(|p| p["name"] == "stale");
+            assert_eq!(stale, route.answers == Answers::LeaderUnlessStale, "{method} {}", route.path);
+        }
+    }
+
+    #[test]
+    fn an_attempt_is_named_by_its_number_or_in_full() {
+        let task = TaskId::new("task-1");
+        assert_eq!(attempt_of(&task, "2").unwrap().to_string(), "task-1.0.2");
+        assert_eq!(attempt_of(&task, "task-1.0.2").unwrap().to_string(), "task-1.0.2");
+        for bad in ["task-2.0.2", "newest", ""] {
+            assert!(attempt_of(&task, bad).is_err(), "{bad}");
+        }
+    }
 }

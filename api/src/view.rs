@@ -6,6 +6,9 @@ use mloc_core::wire::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+/// Every state a task can be in, in the order it goes through them.
+pub const TASK_STATES: [&str; 6] = ["PENDING", "SCHEDULED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"];
+
 /// The answer to a submission.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Accepted {
@@ -53,6 +56,9 @@ pub struct TaskView {
     pub progress: Option<Progress>,
     /// Every attempt, oldest first.
     pub attempts: Vec<AttemptView>,
+    /// One row for each attempt that started, oldest first, failed and running ones included.
+    #[serde(default)]
+    pub usage: Vec<UsageRow>,
     /// What it left, once completed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<ResultView>,
@@ -88,6 +94,36 @@ pub struct AttemptView {
     pub gpus: Vec<u32>,
 }
 
+/// What one attempt used: the accounting row.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UsageRow {
+    /// TASK.REPLICA.ATTEMPT.
+    pub attempt: String,
+    /// The task.
+    pub task_id: String,
+    /// Who pays: `metadata.owner`.
+    pub user_id: String,
+    /// For what: `metadata.project`.
+    pub project_id: String,
+    /// When the worker started it.
+    pub start_time: String,
+    /// When it ended; absent while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<String>,
+    /// Seconds from start to end, or until now.
+    pub duration: f64,
+    /// Type of its GPUs; empty without.
+    pub gpu_type: String,
+    /// How many.
+    pub gpu_count: u32,
+    /// Hours × GPUs.
+    pub gpu_hours: f64,
+    /// Cores held, in thousandths.
+    pub cpu_millis: u64,
+    /// Hours × cores; 0 for an attempt with GPUs, as in the sums of `stats`.
+    pub cpu_core_hours: f64,
+}
+
 /// What a task left.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ResultView {
@@ -107,7 +143,7 @@ pub struct TaskFilter {
     pub owner: Option<String>,
     /// Of this project.
     pub project: Option<String>,
-    /// In this state.
+    /// In this state: one of [`TASK_STATES`], in any case.
     pub state: Option<String>,
     /// Of this name.
     pub name: Option<String>,
@@ -221,7 +257,7 @@ pub struct GpuView {
 pub struct MeshView {
     /// Its id.
     pub mesh: String,
-    /// This node's id.
+    /// The node that answered: the leader, unless `?stale=true` asked the node that took the request.
     pub node: String,
     /// The leader's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -252,6 +288,8 @@ pub struct StatsQuery {
     pub start_date: Option<String>,
     /// To this UTC day, included.
     pub end_date: Option<String>,
+    /// Whatever this node knows will do.
+    pub stale: Option<bool>,
 }
 
 /// Usage. `query_parameters` echoes what was given.

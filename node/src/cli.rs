@@ -49,7 +49,7 @@ pub enum Command {
     Stats(StatsArgs),
     /// Show leader, voters, and what the mesh survives
     Mesh(ListArgs),
-    /// Print the REST bearer token of a user, from this node's data directory
+    /// Print the REST bearer token of a user, from this node's data directory; or mint a join token for a new mesh
     Token(TokenArgs),
     /// Runs one attempt; started by the daemon
     #[command(name = "__attempt", hide = true)]
@@ -189,11 +189,14 @@ pub struct TasksArgs {
     #[arg(long)]
     pub project: Option<String>,
     /// In this state
-    #[arg(long)]
+    #[arg(long, ignore_case = true, value_parser = mloc_api::view::TASK_STATES)]
     pub state: Option<String>,
     /// At most so many
     #[arg(long, default_value_t = 100)]
     pub limit: usize,
+    /// The next page: what the page before named at its end
+    #[arg(long)]
+    pub cursor: Option<String>,
 }
 
 /// One task.
@@ -211,9 +214,12 @@ pub struct TaskArgs {
 pub struct LogsArgs {
     /// The task's id
     pub id: String,
-    /// And on with it
+    /// Go on with what is still to come, over later attempts, until the task has ended
     #[arg(long, short)]
     pub follow: bool,
+    /// Begin with this attempt: its number, or TASK.REPLICA.ATTEMPT [default: the newest]
+    #[arg(long)]
+    pub attempt: Option<String>,
     /// The node to ask.
     #[command(flatten)]
     pub remote: Remote,
@@ -274,7 +280,12 @@ pub struct StatsArgs {
 #[derive(Debug, Args)]
 pub struct TokenArgs {
     /// The user; `admin` may act for any owner
-    pub user: String,
+    #[arg(required_unless_present = "new_mesh", conflicts_with = "new_mesh")]
+    pub user: Option<String>,
+    /// Print a join token for a mesh that does not exist yet: give it to the nodes that found one together
+    /// (`bootstrapExpect` in node.yaml)
+    #[arg(long)]
+    pub new_mesh: bool,
     /// The node's data directory
     #[arg(long, env = "MLOC_DATA_DIR")]
     pub data_dir: Option<PathBuf>,

@@ -1,6 +1,11 @@
 //! The CLI's side of REST: one request, its answer or a refusal with an exit code that means something.
 
-use std::{io::Write, path::Path, process::ExitCode};
+use std::{
+    io::Write,
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -10,7 +15,13 @@ use hyper_util::{client::legacy::Client as HttpClient, client::legacy::connect::
 use mloc_api::error::ProblemBody;
 use serde::de::DeserializeOwned;
 
-use crate::cli::Remote;
+use crate::{cli::Remote, node::BadConfig, tail::Place};
+
+/// How long a verb that watches goes on asking a node that does not answer: longer than the mesh needs to choose a new
+/// leader on a WAN, and than a node needs to start again.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two such questions.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Why a verb did not do: what to print, and the exit code.
 #[derive(Debug)]
@@ -28,6 +39,11 @@ impl Refusal {
         ExitCode::from(self.code)
     }
 
+    /// Whether the mesh may answer when it is asked again.
+    pub fn is_passing(&self) -> bool {
+        self.code == 4
+    }
+
     /// A refusal with its code.
     pub fn new(code: u8, text: impl Into<String>) -> Self {
         Self { text: text.into(), code }
@@ -36,7 +52,8 @@ impl Refusal {
 
 impl From<anyhow::Error> for Refusal {
     fn from(error: anyhow::Error) -> Self {
-        Self { text: format!("{error:#}"), code: 1 }
+        let code = if error.is::<BadConfig>() { 2 } else { 1 };
+        Self { text: format!("{error:#}"), code }
     }
 }
 
@@ -131,17 +148,67 @@ impl Client {
     /// As [`Self::get`]; a stream that breaks is said.
     pub async fn print_stream(&self, path: &str, query: &[(&str, String)]) -> Result<(), Refusal> {
         let mut body = self.send(Method::GET, path, query, &[], Bytes::new()).await?.into_body();
-        let mut out = std::io::stdout();
         while let Some(frame) = body.frame().await {
             let frame = frame.context("the log's stream broke")?;
-            if let Some(data) = frame.data_ref() {
-                // A closed pipe (`| head`) is the reader's way to say enough.
-                if out.write_all(data).and_then(|()| out.flush()).is_err() {
-                    return Ok(());
-                }
+            if let Some(data) = frame.data_ref()
+                && !print(data)
+            {
+                return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// Follows a task's log on standard output until the task has ended. When a connection breaks it goes on where it
+    /// was, for as long as somebody answers within [`PATIENCE`].
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn follow_log(&self, task: &str, attempt: Option<String>) -> Result<(), Refusal> {
+        let path = format!("/api/v1/tasks/{task}/logs");
+        let mut place = Place::new(task);
+        let mut query: Vec<_> = attempt.into_iter().map(|attempt| ("attempt", attempt)).collect();
+        let mut answered = Instant::now();
+        let mut said = false;
+        let mut first = true;
+        loop {
+            query.push(("follow", "true".to_owned()));
+            let broke = match self.send(Method::GET, &path, &query, &[], Bytes::new()).await {
+                Ok(response) => {
+                    let mut body = response.into_body();
+                    first = false;
+                    loop {
+                        match body.frame().await {
+                            Some(Ok(frame)) => {
+                                (answered, said) = (Instant::now(), false);
+                                if let Some(data) = frame.data_ref()
+                                    && !print(&place.take(data))
+                                {
+                                    return Ok(());
+                                }
+                            }
+                            Some(Err(error)) => break format!("the connection to {} broke: {error}", self.base),
+                            None => {
+                                print(&place.rest());
+                                return Ok(());
+                            }
+                        }
+                    }
+                }
+                // Nothing was there from the beginning: the user wants to know now.
+                Err(refusal) if first || !refusal.is_passing() || answered.elapsed() > PATIENCE => return Err(refusal),
+                Err(refusal) => refusal.text,
+            };
+            if !std::mem::replace(&mut said, true) {
+                eprintln!("--- {broke}; asking again");
+            }
+            tokio::time::sleep(PAUSE).await;
+            let from = place.go_on();
+            if !from.is_empty() {
+                query = from;
+            }
+            query.retain(|(name, _)| *name != "follow");
+        }
     }
 
     async fn send(
@@ -184,6 +251,12 @@ impl Client {
         let body = response.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
         Err(refusal(status, &body))
     }
+}
+
+/// Whether standard output takes more: a closed pipe (`| head`) is the reader's way to say enough.
+fn print(data: &[u8]) -> bool {
+    let mut out = std::io::stdout();
+    out.write_all(data).and_then(|()| out.flush()).is_ok()
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> Refusal {

@@ -25,8 +25,8 @@ pub struct NodeConfig {
     pub gossip: Listen,
     /// libp2p, QUIC and TCP.
     pub links: Listen,
-    /// REST.
-    pub rest: Listen,
+    /// REST. There is nothing to advertise: no member dials another's REST.
+    pub rest: RestListen,
     /// `HOST:PORT` of members' gossip addresses.
     pub seeds: Vec<String>,
     /// File that holds the join token.
@@ -63,6 +63,14 @@ pub struct Listen {
     pub bind: Option<SocketAddr>,
     /// `HOST:PORT` others dial, when it is not the bound one.
     pub advertise: Option<String>,
+}
+
+/// Where REST listens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct RestListen {
+    /// `IP:PORT`; port 0 takes a free one.
+    pub bind: Option<SocketAddr>,
 }
 
 /// What a node takes part in.
@@ -314,6 +322,8 @@ mod tests {
         let error = NodeConfig::parse("name: a\nseedz: []\n").unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("seedz") && text.contains("line 2"), "{text}");
+        let error = NodeConfig::parse("rest: {bind: '127.0.0.1:1', advertise: 'a:1'}\n").unwrap_err();
+        assert!(format!("{error:#}").contains("rest: unknown field `advertise`"), "{error:#}");
     }
 
     #[test]

@@ -1,28 +1,27 @@
 //! REST's questions answered from the mesh: the one place where ledger state becomes what clients see.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::{StreamExt, stream::BoxStream};
+use futures::stream::BoxStream;
 use mloc_api::{
     Caller, Control, ControlError,
-    control::{Freshness, Submission},
+    control::{Freshness, LogsFrom, Submission},
     view::{
-        Accepted, AttemptView, Event, ExplainView, GpuView, MeshView, NodeView, ResultView, StatsQuery, StatsView,
-        TaskFilter, TaskPage, TaskView,
+        Accepted, Event, ExplainView, MeshView, NodeView, ResultView, StatsQuery, StatsView, TaskFilter, TaskPage,
+        TaskView,
     },
 };
 use mloc_core::{
     id::{NodeId, TaskId},
     ledger::{
         Entry, Ledger, Outcome, Reason,
-        state::{Attempt, AttemptEnd, AttemptState, Task, TaskEnd},
+        state::{Attempt, Task, TaskEnd},
         task_state::TaskState,
         usage,
     },
     task,
-    time::Millis,
 };
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle, MeshUnavailable},
@@ -30,7 +29,11 @@ use mloc_mesh::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::{clock, logs};
+use crate::{
+    follow,
+    logs::Logs,
+    views::{self, Figure, Figures, LedgerFigures, advice, attempt_view, gpu_view, history, usage_rows},
+};
 
 /// Most tasks on a page.
 const PAGE_MAX: usize = 1_000;
@@ -40,21 +43,31 @@ const PAGE: usize = 100;
 /// [`Control`] over the mesh.
 pub struct MeshControl {
     mesh: MeshHandle,
-    logs: Arc<logs::Logs>,
+    logs: Arc<Logs>,
 }
 
 impl MeshControl {
     /// Answers from this mesh; `logs` finds what attempts print.
-    pub fn new(mesh: MeshHandle, logs: Arc<logs::Logs>) -> Self {
+    pub fn new(mesh: MeshHandle, logs: Arc<Logs>) -> Self {
         Self { mesh, logs }
     }
 
     /// Makes the reads that follow see every acknowledged commit.
     async fn fresh(&self, fresh: Freshness) -> Result<(), ControlError> {
         match fresh {
-            Freshness::Stale => Ok(()),
+            Freshness::Stale if self.holds_ledger() => Ok(()),
+            Freshness::Stale => Err(ControlError::Unavailable(
+                "this node does not vote and holds no copy of the ledger: ask without stale=true, or ask a voter \
+                 (`mloc nodes` names them)"
+                    .into(),
+            )),
             Freshness::Linearizable => self.mesh.linearize().await.map_err(unavailable),
         }
+    }
+
+    /// Voters have the ledger, up to what they have heard of it.
+    fn holds_ledger(&self) -> bool {
+        self.mesh.voters().contains(self.mesh.node())
     }
 
     async fn propose(&self, entry: Entry) -> Result<Outcome, ControlError> {
@@ -104,29 +117,27 @@ impl MeshControl {
             node: live.map(|(_, node)| node.to_string()),
             progress: progress.map(|p| p.progress),
             attempts: task.replicas.iter().flat_map(|r| &r.attempts).map(|a| attempt_view(ledger, a)).collect(),
+            usage: usage_rows(ledger, id, task, self.mesh.now()),
             result,
         }
     }
 
     /// The member of this id or name.
     fn find_node(&self, text: &str) -> Result<NodeId, ControlError> {
-        self.mesh.read(|ledger| {
-            let named: Vec<_> = ledger
-                .members
-                .iter()
-                .filter(|(id, m)| id.as_str() == text || m.name == text)
-                .map(|(id, _)| id)
-                .collect();
-            match named.as_slice() {
-                [one] => Ok((*one).clone()),
-                [] => Err(ControlError::NotFound(format!("node {text}"))),
-                several => Err(ControlError::Conflict(format!(
-                    "{} nodes are named {text}: use an id, {}",
-                    several.len(),
-                    several.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
-                ))),
-            }
-        })
+        let live = self.mesh.views();
+        let found = self.mesh.read(|ledger| {
+            let gossip = |id| live.get(id).and_then(|v| v.capability.as_ref()).map(|c| c.name.as_str());
+            views::named(text, ledger.members.iter().map(|(id, m)| (id, m.name.as_str(), gossip(id))))
+        });
+        match found.as_slice() {
+            [one] => Ok(one.clone()),
+            [] => Err(ControlError::NotFound(format!("node {text}"))),
+            several => Err(ControlError::Conflict(format!(
+                "{} nodes are named {text}: use an id, {}",
+                several.len(),
+                several.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+            ))),
+        }
     }
 
     fn node_views(&self) -> Vec<NodeView> {
@@ -182,7 +193,7 @@ impl MeshControl {
 
     fn explanation(&self, id: &TaskId) -> Result<ExplainView, ControlError> {
         let explanation =
-            self.mesh.explain(id, clock::now()).ok_or_else(|| ControlError::NotFound(format!("task {id}")))?;
+            self.mesh.explain(id, self.mesh.now()).ok_or_else(|| ControlError::NotFound(format!("task {id}")))?;
         let text = explanation.to_string();
         let explanation = serde_json::to_value(explanation).map_err(|e| ControlError::Internal(e.to_string()))?;
         Ok(ExplainView { explanation, text })
@@ -200,99 +211,6 @@ fn refused(reason: Reason) -> ControlError {
         Reason::KeyReused(_) => ControlError::KeyReused(reason.to_string()),
         other => ControlError::Conflict(other.to_string()),
     }
-}
-
-fn gpu_view(gpu: &mloc_core::capability::Gpu, held: &[&Attempt]) -> GpuView {
-    let holder = held.iter().find(|a| a.grant.gpus.contains(&gpu.index));
-    let (state, detail) = match (&gpu.unusable, holder) {
-        (Some(why), _) => ("UNUSABLE", why.clone()),
-        (None, Some(attempt)) => ("HELD", attempt.id.to_string()),
-        (None, None) => ("FREE", String::new()),
-    };
-    GpuView {
-        index: gpu.index,
-        gpu_type: gpu.kind.clone(),
-        memory_bytes: gpu.memory_bytes,
-        utilisation_percent: gpu.utilisation_percent,
-        state: state.to_owned(),
-        detail,
-    }
-}
-
-fn attempt_view(ledger: &Ledger, attempt: &Attempt) -> AttemptView {
-    let (state, started, ended, reason) = match &attempt.state {
-        AttemptState::Assigned => ("ASSIGNED", None, None, String::new()),
-        AttemptState::Running { since } => ("RUNNING", Some(*since), None, String::new()),
-        AttemptState::Publishing { started_at, .. } => ("PUBLISHING", Some(*started_at), None, String::new()),
-        AttemptState::Stopping { started_at, .. } => ("STOPPING", *started_at, None, String::new()),
-        AttemptState::Ended { started_at, at, how } => {
-            let (state, reason) = match how {
-                AttemptEnd::Finished => ("FINISHED", String::new()),
-                AttemptEnd::Failed(failure) => ("FAILED", failure.message.clone()),
-                AttemptEnd::Stopped => ("STOPPED", String::new()),
-                AttemptEnd::Lost => ("LOST", "its node was silent for a lease".to_owned()),
-            };
-            (state, *started_at, Some(*at), reason)
-        }
-    };
-    AttemptView {
-        id: attempt.id.to_string(),
-        node: attempt.node.to_string(),
-        node_name: ledger.members.get(&attempt.node).map_or_else(|| attempt.node.to_string(), |m| m.name.clone()),
-        state: state.to_owned(),
-        reason,
-        assigned_at: attempt.assigned_at.to_rfc3339(),
-        started_at: started.map(Millis::to_rfc3339),
-        ended_at: ended.map(Millis::to_rfc3339),
-        gpu_type: attempt.grant.gpu_kind.clone(),
-        gpus: attempt.grant.gpus.clone(),
-    }
-}
-
-/// A task's history, read off its attempts.
-fn history(ledger: &Ledger, task: &Task) -> Vec<(Millis, Event)> {
-    let event = |at: Millis, name: &str, attempt: Option<&Attempt>, detail: String| {
-        let view = Event {
-            at: at.to_rfc3339(),
-            event: name.to_owned(),
-            attempt: attempt.map(|a| a.id.to_string()),
-            node: attempt.map(|a| ledger.members.get(&a.node).map_or_else(|| a.node.to_string(), |m| m.name.clone())),
-            detail,
-        };
-        (at, view)
-    };
-    let mut events = vec![event(task.submitted_at, "SUBMITTED", None, String::new())];
-    for attempt in task.replicas.iter().flat_map(|r| &r.attempts) {
-        events.push(event(attempt.assigned_at, "ASSIGNED", Some(attempt), String::new()));
-        let started = match &attempt.state {
-            AttemptState::Assigned => None,
-            AttemptState::Running { since } => Some(*since),
-            AttemptState::Publishing { started_at, .. } => Some(*started_at),
-            AttemptState::Stopping { started_at, .. } | AttemptState::Ended { started_at, .. } => *started_at,
-        };
-        events.extend(started.map(|at| event(at, "STARTED", Some(attempt), String::new())));
-        match &attempt.state {
-            AttemptState::Assigned | AttemptState::Running { .. } => {}
-            AttemptState::Publishing { since, .. } => {
-                events.push(event(*since, "PUBLISHING", Some(attempt), String::new()));
-            }
-            AttemptState::Stopping { since, .. } => {
-                events.push(event(*since, "STOPPING", Some(attempt), String::new()))
-            }
-            AttemptState::Ended { at, .. } => {
-                let view = attempt_view(ledger, attempt);
-                events.push(event(*at, &view.state, Some(attempt), view.reason));
-            }
-        }
-    }
-    match &task.ended {
-        Some(TaskEnd::Completed { at, .. }) => events.push(event(*at, "COMPLETED", None, String::new())),
-        Some(TaskEnd::Failed { at, failure }) => events.push(event(*at, "FAILED", None, failure.message.clone())),
-        Some(TaskEnd::Cancelled { at, by }) => events.push(event(*at, "CANCELLED", None, format!("by {by}"))),
-        None => {}
-    }
-    events.sort_by_key(|(at, _)| *at);
-    events
 }
 
 #[async_trait]
@@ -315,7 +233,7 @@ impl Control for MeshControl {
                     .into(),
             );
         }
-        let now = clock::now();
+        let now = self.mesh.now();
         let id = TaskId::mint(now, rand::random());
         let digest = hex::encode(Sha256::digest(submission.body.as_bytes()));
         if submission.dry_run {
@@ -340,6 +258,7 @@ impl Control for MeshControl {
                 node: None,
                 progress: None,
                 attempts: Vec::new(),
+                usage: Vec::new(),
                 result: None,
             };
             return Ok(Accepted { task, created: false, notes, explain: Some(ExplainView { explanation, text }) });
@@ -397,47 +316,30 @@ impl Control for MeshControl {
         self.fresh(Freshness::Linearizable).await?;
         let owner = self.mesh.read(|l| l.tasks.get(task).map(|t| t.spec.metadata.owner.clone()));
         caller.may_act_for(&owner.ok_or_else(|| ControlError::NotFound(format!("task {task}")))?)?;
-        let entry = Entry::Cancelled { task: task.clone(), by: caller.user.clone(), at: clock::now() };
+        let entry = Entry::Cancelled { task: task.clone(), by: caller.user.clone(), at: self.mesh.now() };
         match self.propose(entry).await? {
             Outcome::Rejected(reason) => Err(refused(reason)),
             Outcome::Applied | Outcome::Duplicate(_) | Outcome::Stale => self.view(task),
         }
     }
 
-    async fn explain(&self, task: &TaskId) -> Result<ExplainView, ControlError> {
-        self.fresh(Freshness::Linearizable).await?;
+    async fn explain(&self, fresh: Freshness, task: &TaskId) -> Result<ExplainView, ControlError> {
+        self.fresh(fresh).await?;
         self.explanation(task)
     }
 
     async fn logs(
         &self,
         task: &TaskId,
-        follow: bool,
+        from: LogsFrom,
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, ControlError> {
         self.fresh(Freshness::Linearizable).await?;
-        // A task that waits has no log yet: a follower waits with it, and hears so.
-        let mut ticks = tokio::time::interval(Duration::from_millis(200));
-        loop {
-            let found = self.mesh.read(|ledger| {
-                let task = ledger.tasks.get(task)?;
-                let newest = task.replicas.iter().filter_map(|r| r.attempts.last()).next_back();
-                Some((newest.map(|a| (a.id.clone(), a.node.clone())), task.ended.is_some()))
-            });
-            match found {
-                None => return Err(ControlError::NotFound(format!("task {task}"))),
-                Some((Some((attempt, node)), _)) => {
-                    return Ok(self.logs.open(&self.mesh, attempt, node, follow).await?.boxed());
-                }
-                Some((None, ended)) if ended || !follow => {
-                    return Err(ControlError::NotFound(format!("log of {task}: it has not run on any node")));
-                }
-                Some((None, _)) => ticks.tick().await,
-            };
-        }
+        let source = follow::FromMesh { mesh: self.mesh.clone(), logs: self.logs.clone() };
+        follow::stream(source, task, from, follow::PACE)
     }
 
-    async fn events(&self, task: &TaskId) -> Result<Vec<Event>, ControlError> {
-        self.fresh(Freshness::Linearizable).await?;
+    async fn events(&self, fresh: Freshness, task: &TaskId) -> Result<Vec<Event>, ControlError> {
+        self.fresh(fresh).await?;
         self.mesh.read(|ledger| match ledger.tasks.get(task) {
             Some(found) => Ok(history(ledger, found).into_iter().map(|(_, event)| event).collect()),
             None => Err(ControlError::NotFound(format!("task {task}"))),
@@ -453,7 +355,7 @@ impl Control for MeshControl {
         caller.may_act_for(mloc_api::auth::ADMIN)?;
         self.fresh(Freshness::Linearizable).await?;
         let node = self.find_node(node)?;
-        match self.propose(Entry::MemberDrained { node: node.clone(), draining, at: clock::now() }).await? {
+        match self.propose(Entry::MemberDrained { node: node.clone(), draining, at: self.mesh.now() }).await? {
             Outcome::Rejected(reason) => Err(refused(reason)),
             Outcome::Applied | Outcome::Duplicate(_) | Outcome::Stale => self.node_view(&node),
         }
@@ -473,8 +375,8 @@ impl Control for MeshControl {
         }
     }
 
-    async fn stats(&self, query: StatsQuery) -> Result<StatsView, ControlError> {
-        self.fresh(Freshness::Linearizable).await?;
+    async fn stats(&self, fresh: Freshness, query: StatsQuery) -> Result<StatsView, ControlError> {
+        self.fresh(fresh).await?;
         let asked = usage::Query::parse(
             query.user.as_deref(),
             query.project.as_deref(),
@@ -488,7 +390,7 @@ impl Control for MeshControl {
             ("start_date", query.start_date),
             ("end_date", query.end_date),
         ];
-        let stats = self.mesh.read(|ledger| usage::stats(ledger, &asked, clock::now()));
+        let stats = self.mesh.read(|ledger| usage::stats(ledger, &asked, self.mesh.now()));
         Ok(StatsView {
             query_parameters: given.into_iter().filter_map(|(n, v)| Some((n.to_owned(), v?))).collect(),
             total_gpu_hours: stats.total_gpu_hours,
@@ -521,7 +423,30 @@ impl Control for MeshControl {
     }
 
     async fn metrics(&self) -> String {
-        metrics_text(&self.mesh)
+        let (leader, health) = (self.mesh.leader(), self.mesh.health());
+        let ledger = self.holds_ledger().then(|| self.mesh.read(|l| LedgerFigures::of(l, self.mesh.voters().len())));
+        views::metrics_text(&Figures {
+            ledger,
+            leads: matches!(leader, LeaderView::Here { .. }),
+            term: leader.parts().1,
+            heard: self.mesh.views().values().filter(|view| view.alive).count(),
+            health: vec![
+                Figure::gauge("mloc_raft_last_log_index", "Last entry in this node's log.", health.raft.last_log),
+                Figure::gauge("mloc_raft_applied_index", "Last entry in this node's ledger.", health.raft.applied),
+                Figure::gauge("mloc_gossip_connections", "Members with a gossip connection.", health.gossip.connected),
+                Figure::counter(
+                    "mloc_gossip_dials_failed_total",
+                    "Gossip dials that came to nothing.",
+                    health.gossip.dials_failed,
+                ),
+                Figure::gauge("mloc_links", "Members with a link.", health.links as u64),
+                Figure::gauge(
+                    "mloc_refusals",
+                    "Reasons for which peers were refused, or refused this node, of late.",
+                    health.refusals as u64,
+                ),
+            ],
+        })
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -530,62 +455,4 @@ impl Control for MeshControl {
             LeaderView::Here { .. } | LeaderView::There { .. } => Ok(()),
         }
     }
-}
-
-/// What the mesh survives, in words.
-pub fn advice(members: usize, voters: usize, survives: usize) -> String {
-    match (members, voters, survives) {
-        (1, ..) => "one node: when it stops, the mesh waits for it; two more make it survive a failure".into(),
-        (2, ..) => {
-            "two nodes have one voter, for two would be worse than one: the mesh survives the loss of the other \
-                    node only; a third makes it survive any one"
-                .into()
-        }
-        (_, 1, _) => "one voter so far: more are promoted when they have been up for a while".into(),
-        (_, _, 0) => "the mesh survives no further loss of a voter just now".into(),
-        (_, _, 1) => "the mesh survives the loss of any one voter right now".into(),
-        (_, _, n) => format!("the mesh survives the loss of any {n} voters right now"),
-    }
-}
-
-fn metrics_text(mesh: &MeshHandle) -> String {
-    use std::fmt::Write;
-    let mut states: BTreeMap<&str, u64> = BTreeMap::new();
-    let (members, attempts) = mesh.read(|ledger| {
-        for state in ["PENDING", "SCHEDULED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED"] {
-            states.insert(state, 0);
-        }
-        for task in ledger.tasks.values() {
-            *states.entry(TaskState::of(task).name()).or_default() += 1;
-        }
-        (ledger.members.len(), ledger.usage.values().filter(|row| row.end.is_none()).count())
-    });
-    let (_, term) = mesh.leader().parts();
-    let leads = u8::from(matches!(mesh.leader(), LeaderView::Here { .. }));
-    let health = mesh.health();
-    let mut text = String::from("# HELP mloc_tasks Tasks by state, as this node knows.\n# TYPE mloc_tasks gauge\n");
-    for (state, count) in &states {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "mloc_tasks{{state=\"{state}\"}} {count}");
-    }
-    for (name, help, value) in [
-        ("mloc_members", "Members of the mesh.", members as u64),
-        ("mloc_attempts_running", "Attempts that run.", attempts as u64),
-        ("mloc_leader", "1 when this node leads.", u64::from(leads)),
-        ("mloc_term", "Term of the leader.", term),
-        ("mloc_voters", "Voters.", mesh.voters().len() as u64),
-        ("mloc_raft_last_log_index", "Last entry in this node's log.", health.raft.last_log),
-        ("mloc_raft_applied_index", "Last entry in this node's ledger.", health.raft.applied),
-        ("mloc_gossip_connections", "Members with a gossip connection.", health.gossip.connected),
-        ("mloc_gossip_dials_failed", "Gossip dials that came to nothing, since the start.", health.gossip.dials_failed),
-        ("mloc_links", "Members with a link.", health.links as u64),
-        (
-            "mloc_refusals",
-            "Reasons for which peers were refused, or refused this node, of late.",
-            health.refusals as u64,
-        ),
-    ] {
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
-    }
-    text
 }

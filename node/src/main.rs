@@ -2,14 +2,16 @@
 
 mod cli;
 mod client;
-mod clock;
 mod commands;
 mod config;
 mod control;
+mod follow;
 mod logs;
 mod node;
 mod show;
+mod tail;
 mod telemetry;
+mod views;
 mod watch;
 
 use std::process::ExitCode;

@@ -14,9 +14,8 @@ use anyhow::{Context, bail};
 use async_trait::async_trait;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use mloc_api::{
-    Control, UserTokens,
+    Access, Control, UserTokens,
     forward::{Duplex, Forward, Leader},
-    routes::Access,
 };
 use mloc_core::{
     capability::{Capability, Gpu, SIMULATED},
@@ -67,6 +66,16 @@ pub struct Node {
     cancel: CancellationToken,
 }
 
+/// Marks an error that another flag, environment variable or node.yaml would mend.
+#[derive(Debug)]
+pub struct BadConfig;
+
+impl std::fmt::Display for BadConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the configuration")
+    }
+}
+
 /// Keys for REST users, from the join token: every member has the same.
 pub fn user_tokens(token: &JoinToken) -> UserTokens {
     UserTokens::new(token.derive(b"rest-users"))
@@ -78,14 +87,18 @@ impl Node {
     /// # Errors
     /// When files or sockets can't be had, or the mesh refuses it.
     pub async fn start(config: NodeConfig, token: Option<JoinToken>) -> anyhow::Result<Self> {
+        // All that can be wrong with the configuration is found before anything is founded or joined.
+        let gossip_advertise = advertise(&config).context(BadConfig)?;
+        let link_advertise = link_advertise(&config).context(BadConfig)?;
+        let store = Store::new(store_config(&config).context(BadConfig)?)?;
+        let secrets = secrets(&config).context(BadConfig)?;
+        let offers = Offers::settle(&config, store.features()).context(BadConfig)?;
         let data_dir = config.data_dir.clone().context("dataDir is settled before")?;
         std::fs::create_dir_all(&data_dir)
             .with_context(|| format!("create the data directory {}", data_dir.display()))?;
         let data_dir = data_dir.canonicalize().context("the data directory's path")?;
         let name = config.name.clone().unwrap_or_else(host_name);
         let times = config.durations();
-        let store = Store::new(store_config(&config)?)?;
-        let offers = store.features();
 
         let (to_worker, worker_inbox) = mpsc::channel(WORKER_INBOX);
         let raft = match config.profile {
@@ -98,9 +111,9 @@ impl Node {
                 name: name.clone(),
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 gossip_bind: config.gossip.bind.unwrap_or_else(|| any_address(7946)),
-                gossip_advertise: advertise(&config)?,
+                gossip_advertise,
                 link_bind: link_bind(&config),
-                link_advertise: link_advertise(&config)?,
+                link_advertise,
                 work: config.role.work,
                 seeds: config.seeds.clone(),
                 bootstrap_expect: config.bootstrap_expect.and_then(|nodes| usize::try_from(nodes).ok()),
@@ -125,7 +138,7 @@ impl Node {
         .await?;
 
         let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
-        let capability = capability(&settings, &config, &name, &offers)?;
+        let capability = capability(&settings, &config, &name, &offers);
         info!(
             cores = quantity::show_cpu(capability.cpu_millis),
             memory = quantity::show_bytes(capability.memory_bytes),
@@ -139,7 +152,7 @@ impl Node {
                 program: std::env::current_exe().context("this program's path")?,
                 heartbeat: times.worker_heartbeat,
                 lease: times.lease,
-                secrets: secrets(&config)?,
+                secrets,
                 cache_bytes_max: config.cache_bytes_max()?,
                 disk_reserve_bytes: WorkerSettings::DISK_RESERVE_BYTES,
             };
@@ -320,76 +333,86 @@ fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
     Ok(store)
 }
 
-/// What this node offers: what was found, unless its configuration says otherwise.
-fn capability(
-    settings: &ProbeSettings,
-    config: &NodeConfig,
-    name: &str,
-    offers: &[String],
-) -> anyhow::Result<Capability> {
-    let mut found = mloc_runtime::probe(settings);
-    name.clone_into(&mut found.name);
-    env!("CARGO_PKG_VERSION").clone_into(&mut found.version);
-    let bad = |key: &str, text: &str, e: quantity::BadQuantity| {
-        anyhow::anyhow!(
-            "hardware.{key}: `{text}`: expected {}{}",
-            e.expected,
-            e.hint.map(|h| format!("; {h}")).unwrap_or_default()
-        )
-    };
-    if let Some(text) = &config.hardware.cpu {
-        found.cpu_millis = quantity::cpu_millis(text).map_err(|e| bad("cpu", text, e))?;
-    }
-    if let Some(text) = &config.hardware.memory {
-        found.memory_bytes = quantity::bytes(text).map_err(|e| bad("memory", text, e))?;
-    }
-    for gpus in &config.hardware.simulated.gpus {
-        let memory_bytes = quantity::bytes(&gpus.memory).map_err(|e| bad("simulated.gpus.memory", &gpus.memory, e))?;
-        let kind = gpus.kind.strip_prefix(SIMULATED).unwrap_or(&gpus.kind);
-        for _ in 0..gpus.count {
-            let index = u32::try_from(found.gpus.len()).unwrap_or(u32::MAX);
-            found.gpus.push(Gpu {
-                index,
+/// What the configuration says of this node's offers.
+#[derive(Clone, Debug)]
+struct Offers {
+    cpu_millis: Option<u64>,
+    memory_bytes: Option<u64>,
+    simulated: Vec<Gpu>,
+    features: BTreeSet<String>,
+}
+
+impl Offers {
+    fn settle(config: &NodeConfig, of_store: Vec<String>) -> anyhow::Result<Self> {
+        let bad = |key: &str, text: &str, e: quantity::BadQuantity| {
+            anyhow::anyhow!(
+                "hardware.{key}: `{text}`: expected {}{}",
+                e.expected,
+                e.hint.map(|h| format!("; {h}")).unwrap_or_default()
+            )
+        };
+        let hardware = &config.hardware;
+        let cpu = hardware.cpu.as_ref();
+        let cpu_millis = cpu.map(|text| quantity::cpu_millis(text).map_err(|e| bad("cpu", text, e))).transpose()?;
+        let memory = hardware.memory.as_ref();
+        let memory_bytes = memory.map(|text| quantity::bytes(text).map_err(|e| bad("memory", text, e))).transpose()?;
+        let mut simulated = Vec::new();
+        for gpus in &hardware.simulated.gpus {
+            let memory_bytes =
+                quantity::bytes(&gpus.memory).map_err(|e| bad("simulated.gpus.memory", &gpus.memory, e))?;
+            let kind = gpus.kind.strip_prefix(SIMULATED).unwrap_or(&gpus.kind);
+            let gpu = Gpu {
+                index: 0,
                 kind: format!("{SIMULATED}{kind}"),
                 memory_bytes,
                 driver: "simulated".into(),
                 utilisation_percent: 0,
                 unusable: None,
                 unusable_for_good: false,
-            });
+            };
+            simulated.extend((0..gpus.count).map(|_| gpu.clone()));
         }
+        let known: BTreeSet<&str> = mloc_modules::registry().iter().map(|module| module.name()).collect();
+        if let Some(odd) = config.modules.iter().flatten().find(|name| !known.contains(name.as_str())) {
+            bail!("modules: this build has no `{odd}`; it has {}", known.into_iter().collect::<Vec<_>>().join(", "));
+        }
+        let wanted = |name: &str| config.modules.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
+        let modules: Vec<_> = mloc_modules::registry().iter().filter(|m| wanted(m.name())).collect();
+        let mut features: BTreeSet<String> = modules.iter().map(|m| m.name().to_owned()).collect();
+        features.extend(of_store);
+        features.extend(config.secrets.keys().map(|name| format!("secret:{name}")));
+        features.extend(modules.iter().flat_map(|m| m.features()));
+        Ok(Self { cpu_millis, memory_bytes, simulated, features })
     }
-    let known: BTreeSet<&str> = mloc_modules::registry().iter().map(|module| module.name()).collect();
-    if let Some(odd) = config.modules.iter().flatten().find(|name| !known.contains(name.as_str())) {
-        bail!("modules: this build has no `{odd}`; it has {}", known.into_iter().collect::<Vec<_>>().join(", "));
+}
+
+/// What this node offers: what was found, unless its configuration says otherwise.
+fn capability(settings: &ProbeSettings, config: &NodeConfig, name: &str, offers: &Offers) -> Capability {
+    let mut found = mloc_runtime::probe(settings);
+    name.clone_into(&mut found.name);
+    env!("CARGO_PKG_VERSION").clone_into(&mut found.version);
+    found.cpu_millis = offers.cpu_millis.unwrap_or(found.cpu_millis);
+    found.memory_bytes = offers.memory_bytes.unwrap_or(found.memory_bytes);
+    for gpu in &offers.simulated {
+        let index = u32::try_from(found.gpus.len()).unwrap_or(u32::MAX);
+        found.gpus.push(Gpu { index, ..gpu.clone() });
     }
-    let wanted = |name: &str| config.modules.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
-    let modules: Vec<_> = mloc_modules::registry().iter().filter(|m| wanted(m.name())).collect();
-    found.features = modules.iter().map(|m| m.name().to_owned()).collect();
-    found.features.extend(offers.iter().cloned());
-    found.features.extend(config.secrets.keys().map(|name| format!("secret:{name}")));
-    found.features.extend(modules.iter().flat_map(|m| m.features()));
+    found.features.clone_from(&offers.features);
     found.labels.clone_from(&config.labels);
     found.work = config.role.work;
     found.vote = config.role.vote == Vote::Auto && config.role.reachable;
     found.reachable = config.role.reachable;
-    Ok(found)
+    found
 }
 
 /// Gossips what this node offers whenever it changes, with the measured matmul rate once that is there.
-async fn keep_capability(
-    mesh: MeshHandle,
-    settings: ProbeSettings,
-    config: NodeConfig,
-    name: String,
-    offers: Vec<String>,
-) {
+async fn keep_capability(mesh: MeshHandle, settings: ProbeSettings, config: NodeConfig, name: String, offers: Offers) {
     let measured = tokio::task::spawn_blocking(mloc_modules::measure_matmul).await.ok();
     let mut ticks = tokio::time::interval(LOAD_EVERY);
     loop {
         let (again, with, named, offered) = (settings.clone(), config.clone(), name.clone(), offers.clone());
         let probed = tokio::task::spawn_blocking(move || capability(&again, &with, &named, &offered)).await;
-        if let Ok(Ok(mut found)) = probed {
+        if let Ok(mut found) = probed {
             found.matmul_gflops = measured;
             // Disk in steps of 256 MiB: every byte would be news to the whole mesh.
             found.disk_bytes &= !((256 << 20) - 1);
@@ -440,16 +463,31 @@ impl LeaderLink for MeshLink {
     }
 }
 
+fn leader(view: LeaderView) -> Leader {
+    match view {
+        LeaderView::Here { .. } => Leader::Here,
+        LeaderView::There { node, .. } => Leader::There(node),
+        LeaderView::Unknown => Leader::Unknown,
+    }
+}
+
 /// REST's way to the leader.
 struct MeshForward(MeshHandle);
 
 #[async_trait]
 impl Forward for MeshForward {
     fn leader(&self) -> Leader {
-        match self.0.leader() {
-            LeaderView::Here { .. } => Leader::Here,
-            LeaderView::There { node, .. } => Leader::There(node),
-            LeaderView::Unknown => Leader::Unknown,
+        leader(self.0.leader())
+    }
+
+    async fn leader_other_than(&self, seen: &Leader) {
+        loop {
+            let view = self.0.leader();
+            if leader(view.clone()) != *seen {
+                return;
+            }
+            // A new term of the same leader is no other leader.
+            self.0.leader_other_than(&view).await;
         }
     }
 
@@ -468,13 +506,11 @@ mod tests {
 
     #[test]
     fn secrets_are_offered_by_name_and_s3_always() {
-        let dir = tempfile::tempdir().unwrap();
         let config = NodeConfig::parse("secrets: {HUB_TOKEN: /run/secrets/hub}\n").unwrap();
-        let settings = ProbeSettings { node: NodeId::new("n"), data_dir: dir.path().to_owned() };
-        let offers = Store::new(store_config(&config).unwrap()).unwrap().features();
-        let found = capability(&settings, &config, "a", &offers).unwrap();
+        let of_store = Store::new(store_config(&config).unwrap()).unwrap().features();
+        let offers = Offers::settle(&config, of_store).unwrap();
         for feature in ["secret:HUB_TOKEN", "source:s3", "destination:s3"] {
-            assert!(found.features.contains(feature), "{:?}", found.features);
+            assert!(offers.features.contains(feature), "{:?}", offers.features);
         }
     }
 

@@ -1,10 +1,22 @@
 //! Tables for people.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use mloc_api::view::{Accepted, MeshView, NodeView, StatsView, TaskPage, TaskView};
+use mloc_api::view::{Accepted, MeshView, NodeView, StatsView, TaskPage, TaskView, UsageRow};
 use mloc_core::quantity::{show_bytes, show_cpu};
+
+/// `println!` for what a verb answers: a closed pipe (`mloc tasks | head`) is the reader's way to say enough.
+macro_rules! say {
+    ($($words:tt)*) => { $crate::show::line(format_args!($($words)*)) };
+}
+pub(crate) use say;
+
+/// Prints a line; see [`say`].
+pub fn line(words: std::fmt::Arguments<'_>) {
+    // Nobody is left who could be told.
+    let _ = writeln!(std::io::stdout(), "{words}");
+}
 
 fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
@@ -16,14 +28,14 @@ fn table(head: &[&str]) -> Table {
 fn print(table: &Table) {
     // No trailing blanks: output is diffed and pasted.
     for line in table.to_string().lines() {
-        println!("{}", line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()));
+        say!("{}", line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()));
     }
 }
 
 /// `mloc tasks`.
 pub fn tasks(page: &TaskPage) {
     if page.tasks.is_empty() {
-        println!("no task; `mloc submit FILE` hands one in");
+        say!("no task; `mloc submit FILE` hands one in");
         return;
     }
     let mut rows = table(&["ID", "NAME", "TYPE", "OWNER", "STATE", "PROGRESS", "NODE", "SUBMITTED"]);
@@ -41,7 +53,7 @@ pub fn tasks(page: &TaskPage) {
     }
     print(&rows);
     if let Some(next) = &page.next {
-        println!("more: {next} is where the next page starts (--limit shows more at once)");
+        say!("more: --cursor {next} shows the next page");
     }
 }
 
@@ -77,52 +89,67 @@ pub fn progress(task: &TaskView) -> String {
 
 /// `mloc task`.
 pub fn task(task: &TaskView) {
-    println!("{}  {}", task.id, task.name);
-    println!("  type      {}", task.task_type);
-    println!("  owner     {} (project {})", task.owner, task.project);
-    println!("  state     {} since {}", state(task), task.since);
+    say!("{}  {}", task.id, task.name);
+    say!("  type      {}", task.task_type);
+    say!("  owner     {} (project {})", task.owner, task.project);
+    say!("  state     {} since {}", state(task), task.since);
     if !task.reason.is_empty() {
-        println!("  reason    {}", task.reason);
+        say!("  reason    {}", task.reason);
     }
     if task.progress.is_some() {
-        println!("  progress  {}", progress(task));
+        say!("  progress  {}", progress(task));
     }
-    println!("  submitted {}", task.submitted_at);
+    say!("  submitted {}", task.submitted_at);
     for attempt in &task.attempts {
         let gpus = if attempt.gpus.is_empty() {
             String::new()
         } else {
             format!(", {} × {} {:?}", attempt.gpus.len(), attempt.gpu_type, attempt.gpus)
         };
-        println!("  attempt   {} on {}: {}{gpus}", attempt.id, attempt.node_name, attempt.state);
+        say!("  attempt   {} on {}: {}{gpus}", attempt.id, attempt.node_name, attempt.state);
         if !attempt.reason.is_empty() {
-            println!("            {}", attempt.reason);
+            say!("            {}", attempt.reason);
         }
+    }
+    for row in &task.usage {
+        say!("  usage     {}", usage(row));
     }
     if let Some(result) = &task.result {
-        println!("  artifacts {}", result.location);
+        say!("  artifacts {}", result.location);
         for artifact in &result.artifacts {
-            println!("            {:>10}  {}  {}", show_bytes(artifact.bytes), artifact.path, artifact.kind);
+            say!("            {:>10}  {}  {}", show_bytes(artifact.bytes), artifact.path, artifact.kind);
         }
         for (name, value) in &result.summary {
-            println!("  {name}: {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+            say!("  {name}: {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
         }
     }
+}
+
+/// One accounting row, on a line.
+pub fn usage(row: &UsageRow) -> String {
+    let held = if row.gpu_count > 0 {
+        format!("{} × {} = {:.6} GPU-hours", row.gpu_count, row.gpu_type, row.gpu_hours)
+    } else {
+        format!("{} cores = {:.6} core-hours", show_cpu(row.cpu_millis), row.cpu_core_hours)
+    };
+    let end = row.end_time.as_deref().unwrap_or("now");
+    let (who, what) = (&row.user_id, &row.project_id);
+    format!("{} {who}/{what} {} to {end}, {:.3} s × {held}", row.attempt, row.start_time, row.duration)
 }
 
 /// `mloc submit`.
 pub fn accepted(accepted: &Accepted) {
     if let Some(explain) = &accepted.explain {
-        println!("{} is a valid task (dry run: nothing was submitted)", accepted.task.name);
-        println!("{}", explain.text);
+        say!("{} is a valid task (dry run: nothing was submitted)", accepted.task.name);
+        say!("{}", explain.text);
     } else if accepted.created {
-        println!("{} accepted", accepted.task.id);
+        say!("{} accepted", accepted.task.id);
     } else {
-        println!("{} had been accepted already: the same Idempotency-Key", accepted.task.id);
+        say!("{} had been accepted already: the same Idempotency-Key", accepted.task.id);
     }
     notes(&accepted.notes);
     if accepted.explain.is_none() && std::io::stdout().is_terminal() {
-        println!("follow it: mloc logs -f {0}   why it waits: mloc explain {0}", accepted.task.id);
+        say!("follow it: mloc logs -f {0}   why it waits: mloc explain {0}", accepted.task.id);
     }
 }
 
@@ -135,8 +162,18 @@ pub fn notes(notes: &[String]) {
 
 /// `mloc nodes`.
 pub fn nodes(nodes: &[NodeView], mesh: &MeshView) {
-    let mut rows =
-        table(&["NAME", "STATE", "ROLE", "CORES FREE", "MEMORY FREE", "DISK", "GFLOP/S", "GPUS", "ATTEMPTS", "ID"]);
+    let mut rows = table(&[
+        "NAME",
+        "STATE",
+        "ROLE",
+        "CORES FREE",
+        "MEMORY FREE",
+        "DISK FREE",
+        "GFLOP/S",
+        "GPUS",
+        "ATTEMPTS",
+        "ID",
+    ]);
     for column in 3..=6 {
         if let Some(column) = rows.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -164,7 +201,7 @@ pub fn nodes(nodes: &[NodeView], mesh: &MeshView) {
         ]);
     }
     print(&rows);
-    println!("{}", mesh.advice);
+    say!("{}", mesh.advice);
 }
 
 /// The last characters of a PeerId tell nodes apart; the first are the same for all of them.
@@ -191,22 +228,31 @@ fn gpus(node: &NodeView) -> String {
 }
 
 /// `mloc mesh`.
-pub fn mesh(mesh: &MeshView) {
-    println!("mesh     {}", mesh.mesh);
-    println!("leader   {} (term {})", mesh.leader.as_deref().unwrap_or("none just now"), mesh.term);
-    println!("members  {}", mesh.members);
-    println!("voters   {} ({} answer)", mesh.voters.len(), mesh.voters_alive);
-    println!("{}", mesh.advice);
+pub fn mesh(mesh: &MeshView, nodes: &[NodeView]) {
+    let name = |id: &String| match nodes.iter().find(|node| node.id == *id) {
+        Some(node) if node.state == "LOST" => format!("{} (silent)", node.name),
+        Some(node) => node.name.clone(),
+        None => id.clone(),
+    };
+    say!("mesh     {}", mesh.mesh);
+    match &mesh.leader {
+        Some(leader) => say!("leader   {} (term {}, {leader})", name(leader), mesh.term),
+        None => say!("leader   none just now"),
+    }
+    say!("members  {}", mesh.members);
+    let voters: Vec<_> = mesh.voters.iter().map(name).collect();
+    say!("voters   {} of {} answer: {}", mesh.voters_alive, mesh.voters.len(), voters.join(", "));
+    say!("{}", mesh.advice);
 }
 
 /// `mloc stats`.
 pub fn stats(stats: &StatsView) {
     let asked = stats.query_parameters.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(" ");
-    println!("usage{}{asked}", if asked.is_empty() { " of everybody, ever" } else { " for " });
-    println!("  GPU-hours        {:.4}", stats.total_gpu_hours);
+    say!("usage{}{asked}", if asked.is_empty() { " of everybody, ever" } else { " for " });
+    say!("  GPU-hours        {:.4}", stats.total_gpu_hours);
     for (kind, hours) in &stats.breakdown_by_gpu {
-        println!("    {hours:>14.4} {kind}");
+        say!("    {hours:>14.4} {kind}");
     }
-    println!("  CPU core-hours   {:.4}  (attempts without a GPU)", stats.total_cpu_core_hours);
-    println!("  tasks completed  {}", stats.total_tasks_completed);
+    say!("  CPU core-hours   {:.4}  (attempts without a GPU)", stats.total_cpu_core_hours);
+    say!("  tasks completed  {}", stats.total_tasks_completed);
 }

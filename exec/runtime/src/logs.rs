@@ -39,6 +39,11 @@ impl AttemptLogs {
         Self { folders: Folders::new(data_dir), live: Mutex::default() }
     }
 
+    /// Whether there is a log of this attempt here, or is about to be.
+    pub fn has(&self, attempt: &AttemptId) -> bool {
+        self.live().contains(attempt) || self.folders.log(attempt).is_file()
+    }
+
     /// A log from its beginning; with `follow` also what is still to come, until the attempt's processes are gone.
     pub fn read(
         self: &std::sync::Arc<Self>,

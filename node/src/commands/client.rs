@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::{
     cli::{DrainArgs, Format, ListArgs, LogsArgs, NodeArgs, Remote, StatsArgs, SubmitArgs, TaskArgs, TasksArgs},
     client::{Client, Refusal},
-    show,
+    show::{self, say},
     watch::{self, Watch},
 };
 
@@ -19,7 +19,7 @@ type Done = Result<(), Refusal>;
 fn out<T: Serialize>(remote: &Remote, value: &T, table: impl FnOnce(&T)) -> Done {
     match remote.output {
         Format::Table => table(value),
-        Format::Json => println!("{}", serde_json::to_string_pretty(value).context("print the answer")?),
+        Format::Json => say!("{}", serde_json::to_string_pretty(value).context("print the answer")?),
     }
     Ok(())
 }
@@ -78,7 +78,8 @@ pub async fn submit(args: SubmitArgs) -> Done {
 pub async fn tasks(args: TasksArgs) -> Done {
     let client = Client::new(&args.remote)?;
     let mut query = vec![("limit", args.limit.to_string())];
-    for (name, value) in [("owner", args.owner), ("project", args.project), ("state", args.state)] {
+    let filters = [("owner", args.owner), ("project", args.project), ("state", args.state), ("cursor", args.cursor)];
+    for (name, value) in filters {
         query.extend(value.map(|v| (name, v)));
     }
     let page: TaskPage = client.get("/api/v1/tasks", &query).await?;
@@ -94,20 +95,24 @@ pub async fn task(args: TaskArgs) -> Done {
 /// `mloc cancel`.
 pub async fn cancel(args: TaskArgs) -> Done {
     let task: TaskView = Client::new(&args.remote)?.post(&format!("/api/v1/tasks/{}/cancel", args.id), &[]).await?;
-    out(&args.remote, &task, |task| println!("{} {}", task.id, task.state))
+    out(&args.remote, &task, |task| say!("{} {}", task.id, task.state))
 }
 
 /// `mloc logs`.
 pub async fn logs(args: LogsArgs) -> Done {
-    let query = if args.follow { vec![("follow", "true".to_owned())] } else { Vec::new() };
-    Client::new(&args.remote)?.print_stream(&format!("/api/v1/tasks/{}/logs", args.id), &query).await
+    let client = Client::new(&args.remote)?;
+    if args.follow {
+        return client.follow_log(&args.id, args.attempt).await;
+    }
+    let query: Vec<_> = args.attempt.into_iter().map(|attempt| ("attempt", attempt)).collect();
+    client.print_stream(&format!("/api/v1/tasks/{}/logs", args.id), &query).await
 }
 
 /// `mloc explain`.
 pub async fn explain(args: TaskArgs) -> Done {
     let explain: ExplainView =
         Client::new(&args.remote)?.get(&format!("/api/v1/tasks/{}/explain", args.id), &[]).await?;
-    out(&args.remote, &explain, |e| println!("{}", e.text))
+    out(&args.remote, &explain, |e| say!("{}", e.text))
 }
 
 /// `mloc nodes`.
@@ -120,21 +125,23 @@ pub async fn nodes(args: ListArgs) -> Done {
 
 /// `mloc mesh`.
 pub async fn mesh(args: ListArgs) -> Done {
-    let mesh: MeshView = Client::new(&args.remote)?.get("/api/v1/mesh", &[]).await?;
-    out(&args.remote, &mesh, show::mesh)
+    let client = Client::new(&args.remote)?;
+    let mesh: MeshView = client.get("/api/v1/mesh", &[]).await?;
+    let nodes: Vec<NodeView> = client.get("/api/v1/nodes", &[]).await?;
+    out(&args.remote, &mesh, |mesh| show::mesh(mesh, &nodes))
 }
 
 /// `mloc drain`.
 pub async fn drain(args: DrainArgs) -> Done {
     let query = if args.off { vec![("off", "true".to_owned())] } else { Vec::new() };
     let node: NodeView = Client::new(&args.remote)?.post(&format!("/api/v1/nodes/{}/drain", args.id), &query).await?;
-    out(&args.remote, &node, |node| println!("{} {}", node.name, node.state))
+    out(&args.remote, &node, |node| say!("{} {}", node.name, node.state))
 }
 
 /// `mloc revoke`.
 pub async fn revoke(args: NodeArgs) -> Done {
     let node: NodeView = Client::new(&args.remote)?.post(&format!("/api/v1/nodes/{}/revoke", args.id), &[]).await?;
-    out(&args.remote, &node, |node| println!("{} {}", node.name, node.state))
+    out(&args.remote, &node, |node| say!("{} {}", node.name, node.state))
 }
 
 /// `mloc stats`.

@@ -1,19 +1,25 @@
 //! `mloc run`: an embedded one-node mesh takes one task file down the very same path as in a real mesh: REST, ledger,
 //! scheduler, journal, child process. The terminal shows the way, then what came out.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
-use mloc_api::view::{Accepted, StatsView, TaskView};
+use mloc_api::view::{Accepted, TaskView};
 use mloc_core::quantity::show_bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::client::{fresh_key, read_task};
 use crate::{
     cli::RunArgs,
     client::{Client, Refusal},
-    config::{Listen, NodeConfig},
+    config::{Listen, NodeConfig, RestListen},
     node::Node,
-    show, telemetry,
+    show::{self, say},
+    telemetry,
     watch::{self, Watch},
 };
 
@@ -35,12 +41,12 @@ pub async fn run(args: RunArgs) -> Result<(), Refusal> {
         data_dir: Some(args.data_dir.clone()),
         gossip: Listen { bind: Some(any), advertise: None },
         links: Listen { bind: Some(any), advertise: None },
-        rest: Listen { bind: Some(any), advertise: None },
+        rest: RestListen { bind: Some(any) },
         volumes: volumes_beside(&args.file)?,
         ..NodeConfig::default()
     };
     let node = Node::start(config, None).await?;
-    let done = watched(&node, &args.file, body).await;
+    let done = watched(&node, &args, body).await;
     node.stop().await;
     done
 }
@@ -66,20 +72,64 @@ fn volumes_beside(file: &Path) -> anyhow::Result<std::collections::BTreeMap<Stri
     Ok(volumes)
 }
 
-async fn watched(node: &Node, file: &Path, body: bytes::Bytes) -> Result<(), Refusal> {
+/// File in the data directory that says which task the last run was for.
+const LAST_RUN: &str = "run.json";
+
+/// The last run: so that the same command goes on with a task that was interrupted, instead of beginning another.
+#[derive(Serialize, Deserialize)]
+struct LastRun {
+    task: String,
+    /// SHA-256 of the file's bytes, hex.
+    sha256: String,
+}
+
+impl LastRun {
+    fn file(args: &RunArgs) -> PathBuf {
+        args.data_dir.join(LAST_RUN)
+    }
+
+    /// The last run whose task has not ended.
+    async fn unfinished(args: &RunArgs, client: &Client) -> Option<Self> {
+        // A file that is not there or can't be read costs a run from the beginning, nothing more.
+        let last: Self = serde_json::from_slice(&std::fs::read(Self::file(args)).ok()?).ok()?;
+        let task: TaskView = client.get(&format!("/api/v1/tasks/{}", last.task), &[]).await.ok()?;
+        matches!(task.state.as_str(), "PENDING" | "SCHEDULED" | "RUNNING").then_some(last)
+    }
+
+    fn keep(&self, args: &RunArgs) -> anyhow::Result<()> {
+        let path = Self::file(args);
+        std::fs::write(&path, serde_json::to_vec(self)?).with_context(|| format!("write {}", path.display()))
+    }
+}
+
+async fn watched(node: &Node, args: &RunArgs, body: bytes::Bytes) -> Result<(), Refusal> {
     let client = Client::at(&node.rest.to_string(), None)?;
-    let query = [("file", file.display().to_string())];
-    let accepted: Accepted = client.submit(&query, &fresh_key(), body).await?;
-    let id = accepted.task.id;
-    eprintln!("{id} accepted by the embedded node");
-    show::notes(&accepted.notes);
+    let sha256 = hex::encode(Sha256::digest(&body));
+    let id = match LastRun::unfinished(args, &client).await {
+        Some(last) if last.sha256 == sha256 => {
+            eprintln!("{} was interrupted and goes on", last.task);
+            last.task
+        }
+        other => {
+            if let Some(last) = other {
+                eprintln!("note: {} of an earlier run is unfinished and runs here too", last.task);
+            }
+            let query = [("file", args.file.display().to_string())];
+            let accepted: Accepted = client.submit(&query, &fresh_key(), body).await?;
+            eprintln!("{} accepted by the embedded node", accepted.task.id);
+            show::notes(&accepted.notes);
+            LastRun { task: accepted.task.id.clone(), sha256 }.keep(args)?;
+            accepted.task.id
+        }
+    };
     let progress = Watch::on_terminal();
     let watching = watch::until_ended(&client, &id, &progress);
     let task = tokio::select! {
         task = watching => task?,
         _ = tokio::signal::ctrl_c() => {
-            eprintln!("\nstopping: the checkpoint is kept");
-            return Err(Refusal::new(130, "interrupted"));
+            progress.clear();
+            eprintln!("stopping: a checkpoint is saved where the task has any");
+            return Err(Refusal::new(130, "interrupted; the same command goes on with it"));
         }
     };
     if task.state != "COMPLETED" {
@@ -88,27 +138,28 @@ async fn watched(node: &Node, file: &Path, body: bytes::Bytes) -> Result<(), Ref
         return watch::verdict(&task);
     }
     report(&task);
-    let stats: StatsView = client.get("/api/v1/stats", &[("user", task.owner.clone())]).await?;
-    show::stats(&stats);
     Ok(())
 }
 
 /// Where the artifacts lie, and what the training changed.
 fn report(task: &TaskView) {
     let Some(result) = &task.result else { return };
-    println!("{} completed", task.name);
-    println!("artifacts  {}", result.location);
+    say!("{} completed", task.name);
+    say!("artifacts  {}", result.location);
     for artifact in &result.artifacts {
-        println!("  {:>10}  {}", show_bytes(artifact.bytes), artifact.path);
+        say!("  {:>10}  {}", show_bytes(artifact.bytes), artifact.path);
     }
     let text = |name: &str| result.summary.get(name).map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
     if let (Some(before), Some(after)) = (text("eval_loss_before"), text("eval_loss_after")) {
-        println!("loss on held-out data  {before} before, {after} after");
+        say!("loss on held-out data  {before} before, {after} after");
+    }
+    for row in &task.usage {
+        say!("usage      {}", show::usage(row));
     }
     if let Some(samples) = result.summary.get("samples").and_then(|v| v.as_array()) {
         for sample in samples {
             let part = |name: &str| sample[name].as_str().unwrap_or_default().trim().replace('\n', "\n          ");
-            println!("prompt    {}\n  before  {}\n  after   {}", part("prompt"), part("before"), part("after"));
+            say!("prompt    {}\n  before  {}\n  after   {}", part("prompt"), part("before"), part("after"));
         }
     }
 }

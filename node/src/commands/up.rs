@@ -1,17 +1,26 @@
 //! `mloc up` and `mloc join`: a daemon in the foreground, until SIGINT or SIGTERM.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
+use mloc_api::view::MeshView;
 use mloc_mesh::token::{JoinToken, TOKEN_VARIABLE};
 
 use crate::{
     cli::{DaemonArgs, JoinArgs, TokenArgs, UpArgs},
-    client::Refusal,
+    client::{Client, Refusal},
     config::NodeConfig,
-    node::{Node, user_tokens},
+    node::{BadConfig, Node, user_tokens},
+    show::say,
     telemetry,
 };
+
+/// How long the greeting waits for the leader's word on what the mesh survives.
+const GREETING: Duration = Duration::from_secs(5);
 
 /// `mloc up`.
 pub async fn up(args: UpArgs) -> Result<(), Refusal> {
@@ -31,16 +40,24 @@ pub async fn join(args: JoinArgs) -> Result<(), Refusal> {
 
 /// `mloc token`.
 pub fn token(args: &TokenArgs) -> Result<(), Refusal> {
+    let Some(user) = &args.user else {
+        say!("{}", JoinToken::found(&mut rand::rng()).reveal());
+        return Ok(());
+    };
     let dir = args.data_dir.clone().unwrap_or_else(default_data_dir);
     let file = dir.join(mloc_mesh::start::TOKEN_FILE);
     let token = JoinToken::from_file(&file)
         .with_context(|| format!("{}: user tokens are printed on a member, from its data directory", file.display()))?;
-    println!("{}", user_tokens(&token).issue(&args.user));
+    say!("{}", user_tokens(&token).issue(user));
     Ok(())
 }
 
 /// File, then environment and flags (clap reads both; a flag stands above its variable).
 fn settle(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
+    settled(args).context(BadConfig)
+}
+
+fn settled(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
     let mut config = match &args.config {
         Some(path) => NodeConfig::read(path)?,
         None => NodeConfig::default(),
@@ -94,13 +111,17 @@ fn given_token(config: &NodeConfig) -> anyhow::Result<Option<JoinToken>> {
 
 async fn serve(config: NodeConfig, args: &DaemonArgs) -> Result<(), Refusal> {
     telemetry::start(args.log_json);
-    let token = given_token(&config)?;
+    let token = given_token(&config).context(BadConfig)?;
     let stop = stop_signal()?;
     let node = tokio::select! {
         started = Node::start(config, token) => started?,
         () = stop.clone().cancelled_owned() => return Ok(()),
     };
     greet(&node);
+    tokio::select! {
+        said = survives(&node) => say!("safety   {said}"),
+        () = stop.clone().cancelled_owned() => {}
+    }
     tokio::select! {
         () = stop.cancelled_owned() => tracing::info!("stopping: attempts save a checkpoint, the lead is handed over"),
         why = node.failed() => {
@@ -132,19 +153,81 @@ fn stop_signal() -> anyhow::Result<tokio_util::sync::CancellationToken> {
 /// What a person needs next.
 fn greet(node: &Node) {
     let mesh = &node.mesh;
-    println!("node     {} ({})", node.name, mesh.handle.node());
-    println!("mesh     {}{}", mesh.handle.mesh_id(), if mesh.founded { " (founded just now)" } else { "" });
-    println!("REST     http://{}", node.rest);
+    say!("node     {} ({})", node.name, mesh.handle.node());
+    say!("mesh     {}{}", mesh.handle.mesh_id(), if mesh.founded { " (founded just now)" } else { "" });
+    say!("REST     http://{}", node.rest);
     if mesh.founded {
-        println!("join     MLOC_JOIN_TOKEN={} mloc join {}", mesh.token.reveal(), advertised(node));
-        println!("         the token is in {} too; whoever has it can join", node.token_file().display());
+        say!("join     MLOC_JOIN_TOKEN={} mloc join {}", mesh.token.reveal(), advertised(node));
+        say!("         the token is in {} too; whoever has it can join", node.token_file().display());
     }
     if !node.rest.ip().is_loopback() {
-        println!("bearer   {}", user_tokens(&mesh.token).issue(mloc_api::auth::ADMIN));
-        println!("         `mloc token USER` prints one for a user; metadata.owner must match it");
+        say!("bearer   {}", user_tokens(&mesh.token).issue(mloc_api::auth::ADMIN));
+        say!("         `mloc token USER` prints one for a user; metadata.owner must match it");
     }
+}
+
+/// What the mesh survives with this node in it: the leader's word, by this node's own REST.
+async fn survives(node: &Node) -> String {
+    let ask = async {
+        let token = user_tokens(&node.mesh.token).issue(mloc_api::auth::ADMIN);
+        Client::at(&own(node.rest).to_string(), Some(token))?.get::<MeshView>("/api/v1/mesh", &[]).await
+    };
+    match tokio::time::timeout(GREETING, ask).await {
+        Ok(Ok(mesh)) => mesh.advice,
+        Ok(Err(refusal)) => format!("not known just now: {}", refusal.text),
+        Err(_) => "not known just now: the mesh has no leader yet; `mloc mesh` says it when it has".to_owned(),
+    }
+}
+
+/// How this machine reaches an address that it listens on.
+fn own(rest: SocketAddr) -> SocketAddr {
+    let ip = match rest.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, rest.port())
 }
 
 fn advertised(node: &Node) -> SocketAddr {
     node.mesh.gossip_advertised
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn a_flag_stands_above_the_file_and_the_rest_of_the_file_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("node.yaml");
+        let text =
+            "name: in-file\ndataDir: /in/file\nprofile: wan\nrest: {bind: '127.0.0.1:1'}\nvolumes: {a: /a, b: /b}\n";
+        std::fs::write(&file, text).unwrap();
+        let file = file.display().to_string();
+        let settled = |flags: &[&str]| {
+            let command = Cli::parse_from([&["mloc", "up", "--config", &file], flags].concat()).command;
+            let Command::Up(args) = command else { panic!("`mloc up` is {command:?}") };
+            settle(&args.node).unwrap()
+        };
+        let plain = settled(&[]);
+        assert_eq!((plain.name.as_deref(), plain.profile), (Some("in-file"), crate::config::Profile::Wan));
+        let flags = ["--name", "in-flag", "--profile", "lan", "--rest-bind", "127.0.0.1:2", "--volume", "b=/flag"];
+        let config = settled(&flags);
+        assert_eq!((config.name.as_deref(), config.profile), (Some("in-flag"), crate::config::Profile::Lan));
+        assert_eq!(config.rest.bind.map(|a| a.port()), Some(2));
+        assert_eq!(config.data_dir, Some("/in/file".into()), "no flag, so it is the file's");
+        assert_eq!(config.volumes["a"], PathBuf::from("/a"));
+        assert_eq!(config.volumes["b"], PathBuf::from("/flag"));
+    }
+
+    #[test]
+    fn a_node_reaches_itself_where_it_listens() {
+        for (listens, at) in [("0.0.0.0:7", "127.0.0.1:7"), ("[::]:7", "[::1]:7"), ("10.0.0.1:7", "10.0.0.1:7")] {
+            assert_eq!(own(listens.parse().unwrap()).to_string(), at);
+        }
+    }
 }
