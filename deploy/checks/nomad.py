@@ -40,6 +40,13 @@ def need(condition, text):
         problems.append(text)
 
 
+def finish():
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"2 jobs, {len(problems)} problems")
+    sys.exit(bool(problems))
+
+
 def walk(block, name, path):
     for key, value in block.items():
         need(key in KNOWN[name], f"{path}: {name} has no `{key}`")
@@ -71,6 +78,9 @@ def check(file, kind):
     variables = {n: v[0].get("default") for n, v in whole["variable"].items()}
     need(None not in variables.values(), f"{name}: a variable without a default")
     walk(job, "job", name)
+    if problems:
+        # What follows takes the names for granted.
+        finish()
     for text in re.findall(r"\$\{[^}]*\}", json.dumps(job)):
         known = r"\$\{(var\.\w+|jsonencode\(var\.\w+\)|NOMAD_(TASK|SECRETS)_DIR|node\.class|node\.unique\.name|meta\.mloc_seed)\}"
         need(re.fullmatch(known, text), f"{name}: {text} is nothing Nomad fills in")
@@ -108,7 +118,4 @@ need("count" not in workers, "mloc-workers: a system job has no count")
 need(list(worker["resources"][0]["device"]) == ["nvidia/gpu"], "mloc-workers: asks for no GPU")
 need(seed_variables["seeds"] == worker_variables["seeds"], "the two jobs name different seeds")
 
-for problem in problems:
-    print(problem, file=sys.stderr)
-print(f"2 jobs, {len(problems)} problems")
-sys.exit(bool(problems))
+finish()

@@ -118,10 +118,11 @@ class Run:
     """One container, as far as it is one."""
 
     def __init__(self, root, says, log):
-        self.log = log
-        flags = ["--mount", "--pid", "--fork", "--kill-child", "--ipc", "--uts", "--net", "--cgroup"]
+        self.says = says
+        flags = ["--mount", "--pid", "--fork", "--ipc", "--uts", "--net", "--cgroup"]
         me = [sys.executable, __file__, "--inside", str(root), json.dumps(says)]
         self.process = subprocess.Popen(["unshare", *flags, *me], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        # Before it there is nothing that could be left running.
         self.pid = self.wait("no first process", self.first)
         self.data = Path(f"/proc/{self.pid}/root{says['volume']}")
 
@@ -139,6 +140,12 @@ class Run:
             time.sleep(0.1)
         raise SystemExit(otherwise)
 
+    def execute(self, *argv):
+        """A command in the container, as `docker exec` and `kubectl exec` run it."""
+        user = [f"--setuid={self.says['user'][0]}", f"--setgid={self.says['user'][1]}"]
+        entering = ["nsenter", f"--target={self.pid}", "--all", "--root", "--wd", *user]
+        return subprocess.run([*entering, *argv], env=self.says["env"], check=True, capture_output=True, text=True)
+
     def within(self, *argv, **env):
         """A command of this machine, in the container's network."""
         return subprocess.run(
@@ -148,9 +155,16 @@ class Run:
             text=True,
         )
 
-    def zombies(self):
-        found = subprocess.run(["ps", "--ppid", str(self.pid), "-o", "stat="], capture_output=True, text=True).stdout
-        return [stat for stat in found.split() if stat.startswith("Z")]
+    def adopted(self):
+        """Orphans that the first process has, alive or dead."""
+        found = subprocess.run(["ps", "--ppid", str(self.pid), "-o", "comm="], capture_output=True, text=True).stdout
+        return "sleep" in found.split()
+
+    def end(self):
+        if self.process.poll() is None:
+            # The end of the first process is the end of all in its namespace.
+            os.kill(self.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 def case(name, repository, root, says, mloc):
@@ -173,18 +187,18 @@ def case(name, repository, root, says, mloc):
             uid = re.search(r"^Uid:\s*(\d+)", status, re.M).group(1)
             assert uid == str(says["user"][0]), f"it runs as {uid}"
 
-            token = subprocess.run(
-                [mloc, "token", "admin", "--data-dir", run.data], check=True, capture_output=True, text=True
-            ).stdout.strip()
+            token = run.execute("mloc", "token", "admin").stdout.strip()
             refused = run.within(mloc, "tasks")
             assert refused.returncode == 5, f"without a token REST says {refused.returncode}: {refused.stderr}"
             task = str(repository / "configs/echo.yaml")
             done = run.within(mloc, "submit", "--wait", task, MLOC_API_TOKEN=token)
             assert done.returncode == 0, f"the task did not complete: {done.stdout}{done.stderr}"
 
-            orphan = "(sleep 0.2 & )"
+            # The sleep's parent is gone when this returns.
+            orphan = "(sleep 1 & )"
             subprocess.run(["nsenter", "--target", str(run.pid), "--pid", "sh", "-c", orphan], check=True)
-            run.wait("an orphan is not reaped", lambda: None if run.zombies() else True, 10)
+            assert run.adopted(), "the orphan went elsewhere than to the first process"
+            run.wait("an orphan is not reaped", lambda: None if run.adopted() else True, 10)
 
             long = (repository / "configs/echo.yaml").read_text().replace("steps: 5", "steps: 100000")
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
@@ -209,10 +223,8 @@ def case(name, repository, root, says, mloc):
             print(f"{name}: {error or type(error).__name__}\n{said[-4000:]}", file=sys.stderr)
             return False
         finally:
-            if run and run.process.poll() is None:
-                # --kill-child takes everything in its namespaces along.
-                run.process.kill()
-                run.process.wait()
+            if run:
+                run.end()
 
 
 def main(repository, dockerfile, mloc, tini):

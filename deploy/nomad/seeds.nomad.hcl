@@ -118,7 +118,6 @@ job "mloc-seeds" {
         destination = "${NOMAD_TASK_DIR}/node.yaml"
         change_mode = "restart"
         data        = <<-EOT
-          dataDir: /var/lib/mloc
           rest:
             bind: 0.0.0.0:7948
           seeds: ${jsonencode(var.seeds)}

@@ -125,7 +125,6 @@ job "mloc-workers" {
         destination = "${NOMAD_TASK_DIR}/node.yaml"
         change_mode = "restart"
         data        = <<-EOT
-          dataDir: /var/lib/mloc
           rest:
             bind: 0.0.0.0:7948
           seeds: ${jsonencode(var.seeds)}
