@@ -51,7 +51,9 @@ def plain():
     images = {i["name"]: f"{i['newName']}:{i['newTag']}" for i in kustomization["images"]}
     for o in objects:
         for container in containers(o):
-            need(container["image"] in images, f"{o['metadata']['name']}: image {container['image']} is not in `images`")
+            need(
+                container["image"] in images, f"{o['metadata']['name']}: image {container['image']} is not in `images`"
+            )
             container["image"] = images.get(container["image"])
     return objects
 
@@ -147,14 +149,16 @@ write("plain", by_hand)
 write("helm-default", default)
 write(
     "helm-other",
-    chart({
-        "seeds": {"replicas": 5, "storageClass": "fast", "node": {"profile": "wan"}},
-        "gpu": {
-            "runtimeClassName": "nvidia",
-            "pools": [{"gpus": 1, "cpu": "4", "memory": "32Gi"}, {"gpus": 8, "cpu": "64", "memory": "512Gi"}],
-            "node": {"volumes": {"models": "/srv/models"}, "labels": {"zone": "a"}},
-        },
-    }),
+    chart(
+        {
+            "seeds": {"replicas": 5, "storageClass": "fast", "node": {"profile": "wan"}},
+            "gpu": {
+                "runtimeClassName": "nvidia",
+                "pools": [{"gpus": 1, "cpu": "4", "memory": "32Gi"}, {"gpus": 8, "cpu": "64", "memory": "512Gi"}],
+                "node": {"volumes": {"models": "/srv/models"}, "labels": {"zone": "a"}},
+            },
+        }
+    ),
 )
 write("helm-seeds-only", chart({"gpu": {"enabled": False}}))
 

@@ -182,9 +182,9 @@ def case(name, repository, root, says, mloc):
             status = Path(f"/proc/{run.pid}/status").read_text()
             need = {"CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"}
             for key, value in need.items():
-                have = re.search(rf"^{key}:\s*(\S+)", status, re.M).group(1)
+                have = re.search(rf"^{key}:\s*(\S+)", status, re.MULTILINE).group(1)
                 assert have == value, f"{key} is {have}: this is not the confinement it is meant to be"
-            uid = re.search(r"^Uid:\s*(\d+)", status, re.M).group(1)
+            uid = re.search(r"^Uid:\s*(\d+)", status, re.MULTILINE).group(1)
             assert uid == str(says["user"][0]), f"it runs as {uid}"
 
             token = run.execute("mloc", "token", "admin").stdout.strip()
@@ -215,7 +215,9 @@ def case(name, repository, root, says, mloc):
             begun = time.monotonic()
             code = run.process.wait(timeout=GRACE)
             assert code == 0, f"it ended with {code} at SIGTERM"
-            print(f"{name}: healthy, a task ran, orphans are reaped, SIGTERM ends it in {time.monotonic() - begun:.1f} s")
+            print(
+                f"{name}: healthy, a task ran, orphans are reaped, SIGTERM ends it in {time.monotonic() - begun:.1f} s"
+            )
             return True
         except (AssertionError, SystemExit, subprocess.SubprocessError) as error:
             log.seek(0)

@@ -50,7 +50,11 @@ class Node:
             environment["MLOC_TOKEN_FILE"] = str(first.data / "join.token")
         self.log = open(folder / f"{name}.log", "w")
         self.process = subprocess.Popen(
-            [*argv, "--data-dir", self.data], env=environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+            [*argv, "--data-dir", self.data],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
         )
 
     def started(self):
@@ -143,6 +147,10 @@ with tempfile.TemporaryDirectory(prefix="mloc-scrape-") as folder:
     finally:
         for one in running:
             process = getattr(one, "process", one)
-            if process.poll() is None:
+            # Asked first, so that a node ends its attempts' children.
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
