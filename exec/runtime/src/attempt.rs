@@ -37,6 +37,7 @@ use crate::{
     devices,
     disk::DiskWatch,
     folders::Folders,
+    held::Held,
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
 };
@@ -325,7 +326,7 @@ impl Start {
         let id = self.id().clone();
         let oom_before = launch::oom_kills();
         let (push, pushes) = watch::channel(None);
-        let mut relay = Relay::new(self.outlet.clone(), log, push);
+        let mut relay = Relay::new(self.outlet.clone(), log, push, self.bench.folders.pushing(&id));
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut wish = self.wish.clone();
         let mut relaying = Box::pin(relay.events(stdout));
@@ -450,11 +451,13 @@ impl Start {
         while pushes.changed().await.is_ok() {
             let Some(local) = pushes.borrow_and_update().clone() else { continue };
             failpoint::reached("attempt.push");
-            let told = tell(&self.outlet, Phase::Checkpointing, "pushing a checkpoint".into());
-            let Local { step, dir, keep } = &local;
-            match self.bench.transfers.push_checkpoint(self.id(), shared, *step, dir, *keep, told).await {
+            // The child computes on meanwhile: its figures are the attempt's, not those of the push.
+            let untold: OnMoved = Arc::new(|_| {});
+            let Local { step, held, keep } = &local;
+            match self.bench.transfers.push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold).await {
                 Ok(reference) => {
                     failpoint::reached("attempt.pushed");
+                    log.line(&format!("mloc: the checkpoint of step {step} is at the shared place"));
                     self.outlet.say(ChildEvent::Pushed(reference)).await;
                 }
                 // It goes on here; the next one may get through.
@@ -528,11 +531,11 @@ fn tell(outlet: &Outlet, phase: Phase, note: String) -> OnMoved {
     })
 }
 
-/// A checkpoint on this disk.
+/// A checkpoint on this disk, to be pushed.
 #[derive(Clone, Debug)]
 struct Local {
     step: u64,
-    dir: PathBuf,
+    held: Arc<Held>,
     keep: usize,
 }
 
@@ -548,14 +551,16 @@ struct Relay<'a> {
     outlet: Outlet,
     log: &'a LogFile,
     push: watch::Sender<Option<Local>>,
+    /// Where checkpoints are held while they are pushed.
+    pushing: PathBuf,
     said: Option<Said>,
     phase: Phase,
     progress: Progress,
 }
 
 impl<'a> Relay<'a> {
-    fn new(outlet: Outlet, log: &'a LogFile, push: watch::Sender<Option<Local>>) -> Self {
-        Self { outlet, log, push, said: None, phase: Phase::Training, progress: Progress::default() }
+    fn new(outlet: Outlet, log: &'a LogFile, push: watch::Sender<Option<Local>>, pushing: PathBuf) -> Self {
+        Self { outlet, log, push, pushing, said: None, phase: Phase::Training, progress: Progress::default() }
     }
 
     /// Reads events to their end, or to the first that cannot be understood.
@@ -602,6 +607,9 @@ impl<'a> Relay<'a> {
             Event::Log { level: Level::Warn, text } => self.log.line(&format!("warning: {text}")),
             Event::Checkpoint { step, dir, keep } => {
                 info!(attempt = %self.outlet.attempt, step, "checkpoint saved");
+                // At once: the child may prune it as soon as it has saved the next one.
+                let (from, at) = (dir.clone(), self.pushing.join(format!("step-{step:010}")));
+                let held = tokio::task::spawn_blocking(move || Held::take(&from, at)).await.ok().flatten();
                 let manifest = tokio::fs::read(dir.join(checkpoint::MANIFEST)).await.unwrap_or_default();
                 self.outlet
                     .say(ChildEvent::Checkpoint(LocalCheckpoint {
@@ -610,7 +618,9 @@ impl<'a> Relay<'a> {
                         manifest_sha256: hex::encode(Sha256::digest(manifest)),
                     }))
                     .await;
-                self.push.send_replace(Some(Local { step, dir, keep }));
+                if let Some(held) = held {
+                    self.push.send_replace(Some(Local { step, held: Arc::new(held), keep }));
+                }
             }
             Event::Result(_) => self.said = Some(Said::Result),
             Event::Error { class: None, .. } => self.said = Some(Said::Stopped),

@@ -47,6 +47,11 @@ impl Folders {
         self.attempt(id).join(Self::RUN)
     }
 
+    /// Checkpoints of the attempt that are being pushed.
+    pub fn pushing(&self, id: &AttemptId) -> PathBuf {
+        self.attempt(id).join("pushing")
+    }
+
     pub fn all_checkpoints(&self) -> PathBuf {
         self.root.join("checkpoints")
     }

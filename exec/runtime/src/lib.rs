@@ -23,6 +23,7 @@ mod devices;
 mod disk;
 mod folders;
 mod gpu;
+mod held;
 mod journal;
 mod launch;
 mod logs;

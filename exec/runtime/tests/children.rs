@@ -133,6 +133,30 @@ async fn of_a_cancelled_task_no_checkpoint_is_written_or_pushed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_push_slower_than_the_childs_saves_comes_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = dir.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    let node = Node::start(&dir.path().join("data"), &program()).await;
+    node.places.slow_push.store(true, Ordering::SeqCst);
+    let mut one_kept = spec(100_000, "slow");
+    one_kept.hyperparameters.insert("save_steps".into(), 1.into());
+    one_kept.hyperparameters.insert("save_total_limit".into(), 1.into());
+    one_kept.checkpoint = support::shared(&shared);
+    node.assign(assign(1, one_kept)).await;
+    // The child has saved and pruned several times over by then.
+    node.leader.step(6).await;
+    node.places.slow_push.store(false, Ordering::SeqCst);
+    let pushed = node.leader.report(|r| matches!(r, Report::Checkpointed(_))).await;
+    let Report::Checkpointed(reference) = pushed else { panic!("{pushed:?}") };
+    assert!(reference.step < 6, "the first one was under way: {reference:?}");
+    assert!(shared.join(reference.step.to_string()).join("manifest.json").is_file());
+    node.cancel(attempt(1)).await;
+    assert_eq!(node.leader.end().await, Report::Stopped);
+    node.worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_a_child_says_is_too_large_to_be_reported() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::start(dir.path(), &program()).await;

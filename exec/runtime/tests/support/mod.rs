@@ -153,6 +153,8 @@ pub struct Folders {
     pub outage: AtomicBool,
     /// Publications stand still in the middle while this is set.
     pub held: AtomicBool,
+    /// Pushes of checkpoints stand still before their first byte while this is set.
+    pub slow_push: AtomicBool,
 }
 
 fn path_of(location: &Location) -> &Path {
@@ -209,6 +211,9 @@ impl Transfers for Folders {
         _: usize,
         _: OnMoved,
     ) -> Result<CheckpointRef, Failure> {
+        while self.slow_push.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let aside = path_of(destination).join(format!("{step}.part"));
         copy(folder, &aside)?;
         fs::rename(aside, path_of(destination).join(step.to_string())).ok();

@@ -107,6 +107,7 @@ mod tests {
             driver: "550.54.15".into(),
             utilisation_percent: index % 100,
             unusable: unusable(index),
+            unusable_for_good: false,
         };
         Capability {
             node: NodeId::new("12D3KooWPqT2nMDSiXUSx5D7fasaxhxKigVhcqfkKqrLghCq9jxz"),
