@@ -1,7 +1,8 @@
 //! A mesh of three real processes with separate data directories: submit anywhere, kill any of them, lose nothing.
 
 use std::{
-    process::{Command, Stdio},
+    fs::File,
+    process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -49,6 +50,17 @@ fn mesh(env: &[(&str, &str)]) -> anyhow::Result<Sandbox> {
     let mut sandbox = Sandbox::new(env)?;
     sandbox.mesh(&["a", "b", "c"], GPU, 3)?;
     Ok(sandbox)
+}
+
+/// A process that ends with this value.
+struct Outsider(Child);
+
+impl Drop for Outsider {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
 }
 
 fn other_than(sandbox: &Sandbox, not: &[usize]) -> usize {
@@ -243,18 +255,34 @@ fn a_wrong_token_is_refused_with_a_reason_on_both_sides_and_a_revoked_node_is_sh
     let leader = sandbox.leader(0)?;
     let mut stranger = Sandbox::new(&[])?;
     stranger.start("stranger", "")?;
-    let dir = tempfile::tempdir()?;
-    let refused = mloc_tests::run_to_end(
-        Command::new(mloc())
-            .args(["join", &sandbox.gossip(leader)?, "--bind", "127.0.0.1:0", "--link-bind", "127.0.0.1:0"])
-            .args(["--rest-bind", "127.0.0.1:0", "--data-dir"])
-            .arg(dir.path())
-            .env("MLOC_JOIN_TOKEN", stranger.token()),
-    )?;
-    assert_eq!(refused.code, 1, "{}{}", refused.out, refused.err);
-    let said = format!("{}{}", refused.out, refused.err);
-    assert!(said.contains("refused") && said.contains("mesh"), "{said}");
-    sandbox.until("the seed logged why", |s| Ok(s.log(leader)?.contains("refused")))?;
+    // A token of another mesh, and one of this mesh with one digit changed.
+    let (rest, last) = sandbox.token().split_at(sandbox.token().len() - 1);
+    let forged = format!("{rest}{}", if last == "0" { "1" } else { "0" });
+    for (token, reason) in [(stranger.token(), "is of mesh"), (&forged, "token")] {
+        let dir = tempfile::tempdir()?;
+        let said = dir.path().join("said");
+        let mut outsider = Outsider(
+            Command::new(mloc())
+                .args(["join", &sandbox.gossip(leader)?, "--bind", "127.0.0.1:0", "--link-bind", "127.0.0.1:0"])
+                .args(["--rest-bind", "127.0.0.1:0", "--data-dir"])
+                .arg(dir.path().join("data"))
+                .env("MLOC_JOIN_TOKEN", token)
+                .stdin(Stdio::null())
+                .stdout(File::create(&said)?)
+                .stderr(File::options().append(true).open(&said)?)
+                .spawn()?,
+        );
+        let before = sandbox.log(leader)?.len();
+        sandbox.until("the outsider says why it is not in", |_| {
+            ensure!(outsider.0.try_wait()?.is_none(), "a node with a seed waits: {}", std::fs::read_to_string(&said)?);
+            Ok(std::fs::read_to_string(&said)?.contains(reason))
+        })?;
+        sandbox.until("the seed says whom it refused, and why", |s| {
+            let log = s.log(leader)?;
+            Ok(log[before..].lines().any(|line| line.contains("refused") && line.contains(reason)))
+        })?;
+        assert!(!dir.path().join("data/node.json").exists(), "it serves nothing");
+    }
 
     let victim = other_than(&sandbox, &[leader]);
     let name = sandbox.name(victim).to_owned();

@@ -380,8 +380,9 @@ impl Death {
 
 /// Calls `each` with every place and the number of its hit, from the first to the last there is; some at a time.
 fn at_every_hit(hits_max: u64, each: impl Fn(Death) + Sync) {
-    // The store's own places are killed at in its own tests.
-    let ours: Vec<&str> = failpoint::ALL.iter().copied().filter(|place| !place.starts_with("store.")).collect();
+    // The store's own places, and those of training, are killed at in tests of their own.
+    let elsewhere = |place: &str| place.starts_with("store.") || place.starts_with("finetune.");
+    let ours: Vec<&str> = failpoint::ALL.iter().copied().filter(|place| !elsewhere(place)).collect();
     let next = std::sync::atomic::AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let work = || {

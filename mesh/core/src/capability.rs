@@ -62,7 +62,7 @@ pub struct Gpu {
     /// Why the mesh must not use it now: a foreign process on it, or the probe's own failure on it.
     pub unusable: Option<String>,
     /// Whether that stays so until somebody mends it: no CUDA in this build, no driver. A foreign process ends.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unusable_for_good: bool,
 }
 
