@@ -7,7 +7,7 @@
 //! - submit → 202 and submit → RUNNING, through a follower
 //! - SIGKILL of the leader → the next 202
 //! - an idle daemon's memory and processor time
-//! - elections while every core trains
+//! - elections while each of the three trains
 //!
 //! Each figure stands beside what bounds it: a durable commit of three voters, the election timeout, one core.
 
@@ -59,7 +59,7 @@ fn main() -> anyhow::Result<()> {
 fn three() -> anyhow::Result<Sandbox> {
     let mut sandbox = Sandbox::with_timing(&[], TIMING)?;
     let volume = root().join("configs/quickstart");
-    let config = format!("hardware: {{cpu: '2', memory: 4GiB}}\nvolumes: {{quickstart: {}}}", volume.display());
+    let config = format!("hardware: {{cpu: '1', memory: 4GiB}}\nvolumes: {{quickstart: {}}}", volume.display());
     sandbox.mesh(&["a", "b", "c"], &config, 3)?;
     Ok(sandbox)
 }
@@ -196,7 +196,7 @@ fn idle(sandbox: &Sandbox) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A fine-tune on every node at once, each with as many threads as there are cores.
+/// A fine-tune on each of the three nodes at once: more threads that compute than this machine's two cores.
 fn under_load(sandbox: &mut Sandbox) -> anyhow::Result<()> {
     let text = fs::read_to_string(root().join("configs/quickstart.yaml"))?;
     let endless = text.replace("max_steps: 175", "max_steps: 100000").replace("cpu: 1500m", "cpu: '1'");
@@ -225,7 +225,7 @@ fn under_load(sandbox: &mut Sandbox) -> anyhow::Result<()> {
     let elections = term(sandbox)? - before;
     println!(
         "{:<48} {elections:>8} elections in {} s; slowest linearizable read {:.0} ms",
-        "three nodes training on every core",
+        "three nodes, a fine-tune on each",
         UNDER_LOAD.as_secs(),
         slowest.as_secs_f64() * 1e3
     );

@@ -1,6 +1,7 @@
 //! `mloc up` and `mloc join`: a daemon in the foreground, until SIGINT or SIGTERM.
 
 use std::{
+    io::IsTerminal,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -156,13 +157,19 @@ fn greet(node: &Node) {
     say!("node     {} ({})", node.name, mesh.handle.node());
     say!("mesh     {}{}", mesh.handle.mesh_id(), if mesh.founded { " (founded just now)" } else { "" });
     say!("REST     http://{}", node.rest);
+    // Secrets are for a person's eyes: what is no terminal is a log that somebody keeps.
+    let for_eyes = std::io::stdout().is_terminal();
     if mesh.founded {
-        say!("join     MLOC_JOIN_TOKEN={} mloc join {}", mesh.token.reveal(), advertised(node));
-        say!("         the token is in {} too; whoever has it can join", node.token_file().display());
+        let file = node.token_file();
+        let token = if for_eyes { mesh.token.reveal() } else { format!("$(cat {})", file.display()) };
+        say!("join     MLOC_JOIN_TOKEN={token} mloc join {}", advertised(node));
+        say!("         the token is in {}; whoever has it can join", file.display());
     }
     if !node.rest.ip().is_loopback() {
-        say!("bearer   {}", user_tokens(&mesh.token).issue(mloc_api::auth::ADMIN));
-        say!("         `mloc token USER` prints one for a user; metadata.owner must match it");
+        if for_eyes {
+            say!("bearer   {}", user_tokens(&mesh.token).issue(mloc_api::auth::ADMIN));
+        }
+        say!("         REST asks for a bearer token: `mloc token USER` prints one; metadata.owner must match it");
     }
 }
 
