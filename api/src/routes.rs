@@ -164,9 +164,12 @@ async fn submit(
     let dry_run = params.dry_run.is_some_and(|v| v != "false" && v != "0");
     let file = params.file.unwrap_or_else(|| "task.yaml".into());
     let accepted = app.submit(&caller, Submission { body, file, request: RequestId::new(key), dry_run }).await?;
-    let status = if dry_run { StatusCode::OK } else { StatusCode::ACCEPTED };
+    if dry_run {
+        // Nothing was made that could be looked at.
+        return Ok((StatusCode::OK, Json(accepted)).into_response());
+    }
     let location = format!("/api/v1/tasks/{}", accepted.task.id);
-    Ok((status, [(header::LOCATION, location)], Json(accepted)).into_response())
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(accepted)).into_response())
 }
 
 fn freshness(stale: Option<bool>) -> Freshness {

@@ -9,7 +9,7 @@ use crate::config::Profile;
 /// Runs LLM work on machines nobody planned as a cluster.
 ///
 /// Exit codes: 0 done; 1 it failed; 2 the command line or the task is wrong; 3 no such thing; 4 the mesh can't answer
-/// just now; 5 not allowed.
+/// just now; 5 not allowed; 130 interrupted.
 #[derive(Debug, Parser)]
 #[command(name = "mloc", version, max_term_width = 100)]
 pub struct Cli {

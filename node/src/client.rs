@@ -136,7 +136,9 @@ impl Client {
         body: Bytes,
     ) -> Result<T, Refusal> {
         let response = self.send(method, path, query, headers, body).await?;
-        let bytes = response.into_body().collect().await.context("read the answer")?.to_bytes();
+        // As passing as a connection that is refused: the node may be on its way down, and come back.
+        let broke = |e| Refusal::new(4, format!("{}: the answer broke off: {e}", self.base));
+        let bytes = response.into_body().collect().await.map_err(broke)?.to_bytes();
         serde_json::from_slice(&bytes)
             .with_context(|| format!("{path}: the answer is not what this version of mloc expects"))
             .map_err(Refusal::from)

@@ -239,9 +239,8 @@ impl Control for MeshControl {
         if submission.dry_run {
             self.fresh(Freshness::Linearizable).await?;
             // Explained on a copy of the ledger that has it: the answer is the scheduler's, not a guess at it.
-            let explained = self.mesh.explain_if_submitted(&id, &parsed.spec, now);
-            let explanation =
-                explained.ok_or_else(|| ControlError::Internal("the ledger would refuse this task".into()))?;
+            let explained = self.mesh.explain_if_submitted(&id, &parsed.spec, now).map_err(refused)?;
+            let explanation = explained.ok_or_else(|| ControlError::Internal("the ledger lost this task".into()))?;
             let text = explanation.to_string();
             let explanation = serde_json::to_value(explanation).map_err(|e| ControlError::Internal(e.to_string()))?;
             let task = TaskView {

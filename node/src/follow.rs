@@ -22,7 +22,7 @@ use mloc_core::{
     id::{AttemptId, NodeId, TaskId},
     ledger::task_state::TaskState,
 };
-use mloc_mesh::handle::MeshHandle;
+use mloc_mesh::handle::{LeaderView, MeshHandle};
 use tokio::time::{sleep, timeout};
 
 use crate::{logs::Logs, views};
@@ -78,6 +78,8 @@ pub type LogBytes = BoxStream<'static, io::Result<Bytes>>;
 pub trait Source: Send + Sync + 'static {
     /// A task's history; `None` when there is no such task.
     fn history(&self, task: &TaskId) -> Option<History>;
+    /// Whether this node still leads. The history of one that does not may stand still for ever.
+    fn leads(&self) -> bool;
     /// An attempt's log from a byte on.
     async fn open(&self, known: &Known, offset: u64, follow: bool) -> io::Result<LogBytes>;
 }
@@ -105,6 +107,10 @@ impl Source for FromMesh {
             let state = TaskState::of(task);
             Some(History { attempts, ended: state.is_terminal().then(|| state.name().to_owned()) })
         })
+    }
+
+    fn leads(&self) -> bool {
+        matches!(self.mesh.leader(), LeaderView::Here { .. })
     }
 
     async fn open(&self, known: &Known, offset: u64, follow: bool) -> io::Result<LogBytes> {
@@ -137,7 +143,7 @@ pub fn stream(source: impl Source, task: &TaskId, from: LogsFrom, pace: Pace) ->
     let follower = Follower { source, task: task.clone(), follow, pace, at, mid_line: false, said: false };
     let pieces = stream::unfold(follower, |mut follower| async move {
         let piece = follower.piece().await?;
-        Some((Ok(piece), follower))
+        Some((piece, follower))
     });
     Ok(pieces.boxed())
 }
@@ -168,8 +174,13 @@ struct Follower<S> {
 }
 
 impl<S: Source> Follower<S> {
-    async fn piece(&mut self) -> Option<Bytes> {
+    async fn piece(&mut self) -> Option<io::Result<Bytes>> {
         loop {
+            if self.follow && !matches!(self.at, At::Over) && !self.source.leads() {
+                self.at = At::Over;
+                // The reader's connection breaks, and it asks again: whoever leads then goes on where it had come to.
+                return Some(Err(io::Error::other("this node does not lead any more")));
+            }
             let said = match std::mem::replace(&mut self.at, At::Over) {
                 At::Over => return None,
                 At::Next { after } => self.next(after).await,
@@ -182,13 +193,13 @@ impl<S: Source> Follower<S> {
                 }
                 At::Open { known, offset } => self.open(known, offset).await,
                 At::Read { known, offset, bytes } => match self.read(known, offset, bytes).await {
-                    Ok(bytes) => return Some(bytes),
+                    Ok(bytes) => return Some(Ok(bytes)),
                     Err(said) => said,
                 },
             };
             if let Some(line) = said {
                 let newline = if std::mem::take(&mut self.mid_line) { "\n" } else { "" };
-                return Some(format!("{newline}--- {line}\n").into());
+                return Some(Ok(format!("{newline}--- {line}\n").into()));
             }
         }
     }
@@ -251,6 +262,10 @@ impl<S: Source> Follower<S> {
     /// Bytes, or that there are none any more and what is to be said of it.
     async fn read(&mut self, known: Known, offset: u64, mut bytes: LogBytes) -> Result<Bytes, Option<String>> {
         loop {
+            if self.follow && !self.source.leads() {
+                self.at = At::Read { known, offset, bytes };
+                return Err(None);
+            }
             let ended = if self.follow { self.ended(&known.attempt) } else { None };
             let patience = match (self.follow, &ended) {
                 (false, _) => self.pace.silence,
@@ -323,6 +338,7 @@ mod tests {
         ended: Option<String>,
         logs: BTreeMap<u32, Log>,
         opened: u32,
+        deposed: bool,
     }
 
     #[derive(Clone, Default)]
@@ -367,6 +383,10 @@ mod tests {
         fn history(&self, task: &TaskId) -> Option<History> {
             let world = self.0.lock().unwrap();
             (task.as_str() == "t").then(|| History { attempts: world.attempts.clone(), ended: world.ended.clone() })
+        }
+
+        fn leads(&self) -> bool {
+            !self.0.lock().unwrap().deposed
         }
 
         async fn open(&self, known: &Known, offset: u64, follow: bool) -> io::Result<LogBytes> {
@@ -461,6 +481,24 @@ mod tests {
         drop(restarting);
         until(&mut log, &mut seen, "two\n").await;
         assert_eq!(seen, "--- log of attempt t.0.1 on a\none\ntwo\n", "nothing twice");
+    }
+
+    #[tokio::test]
+    async fn a_follower_breaks_off_at_a_node_that_leads_no_more() {
+        // In the middle of an attempt, and between two.
+        for attempts in [1, 0] {
+            let memory = Memory::default();
+            if attempts == 1 {
+                memory.assign(1, "a");
+                memory.log(1, |l| l.text.push_str("one\n"));
+            }
+            let (mut log, mut seen) = (open(&memory, from(None, 0, true)), String::new());
+            until(&mut log, &mut seen, if attempts == 1 { "one\n" } else { "says why\n" }).await;
+            memory.change(|w| w.deposed = true);
+            let error = log.next().await.expect("an end that is said").expect_err("no bytes");
+            assert!(error.to_string().contains("does not lead"), "{error}");
+            assert!(log.next().await.is_none());
+        }
     }
 
     #[tokio::test]

@@ -167,7 +167,7 @@ impl Node {
 
         // Known before REST serves: the first `mloc nodes` shows this node as it is.
         mesh.handle.publish_capability(&capability).await.context(
-            "this node's hardware can't be gossiped (hint: fewer labels, modules or kinds of simulated GPUs in node.yaml)",
+            "this node's hardware can't be gossiped (hint: fewer labels, secrets, volumes, modules or kinds of simulated GPUs in node.yaml)",
         )?;
 
         let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());

@@ -12,7 +12,7 @@ pub fn start(json: bool) {
     start_at(json, DEFAULT);
 }
 
-/// Starts logging of warnings only: for verbs whose output is the point.
+/// Starts logging of errors only: for verbs whose output is the point.
 pub fn start_quiet() {
     start_at(false, "error");
 }

@@ -82,13 +82,15 @@ fn cancel_stops_a_running_task_and_frees_its_slots() -> anyhow::Result<()> {
 fn a_killed_node_goes_on_where_it_was() -> anyhow::Result<()> {
     let mut sandbox = Sandbox::new(&[])?;
     let node = sandbox.start("one", GPUS)?;
-    let id = sandbox.submit(node, &ECHO.replace("steps: 3", "steps: 60, save_steps: 5"))?;
-    sandbox.until("five steps are done", |s| {
+    let id = sandbox.submit(node, &ECHO.replace("steps: 3", "steps: 200, save_steps: 5"))?;
+    sandbox.until("a checkpoint is written", |s| {
         Ok(s.task(node, &id)?["progress"]["step"].as_u64().is_some_and(|step| step >= 8))
     })?;
     sandbox.kill(node)?;
     sandbox.restart(node)?;
     let task = sandbox.until_state(node, &id, &["COMPLETED"])?;
-    assert!(!task["attempts"].as_array().is_some_and(Vec::is_empty), "{task}");
+    assert_eq!(task["attempts"].as_array().map(Vec::len), Some(1), "a short absence costs no attempt: {task}");
+    let log = sandbox.run(node, &["logs", &id])?.out;
+    assert!(log.contains("going on from the checkpoint of step"), "{log}");
     Ok(())
 }

@@ -11,7 +11,7 @@ use mloc_core::{
     capability::Capability,
     id::{AttemptId, MeshId, NodeId, TaskId},
     leader::Leader,
-    ledger::{Entry, Ledger, Outcome},
+    ledger::{Entry, Ledger, Outcome, Reason},
     schedule::{self, Explanation},
     task::TaskSpec,
     time::Millis,
@@ -273,7 +273,15 @@ impl MeshHandle {
     }
 
     /// What [`Self::explain`] would say of a task that is not submitted.
-    pub fn explain_if_submitted(&self, id: &TaskId, spec: &TaskSpec, now: Millis) -> Option<Explanation> {
+    ///
+    /// # Errors
+    /// Why the ledger would refuse it.
+    pub fn explain_if_submitted(
+        &self,
+        id: &TaskId,
+        spec: &TaskSpec,
+        now: Millis,
+    ) -> Result<Option<Explanation>, Reason> {
         let nodes = self.node_views();
         let mut ledger = self.read(Ledger::clone);
         let entry = Entry::Submit {
@@ -283,10 +291,12 @@ impl MeshHandle {
             body_digest: String::new(),
             at: now,
         };
-        ledger.apply(&entry);
+        if let Outcome::Rejected(reason) = ledger.apply(&entry) {
+            return Err(reason);
+        }
         let leader = self.leader().parts().0;
         let problem = schedule::Problem { ledger: &ledger, nodes: &nodes, leader: leader.as_ref(), now };
-        schedule::explain(&problem, id)
+        Ok(schedule::explain(&problem, id))
     }
 
     /// Asks the leader, wherever it is.

@@ -21,8 +21,9 @@ use crate::{
     handle::{ConfirmedLead, LeaderView, MeshHandle, MeshUnavailable},
 };
 
-/// Messages to workers under way at once: a worker that does not answer holds up no other.
-const SENDS_AT_ONCE: usize = 32;
+/// Messages to workers under way at once: far more than those that wait for nodes that died just now (a message is given
+/// up after half a minute, and sent again up to five times in that time), so that these hold up no other.
+const SENDS_AT_ONCE: usize = 512;
 /// Entries proposed at once: they share the durable commits that one by one would cost 15 ms each.
 const PROPOSALS_AT_ONCE: usize = 64;
 
@@ -36,6 +37,8 @@ impl MeshHandle {
         let mut ticks = tokio::time::interval(tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut led: Option<u64> = None;
+        // A step of the clock that leases have not been told of yet: a round without a majority must not lose it.
+        let mut stepped: Option<Duration> = None;
         // Ended with this loop.
         let mut sends = JoinSet::new();
         loop {
@@ -44,7 +47,7 @@ impl MeshHandle {
                 _ = ticks.tick() => {}
                 () = self.inner.wake.notified() => {}
             }
-            let stepped = self.inner.clock.follow();
+            stepped = self.inner.clock.follow().or(stepped);
             let Some(term) = self.term_led() else {
                 self.confirm_lead(None);
                 if led.take().is_some() {
@@ -64,7 +67,7 @@ impl MeshHandle {
             }
             if led != Some(term) || stepped.is_some() {
                 self.read(|ledger| self.with_leader(|leader| leader.became_leader(self.now(), ledger)));
-                match stepped {
+                match stepped.take() {
                     Some(by) if led == Some(term) => {
                         warn!(seconds = by.as_secs(), "the clock stepped; leases begin anew")
                     }

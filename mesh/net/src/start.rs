@@ -19,7 +19,10 @@ use mloc_core::{
     ledger::{Entry, entry::Member},
 };
 use tokio::sync::{Notify, mpsc, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::{Instrument, error, info, warn};
 
 use crate::{
@@ -90,7 +93,7 @@ pub struct MeshSettings {
 pub struct Mesh {
     /// What the rest of the node uses.
     pub handle: MeshHandle,
-    /// The token of this mesh, for the one line `mloc up` prints.
+    /// The token of this mesh: for a person at a terminal, and what is derived from it.
     pub token: JoinToken,
     /// Whether this start founded the mesh.
     pub founded: bool,
@@ -102,6 +105,8 @@ pub struct Mesh {
     endpoint: Arc<GossipEndpoint>,
     tracker: TaskTracker,
     cancel: CancellationToken,
+    /// Dropped without [`Mesh::stop`] its tasks end first: none of them may take the end of the others for a fault.
+    _drop: DropGuard,
 }
 
 /// Raft over links.
@@ -179,7 +184,7 @@ fn way(settings: &MeshSettings) -> anyhow::Result<Way> {
         ),
         (None, None) if settings.seeds.is_empty() => Ok(Way::Found(JoinToken::found(&mut rand::rng()))),
         (None, None) => anyhow::bail!(
-            "no join token: `mloc up` on the first node printed it; pass it by --token-file or MLOC_JOIN_TOKEN"
+            "no join token: it is in join.token of a member's data directory; pass it by --token-file or MLOC_JOIN_TOKEN"
         ),
     }
 }
@@ -331,6 +336,7 @@ impl Mesh {
             link,
             endpoint,
             tracker,
+            _drop: cancel.clone().drop_guard(),
             cancel,
         })
     }

@@ -23,9 +23,7 @@ const FILE_BYTES_MAX: u64 = 4096;
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum TokenError {
     /// Nothing there.
-    #[error(
-        "the join token is empty (hint: `mloc up` of the first node printed it, and every member has it in its data directory as join.token)"
-    )]
+    #[error("the join token is empty (hint: every member has it in its data directory as join.token)")]
     Empty,
     /// Does not start as tokens do.
     #[error("not a join token: it must start with `{PREFIX}-` and look like `{PREFIX}-<mesh id>-<secret>`")]
@@ -115,7 +113,7 @@ impl JoinToken {
         &self.mesh
     }
 
-    /// The whole token as text. Only for the file and the one line `mloc up` prints.
+    /// The whole token as text. Only for its file, and for a person at a terminal.
     pub fn reveal(&self) -> String {
         format!("{PREFIX}-{}-{}", self.mesh, hex::encode(self.secret))
     }
