@@ -3,9 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
-    process::ExitStatus,
     sync::Arc,
 };
 
@@ -14,18 +12,16 @@ use mloc_core::{
     ledger::entry::{Failure, FailureClass},
     task::spec::Location,
     wire::{Assign, Phase, Progress},
-    worker::{ChildEvent, Exit, LocalCheckpoint},
+    worker::{ChildEvent, Exit},
 };
 use mloc_exec::{
-    Event, Inputs, Moved, OnMoved, Run, Transfers, checkpoint,
+    Inputs, Moved, OnMoved, Run, Transfers, checkpoint,
     child::read_result,
-    event::{EventError, LINE_BYTES_MAX, Level, MESSAGE_BYTES_MAX, bounded},
+    event::{MESSAGE_BYTES_MAX, bounded},
     failpoint,
     run::RUN_VERSION,
 };
-use sha2::{Digest, Sha256};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
     sync::{mpsc, watch},
     time::{Duration, timeout},
 };
@@ -36,10 +32,11 @@ use crate::{
     cache::{Cache, InUse},
     devices,
     disk::DiskWatch,
+    ending::{exit_of, unsaid},
     folders::Folders,
-    held::Held,
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
+    relay::{Local, Relay, Said, copy},
 };
 
 /// Once the processes are gone nothing holds their pipes; should something, it is not waited for.
@@ -92,7 +89,7 @@ pub(crate) struct Outlet {
 }
 
 impl Outlet {
-    async fn say(&self, event: ChildEvent) {
+    pub async fn say(&self, event: ChildEvent) {
         let event = match event {
             ChildEvent::Failed(failure) => ChildEvent::Failed(bounds::failure(failure)),
             ChildEvent::Exited(Exit::NotStarted { why }) => {
@@ -104,7 +101,7 @@ impl Outlet {
         self.events.send((self.attempt.clone(), self.run, event)).await.ok();
     }
 
-    fn figures(&self, phase: Phase, progress: Progress) {
+    pub fn figures(&self, phase: Phase, progress: Progress) {
         self.events.try_send((self.attempt.clone(), self.run, ChildEvent::Progress { phase, progress })).ok();
     }
 }
@@ -529,144 +526,6 @@ fn tell(outlet: &Outlet, phase: Phase, note: String) -> OnMoved {
         let (bytes_done, bytes_total) = (Some(moved.done), Some(moved.total));
         outlet.figures(phase, Progress { bytes_done, bytes_total, note: Some(note.clone()), ..Default::default() });
     })
-}
-
-/// A checkpoint on this disk, to be pushed.
-#[derive(Clone, Debug)]
-struct Local {
-    step: u64,
-    held: Arc<Held>,
-    keep: usize,
-}
-
-/// The child's last word.
-enum Said {
-    Result,
-    Stopped,
-    Error(Failure),
-}
-
-/// Turns lines into what the worker understands.
-struct Relay<'a> {
-    outlet: Outlet,
-    log: &'a LogFile,
-    push: watch::Sender<Option<Local>>,
-    /// Where checkpoints are held while they are pushed.
-    pushing: PathBuf,
-    said: Option<Said>,
-    phase: Phase,
-    progress: Progress,
-}
-
-impl<'a> Relay<'a> {
-    fn new(outlet: Outlet, log: &'a LogFile, push: watch::Sender<Option<Local>>, pushing: PathBuf) -> Self {
-        Self { outlet, log, push, pushing, said: None, phase: Phase::Training, progress: Progress::default() }
-    }
-
-    /// Reads events to their end, or to the first that cannot be understood.
-    async fn events(&mut self, stdout: Option<impl AsyncRead + Unpin>) {
-        let Some(stdout) = stdout else { return };
-        let mut lines = BufReader::new(stdout);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            match (&mut lines).take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
-            if line.last() != Some(&b'\n') && line.len() >= LINE_BYTES_MAX {
-                return self.give_up(format!("an event is longer than {LINE_BYTES_MAX} bytes"));
-            }
-            let text = String::from_utf8_lossy(&line);
-            match Event::of_line(text.trim_end()) {
-                Ok(Some(event)) => self.event(event).await,
-                Ok(None) => {}
-                Err(error @ EventError::OtherVersion { .. }) => return self.give_up(error.to_string()),
-                Err(error) => self.log.line(&format!("mloc: {error}")),
-            }
-        }
-    }
-
-    fn give_up(&mut self, why: String) {
-        self.log.line(&format!("mloc: {why}"));
-        self.said = Some(Said::Error(Failure { class: FailureClass::Retryable, message: why }));
-    }
-
-    async fn event(&mut self, event: Event) {
-        match event {
-            Event::Hello { pid, version, .. } => self.log.line(&format!("mloc: child {pid}, version {version}")),
-            Event::Phase { phase } => {
-                self.phase = phase;
-                self.outlet.figures(phase, self.progress.clone());
-            }
-            Event::Progress(progress) => {
-                self.progress = progress.clone();
-                self.outlet.figures(self.phase, progress);
-            }
-            Event::Log { level: Level::Info, text } => self.log.line(&text),
-            Event::Log { level: Level::Warn, text } => self.log.line(&format!("warning: {text}")),
-            Event::Checkpoint { step, dir, keep } => {
-                info!(attempt = %self.outlet.attempt, step, "checkpoint saved");
-                // At once: the child may prune it as soon as it has saved the next one.
-                let (from, at) = (dir.clone(), self.pushing.join(format!("step-{step:010}")));
-                let held = tokio::task::spawn_blocking(move || Held::take(&from, at)).await.ok().flatten();
-                let manifest = tokio::fs::read(dir.join(checkpoint::MANIFEST)).await.unwrap_or_default();
-                self.outlet
-                    .say(ChildEvent::Checkpoint(LocalCheckpoint {
-                        step,
-                        path: dir.display().to_string(),
-                        manifest_sha256: hex::encode(Sha256::digest(manifest)),
-                    }))
-                    .await;
-                if let Some(held) = held {
-                    self.push.send_replace(Some(Local { step, held: Arc::new(held), keep }));
-                }
-            }
-            Event::Result(_) => self.said = Some(Said::Result),
-            Event::Error { class: None, .. } => self.said = Some(Said::Stopped),
-            Event::Error { class: Some(class), message } => self.said = Some(Said::Error(Failure { class, message })),
-        }
-    }
-}
-
-/// Prints go to the log; a pipe that is not read would stop the child.
-async fn copy(pipe: Option<impl AsyncRead + Unpin>, log: &LogFile) {
-    let Some(mut pipe) = pipe else { return };
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
-        log.write(&buffer[..n]);
-    }
-}
-
-fn exit_of(status: io::Result<ExitStatus>) -> Exit {
-    match status {
-        Ok(status) => match (status.code(), status.signal()) {
-            (Some(code), _) => Exit::Code(code),
-            (None, signal) => Exit::Signal(signal.unwrap_or_default()),
-        },
-        Err(e) => Exit::NotStarted { why: format!("cannot wait for it: {e}") },
-    }
-}
-
-/// A death by signal, with what the container knows of it. The worker has words for the other ends.
-fn unsaid(exit: &Exit, oom_before: Option<u64>) -> Option<String> {
-    let Exit::Signal(signal) = exit else { return None };
-    let name = nix::sys::signal::Signal::try_from(*signal).map_or("unknown", |s| s.as_str());
-    let killed = format!("the child was killed by signal {signal} ({name})");
-    if *signal != 9 {
-        return Some(format!("{killed}; its log may say why"));
-    }
-    let hint = "hint: ask for more resources.hardware.memory, or make batches or lengths smaller";
-    match (oom_before, launch::oom_kills()) {
-        (Some(before), Some(after)) if after > before => Some(format!(
-            "{killed}: out of memory: the container's limit was hit {} times meanwhile\n{hint}",
-            after - before
-        )),
-        (Some(_), Some(_)) => {
-            Some(format!("{killed}; the container counts no out-of-memory kill: somebody or something else sent it"))
-        }
-        _ => Some(format!("{killed}; out of memory?\n{hint}")),
-    }
 }
 
 #[cfg(test)]
