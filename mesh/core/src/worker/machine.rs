@@ -194,8 +194,16 @@ impl Worker {
         let (term, committed) = match answer {
             FromLeader::Committed { term } => (term, true),
             FromLeader::Stale { term, .. } => (term, false),
-            // Nobody decided: it is sent again when its time comes.
-            FromLeader::NotLeader { .. } | FromLeader::Unavailable { .. } | FromLeader::Alive { .. } => return,
+            // Nobody decided: it is sent again when its time comes. Why it may not publish yet, heartbeats say.
+            FromLeader::Unavailable { why } => {
+                if let Some(running) = self.attempts.get_mut(id)
+                    && running.sent.as_ref().is_some_and(|sent| sent.seq == seq && sent.report == Report::Publish)
+                {
+                    running.progress.note = Some(format!("waits to publish: {why}"));
+                }
+                return;
+            }
+            FromLeader::NotLeader { .. } | FromLeader::Alive { .. } => return,
         };
         if !self.saw_term(term, actions) {
             return;
@@ -214,6 +222,7 @@ impl Worker {
         if sent.report == Report::Publish {
             if running.row.stage == Stage::Computed && running.in_lease(now) {
                 running.publishing = true;
+                running.progress.note = None;
                 actions.push(Action::StartPublish { attempt: id.clone() });
             }
             return;

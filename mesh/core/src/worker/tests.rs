@@ -373,6 +373,24 @@ fn of_a_cancelled_task_no_checkpoint_is_wanted() {
 }
 
 #[test]
+fn a_heartbeat_says_why_a_publication_waits() {
+    let (mut env, id) = Env::running();
+    env.child(&id, ChildEvent::Computed);
+    env.child(&id, ChildEvent::Exited(Exit::Code(0)));
+    let seq = env.worker.attempts[&id].sent.as_ref().unwrap().seq;
+    let answered = |seq, answer| Event::ReportAnswered { attempt: AttemptId::clone(&id), seq, answer };
+    let held = FromLeader::Unavailable { why: "attempt u.0.1 may be writing there".to_owned() };
+    env.on(answered(seq + 1, held.clone()));
+    assert_eq!(env.worker.attempts[&id].progress.note, None, "an answer to nothing that was asked");
+    env.on(answered(seq, held));
+    let note = env.worker.attempts[&id].progress.note.clone();
+    assert_eq!(note.as_deref(), Some("waits to publish: attempt u.0.1 may be writing there"));
+    let actions = env.on(answered(seq, FromLeader::Committed { term: 1 }));
+    assert!(actions.contains(&Action::StartPublish { attempt: id.clone() }), "{actions:?}");
+    assert_eq!(env.worker.attempts[&id].progress.note, None);
+}
+
+#[test]
 fn a_heartbeat_says_how_far_a_publication_is() {
     let (mut env, id) = Env::running();
     let step = crate::wire::Progress { step: 7, total_steps: Some(7), ..Default::default() };
