@@ -87,7 +87,8 @@ impl Node {
     /// # Errors
     /// When files or sockets can't be had, or the mesh refuses it.
     pub async fn start(config: NodeConfig, token: Option<JoinToken>) -> anyhow::Result<Self> {
-        // All that can be wrong with the configuration is found before anything is founded or joined.
+        // What is wrong with the configuration is found before anything is founded or joined; that all of it is too much to
+        // gossip shows only with the hardware beside it.
         let gossip_advertise = advertise(&config).context(BadConfig)?;
         let link_advertise = link_advertise(&config).context(BadConfig)?;
         let store = Store::new(store_config(&config).context(BadConfig)?)?;

@@ -41,7 +41,6 @@ use crate::{
 
 /// Once the processes are gone nothing holds their pipes; should something, it is not waited for.
 const PIPES_CLOSE: Duration = Duration::from_secs(2);
-
 /// A process that does not go, even killed, waits for the kernel: a disk or a device.
 const KILL_AGAIN: Duration = Duration::from_secs(5);
 /// Between two looks at the disk's free bytes.
