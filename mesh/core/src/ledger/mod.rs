@@ -5,9 +5,11 @@
 
 pub mod apply;
 mod attempts;
+pub mod contents;
 pub mod entry;
 pub mod invariants;
 mod members;
+pub mod restore;
 pub mod state;
 pub mod submit;
 pub mod task_state;
