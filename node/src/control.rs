@@ -421,6 +421,11 @@ impl Control for MeshControl {
         })
     }
 
+    async fn backup(&self, caller: &Caller) -> Result<Bytes, ControlError> {
+        caller.may_act_for(mloc_api::auth::ADMIN)?;
+        self.mesh.backup(env!("CARGO_PKG_VERSION")).await.map_err(unavailable)
+    }
+
     async fn metrics(&self) -> String {
         let (leader, health) = (self.mesh.leader(), self.mesh.health());
         let ledger = self.holds_ledger().then(|| self.mesh.read(|l| LedgerFigures::of(l, self.mesh.voters().len())));

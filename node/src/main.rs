@@ -41,7 +41,7 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(command: Command) -> Result<(), client::Refusal> {
-    use commands::{client as ask, run, up};
+    use commands::{backup, client as ask, restore, run, up};
     match command {
         Command::Up(args) => up::up(args).await,
         Command::Join(args) => up::join(args).await,
@@ -58,6 +58,8 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Stats(args) => ask::stats(args).await,
         Command::Mesh(args) => ask::mesh(args).await,
         Command::Token(args) => up::token(&args),
+        Command::Backup(args) => backup::backup(args).await,
+        Command::Restore(args) => restore::restore(args),
         // Handled before the runtime was built.
         Command::Attempt { .. } => Ok(()),
     }

@@ -258,7 +258,8 @@ fn leader_settings(lease: Duration) -> LeaderSettings {
     }
 }
 
-fn host_name() -> String {
+/// This machine's name.
+pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "node".to_owned())
 }
 

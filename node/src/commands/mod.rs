@@ -1,5 +1,7 @@
 //! The verbs.
 
+pub mod backup;
 pub mod client;
+pub mod restore;
 pub mod run;
 pub mod up;
