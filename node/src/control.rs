@@ -127,7 +127,13 @@ impl MeshControl {
         let live = self.mesh.views();
         let found = self.mesh.read(|ledger| {
             let gossip = |id| live.get(id).and_then(|v| v.capability.as_ref()).map(|c| c.name.as_str());
-            views::named(text, ledger.members.iter().map(|(id, m)| (id, m.name.as_str(), gossip(id))))
+            let named = |revoked: bool| {
+                let members = ledger.members.iter().filter(|(_, m)| m.revoked_at.is_some() == revoked);
+                views::named(text, members.map(|(id, m)| (id, m.name.as_str(), gossip(id))))
+            };
+            // A machine that came back under a new key bears the name of its revoked self; after a restore all do.
+            let present = named(false);
+            if present.is_empty() { named(true) } else { present }
         });
         match found.as_slice() {
             [one] => Ok(one.clone()),

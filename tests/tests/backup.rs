@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use mloc_tests::{FAST, Ran, Sandbox, mloc, run_to_end};
+use mloc_tests::{Ran, Sandbox, mloc, run_to_end};
 use serde_json::Value;
 
 const GPU: &str =
@@ -277,7 +277,7 @@ fn tasks_in(holds: &Value) -> u64 {
 #[test]
 fn backups_under_load_miss_nothing_and_the_last_voter_is_the_way_out() -> anyhow::Result<()> {
     let _alone = alone();
-    let mut old = Sandbox::with_timing(&[], FAST)?;
+    let mut old = Sandbox::new(&[])?;
     old.mesh(&["a", "b", "c"], GPU, 3)?;
     let leader = old.leader(0)?;
     let followers: Vec<usize> = (0..3).filter(|i| *i != leader).collect();
@@ -321,6 +321,7 @@ fn backups_under_load_miss_nothing_and_the_last_voter_is_the_way_out() -> anyhow
     let (mut new, _) = restored(&path, "role: {work: false}")?;
     let stats = new.run(0, &["stats", "-o", "json", "--user", "john-doe"])?.json()?;
     assert_eq!(stats["total_gpu_hours"], holds["users"]["john-doe"]["gpu_hours"], "{stats}");
+    let before_loss = stats["total_tasks_completed"].as_u64().context("a number")?;
     let mut listed = 0;
     let mut cursor = None;
     loop {
@@ -334,11 +335,18 @@ fn backups_under_load_miss_nothing_and_the_last_voter_is_the_way_out() -> anyhow
     assert_eq!(listed, tasks_in(&holds));
 
     no_way_back(&old, lost[0], &new)?;
-    // With an empty data directory and the new token any machine joins, and works.
-    new.start("fresh", GPU)?;
-    new.until("the load's tasks end on the new node", |s| {
-        let stats = s.run(0, &["stats", "-o", "json", "--user", "john-doe"])?.json()?;
-        Ok(stats["total_tasks_completed"].as_u64().is_some_and(|n| n > 0))
+    // With an empty data directory and the new token any machine joins, votes and works.
+    for name in ["fresh", "other"] {
+        new.start(name, GPU)?;
+    }
+    new.until("three vote", |s| {
+        let mesh = s.run(0, &["mesh", "-o", "json"])?.json()?;
+        Ok(mesh["voters_alive"] == 3)
+    })?;
+    new.kill(0)?;
+    new.until("the two that joined have the ledger, and do its tasks", |s| {
+        let stats = s.run(1, &["stats", "-o", "json", "--user", "john-doe"])?.json()?;
+        Ok(stats["total_tasks_completed"].as_u64().is_some_and(|n| n > before_loss + 1))
     })
 }
 
