@@ -9,6 +9,7 @@ pub mod contents;
 pub mod entry;
 pub mod invariants;
 mod members;
+mod resolve;
 pub mod restore;
 pub mod state;
 pub mod submit;
