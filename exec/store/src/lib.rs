@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Location + StoreConfig → Place (a folder of a volume, a prefix of a bucket)
-//!   pull         source → where the attempt can open it       (transfer: chunks, resumed)
+//!   pull         source → where the attempt can open it       (cache: each content once; transfer: chunks, resumed)
 //!   checkpoints  folder → TASK/REPLICA/step-N/ and back       (manifest last, digests checked)
 //!   publish      outputs → destination, once                  (manifest last, only where there is none)
 //! ```
@@ -15,6 +15,7 @@
 
 mod answer;
 mod bucket;
+mod cache;
 mod checkpoints;
 mod config;
 mod disk;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 use mloc_core::task::spec::Location;
 
 pub use self::{
+    cache::{Cache, CacheConfig, Holding, Verified, Verify},
     checkpoints::Fetched,
     config::{Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
@@ -49,6 +51,7 @@ pub const FEATURES: [&str; 4] = ["source:local", "source:s3", "destination:local
 pub struct Store {
     config: Arc<StoreConfig>,
     client: bucket::Client,
+    cache: cache::Cache,
 }
 
 impl Store {
@@ -61,8 +64,16 @@ impl Store {
             // Relative to where the node was started; it stays so if the process goes elsewhere.
             *folder = std::path::absolute(&*folder).map_err(|e| StoreError::disk("find", folder, e))?;
         }
+        let dir = &mut config.cache.dir;
+        *dir = std::path::absolute(&*dir).map_err(|e| StoreError::disk("find", dir, e))?;
         let client = bucket::Client::new(&config.patience)?;
-        Ok(Self { config: Arc::new(config), client })
+        let cache = cache::Cache::new(config.cache.clone());
+        Ok(Self { config: Arc::new(config), client, cache })
+    }
+
+    /// Where pulled sources are kept.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// What this node offers to tasks: [`FEATURES`], and `volume:NAME` for each declared volume.

@@ -8,7 +8,7 @@ use mloc_core::{
     ledger::entry::{CheckpointRef, Failure, TaskResult},
     task::spec::{Location, Pin},
 };
-use mloc_exec::{Arrived, MakeRoom, OnMoved, Output, Transfers};
+use mloc_exec::{Arrived, OnMoved, OnSaid, Output, Transfers};
 
 use crate::Store;
 
@@ -18,12 +18,20 @@ impl Transfers for Store {
         &self,
         source: &Location,
         pin: Option<&Pin>,
-        folder: &Path,
-        room: MakeRoom,
         tell: OnMoved,
+        say: OnSaid,
     ) -> Result<Arrived, Failure> {
-        let pulled = Store::pull(self, source, pin, folder, room, tell).await?;
-        Ok(Arrived { path: pulled.path, pin: pulled.pin })
+        let pulled = self.pull_cached(source, pin, tell, say).await?;
+        Ok(Arrived { path: pulled.path, pin: pulled.pin, held: pulled.held })
+    }
+
+    fn make_room(&self, bytes: u64) {
+        self.cache().make_room(bytes);
+    }
+
+    fn tidy(&self) {
+        self.cache().tidy();
+        self.cache().keep_bound();
     }
 
     async fn fetch_checkpoint(
