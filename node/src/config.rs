@@ -316,6 +316,20 @@ impl NodeConfig {
         self.cache.max_bytes.as_ref().map(bytes).transpose()
     }
 
+    /// The cache of pulled sources, as the store takes it.
+    ///
+    /// # Errors
+    /// Those of [`Self::cache_bytes_max`].
+    pub fn cache(&self) -> anyhow::Result<mloc_store::CacheConfig> {
+        let of_data_dir = || self.data_dir.as_ref().map(|dir| dir.join("cache"));
+        let usual = mloc_store::CacheConfig::default().dir;
+        Ok(mloc_store::CacheConfig {
+            dir: self.cache.dir.clone().or_else(of_data_dir).unwrap_or(usual),
+            bytes_max: self.cache_bytes_max()?,
+            verify: self.cache.verify.into(),
+        })
+    }
+
     /// Durations after profile and file.
     pub fn durations(&self) -> Durations {
         let wan = self.profile == Profile::Wan;

@@ -32,7 +32,7 @@ use mloc_mesh::{
     token::JoinToken,
 };
 use mloc_runtime::{AttemptLogs, LeaderLink, LinkDown, ProbeSettings, Worker, WorkerSettings};
-use mloc_store::{CacheConfig, Secret, Store, StoreConfig};
+use mloc_store::{Secret, Store, StoreConfig};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -91,7 +91,7 @@ impl Node {
         // gossip shows only with the hardware beside it.
         let gossip_advertise = advertise(&config).context(BadConfig)?;
         let link_advertise = link_advertise(&config).context(BadConfig)?;
-        let store = Store::new(store_config(&config, &data_dir).context(BadConfig)?)?;
+        let store = Store::new(store_config(&config).context(BadConfig)?)?;
         let secrets = secrets(&config).context(BadConfig)?;
         let offers = Offers::settle(&config, store.features()).context(BadConfig)?;
         let data_dir = config.data_dir.clone().context("dataDir is settled before")?;
@@ -322,12 +322,8 @@ fn secrets(config: &NodeConfig) -> anyhow::Result<std::collections::BTreeMap<Str
     config.secrets.iter().map(|(name, path)| Ok((name.clone(), secret(path)?))).collect()
 }
 
-fn store_config(config: &NodeConfig, data_dir: &Path) -> anyhow::Result<StoreConfig> {
-    let cache = CacheConfig {
-        dir: config.cache.dir.clone().unwrap_or_else(|| data_dir.join("cache")),
-        bytes_max: config.cache_bytes_max()?,
-        verify: config.cache.verify.into(),
-    };
+fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
+    let cache = config.cache()?;
     let mut store = StoreConfig { volumes: config.volumes.clone(), cache, ..StoreConfig::default() };
     store.s3.endpoint = config.s3.endpoint.clone().or_else(|| std::env::var("AWS_ENDPOINT_URL").ok());
     store.s3.region.clone_from(&config.s3.region);
@@ -512,7 +508,7 @@ mod tests {
     #[test]
     fn secrets_are_offered_by_name_and_s3_always() {
         let config = NodeConfig::parse("secrets: {HUB_TOKEN: /run/secrets/hub}\n").unwrap();
-        let of_store = Store::new(store_config(&config, Path::new("data")).unwrap()).unwrap().features();
+        let of_store = Store::new(store_config(&config).unwrap()).unwrap().features();
         let offers = Offers::settle(&config, of_store).unwrap();
         for feature in ["secret:HUB_TOKEN", "source:s3", "destination:s3"] {
             assert!(offers.features.contains(feature), "{:?}", offers.features);

@@ -401,6 +401,7 @@ async fn a_crowd_at_one_cache() {
     let start = |lot| process("crowd", &bench.cache(), &bench.moto.endpoint, lot);
     let mut crowd: Vec<_> = (0..8).map(start).collect();
     // Six of them die in the middle, one after the other, and have successors.
+    let mut killed = 0;
     for (n, wait_ms) in [700, 150, 230, 90, 310, 170].into_iter().enumerate() {
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         let mut victim = crowd.remove(0);
@@ -408,8 +409,10 @@ async fn a_crowd_at_one_cache() {
         let output = victim.wait_with_output().unwrap();
         let by_signal = std::os::unix::process::ExitStatusExt::signal(&output.status).is_some();
         assert!(by_signal || output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        killed += u32::from(by_signal);
         crowd.push(start(100 + n as u64));
     }
+    assert!(killed > 0, "all of them were done before they could die");
     crowd.into_iter().for_each(ended_well);
     // What the dead left is cleared away, and the cache is as good as new.
     let store = bench.store();

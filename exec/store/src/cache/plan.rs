@@ -128,8 +128,8 @@ mod tests {
     fn stocks() -> impl Strategy<Value = Stock> {
         let item = (0u64..20, any::<bool>(), prop::collection::vec(0u64..12, 0..6));
         let items = prop::collection::vec(item, 0..10);
-        (prop::collection::btree_map(0u64..12, 0u64..100, 12), items).prop_map(|(contents, items)| Stock {
-            contents,
+        (prop::collection::vec(0u64..100, 12), items).prop_map(|(bytes, items)| Stock {
+            contents: (0..).zip(bytes).collect(),
             items: items.into_iter().map(|(used, in_use, holds)| Item { used, in_use, holds }).collect(),
         })
     }
