@@ -127,11 +127,9 @@ async fn a_pin_is_held_to() {
 
     bench.moto.put("m/b", b"three").await;
     let changed = store.pull(&source, Some(&pin), &other, no_room(), unseen()).await.unwrap_err();
-    let said = changed.to_string().replace("sha256:", "");
-    let digests = said.split(' ').filter(|w| w.len() == 64 && w.bytes().all(|b| b.is_ascii_hexdigit())).count();
-    assert_eq!(digests, 2, "{said}");
-    let shown: Vec<_> = changed.to_string().split(' ').map(|w| w.split_once("sha256:").map_or(w, |(b, _)| b).to_owned()).collect();
-    insta::assert_snapshot!(shown.join(" "));
+    let said = changed.to_string();
+    let words = said.split(' ').map(|word| if word.starts_with("sha256:") { "sha256:…" } else { word });
+    insta::assert_snapshot!(words.collect::<Vec<_>>().join(" "));
     // What it held is left alone.
     assert_eq!(contents(&other)["b"], b"two");
 }
