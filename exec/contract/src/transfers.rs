@@ -52,13 +52,7 @@ pub type MakeRoom = Arc<dyn Fn(u64) + Send + Sync>;
 pub trait Transfers: Send + Sync + 'static {
     /// Brings a source to this node (or uses it where it lies) and says where it can be opened: a folder, or the file
     /// where the source is one file. With a `pin` it is what was pinned, or an error.
-    async fn pull(
-        &self,
-        source: &Location,
-        pin: Option<&Pin>,
-        tell: OnMoved,
-        say: OnSaid,
-    ) -> Result<Arrived, Failure>;
+    async fn pull(&self, source: &Location, pin: Option<&Pin>, tell: OnMoved, say: OnSaid) -> Result<Arrived, Failure>;
 
     /// Gives up pulled sources that nobody uses until so many bytes are free on their disk, or none is left. Blocks.
     fn make_room(&self, bytes: u64);

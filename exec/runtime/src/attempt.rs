@@ -29,8 +29,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    bounds,
-    devices,
+    bounds, devices,
     disk::DiskWatch,
     ending::{exit_of, unsaid},
     folders::Folders,

@@ -204,13 +204,7 @@ mod tests {
 
     #[async_trait]
     impl Transfers for Stubborn {
-        async fn pull(
-            &self,
-            _: &Location,
-            _: Option<&Pin>,
-            _: OnMoved,
-            _: OnSaid,
-        ) -> Result<Arrived, Failure> {
+        async fn pull(&self, _: &Location, _: Option<&Pin>, _: OnMoved, _: OnSaid) -> Result<Arrived, Failure> {
             std::future::pending().await
         }
 

@@ -1,6 +1,11 @@
 //! A model, data set or adapter to where the attempt can open it.
 
-use std::{collections::BTreeMap, fs::File, path::{Path, PathBuf}, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use mloc_core::task::spec::{Location, Pin};
 use mloc_exec::{MakeRoom, OnMoved, OnSaid};
@@ -139,7 +144,8 @@ async fn pull_remote(
     })
     .await?;
     let lent = shelf.lend(objects, &turn).await?;
-    let missing: Vec<_> = objects.iter().zip(&lent).filter(|(_, lent)| lent.is_none()).map(|(o, _)| o.clone()).collect();
+    let missing: Vec<_> =
+        objects.iter().zip(&lent).filter(|(_, lent)| lent.is_none()).map(|(o, _)| o.clone()).collect();
     let (known, here) = (missing.clone(), shelf.clone());
     off_thread(move || enough_room(&known, &here, reserve)).await?;
     meter.found(lent.iter().flatten().map(|stamp| stamp.bytes).sum());
@@ -162,10 +168,14 @@ async fn pull_remote(
     still(remote, pin, &arrived)?;
     let named = |f: &Fetched| f.object.etag.is_some() || f.object.sha256.is_some();
     let filled = Filled {
+        place: remote.url(""),
         pin: arrived,
         exact: listing.version.is_some() || fetched.iter().all(named),
         one: listing.one,
-        files: fetched.into_iter().map(|f| FilledFile { name: f.object.name, etag: f.object.etag, stamp: f.stamp }).collect(),
+        files: fetched
+            .into_iter()
+            .map(|f| FilledFile { name: f.object.name, etag: f.object.etag, stamp: f.stamp })
+            .collect(),
         fetched: meter.fetched(),
     };
     shelf.keep(filled, &turn).await

@@ -14,13 +14,7 @@ use crate::Store;
 
 #[async_trait]
 impl Transfers for Store {
-    async fn pull(
-        &self,
-        source: &Location,
-        pin: Option<&Pin>,
-        tell: OnMoved,
-        say: OnSaid,
-    ) -> Result<Arrived, Failure> {
+    async fn pull(&self, source: &Location, pin: Option<&Pin>, tell: OnMoved, say: OnSaid) -> Result<Arrived, Failure> {
         let pulled = self.pull_cached(source, pin, tell, say).await?;
         Ok(Arrived { path: pulled.path, pin: pulled.pin, held: pulled.held })
     }

@@ -74,7 +74,7 @@ const CACHED: [&str; 11] = [
     "store.cache.placed",
     "store.cache.cleared",
 ];
-const EVICTED: [&str; 2] = ["store.folder.synced", "store.cache.evicted"];
+const EVICTED: [&str; 1] = ["store.cache.evicted"];
 
 #[test]
 fn every_place_of_the_store_has_a_case() {

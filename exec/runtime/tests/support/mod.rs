@@ -188,13 +188,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
 
 #[async_trait]
 impl Transfers for Folders {
-    async fn pull(
-        &self,
-        source: &Location,
-        pin: Option<&Pin>,
-        _: OnMoved,
-        _: OnSaid,
-    ) -> Result<Arrived, Failure> {
+    async fn pull(&self, source: &Location, pin: Option<&Pin>, _: OnMoved, _: OnSaid) -> Result<Arrived, Failure> {
         let path = path_of(source);
         // What is named by a file `version` beside it has versions.
         let version = fs::read_to_string(path.with_extension("version")).ok();
@@ -302,19 +296,32 @@ impl Node {
 
     /// With so many bytes of the disk kept for the journal.
     pub async fn start_with(data_dir: &Path, program: &Path, disk_reserve_bytes: u64) -> Self {
+        let places = Arc::new(Folders::default());
+        let change = |settings: &mut WorkerSettings| settings.disk_reserve_bytes = disk_reserve_bytes;
+        Self::start_through(data_dir, program, places.clone(), places, change).await
+    }
+
+    /// With another way to sources and destinations.
+    pub async fn start_through(
+        data_dir: &Path,
+        program: &Path,
+        transfers: Arc<dyn Transfers>,
+        places: Arc<Folders>,
+        change: impl FnOnce(&mut WorkerSettings),
+    ) -> Self {
         let (to_worker, inbox) = mpsc::channel(16);
         let leader = Leader::new();
-        let settings = WorkerSettings {
+        let mut settings = WorkerSettings {
             node: NodeId::new("node-a"),
             data_dir: data_dir.to_owned(),
             program: program.to_owned(),
             heartbeat: Duration::from_millis(50),
             lease: Duration::from_secs(60),
             secrets: BTreeMap::from([("TOKEN".into(), "hunter2".into())]),
-            disk_reserve_bytes,
+            disk_reserve_bytes: 1 << 20,
         };
-        let places = Arc::new(Folders::default());
-        let worker = Worker::start(settings, places.clone(), leader.clone(), inbox).await.expect("worker starts");
+        change(&mut settings);
+        let worker = Worker::start(settings, transfers, leader.clone(), inbox).await.expect("worker starts");
         Self { leader, worker, places, to_worker }
     }
 

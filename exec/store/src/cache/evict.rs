@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use mloc_core::task::spec::{Location, Pin};
+use mloc_core::task::spec::Pin;
 use mloc_exec::failpoint;
 use nix::sys::statvfs::statvfs;
 
@@ -25,7 +25,7 @@ use crate::{disk, error::StoreError};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Holding {
     /// Where it came from.
-    pub source: Location,
+    pub place: String,
     /// In which version.
     pub pin: Pin,
     /// When it was used last.
@@ -158,7 +158,7 @@ impl Cache {
             let marker = Marker::read(&view)?;
             let used = fs::metadata(view.join(IN_USE)).and_then(|m| m.modified()).ok()?;
             let in_use = is_locked(&view.join(IN_USE));
-            Some(Holding { source: marker.source, pin: marker.pin, used, in_use })
+            Some(Holding { place: marker.place, pin: marker.pin, used, in_use })
         };
         let mut all: Vec<_> = below(&self.views()).into_iter().filter_map(holding).collect();
         all.sort_by_key(|h| std::cmp::Reverse(h.used));

@@ -35,14 +35,13 @@ use mloc_core::task::spec::{Location, Pin};
 use mloc_exec::OnSaid as Say;
 use serde::Deserialize;
 
-pub(crate) use self::shelf::{Filled, FilledFile, Shelf};
 pub use self::evict::{Holding, Verified};
+pub(crate) use self::shelf::{Filled, FilledFile, Shelf};
 use crate::{disk, error::StoreError};
 
 /// When every file of the cache was written, if you ask it: so many seconds after the epoch. No writer sets this by
 /// accident, so that a touched file shows itself without a record to compare it with.
 const SEALED_AT_S: u64 = 1;
-
 
 /// How closely cached files are looked at before an attempt gets them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]

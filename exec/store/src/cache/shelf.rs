@@ -17,7 +17,7 @@ use super::{
     Cache, Say, Verify,
     lock::{Hold, Tried, try_lock},
     source_key,
-    views::{FILES, Marked, Marker},
+    views::{FILES, FORMAT, Marked, Marker},
 };
 use crate::{
     disk::{self, Stamp, off_thread},
@@ -51,6 +51,8 @@ pub(crate) struct Turn {
 /// What a pull has put into its folder.
 #[derive(Debug)]
 pub(crate) struct Filled {
+    /// The source, for people.
+    pub place: String,
     /// The version.
     pub pin: Pin,
     /// Whether the version tells contents apart: the other side has a word for it.
@@ -179,12 +181,12 @@ impl Cache {
         for file in &filled.files {
             self.adopt(&folder.join(&file.name), &file.stamp)?;
         }
-        let mark =
-            |f: FilledFile| Marked { path: f.name, bytes: f.stamp.bytes, sha256: f.stamp.sha256, etag: f.etag };
-        let files = filled.files.into_iter().map(mark).collect();
-        let marker = Marker::new(source, filled.pin, filled.one, filled.exact, files);
+        let mark = |f: FilledFile| Marked { path: f.name, bytes: f.stamp.bytes, sha256: f.stamp.sha256, etag: f.etag };
+        let files = filled.files.iter().cloned().map(mark).collect();
+        let Filled { place, pin, exact, one, fetched, files: _ } = filled;
+        let marker = Marker { format: FORMAT, source, place, pin, one, exact, files };
         let pull = folder.parent().unwrap_or(folder);
-        let pulled = self.place(marker, folder, &pull.join("view"), filled.fetched)?;
+        let pulled = self.place(marker, folder, &pull.join("view"), fetched)?;
         // With its lock, which is held: who waits for it looks for the name and finds that it is gone.
         self.throw_away(pull)?;
         failpoint::reached("store.cache.cleared");

@@ -34,7 +34,7 @@ pub(super) const FILES: &str = "files";
 pub(super) const MARKER: &str = "view.json";
 pub(super) const IN_USE: &str = "in-use";
 /// Version of [`Marker`]'s file.
-const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 1;
 /// A marker of a million files and more.
 const MARKER_BYTES_MAX: u64 = 1 << 30;
 /// An eviction gives a view another name within microseconds; one that takes longer has gone wrong.
@@ -47,6 +47,8 @@ pub(super) struct Marker {
     pub format: u32,
     /// Where it came from.
     pub source: Location,
+    /// The same for people.
+    pub place: String,
     /// In which version.
     pub pin: Pin,
     /// Whether the source is itself the one file.
@@ -76,10 +78,6 @@ impl Marked {
 }
 
 impl Marker {
-    pub fn new(source: Location, pin: Pin, one: bool, exact: bool, files: Vec<Marked>) -> Self {
-        Self { format: FORMAT, source, pin, one, exact, files }
-    }
-
     /// The marker of a view's folder, when it has one this build understands.
     pub fn read(view: &Path) -> Option<Self> {
         let bytes = disk::read(&view.join(MARKER), MARKER_BYTES_MAX).ok()??;
@@ -189,13 +187,7 @@ impl Cache {
 
     /// Makes a view of files that lie in `from`, sealed and known as blobs, in `pull`'s folder for it; then gives it its
     /// name. Whoever has the lock of the pull calls this. Blocks.
-    pub(super) fn place(
-        &self,
-        marker: Marker,
-        from: &Path,
-        new: &Path,
-        fetched: u64,
-    ) -> Result<Pulled, StoreError> {
+    pub(super) fn place(&self, marker: Marker, from: &Path, new: &Path, fetched: u64) -> Result<Pulled, StoreError> {
         disk::remove_all(new)?;
         let files = new.join(FILES);
         disk::make_folder(&files)?;

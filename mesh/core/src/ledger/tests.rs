@@ -336,9 +336,8 @@ fn pinned(id: &AttemptId, version: &str, at: u64) -> Entry {
 #[test]
 fn what_is_pinned_first_stays() {
     let (mut ledger, first) = running();
-    let version = |ledger: &Ledger| {
-        ledger.tasks[&TaskId::new("t")].pins.get(&Input::Model).map(|pin| pin.version.clone())
-    };
+    let version =
+        |ledger: &Ledger| ledger.tasks[&TaskId::new("t")].pins.get(&Input::Model).map(|pin| pin.version.clone());
     assert_eq!(version(&ledger), None);
     take(&mut ledger, pinned(&first, "one", 21));
     assert_eq!(version(&ledger).as_deref(), Some("one"));

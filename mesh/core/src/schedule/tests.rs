@@ -8,7 +8,10 @@ use crate::{
     cases::{GIB, assigned, attempt, ledger, node, spec, submit, take, with_gpus},
     id::{NodeId, TaskId},
     ledger::{Entry, Ledger},
-    task::{TaskSpec, TaskType, spec::Location},
+    task::{
+        TaskSpec, TaskType,
+        spec::{Location, Model},
+    },
     time::Millis,
 };
 
