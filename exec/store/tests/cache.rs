@@ -19,6 +19,9 @@ use support::{
     *,
 };
 
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 struct Bench {
     moto: Moto,
     line: Line,
@@ -109,6 +112,37 @@ async fn a_pinned_source_that_is_here_takes_no_request_and_a_newer_one_only_what
     bench.moto.call(Method::DELETE, "/mloc-test/m/sub/config.json", vec![]).await;
     let fewer = pull(&store, &source, None).await.unwrap();
     assert_eq!((fewer.fetched, contents(&fewer.path).into_keys().collect::<Vec<_>>()), (0, vec!["w.bin".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_hit_waits_for_nobody() {
+    let Some(bench) = Bench::new().await else { return };
+    bench.moto.put("m/a", b"one").await;
+    let (store, source) = (bench.store(), bench.source("m"));
+    let first = pull(&store, &source, None).await.unwrap();
+    // Somebody else is at a newer version of the same source, and other users hold the view.
+    let view = first.path.parent().unwrap().file_name().unwrap().to_str().unwrap();
+    let pulls = bench.cache().join("pulls").join(view.split_once('-').unwrap().0);
+    fs::create_dir_all(&pulls).unwrap();
+    let turn = fs::File::create(pulls.join("lock")).unwrap();
+    turn.lock().unwrap();
+    for pin in [first.pin.as_ref(), None] {
+        let (say, said) = heard();
+        let hit = tokio::time::timeout(PATIENCE, store.pull_cached(&source, pin, unseen(), say)).await;
+        assert_eq!(hit.expect("it waits").unwrap().path, first.path);
+        assert!(said.lock().unwrap().is_empty());
+    }
+    // What has to be fetched waits for its turn, and says so.
+    bench.moto.put("m/a", b"two").await;
+    let (say, said) = heard();
+    let go_on = async {
+        while said.lock().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(turn);
+    };
+    let (newer, ()) = tokio::join!(store.pull_cached(&source, None, unseen(), say), go_on);
+    assert_eq!(fs::read(newer.unwrap().path.join("a")).unwrap(), b"two");
 }
 
 #[tokio::test]
@@ -221,6 +255,12 @@ async fn a_damaged_blob_is_not_lent() {
     assert_eq!(newer.fetched, weights.len() as u64 + 2);
 }
 
+/// As if a view had been used last so long ago.
+fn aged(files: &Path, seconds: u64) {
+    let mark = fs::File::open(files.parent().unwrap().join("in-use")).unwrap();
+    mark.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
+}
+
 #[tokio::test]
 async fn the_bound_holds_and_what_is_in_use_stays() {
     let Some(bench) = Bench::new().await else { return };
@@ -228,15 +268,9 @@ async fn the_bound_holds_and_what_is_in_use_stays() {
         bench.moto.put(key, &noise(n as u64, 1 << 20)).await;
     }
     let store = bench.store_with(|c| c.bytes_max = Some((2 << 20) + (1 << 19)));
-    let mut all = Vec::new();
-    for key in ["a", "b"] {
-        all.push(pull(&store, &bench.source(key), None).await.unwrap());
-        // Uses are told apart by milliseconds.
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    // Another process' mark is as good: this one is inherited by a child that outlives ours.
-    let [a, b] = <[Pulled; 2]>::try_from(all).unwrap();
-    drop(b);
+    let a = pull(&store, &bench.source("a"), None).await.unwrap();
+    drop(pull(&store, &bench.source("b"), None).await.unwrap());
+    aged(&a.path, 100);
     let c = pull(&store, &bench.source("c"), None).await.unwrap();
     assert!(a.path.exists() && c.path.exists(), "one in use was evicted");
     let pins = |pulled: &Pulled| pulled.pin.clone().unwrap();
@@ -246,6 +280,7 @@ async fn the_bound_holds_and_what_is_in_use_stays() {
     // A smaller bound, and a use of the older one.
     let (a_pin, a_path, c_path) = (pins(&a), a.path.clone(), c.path.clone());
     drop((a, c));
+    aged(&c_path, 50);
     drop(pull(&store, &bench.source("a"), Some(&a_pin)).await.unwrap());
     let small = bench.store_with(|c| c.bytes_max = Some((1 << 20) + (1 << 19)));
     small.cache().keep_bound();

@@ -58,7 +58,7 @@ impl Origin {
     pub fn put(&self, key: &str, from: &mut dyn Read, bytes: u64) {
         let mut line = TcpStream::connect(&self.address).expect("it listens");
         let head = format!(
-            "PUT /b/{key} HTTP/1.1\r\nHost: {}\r\nContent-Length: {bytes}\r\nConnection: close\r\n\
+            "PUT /models/{key} HTTP/1.1\r\nHost: {}\r\nContent-Length: {bytes}\r\nConnection: close\r\n\
              Authorization: AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20260101/us-east-1/s3/aws4_request, \
              SignedHeaders=host, Signature=0\r\n\r\n",
             self.address
@@ -74,7 +74,7 @@ impl Origin {
     pub fn taking(&self, key: &str, mode: &str) -> TaskSpec {
         let mut spec = spec(1, mode);
         let endpoint = Some(format!("http://{}", self.address));
-        let source = Location::S3 { bucket: "b".into(), path: key.into(), endpoint, region: None };
+        let source = Location::S3 { bucket: "models".into(), path: key.into(), endpoint, region: None };
         spec.model = Some(Model { source, adapter: None });
         spec
     }

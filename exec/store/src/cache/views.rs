@@ -136,6 +136,9 @@ impl Cache {
     /// Looks at every file; those that were touched are read. Damaged contents lose their names as blobs.
     fn is_whole(&self, view: &Path, marker: &Marker, say: &Say) -> Result<bool, StoreError> {
         let always = self.config.verify == Verify::Always;
+        if always {
+            say(&format!("reading its {} files in the cache, as cache.verify asks", marker.files.len()));
+        }
         let mut whole = true;
         for file in &marker.files {
             whole &= self.is_whole_file(view, file, always, say)?;
