@@ -57,6 +57,7 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Revoke(args) => ask::revoke(args).await,
         Command::Stats(args) => ask::stats(args).await,
         Command::Mesh(args) => ask::mesh(args).await,
+        Command::Cache(args) => commands::cache::cache(&args),
         Command::Token(args) => up::token(&args),
         Command::Backup(args) => backup::backup(args).await,
         Command::Restore(args) => restore::restore(args),

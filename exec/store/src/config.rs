@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 
+use crate::cache::CacheConfig;
+
 /// A node's places. Part of node.yaml; credentials may stay out of it and in the environment.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -19,6 +21,9 @@ pub struct StoreConfig {
     /// How long a transfer bears with a bad line.
     #[serde(skip)]
     pub patience: Patience,
+    /// Where pulled sources are kept.
+    #[serde(skip)]
+    pub cache: CacheConfig,
     /// Bytes a pull leaves free on the disk it fills.
     #[serde(skip)]
     pub reserve_bytes: u64,
@@ -34,6 +39,7 @@ impl Default for StoreConfig {
             gcs: GcsConfig::default(),
             azblob: AzblobConfig::default(),
             patience: Patience::default(),
+            cache: CacheConfig::default(),
             reserve_bytes: 256 << 20,
         }
     }

@@ -1,6 +1,7 @@
 //! The verbs.
 
 pub mod backup;
+pub mod cache;
 pub mod client;
 pub mod restore;
 pub mod run;
