@@ -138,12 +138,10 @@ pub enum StoreError {
         task: String,
     },
     /// A kind of place this build cannot reach.
-    #[error("{place}: this build cannot reach places of type `{scheme}`\nhint: it offers local and s3")]
+    #[error("this build cannot reach places of type `{scheme}`")]
     Unsupported {
-        /// The place.
-        place: String,
-        /// Its type.
-        scheme: String,
+        /// The type.
+        scheme: &'static str,
     },
     /// This machine's disk or its files.
     #[error("cannot {action} {path}: {source}")]

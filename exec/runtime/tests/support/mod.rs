@@ -66,7 +66,15 @@ pub fn attempt(number: u32) -> AttemptId {
 
 pub fn assign(number: u32, spec: TaskSpec) -> Assign {
     let grant = Grant { cpu_millis: 1000, ..Default::default() };
-    Assign { term: TERM, attempt: attempt(number), spec, grant, checkpoint: None, lease_ms: 60_000 }
+    Assign {
+        term: TERM,
+        attempt: attempt(number),
+        spec,
+        grant,
+        checkpoint: None,
+        pins: Default::default(),
+        lease_ms: 60_000,
+    }
 }
 
 /// Commits everything, while it can be reached.
