@@ -3,11 +3,14 @@
 //! A file or folder beside a task file becomes a [`Tree`]: names, sizes, digests. Its JSON is itself a file with a
 //! digest, and that digest is all the ledger keeps. Bytes go from the node that took them to the worker, by digest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{id::AttemptId, task::spec::Location};
+use crate::{
+    id::{AttemptId, NodeId},
+    task::spec::Location,
+};
 
 /// Files of one tree. More would make a list that nobody reads through; pack them into fewer.
 pub const TREE_FILES_MAX: usize = 100_000;
@@ -128,6 +131,39 @@ pub fn is_below(name: &str) -> bool {
 /// Whether a text is a SHA-256 as it is written here.
 pub fn is_digest(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// What came with a submission: the paths that its text names beside itself, and what they were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Brought {
+    /// The node that took it, and has the bytes.
+    pub node: Option<NodeId>,
+    /// By path as the text has it.
+    pub trees: BTreeMap<String, BroughtTree>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BroughtTree {
+    /// SHA-256 of its list of files, hex.
+    pub tree: String,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
+impl Brought {
+    /// The place of a path that came along.
+    pub fn place(&self, path: &str) -> Option<Location> {
+        let (node, brought) = (self.node.as_ref()?, self.trees.get(path)?);
+        let (tree, bytes) = (brought.tree.clone(), brought.bytes);
+        Some(Location::Submitted { node: node.clone(), tree, path: path.to_owned(), bytes })
+    }
+}
+
+/// Whether a path means something beside the task file, on the machine it is submitted from.
+pub fn is_beside(path: &str) -> bool {
+    matches!(path, "." | "..") || path.starts_with("./") || path.starts_with("../")
 }
 
 /// What one node can ask another for.
