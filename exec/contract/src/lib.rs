@@ -40,7 +40,7 @@ pub use self::{
     module::{Module, ModuleError, ModuleOutput, Output},
     peers::{PeerBytes, PeerError, Peers},
     run::{DeviceChoice, Inputs, Run},
-    transfers::{MakeRoom, Moved, OnMoved, Transfers},
+    transfers::{Arrived, MakeRoom, Moved, OnMoved, Transfers},
 };
 
 /// Version of this crate, the same as the binary's.
