@@ -14,7 +14,7 @@ use std::{io, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use axum::{
     Router,
-    body::{Body, Bytes},
+    body::{Body, Bytes, to_bytes},
     extract::{Request, State},
     http::{HeaderValue, Method, StatusCode, header},
     middleware::Next,
@@ -22,15 +22,22 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use mloc_core::id::NodeId;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt;
 
-use crate::{Caller, ControlError, body, routes::CALLER_HEADER};
+use crate::{
+    Caller, Control, ControlError, body,
+    error::ProblemBody,
+    routes::{CALLER_HEADER, link_router},
+};
 
 /// How long a request waits for a leader: longer than an election on a WAN (4–8 s), shorter than clients' timeouts.
 const PATIENCE: Duration = Duration::from_secs(25);
+/// Bytes of an answer that this node reads itself: a list of what a thousand tasks brought along is far below.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
 /// Between two tries: a LAN election is over in one or two of these.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -85,16 +92,36 @@ pub(crate) async fn to_leader(State(way): State<Way>, request: Request, next: Ne
     at_leader(forward.as_ref(), &kept, |request| next.clone().run(request)).await
 }
 
-/// A way to ask the leader something for a caller whose request this node answers itself.
+/// A way to ask the leader something that this node needs to know for an answer of its own.
 #[derive(Clone)]
-pub(crate) struct Asking {
-    /// To the leader.
-    pub forward: Arc<dyn Forward>,
+pub struct Asking {
+    forward: Arc<dyn Forward>,
     /// Answers here, while this node leads: what members speak to.
-    pub here: Router,
+    here: Router,
 }
 
 impl Asking {
+    /// Asks by `forward`, or `control` while this node leads.
+    pub fn new(control: Arc<dyn Control>, forward: Arc<dyn Forward>) -> Self {
+        Self { forward, here: link_router(control) }
+    }
+
+    /// The leader's answer to a GET of this API, read.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn read<T: DeserializeOwned>(&self, caller: &Caller, path: &str) -> Result<T, ControlError> {
+        let answer = self.get(caller, path).await;
+        let status = answer.status();
+        let odd = |why: String| ControlError::Unavailable(format!("the leader's answer can't be read: {why}"));
+        let bytes = to_bytes(answer.into_body(), ANSWER_BYTES_MAX).await.map_err(|e| odd(e.to_string()))?;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map_err(|e| odd(e.to_string()));
+        }
+        let problem = serde_json::from_slice::<ProblemBody>(&bytes).map_or_else(|_| status.to_string(), |p| p.detail);
+        Err(ControlError::Unavailable(problem))
+    }
+
     /// The leader's answer to a GET.
     pub(crate) async fn get(&self, caller: &Caller, path: &str) -> Response {
         let mut request = match Request::get(path).body(Body::empty()) {

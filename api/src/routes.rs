@@ -104,7 +104,7 @@ pub fn rest_router(
     access: Access,
 ) -> Router {
     let (mut api, mut open) = (Router::new(), Router::new());
-    let asking = Asking { forward: forward.clone(), here: link_router(control.clone()) };
+    let asking = Asking::new(control.clone(), forward.clone());
     for Route { method, path, answers, handler } in table() {
         let stale_here = match answers {
             Answers::Here => {

@@ -4,7 +4,7 @@ mod bench;
 
 use std::sync::Arc;
 
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
 use bench::{ARTIFACT, Fake, FakeMesh, TASK, ask, json, request, status, token_only, tokens, trusted};
 use http_body_util::BodyExt;
 use mloc_api::forward::Leader;
@@ -12,6 +12,10 @@ use mloc_core::id::NodeId;
 
 const LOCAL: (&str, &str) = ("host", "127.0.0.1:7948");
 const SHA: &str = "0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a";
+
+fn value(text: &str) -> HeaderValue {
+    text.parse().unwrap()
+}
 
 /// A query that brings one path along.
 fn files(path: &str) -> String {
@@ -25,11 +29,11 @@ async fn an_upload_says_where_it_stands_and_takes_what_is_missing() {
     let path = format!("/api/v1/files/{SHA}");
     let head = ask(&app, request(&format!("HEAD {path}"), &[LOCAL], "")).await;
     assert_eq!(head.status(), StatusCode::NO_CONTENT);
-    assert_eq!((head.headers()["upload-offset"].as_bytes(), &head.headers()["upload-complete"]), (&b"4"[..], "?0"));
+    assert_eq!((&head.headers()["upload-offset"], &head.headers()["upload-complete"]), (&value("4"), &value("?0")));
     let put = request(&format!("PUT {path}?offset=4"), &[LOCAL, ("content-length", "6")], "456789");
     let put = ask(&app, put).await;
     assert_eq!(put.status(), StatusCode::NO_CONTENT);
-    assert_eq!((put.headers()["upload-offset"].as_bytes(), &put.headers()["upload-complete"]), (&b"10"[..], "?1"));
+    assert_eq!((&put.headers()["upload-offset"], &put.headers()["upload-complete"]), (&value("10"), &value("?1")));
     assert_eq!(fake.asked(), ["uploaded 0a0a", "upload 0a0a from 4, 6 bytes: 456789"]);
     for (line, what) in [
         (format!("PUT {path}"), "Content-Length"),
@@ -98,7 +102,7 @@ async fn an_artifact_is_read_here_after_the_leader_said_what_there_is() {
         ("x-content-type-options", "nosniff"),
         ("content-length", "17"),
     ] {
-        assert_eq!(whole.headers()[name], value);
+        assert_eq!(whole.headers()[name], value, "{name}");
     }
     assert_eq!(whole.into_body().collect().await.unwrap().to_bytes(), ARTIFACT);
     assert_eq!(here.asked(), ["artifact logs/f of task-1.0.1 on a"]);
@@ -106,14 +110,14 @@ async fn an_artifact_is_read_here_after_the_leader_said_what_there_is() {
 
     let part = [by_john, ("range", "bytes=5-"), ("if-range", "\"0\"")];
     let part = ask(&app, request(&format!("GET {path}"), &part, "")).await;
-    assert_eq!((part.status(), &part.headers()["content-range"]), (StatusCode::PARTIAL_CONTENT, &"bytes 5-16/17".parse().unwrap()));
+    assert_eq!((part.status(), &part.headers()["content-range"]), (StatusCode::PARTIAL_CONTENT, &value("bytes 5-16/17")));
     assert_eq!(part.into_body().collect().await.unwrap().to_bytes(), &ARTIFACT[5..]);
     let beyond = ask(&app, request(&format!("GET {path}"), &[by_john, ("range", "bytes=17-")], "")).await;
-    assert_eq!((beyond.status().as_u16(), &beyond.headers()["content-range"]), (416, &"bytes */17".parse().unwrap()));
+    assert_eq!((beyond.status().as_u16(), &beyond.headers()["content-range"]), (416, &value("bytes */17")));
 
     let before = here.asked().len();
     let head = ask(&app, request(&format!("HEAD {path}"), &[by_john], "")).await;
-    assert_eq!((head.status(), &head.headers()["content-length"]), (StatusCode::OK, &"17".parse().unwrap()));
+    assert_eq!((head.status(), &head.headers()["content-length"]), (StatusCode::OK, &value("17")));
     assert_eq!(here.asked().len(), before, "nothing is opened for it");
     for nothing in ["logs/g", "..%2F..%2Fnode.key", "logs/../logs/f", "%2Fetc%2Fpasswd"] {
         let line = format!("GET /api/v1/tasks/task-1/artifacts/{nothing}");

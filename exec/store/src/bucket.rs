@@ -164,6 +164,11 @@ impl Bucket {
         }
     }
 
+    /// The key of what the prefix itself names.
+    pub fn key_of_itself(&self) -> String {
+        self.prefix.clone()
+    }
+
     fn folder_key(&self) -> String {
         if self.prefix.is_empty() { "/".into() } else { format!("{}/", self.prefix) }
     }

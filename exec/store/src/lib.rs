@@ -1,10 +1,11 @@
 //! Sources, destinations, checkpoints and manifests: how bytes come and go.
 //!
 //! ```text
-//! Location + StoreConfig → Place (a folder of a volume, a prefix of a bucket)
+//! Location + StoreConfig → Place (a folder of a volume, a prefix of a bucket), or Peer (another node's files)
 //!   pull         source → where the attempt can open it       (transfer: chunks, resumed)
 //!   checkpoints  folder → TASK/REPLICA/step-N/ and back       (manifest last, digests checked)
 //!   publish      outputs → destination, once                  (manifest last, only where there is none)
+//!   artifact     a file of a result → whoever asks for it     (what the manifest names, nothing else)
 //! ```
 //!
 //! Every file is whole under its name or not there; every error says where, what was found and what would work, and
@@ -14,6 +15,7 @@
 //! Deliberately absent: burn, redb, libp2p. Not here yet: the Hugging Face Hub, git, other clouds.
 
 mod answer;
+mod artifact;
 mod bucket;
 mod checkpoints;
 mod config;
@@ -21,6 +23,7 @@ mod disk;
 mod error;
 mod manifest;
 mod meter;
+mod peer;
 mod place;
 mod publish;
 mod pull;
@@ -32,8 +35,10 @@ mod volume;
 use std::sync::Arc;
 
 use mloc_core::task::spec::Location;
+use mloc_exec::Peers;
 
 pub use self::{
+    artifact::ArtifactFile,
     checkpoints::Fetched,
     config::{Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
@@ -42,13 +47,15 @@ pub use self::{
 };
 
 /// Kinds of places every node with this crate reaches, as tasks ask for them.
-pub const FEATURES: [&str; 4] = ["source:local", "source:s3", "destination:local", "destination:s3"];
+pub const FEATURES: [&str; 6] =
+    ["source:local", "source:s3", "source:submitted", "source:task", "destination:local", "destination:s3"];
 
 /// A node's way to places. Cheap to clone; one is enough.
 #[derive(Clone)]
 pub struct Store {
     config: Arc<StoreConfig>,
     client: bucket::Client,
+    peers: Option<Arc<dyn Peers>>,
 }
 
 impl Store {
@@ -62,7 +69,13 @@ impl Store {
             *folder = std::path::absolute(&*folder).map_err(|e| StoreError::disk("find", folder, e))?;
         }
         let client = bucket::Client::new(&config.patience)?;
-        Ok(Self { config: Arc::new(config), client })
+        Ok(Self { config: Arc::new(config), client, peers: None })
+    }
+
+    /// The same with a way to the files of other nodes.
+    #[must_use]
+    pub fn with_peers(self, peers: Arc<dyn Peers>) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// What this node offers to tasks: [`FEATURES`], and `volume:NAME` for each declared volume.

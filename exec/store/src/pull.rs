@@ -16,6 +16,7 @@ use crate::{
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
+    peer::Peer,
     place::Place,
     remote::{Object, Remote},
     transfer::{self, Fetched},
@@ -68,6 +69,9 @@ impl Store {
         room: MakeRoom,
         tell: OnMoved,
     ) -> Result<Pulled, StoreError> {
+        if let Some(peer) = Peer::open(self.peers.as_ref(), source, self.config.patience) {
+            return pull_remote(&peer, pin, folder, self.config.reserve_bytes, room, tell).await;
+        }
         match self.place(source)? {
             Place::Folder { given, inside } => off_thread(move || use_in_place(&given, &inside, &tell)).await,
             Place::Bucket(bucket) => pull_remote(&bucket, pin, folder, self.config.reserve_bytes, room, tell).await,

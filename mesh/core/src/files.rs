@@ -236,4 +236,32 @@ mod tests {
         }
         assert!(matches!(Tree::read(b"{}"), Err(BadTree::Unreadable(_))));
     }
+
+    const TASK: &str = "apiVersion: mloc/v1\nkind: TrainingTask\nmetadata: {name: t}\nspec:\n  taskType: sft\n  model: {source: {type: local, path: ../model}}\n  dataset:\n    source: {type: local, path: ./train.jsonl}\n    eval: {source: {type: local, path: volume/eval.jsonl}}\n  output: {destination: {type: local, path: ./out}}\n";
+
+    #[test]
+    fn paths_beside_a_task_mean_what_came_along_and_nothing_else() {
+        use crate::task::{beside, parse_with};
+        assert_eq!(beside(TASK.as_bytes()).into_iter().collect::<Vec<_>>(), ["../model", "./train.jsonl"]);
+        assert!(beside(b"no: [task").is_empty());
+        let digest = "0a".repeat(32);
+        let brought = |paths: &[&str]| Brought {
+            node: Some(NodeId::new("n")),
+            trees: paths.iter().map(|p| ((*p).to_owned(), BroughtTree { tree: digest.clone(), bytes: 7 })).collect(),
+        };
+        let problems = parse_with(TASK.as_bytes(), "t", &brought(&["./train.jsonl"])).unwrap_err().to_string();
+        assert!(problems.contains("t:6:39: spec.model.source.path: found `../model`, expected a file or folder that came"), "{problems}");
+        // A destination is somewhere on the mesh, never beside the file.
+        assert!(problems.contains("spec.output.destination.path: found `./out`"), "{problems}");
+        assert!(!problems.contains("train.jsonl"), "{problems}");
+        let text = TASK.replace("./out", "volume/out");
+        let all = brought(&["./train.jsonl", "../model"]);
+        let spec = parse_with(text.as_bytes(), "t", &all).unwrap().spec;
+        let place = |path: &str| Location::Submitted { node: NodeId::new("n"), tree: digest.clone(), path: path.into(), bytes: 7 };
+        assert_eq!(spec.dataset.as_ref().unwrap().source, place("./train.jsonl"));
+        assert_eq!(spec.model.as_ref().unwrap().source, place("../model"));
+        assert!(spec.needs().contains("source:submitted"));
+        // Whoever took it has to say who it is.
+        assert!(parse_with(text.as_bytes(), "t", &Brought { node: None, ..all }).is_err());
+    }
 }

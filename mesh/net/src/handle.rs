@@ -26,7 +26,7 @@ use crate::{
     leadership::{Confirmed, leader_of},
     link::{
         Channel, LinkHandle, LinkStream, StreamKind, Traffic,
-        files::{FileError, FileRequest, IncomingFile},
+        files::{FileError, FileRequest, FileSource, IncomingFile},
     },
     quic_transport::{GossipEndpoint, LeaderHint, TransportStats},
     raft::{Consensus, ProposeError, RaftHealth, ReadError},
@@ -348,6 +348,14 @@ impl MeshHandle {
     /// When it can't be reached or does not give it.
     pub async fn open_file(&self, node: &NodeId, request: &FileRequest) -> Result<IncomingFile, FileError> {
         self.inner.link.open_file(node, request).await
+    }
+
+    /// Gives members what the source opens, until dropped.
+    ///
+    /// # Errors
+    /// When files are being served already.
+    pub fn serve_files(&self, source: Arc<dyn FileSource>) -> io::Result<impl Future<Output = ()> + use<>> {
+        self.inner.link.serve_files(source).map_err(io::Error::other)
     }
 
     /// Tells the mesh what this node offers; returns when this node sees it itself. The load among it is said at most

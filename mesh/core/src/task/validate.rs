@@ -279,6 +279,10 @@ impl Validation<'_> {
 
     /// A path beside the task file: its files came along, or nobody on the mesh can know them.
     fn brought(&mut self, text: &Typed<String>) -> Option<Location> {
+        if text.value.len() > 1024 || text.value.contains(|c: char| c.is_control()) {
+            self.problems.push(text.problem("a path of at most 1024 characters, none of them a control character"));
+            return None;
+        }
         self.beside.insert(text.value.clone());
         let place = self.brought.place(&text.value);
         if place.is_none() {
