@@ -10,7 +10,10 @@ use mloc_core::{
 
 use crate::{
     Caller, ControlError,
-    view::{Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, StatsQuery, StatsView, TaskFilter, TaskPage, TaskView},
+    view::{
+        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, StatsQuery, StatsView, TaskFilter, TaskPage,
+        TaskView,
+    },
 };
 
 /// A task as it was sent.

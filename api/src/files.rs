@@ -61,13 +61,7 @@ pub trait Files: Send + Sync + 'static {
     /// How much of a file is here.
     async fn uploaded(&self, sha256: &str) -> Result<Uploaded, ControlError>;
     /// Takes `length` bytes of a file from `offset` on, to its end.
-    async fn upload(
-        &self,
-        sha256: &str,
-        offset: u64,
-        length: u64,
-        bytes: FileBytes,
-    ) -> Result<Uploaded, ControlError>;
+    async fn upload(&self, sha256: &str, offset: u64, length: u64, bytes: FileBytes) -> Result<Uploaded, ControlError>;
     /// Of the files a tree names, those that are not here.
     async fn missing(&self, tree: &str) -> Result<Vec<Missing>, ControlError>;
     /// Makes sure that all of it is here, and stays until the task that brings it is in the ledger.
@@ -125,7 +119,9 @@ pub(crate) async fn upload(
     let sha256 = digest(sha256)?;
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let length: u64 = length.ok_or_else(|| {
-        invalid("an upload says in Content-Length how many bytes it has, so that their place is known to suffice".into())
+        invalid(
+            "an upload says in Content-Length how many bytes it has, so that their place is known to suffice".into(),
+        )
     })?;
     let bytes = body.into_data_stream().map_err(io::Error::other).boxed();
     let uploaded = here.files.upload(&sha256, params.offset.unwrap_or(0), length, bytes).await?;
@@ -143,8 +139,9 @@ pub(crate) async fn missing(
 /// What a submission says it brings along.
 pub(crate) fn brought(files: Option<&str>) -> Result<BTreeMap<String, BroughtTree>, ControlError> {
     let Some(text) = files else { return Ok(BTreeMap::new()) };
-    let brought: BTreeMap<String, BroughtTree> = serde_json::from_str(text)
-        .map_err(|e| invalid(format!("query: files: {e}: expected {{\"./path\": {{\"tree\": SHA256, \"bytes\": N}}}}")))?;
+    let brought: BTreeMap<String, BroughtTree> = serde_json::from_str(text).map_err(|e| {
+        invalid(format!("query: files: {e}: expected {{\"./path\": {{\"tree\": SHA256, \"bytes\": N}}}}"))
+    })?;
     if brought.len() > BROUGHT_MAX {
         return Err(invalid(format!("query: files: {} paths, at most {BROUGHT_MAX} are taken", brought.len())));
     }
@@ -153,7 +150,10 @@ pub(crate) fn brought(files: Option<&str>) -> Result<BTreeMap<String, BroughtTre
             return Err(invalid(format!("query: files: `{path}`: expected a path that begins with ./ or ../")));
         }
         if !is_digest(&tree.tree) {
-            return Err(invalid(format!("query: files: `{}` is no SHA-256: expected 64 lower-case hex digits", tree.tree)));
+            return Err(invalid(format!(
+                "query: files: `{}` is no SHA-256: expected 64 lower-case hex digits",
+                tree.tree
+            )));
         }
     }
     Ok(brought)

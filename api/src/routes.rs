@@ -97,12 +97,7 @@ fn table() -> Vec<Route> {
 }
 
 /// What clients speak to.
-pub fn rest_router(
-    control: App,
-    files: Arc<dyn Files>,
-    forward: Arc<dyn Forward>,
-    access: Access,
-) -> Router {
+pub fn rest_router(control: App, files: Arc<dyn Files>, forward: Arc<dyn Forward>, access: Access) -> Router {
     let (mut api, mut open) = (Router::new(), Router::new());
     let asking = Asking::new(control.clone(), forward.clone());
     for Route { method, path, answers, handler } in table() {
@@ -136,9 +131,8 @@ pub fn rest_router(
 
 /// What members speak to, over a mesh stream: the sender has authenticated the caller and names it in a header.
 pub fn link_router(control: App) -> Router {
-    let forwarded = table()
-        .into_iter()
-        .filter(|route| matches!(route.answers, Answers::Leader | Answers::LeaderUnlessStale));
+    let forwarded =
+        table().into_iter().filter(|route| matches!(route.answers, Answers::Leader | Answers::LeaderUnlessStale));
     forwarded
         .fold(Router::new(), |router, route| router.route(route.path, route.handler))
         .layer(middleware::from_fn(believe_member))

@@ -110,7 +110,10 @@ async fn an_artifact_is_read_here_after_the_leader_said_what_there_is() {
 
     let part = [by_john, ("range", "bytes=5-"), ("if-range", "\"0\"")];
     let part = ask(&app, request(&format!("GET {path}"), &part, "")).await;
-    assert_eq!((part.status(), &part.headers()["content-range"]), (StatusCode::PARTIAL_CONTENT, &value("bytes 5-16/17")));
+    assert_eq!(
+        (part.status(), &part.headers()["content-range"]),
+        (StatusCode::PARTIAL_CONTENT, &value("bytes 5-16/17"))
+    );
     assert_eq!(part.into_body().collect().await.unwrap().to_bytes(), &ARTIFACT[5..]);
     let beyond = ask(&app, request(&format!("GET {path}"), &[by_john, ("range", "bytes=17-")], "")).await;
     assert_eq!((beyond.status().as_u16(), &beyond.headers()["content-range"]), (416, &value("bytes */17")));

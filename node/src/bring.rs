@@ -103,7 +103,10 @@ impl Beside {
     pub fn explain(&self, mut refusal: Refusal) -> Refusal {
         for (path, at) in &self.absent {
             let at = std::path::absolute(at).unwrap_or_else(|_| at.clone());
-            refusal.text.push_str(&format!("\n  note: `{path}` was looked for here at {}: no such file or folder", at.display()));
+            refusal.text.push_str(&format!(
+                "\n  note: `{path}` was looked for here at {}: no such file or folder",
+                at.display()
+            ));
         }
         refusal
     }
@@ -184,7 +187,8 @@ impl Found {
         paths.sort();
         let (mut tree, mut files) = (Tree { folder, files: Vec::with_capacity(paths.len()) }, BTreeMap::new());
         for (path, file) in paths {
-            let (sha256, bytes) = digest(&file, bar).map_err(|e| Refusal::new(2, format!("read {}: {e}", file.display())))?;
+            let (sha256, bytes) =
+                digest(&file, bar).map_err(|e| Refusal::new(2, format!("read {}: {e}", file.display())))?;
             files.insert(sha256.clone(), file);
             tree.files.push(TreeFile { path, bytes, sha256 });
         }
@@ -199,7 +203,10 @@ fn walk(folder: &Path, prefix: &str, depth: usize, into: &mut Vec<(String, PathB
     for entry in fs::read_dir(folder).map_err(|e| unread(folder, e))? {
         let path = entry.map_err(|e| unread(folder, e))?.path();
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
-            return Err(Refusal::new(2, format!("{}: a name that is no UTF-8 can't be sent: rename it", path.display())));
+            return Err(Refusal::new(
+                2,
+                format!("{}: a name that is no UTF-8 can't be sent: rename it", path.display()),
+            ));
         };
         if name.starts_with(".mloc-") {
             continue;
@@ -254,7 +261,8 @@ async fn send(client: &Client, sha256: &str, from: u64, source: &Source, bar: &T
                 };
                 let now = now.context("read it again")?.with_context(|| format!("read {}", path.display()))?;
                 if now.0 != sha256 {
-                    let text = format!("{} was changed while it was sent: submit again when it is whole", path.display());
+                    let text =
+                        format!("{} was changed while it was sent: submit again when it is whole", path.display());
                     return Err(Refusal::new(1, text));
                 }
             }

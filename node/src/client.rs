@@ -254,9 +254,8 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request
-            .body(body)
-            .map_err(|e| Refusal::new(2, format!("--node {}: {e}; write HOST:PORT", self.base)))?;
+        let request =
+            request.body(body).map_err(|e| Refusal::new(2, format!("--node {}: {e}; write HOST:PORT", self.base)))?;
         let response = self.http.request(request).await.map_err(|e| {
             let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
             Refusal::new(

@@ -9,8 +9,8 @@ use mloc_api::{
     Caller, Control, ControlError,
     control::{Freshness, LogsFrom, Submission},
     view::{
-        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, ResultView, StatsQuery, StatsView, TaskFilter, TaskPage,
-        TaskView,
+        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, ResultView, StatsQuery, StatsView, TaskFilter,
+        TaskPage, TaskView,
     },
 };
 use mloc_core::{
@@ -98,9 +98,7 @@ impl MeshControl {
             .flatten();
         let result = match &task.ended {
             Some(TaskEnd::Completed { result, .. }) => {
-                let finished = |a: &&Attempt| {
-                    matches!(&a.state, AttemptState::Ended { how: AttemptEnd::Finished, .. })
-                };
+                let finished = |a: &&Attempt| matches!(&a.state, AttemptState::Ended { how: AttemptEnd::Finished, .. });
                 let made = task.replicas.iter().flat_map(|r| &r.attempts).rfind(finished);
                 Some(ResultView {
                     location: result.location.clone(),
@@ -287,13 +285,8 @@ impl Control for MeshControl {
             };
             return Ok(Accepted { task, created: false, notes, explain: Some(ExplainView { explanation, text }) });
         }
-        let entry = Entry::Submit {
-            task: id.clone(),
-            spec: Box::new(parsed.spec),
-            request,
-            body_digest: digest,
-            at: now,
-        };
+        let entry =
+            Entry::Submit { task: id.clone(), spec: Box::new(parsed.spec), request, body_digest: digest, at: now };
         let (task, created) = match self.propose(entry).await? {
             Outcome::Applied => (id, true),
             Outcome::Duplicate(first) => (first, false),
@@ -467,12 +460,12 @@ impl Control for MeshControl {
     async fn metrics(&self) -> String {
         let (leader, health) = (self.mesh.leader(), self.mesh.health());
         let ledger = self.holds_ledger().then(|| self.mesh.read(|l| LedgerFigures::of(l, self.mesh.voters().len())));
-        let streams = health.streams.iter().flat_map(|(kind, traffic)| {
-            [(*kind, "received", traffic.received), (*kind, "sent", traffic.sent)]
-        });
-        let streams = streams.map(|(kind, way, bytes)| {
-            (format!("{{about=\"{}\",direction=\"{way}\"}}", kind.name()), bytes)
-        });
+        let streams = health
+            .streams
+            .iter()
+            .flat_map(|(kind, traffic)| [(*kind, "received", traffic.received), (*kind, "sent", traffic.sent)]);
+        let streams =
+            streams.map(|(kind, way, bytes)| (format!("{{about=\"{}\",direction=\"{way}\"}}", kind.name()), bytes));
         views::metrics_text(&Figures {
             ledger,
             leads: matches!(leader, LeaderView::Here { .. }),

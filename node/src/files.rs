@@ -169,13 +169,7 @@ impl Files for NodeFiles {
         self.blocking(move |uploads| uploads.have(&sha256)).await
     }
 
-    async fn upload(
-        &self,
-        sha256: &str,
-        offset: u64,
-        length: u64,
-        bytes: FileBytes,
-    ) -> Result<Uploaded, ControlError> {
+    async fn upload(&self, sha256: &str, offset: u64, length: u64, bytes: FileBytes) -> Result<Uploaded, ControlError> {
         self.uploads.receive(sha256, offset, length, bytes).await
     }
 
@@ -208,7 +202,8 @@ impl Files for NodeFiles {
             Ok(file) => Ok(file.bytes),
             Err(there) => {
                 let here = why_not_here.map(|why| format!("; this node itself can't read it either: {why}"));
-                let text = format!("`{path}` can't be read on {}: {there}{}", result.node_name, here.unwrap_or_default());
+                let text =
+                    format!("`{path}` can't be read on {}: {there}{}", result.node_name, here.unwrap_or_default());
                 Err(match there {
                     PeerError::Unreachable(_) => ControlError::Unavailable(text),
                     PeerError::Unknown(_) => ControlError::NotFound(format!("such file any more: {text}")),
@@ -241,7 +236,11 @@ pub async fn collect_uploads(uploads: Arc<Uploads>, node: NodeId, asking: Asking
             },
         };
         if collected.files > 0 {
-            info!(files = collected.files, bytes = show_bytes(collected.bytes), "uploads that no task needs were removed");
+            info!(
+                files = collected.files,
+                bytes = show_bytes(collected.bytes),
+                "uploads that no task needs were removed"
+            );
         }
         // Each reason once: an outage is not news every minute.
         if let Some(why) = collected.kept_because.as_ref().filter(|why| said.as_ref() != Some(*why)) {
@@ -252,7 +251,9 @@ pub async fn collect_uploads(uploads: Arc<Uploads>, node: NodeId, asking: Asking
 }
 
 /// What of a task's sources came along with it.
-pub fn brought_of<'s>(sources: impl Iterator<Item = &'s Location>) -> impl Iterator<Item = (NodeId, String, String, u64)> {
+pub fn brought_of<'s>(
+    sources: impl Iterator<Item = &'s Location>,
+) -> impl Iterator<Item = (NodeId, String, String, u64)> {
     sources.filter_map(|source| match source {
         Location::Submitted { node, tree, path, bytes } => Some((node.clone(), tree.clone(), path.clone(), *bytes)),
         Location::Local { .. }

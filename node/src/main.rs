@@ -1,7 +1,7 @@
 //! `mloc`: the command line, and the daemon behind `up`, `join` and `run`.
 
-mod cli;
 mod bring;
+mod cli;
 mod client;
 mod commands;
 mod config;

@@ -187,7 +187,10 @@ impl Uploads {
                     return Err(ControlError::Conflict(text));
                 }
                 if have.bytes != file.bytes {
-                    let detail = format!("`{path}`: the list says {} bytes of `{}`, and it has {}", file.bytes, file.path, have.bytes);
+                    let detail = format!(
+                        "`{path}`: the list says {} bytes of `{}`, and it has {}",
+                        file.bytes, file.path, have.bytes
+                    );
                     return Err(ControlError::Invalid { detail, problems: Vec::new() });
                 }
             }
@@ -202,7 +205,8 @@ impl Uploads {
 
     fn touch(&self, path: &Path, now: SystemTime) -> Result<(), ControlError> {
         // Not at every look: a list may name a hundred thousand files.
-        let recent = |modified: SystemTime| now.duration_since(modified).is_ok_and(|age| age < self.limits.keep_for / 4);
+        let recent =
+            |modified: SystemTime| now.duration_since(modified).is_ok_and(|age| age < self.limits.keep_for / 4);
         if fs::metadata(path).and_then(|meta| meta.modified()).is_ok_and(recent) {
             return Ok(());
         }
@@ -247,7 +251,9 @@ impl Uploads {
 
     /// Bytes that are here.
     fn used(&self) -> u64 {
-        let sizes = |folder: &Path| -> u64 { files_in(folder).filter_map(|path| fs::metadata(path).ok()).map(|m| m.len()).sum() };
+        let sizes = |folder: &Path| -> u64 {
+            files_in(folder).filter_map(|path| fs::metadata(path).ok()).map(|m| m.len()).sum()
+        };
         let shelves = folders_in(&self.root.join("sha256"));
         shelves.map(|shelf| sizes(&shelf)).sum::<u64>() + sizes(&self.root.join("part"))
     }

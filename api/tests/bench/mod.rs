@@ -19,8 +19,8 @@ use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use mloc_api::{
     Access, Caller, Control, ControlError, UserTokens,
     control::{Freshness, LogsFrom, Submission},
-    forward::{Duplex, Forward, Leader},
     files::{FileBytes, Files, Uploaded},
+    forward::{Duplex, Forward, Leader},
     view::{
         Accepted, AttemptView, BroughtView, Event, ExplainView, GpuView, MeshView, Missing, NodeView, ResultView,
         StatsQuery, StatsView, TaskFilter, TaskPage, TaskView, UsageRow,
@@ -30,8 +30,8 @@ use mloc_core::{
     files::BroughtTree,
     id::{NodeId, TaskId},
     ledger::entry::Artifact,
-    task::spec::Location,
     schedule::{Explanation, NodeExplanation, NodeReason},
+    task::spec::Location,
     wire::Progress,
 };
 use serde_json::Value;
@@ -188,13 +188,7 @@ impl Files for Fake {
         Ok(Uploaded { bytes: 4, whole: false })
     }
 
-    async fn upload(
-        &self,
-        sha256: &str,
-        offset: u64,
-        length: u64,
-        bytes: FileBytes,
-    ) -> Result<Uploaded, ControlError> {
+    async fn upload(&self, sha256: &str, offset: u64, length: u64, bytes: FileBytes) -> Result<Uploaded, ControlError> {
         let got: Vec<_> = bytes.map(|piece| piece.unwrap()).collect().await;
         let text = String::from_utf8(got.concat()).unwrap();
         self.note(format!("upload {} from {offset}, {length} bytes: {text}", &sha256[..4]));

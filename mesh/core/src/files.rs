@@ -57,7 +57,9 @@ pub enum BadTree {
         found: usize,
     },
     /// A name that would lie elsewhere than below its folder.
-    #[error("file name `{0}` is refused: names are relative, with `/`, at most {PATH_BYTES_MAX} bytes, without `..`, `\\`, control characters and parts that are empty or begin with `.mloc-`")]
+    #[error(
+        "file name `{0}` is refused: names are relative, with `/`, at most {PATH_BYTES_MAX} bytes, without `..`, `\\`, control characters and parts that are empty or begin with `.mloc-`"
+    )]
     Name(String),
     /// A digest that is none.
     #[error("`{0}` is no SHA-256: expected 64 lower-case hex digits")]
@@ -123,9 +125,7 @@ impl Tree {
 /// Whether a name stays below its folder, and out of files that are MLOC's own.
 pub fn is_below(name: &str) -> bool {
     let part = |part: &str| !matches!(part, "" | "." | "..") && !part.starts_with(".mloc-");
-    name.len() <= PATH_BYTES_MAX
-        && name.split('/').all(part)
-        && !name.contains(|c: char| c == '\\' || c.is_control())
+    name.len() <= PATH_BYTES_MAX && name.split('/').all(part) && !name.contains(|c: char| c == '\\' || c.is_control())
 }
 
 /// Whether a text is a SHA-256 as it is written here.
@@ -221,10 +221,13 @@ mod tests {
 
     #[test]
     fn a_tree_that_would_write_elsewhere_is_none() {
-        for bad in ["../a", "/etc/passwd", "a/../b", "a//b", "", ".", "a\\b", "a\nb", ".mloc-pull/x", &"a".repeat(2000)] {
+        for bad in ["../a", "/etc/passwd", "a/../b", "a//b", "", ".", "a\\b", "a\nb", ".mloc-pull/x", &"a".repeat(2000)]
+        {
             assert!(matches!(folder(&[bad]).to_bytes(), Err(BadTree::Name(_))), "{bad:?}");
         }
-        for (paths, what) in [(&["b", "a"][..], "out of order"), (&["a", "a"], "twice"), (&["a", "a/b"], "below a file")] {
+        for (paths, what) in
+            [(&["b", "a"][..], "out of order"), (&["a", "a"], "twice"), (&["a", "a/b"], "below a file")]
+        {
             assert!(matches!(folder(paths).to_bytes(), Err(BadTree::Order(_))), "{what}");
         }
         assert_eq!(folder(&[]).to_bytes(), Err(BadTree::Empty));
@@ -250,14 +253,22 @@ mod tests {
             trees: paths.iter().map(|p| ((*p).to_owned(), BroughtTree { tree: digest.clone(), bytes: 7 })).collect(),
         };
         let problems = parse_with(TASK.as_bytes(), "t", &brought(&["./train.jsonl"])).unwrap_err().to_string();
-        assert!(problems.contains("t:6:39: spec.model.source.path: found `../model`, expected a file or folder that came"), "{problems}");
+        assert!(
+            problems.contains("t:6:39: spec.model.source.path: found `../model`, expected a file or folder that came"),
+            "{problems}"
+        );
         // A destination is somewhere on the mesh, never beside the file.
         assert!(problems.contains("spec.output.destination.path: found `./out`"), "{problems}");
         assert!(!problems.contains("train.jsonl"), "{problems}");
         let text = TASK.replace("./out", "volume/out");
         let all = brought(&["./train.jsonl", "../model"]);
         let spec = parse_with(text.as_bytes(), "t", &all).unwrap().spec;
-        let place = |path: &str| Location::Submitted { node: NodeId::new("n"), tree: digest.clone(), path: path.into(), bytes: 7 };
+        let place = |path: &str| Location::Submitted {
+            node: NodeId::new("n"),
+            tree: digest.clone(),
+            path: path.into(),
+            bytes: 7,
+        };
         assert_eq!(spec.dataset.as_ref().unwrap().source, place("./train.jsonl"));
         assert_eq!(spec.model.as_ref().unwrap().source, place("../model"));
         assert!(spec.needs().contains("source:submitted"));

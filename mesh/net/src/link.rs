@@ -27,23 +27,19 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
-use tokio_util::{
-    compat::FuturesAsyncReadCompatExt,
-    sync::CancellationToken,
-    task::TaskTracker,
-};
+use tokio_util::{compat::FuturesAsyncReadCompatExt, sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-pub use self::{
-    advertise::{BadAdvertise, LinkAdvertise},
-    stream::{LinkStream, StreamKind, Traffic},
-};
 use self::{
     address_book::Addresses,
     advertise::{listen_addresses, told},
     restarts::Restarts,
     stream::Counters,
     swarm_task::{Command, Shared, SwarmTask},
+};
+pub use self::{
+    advertise::{BadAdvertise, LinkAdvertise},
+    stream::{LinkStream, StreamKind, Traffic},
 };
 use crate::{
     gossip::Members,

@@ -18,7 +18,9 @@ const TASK: &str = "apiVersion: mloc/v1\nkind: TrainingTask\nmetadata: {name: t}
 
 /// A folder with a task and what lies beside it.
 fn beside(top: &Path) -> PathBuf {
-    for (name, text) in [("set.jsonl", "{}\n"), ("in/model/config.json", "{}"), ("in/model/a/w.bin", "www"), ("in/task.yaml", TASK)] {
+    for (name, text) in
+        [("set.jsonl", "{}\n"), ("in/model/config.json", "{}"), ("in/model/a/w.bin", "www"), ("in/task.yaml", TASK)]
+    {
         let path = top.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();

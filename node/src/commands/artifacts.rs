@@ -58,7 +58,8 @@ pub async fn get(args: GetArgs) -> Result<(), Refusal> {
     let bar = TransferBar::new("fetching");
     bar.add(chosen.iter().map(|artifact| artifact.bytes).sum());
     let fetches = chosen.into_iter().map(|artifact| {
-        let (client, root, bar, from) = (&client, &root, &bar, format!("{}/{}", place(&id), path_encode(&artifact.path)));
+        let (client, root, bar, from) =
+            (&client, &root, &bar, format!("{}/{}", place(&id), path_encode(&artifact.path)));
         async move {
             let goal = Goal::find(root, artifact, force)?;
             fetch(client, &from, artifact, &goal, bar).await?;
@@ -110,7 +111,10 @@ impl Goal {
             Err(e) => return Err(outside(&e.to_string())),
         };
         if !there && !force {
-            return Err(outside(&format!("{} is there and is something else (hint: --force, or -o DIR)", file.display())));
+            return Err(outside(&format!(
+                "{} is there and is something else (hint: --force, or -o DIR)",
+                file.display()
+            )));
         }
         Ok(Self { file, part, there })
     }
@@ -126,7 +130,13 @@ fn digest(path: &Path) -> io::Result<String> {
     }
 }
 
-async fn fetch(client: &Client, from: &str, artifact: &Artifact, goal: &Goal, bar: &TransferBar) -> Result<(), Refusal> {
+async fn fetch(
+    client: &Client,
+    from: &str,
+    artifact: &Artifact,
+    goal: &Goal,
+    bar: &TransferBar,
+) -> Result<(), Refusal> {
     if goal.there {
         bar.moved(artifact.bytes);
         return Ok(());
@@ -158,7 +168,8 @@ async fn fetch(client: &Client, from: &str, artifact: &Artifact, goal: &Goal, ba
         // It is of no use to anybody who goes on from it.
         fs::remove_file(&goal.part).with_context(|| format!("remove {}", goal.part.display()))?;
         if std::mem::replace(&mut began_again, true) {
-            let text = format!("`{}` came with SHA-256 {found}, and the ledger says {}", artifact.path, artifact.sha256);
+            let text =
+                format!("`{}` came with SHA-256 {found}, and the ledger says {}", artifact.path, artifact.sha256);
             return Err(Refusal::new(1, text));
         }
     }
@@ -219,7 +230,12 @@ async fn fetch_on(
         None if has == artifact.bytes => Ok(()),
         why => {
             let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-            let text = format!("`{}` broke off after {} of {}{why}", artifact.path, show_bytes(has), show_bytes(artifact.bytes));
+            let text = format!(
+                "`{}` broke off after {} of {}{why}",
+                artifact.path,
+                show_bytes(has),
+                show_bytes(artifact.bytes)
+            );
             Err(Refusal::new(4, text))
         }
     }

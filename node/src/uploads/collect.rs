@@ -33,13 +33,16 @@ impl Uploads {
             age >= self.limits.keep_for
         };
         // Those that were named until a while ago count as well.
-        let mut trees: BTreeMap<String, PathBuf> =
-            files_in(&self.root.join("trees")).filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path))).collect();
+        let mut trees: BTreeMap<String, PathBuf> = files_in(&self.root.join("trees"))
+            .filter_map(|path| Some((path.file_name()?.to_str()?.to_owned(), path)))
+            .collect();
         trees.extend(named.iter().map(|tree| (tree.clone(), self.mark(tree))));
         let mut needed = BTreeSet::new();
         for (tree, mark) in trees {
             if named.contains(&tree) {
-                if let Err(error) = fs::write(&mark, b"").and_then(|()| fs::File::options().append(true).open(&mark)?.set_modified(now)) {
+                if let Err(error) =
+                    fs::write(&mark, b"").and_then(|()| fs::File::options().append(true).open(&mark)?.set_modified(now))
+                {
                     collected.kept_because = Some(format!("cannot mark {}: {error}", mark.display()));
                     return collected;
                 }
@@ -52,7 +55,8 @@ impl Uploads {
                 Ok(list) => needed.extend(list.files.into_iter().map(|file| file.sha256)),
                 Err(error) if named.contains(&tree) => {
                     // Nobody knows which files it names.
-                    collected.kept_because = Some(format!("the list {tree}, which a live task names, is lost: {error}"));
+                    collected.kept_because =
+                        Some(format!("the list {tree}, which a live task names, is lost: {error}"));
                     return collected;
                 }
                 Err(_) => {}

@@ -64,7 +64,10 @@ async fn an_upload_that_breaks_goes_on_where_it_broke_and_is_whole_only_with_its
     let file = noise(0, 3 << 20);
     let (sha256, total) = (digest(&file), file.len() as u64);
     let cut = uploads.receive(&sha256, 0, total, body(&file[..2_000_000], true)).await.unwrap_err();
-    assert!(matches!(&cut, ControlError::CutOff(why) if why.contains("byte 2000000") && why.contains("the line broke")), "{cut}");
+    assert!(
+        matches!(&cut, ControlError::CutOff(why) if why.contains("byte 2000000") && why.contains("the line broke")),
+        "{cut}"
+    );
     assert_eq!(uploads.have(&sha256).unwrap(), Uploaded { bytes: 2_000_000, whole: false });
     assert!(uploads.read(&sha256).unwrap().is_none(), "nobody is given a part");
     let gap = uploads.receive(&sha256, 2_000_001, 1, body(b"x", false)).await.unwrap_err();
@@ -144,13 +147,19 @@ async fn a_task_brings_only_what_is_here_and_as_its_list_says() {
     let missing = uploads.missing(&brought.tree, now).unwrap();
     assert_eq!(missing, [Missing { sha256: digest(b"bc"), bytes: 2, there: 1 }]);
     let gone = uploads.keep(&with(&brought), now).unwrap_err();
-    assert!(matches!(&gone, ControlError::Conflict(why) if why.contains("b/c.txt") && why.contains("./data")), "{gone}");
+    assert!(
+        matches!(&gone, ControlError::Conflict(why) if why.contains("b/c.txt") && why.contains("./data")),
+        "{gone}"
+    );
     let none = BroughtTree { tree: digest(b"none"), bytes: 0 };
     let none = uploads.keep(&with(&none), now).unwrap_err();
     assert!(matches!(&none, ControlError::Conflict(why) if why.contains("did not come along")), "{none}");
     let no_list = put(&uploads, b"just a file").await;
     let no_list = uploads.keep(&with(&BroughtTree { tree: no_list, bytes: 0 }), now).unwrap_err();
-    assert!(matches!(&no_list, ControlError::Invalid { detail, .. } if detail.contains("no list of files")), "{no_list}");
+    assert!(
+        matches!(&no_list, ControlError::Invalid { detail, .. } if detail.contains("no list of files")),
+        "{no_list}"
+    );
 }
 
 #[tokio::test]

@@ -192,11 +192,7 @@ impl Incoming {
     }
 }
 
-async fn serve(
-    mut streams: mpsc::Receiver<(NodeId, LinkStream)>,
-    source: Arc<dyn FileSource>,
-    silence: Duration,
-) {
+async fn serve(mut streams: mpsc::Receiver<(NodeId, LinkStream)>, source: Arc<dyn FileSource>, silence: Duration) {
     let reading = Arc::new(Semaphore::new(READING_MAX));
     // Ended with this.
     let mut open = JoinSet::new();
