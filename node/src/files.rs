@@ -225,7 +225,7 @@ pub async fn collect_uploads(uploads: Arc<Uploads>, node: NodeId, asking: Asking
         let path = format!("/api/v1/files?node={node}");
         let collected = match asking.read::<Vec<BroughtView>>(&Caller::admin(), &path).await {
             Ok(live) => {
-                let named: BTreeSet<String> = live.into_iter().map(|brought| brought.tree).collect();
+                let named: BTreeSet<String> = live.into_iter().map(|b| b.tree).filter(|tree| is_digest(tree)).collect();
                 let here = uploads.clone();
                 let done = tokio::task::spawn_blocking(move || here.collect(&named, SystemTime::now())).await;
                 done.unwrap_or_default()

@@ -16,7 +16,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -50,6 +53,8 @@ const KEEP_FOR_LEAST: Duration = Duration::from_secs(120);
 pub struct Uploads {
     root: PathBuf,
     limits: Limits,
+    /// Bytes that are here; counted anew at each collection.
+    used: AtomicU64,
     /// Held while it is decided what is kept, and while it is removed.
     gate: Mutex<()>,
     /// One writer for each part.
@@ -74,7 +79,10 @@ impl Uploads {
             fs::create_dir_all(root.join(folder))?;
         }
         let limits = Limits { keep_for: limits.keep_for.max(KEEP_FOR_LEAST), ..limits };
-        Ok(Self { root, limits, gate: Mutex::default(), writers: Mutex::default() })
+        let used = AtomicU64::new(0);
+        let uploads = Self { root, limits, used, gate: Mutex::default(), writers: Mutex::default() };
+        uploads.count();
+        Ok(uploads)
     }
 
     /// How long what no live task names is kept.
@@ -87,7 +95,7 @@ impl Uploads {
     }
 
     fn whole(&self, sha256: &str) -> PathBuf {
-        self.root.join("sha256").join(&sha256[..2]).join(sha256)
+        self.root.join("sha256").join(sha256.get(..2).unwrap_or("odd")).join(sha256)
     }
 
     fn mark(&self, tree: &str) -> PathBuf {
@@ -227,7 +235,7 @@ impl Uploads {
                 show_bytes(max)
             )));
         }
-        let used = self.used();
+        let used = self.used.load(Ordering::Relaxed);
         if used.saturating_add(more) > max {
             return Err(ControlError::NoRoom(format!(
                 "uploads on this node take {} of {} (uploads.maxBytes in its node.yaml), and {} more do not fit: they go \
@@ -249,13 +257,19 @@ impl Uploads {
         Ok(())
     }
 
-    /// Bytes that are here.
-    fn used(&self) -> u64 {
-        let sizes = |folder: &Path| -> u64 {
-            files_in(folder).filter_map(|path| fs::metadata(path).ok()).map(|m| m.len()).sum()
-        };
-        let shelves = folders_in(&self.root.join("sha256"));
-        shelves.map(|shelf| sizes(&shelf)).sum::<u64>() + sizes(&self.root.join("part"))
+    /// Counts the bytes that are here. Blocks.
+    fn count(&self) {
+        let size = |path: PathBuf| fs::metadata(path).map_or(0, |meta| meta.len());
+        let shelves = folders_in(&self.root.join("sha256")).flat_map(|shelf| files_in(&shelf));
+        let bytes = shelves.chain(files_in(&self.root.join("part"))).map(size).sum();
+        self.used.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes came, or went.
+    fn changed(&self, came: u64, went: u64) {
+        let after = |used: u64| Some(used.saturating_add(came).saturating_sub(went));
+        // It never refuses.
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after);
     }
 }
 

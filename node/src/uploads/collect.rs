@@ -75,6 +75,7 @@ impl Uploads {
                 Err(error) => collected.kept_because = Some(format!("cannot remove {}: {error}", path.display())),
             }
         }
+        self.count();
         collected
     }
 }

@@ -105,6 +105,7 @@ impl Uploads {
             }
             uploads.room_for(length.saturating_sub(have.bytes - offset))?;
             let path = uploads.part(&name);
+            uploads.changed(0, have.bytes - offset);
             Part::open(path.clone(), offset).map(Ok).map_err(|e| broken("write", &path, &e))
         });
         let mut part = match opened.await? {
@@ -125,6 +126,7 @@ impl Uploads {
             let over = broke.is_some() || come >= end;
             if block.len() >= BLOCK || (over && !block.is_empty()) {
                 let full = std::mem::replace(&mut block, Vec::with_capacity(BLOCK));
+                self.changed(full.len() as u64, 0);
                 part = off_thread(move || {
                     part.write(&full).map_err(|e| broken("write", &part.path, &e))?;
                     Ok(part)
@@ -149,6 +151,7 @@ impl Uploads {
         let (name, whole) = (sha256.to_owned(), self.whole(sha256));
         let right = off_thread(move || part.finish(&name, &whole).map_err(|e| broken("keep", &whole, &e))).await?;
         if !right {
+            self.changed(0, bytes);
             let detail = format!("these {bytes} bytes are not those of {sha256}: begin again, at byte 0");
             return Err(ControlError::Invalid { detail, problems: Vec::new() });
         }
