@@ -1,25 +1,20 @@
 //! One file of a result, read where it lies: at a destination, or in the folder of an attempt without one. Only what the
 //! result's manifest names is given.
 
-use std::{io::SeekFrom, ops::Range, path::Path};
+use std::{ops::Range, path::Path};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream, stream::BoxStream};
 use mloc_core::{id::AttemptId, task::spec::Location};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::{
     Store,
     disk::{self, off_thread},
     error::StoreError,
+    folder::Folder,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
-    place::Place,
-    remote::{Object, Remote},
-    volume::Inside,
+    place::Area,
 };
-
-/// Bytes of a file read at once.
-const PIECE_BYTES: usize = 256 << 10;
 
 /// A file of a result, opened.
 pub struct ArtifactFile {
@@ -49,7 +44,7 @@ impl Store {
         path: &str,
         range: Range<u64>,
     ) -> Result<ArtifactFile, StoreError> {
-        open(&self.place(destination)?, attempt, path, range).await
+        open(&*self.area(destination)?, attempt, path, range).await
     }
 
     /// Opens a file of a result that stayed in its attempt's folder, or with [`MANIFEST`] the list of them.
@@ -63,16 +58,9 @@ impl Store {
         path: &str,
         range: Range<u64>,
     ) -> Result<ArtifactFile, StoreError> {
-        let folder = folder.to_owned();
-        let place = off_thread(move || {
-            let given = folder.display().to_string();
-            match folder.canonicalize() {
-                Ok(root) => Ok(Place::Folder { given, inside: Inside { path: root.clone(), root } }),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(gone(given)),
-                Err(e) => Err(StoreError::disk("follow", &folder, e)),
-            }
-        });
-        open(&place.await?, attempt, path, range).await
+        let (folder, given) = (folder.to_owned(), folder.display().to_string());
+        let area = off_thread(move || Folder::at(&folder)).await?;
+        open(&area.ok_or_else(|| gone(given))?, attempt, path, range).await
     }
 }
 
@@ -84,7 +72,12 @@ fn gone(place: String) -> StoreError {
     }
 }
 
-async fn open(place: &Place, attempt: &AttemptId, path: &str, range: Range<u64>) -> Result<ArtifactFile, StoreError> {
+async fn open(
+    place: &dyn Area,
+    attempt: &AttemptId,
+    path: &str,
+    range: Range<u64>,
+) -> Result<ArtifactFile, StoreError> {
     let Some(bytes) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? else { return Err(gone(place.url())) };
     let manifest = Manifest::read(&place.join(MANIFEST).url(), &bytes)?;
     let of = &manifest.attempt;
@@ -102,13 +95,10 @@ async fn open(place: &Place, attempt: &AttemptId, path: &str, range: Range<u64>)
         return Err(StoreError::NotFound { place: place.url(), found, hint: "its manifest lists what it has".into() });
     };
     let range = range.start.min(file.bytes)..range.end.min(file.bytes);
-    let bytes = match place {
-        Place::Folder { given, inside } => read_file(given, inside, path, range).await?,
-        Place::Bucket(bucket) => {
-            let key = bucket.join(path).key_of_itself();
-            let object = Object { name: path.to_owned(), key, bytes: file.bytes, etag: None, sha256: None };
-            bucket.read(&object, range).await?.map_err(std::io::Error::other).boxed()
-        }
+    let bytes = if range.is_empty() {
+        stream::empty().boxed()
+    } else {
+        place.read(path, range).await?.map_err(std::io::Error::other).boxed()
     };
     Ok(ArtifactFile { total: file.bytes, sha256: file.sha256, bytes })
 }
@@ -116,43 +106,4 @@ async fn open(place: &Place, attempt: &AttemptId, path: &str, range: Range<u64>)
 fn clamp(range: &Range<u64>, total: u64) -> Range<usize> {
     let at = |byte: u64| usize::try_from(byte.min(total)).unwrap_or(usize::MAX);
     at(range.start)..at(range.end).max(at(range.start))
-}
-
-/// A file below a folder, never one that a link has put elsewhere.
-async fn read_file(
-    given: &str,
-    inside: &Inside,
-    name: &str,
-    range: Range<u64>,
-) -> Result<BoxStream<'static, std::io::Result<Bytes>>, StoreError> {
-    let bad = || StoreError::BadName { place: given.to_owned(), name: name.to_owned() };
-    let path = inside.path.join(disk::below(name).ok_or_else(bad)?);
-    let (root, given) = (inside.root.clone(), given.to_owned());
-    let path = off_thread(move || {
-        let real = path.canonicalize().map_err(|e| StoreError::disk("follow", &path, e))?;
-        if real.starts_with(&root) {
-            return Ok(real);
-        }
-        Err(StoreError::Escapes { path: given, found: format!("a link leads to {}", real.display()) })
-    })
-    .await?;
-    let opening = async {
-        let mut file = tokio::fs::File::open(&path).await?;
-        file.seek(SeekFrom::Start(range.start)).await?;
-        Ok::<_, std::io::Error>(file)
-    };
-    let file = opening.await.map_err(|e| StoreError::disk("open", &path, e))?;
-    let left = range.end.saturating_sub(range.start);
-    let pieces = stream::try_unfold((file.take(left), left), |(mut file, left)| async move {
-        if left == 0 {
-            return Ok(None);
-        }
-        let mut piece = Vec::with_capacity(PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES)));
-        let read = file.read_buf(&mut piece).await? as u64;
-        if read == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(Some((Bytes::from(piece), (file, left - read))))
-    });
-    Ok(pieces.boxed())
 }

@@ -13,10 +13,12 @@ use mloc_core::{
 use mloc_exec::{PeerError, Peers};
 
 use crate::{
+    Store,
     config::Patience,
     disk,
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
+    place::Source,
     remote::{Body, Listing, Object, Remote},
 };
 
@@ -44,8 +46,13 @@ impl fmt::Debug for Peer {
 }
 
 impl Peer {
-    /// The way to a location that lies on a node; `None` when it does not.
-    pub fn open(peers: Option<&Arc<dyn Peers>>, location: &Location, patience: Patience) -> Option<Self> {
+    /// A source that lies on a node.
+    pub fn source(store: &Store, location: &Location) -> Result<Source, StoreError> {
+        let peer = Self::open(store.peers.as_ref(), location, store.config.patience);
+        peer.map(|peer| Source::Remote(Box::new(peer))).ok_or_else(|| StoreError::unsupported(location))
+    }
+
+    fn open(peers: Option<&Arc<dyn Peers>>, location: &Location, patience: Patience) -> Option<Self> {
         let (node, what) = match location {
             Location::Submitted { node, tree, path, bytes: _ } => {
                 (node, What::Brought { tree: tree.clone(), path: path.clone() })
