@@ -24,7 +24,10 @@ use mloc_core::{
 use mloc_exec::{PeerBytes, PeerError, Peers};
 use mloc_store::{MANIFEST, Store, StoreError};
 use sha2::{Digest, Sha256};
-use support::*;
+use support::{
+    moto::{Moto, at, with_credentials},
+    *,
+};
 
 const NODE: &str = "n";
 
@@ -271,4 +274,29 @@ async fn one_file_of_a_result_is_read_where_it_lies_and_only_what_its_manifest_n
     assert!(matches!(other, StoreError::Taken { .. }), "{other}");
     fs::remove_file(top.join("results").join(MANIFEST)).unwrap();
     assert!(matches!(read("w.bin", 0..1).await, Err(StoreError::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn one_file_of_a_result_in_a_bucket_is_read_in_ranges() {
+    let Some(moto) = Moto::start().await else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(with_credentials(config(dir.path()))).unwrap();
+    let weights = noise(4, 1 << 20);
+    fill(dir.path(), &[("w.bin", &weights), ("empty", b"")]);
+    let (id, to) = (attempt("t", 1), at(&moto.endpoint, "results/one"));
+    let made = outputs(&["w.bin", "empty"]);
+    store.publish(&id, Some(&to), dir.path(), &made, BTreeMap::new(), unseen()).await.unwrap();
+    moto.put("results/one/stray", b"s").await;
+    for (path, range, expected) in
+        [("w.bin", 0..u64::MAX, &weights[..]), ("w.bin", 1000..2000, &weights[1000..2000]), ("empty", 0..u64::MAX, b"")]
+    {
+        let file = store.open_published(&id, &to, path, range.clone()).await.unwrap();
+        let bytes: Vec<Bytes> = file.bytes.try_collect().await.unwrap();
+        assert!(bytes.concat() == expected, "{path} {range:?}");
+    }
+    let stray = store.open_published(&id, &to, "stray", 0..1).await.unwrap_err();
+    assert!(matches!(stray, StoreError::NotFound { .. }), "{stray}");
+    let elsewhere = at(&moto.endpoint, "results/two");
+    let none = store.open_published(&id, &elsewhere, "w.bin", 0..1).await.unwrap_err();
+    assert!(matches!(none, StoreError::NotFound { .. }), "{none}");
 }
