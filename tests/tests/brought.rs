@@ -6,6 +6,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, ensure};
@@ -13,7 +14,7 @@ use mloc_tests::{Sandbox, root};
 use serde_json::Value;
 
 /// Rides along with the model, so that its way takes a while.
-const BALLAST: usize = 96 << 20;
+const BALLAST: usize = 64 << 20;
 
 /// A fine-tune of a few steps on a model and data at these places.
 fn task(model: &str, data: &str) -> String {
@@ -34,6 +35,16 @@ spec:
   output: {{artifacts: [adapter_weights, training_logs]}}
 "
     )
+}
+
+/// What is tried here is the way of bytes, not how fast a silence is noticed: a machine that is busy with them, and with
+/// other things, must not look dead.
+const PATIENT: &str = "timing: {raftHeartbeatMs: 500, electionMinMs: 4000, electionMaxMs: 8000, gossipIntervalMs: 200, \
+                       voterStableMs: 500, voterGraceMs: 600000, leaseMs: 30000, workerHeartbeatMs: 1000, tickMs: 200}\n";
+/// One mesh at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static MESHES: Mutex<()> = Mutex::new(());
+    MESHES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 const IDLE: &str = "role: {work: false}";
@@ -90,7 +101,8 @@ fn adapter(sandbox: &Sandbox, ask: usize, id: &str, dir: &str) -> anyhow::Result
 
 #[test]
 fn files_beside_a_task_reach_a_worker_that_dies_in_between_and_the_leader_carries_none() -> anyhow::Result<()> {
-    let mut sandbox = Sandbox::new(&[])?;
+    let _alone = alone();
+    let mut sandbox = Sandbox::with_timing(&[], PATIENT)?;
     let (leader, taker) = (sandbox.start("a", IDLE)?, sandbox.start("b", IDLE)?);
     let quickstart = root().join("configs/quickstart");
     let config = format!("hardware: {{cpu: '1', memory: 8GiB}}\nvolumes: {{quickstart: {}}}", quickstart.display());
@@ -184,7 +196,8 @@ fn files_beside_a_task_reach_a_worker_that_dies_in_between_and_the_leader_carrie
 
 #[test]
 fn a_task_waits_for_the_node_that_took_it_when_that_node_is_away() -> anyhow::Result<()> {
-    let mut sandbox = Sandbox::new(&[])?;
+    let _alone = alone();
+    let mut sandbox = Sandbox::with_timing(&[], PATIENT)?;
     sandbox.mesh(&["a", "b", "d"], IDLE, 3)?;
     let (ask, taker) = (0, 1);
     let dir = sandbox.dir.path().to_owned();

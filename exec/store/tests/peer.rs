@@ -79,7 +79,9 @@ impl Peers for Mesh {
                     pieces.push(Err(io::Error::other("the line broke")));
                 }
                 let bytes = stream::iter(pieces)
-                    .inspect_ok(move |piece| drop(sent.fetch_add(piece.len() as u64, Ordering::SeqCst)))
+                    .inspect_ok(move |piece| {
+                        sent.fetch_add(piece.len() as u64, Ordering::SeqCst);
+                    })
                     .boxed();
                 Ok(PeerBytes { total: blob.len() as u64, sha256: None, length: part.len() as u64, bytes })
             }

@@ -4,7 +4,7 @@ use std::{io::Read, path::Path, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
-use mloc_api::view::{Accepted, ExplainView, MeshView, NodeView, StatsView, TaskPage, TaskView};
+use mloc_api::view::{ExplainView, MeshView, NodeView, StatsView, TaskPage, TaskView};
 use serde::Serialize;
 
 use crate::{
