@@ -39,6 +39,12 @@ pub enum Command {
     Cancel(TaskArgs),
     /// Say for each node why a task does not run there, and what would make it fit
     Explain(TaskArgs),
+    /// List or fetch what a task left, through any node
+    Artifacts {
+        /// What to do.
+        #[command(subcommand)]
+        verb: ArtifactsVerb,
+    },
     /// List nodes with their hardware
     Nodes(ListArgs),
     /// Let a node finish what it has and take nothing new
@@ -254,6 +260,36 @@ pub struct LogsArgs {
     /// The node to ask.
     #[command(flatten)]
     pub remote: Remote,
+}
+
+/// Verbs of `mloc artifacts`.
+#[derive(Debug, Subcommand)]
+pub enum ArtifactsVerb {
+    /// List the files of a task's result
+    Ls(TaskArgs),
+    /// Fetch them: a fetch that was interrupted goes on, and every file is held to its digest
+    Get(GetArgs),
+}
+
+/// `mloc artifacts get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// The task's id
+    pub id: String,
+    /// One file, a folder, or a pattern: * and ? within a name, ** across folders [default: all files]
+    pub path: Option<String>,
+    /// The folder to write to; the paths of the files go below it
+    #[arg(long, short = 'o', default_value = ".")]
+    pub dir: PathBuf,
+    /// Write over files of other content
+    #[arg(long)]
+    pub force: bool,
+    /// A node's REST address, HOST:PORT or URL; any node will do
+    #[arg(long, env = "MLOC_NODE", default_value = "127.0.0.1:7948")]
+    pub node: String,
+    /// File that holds the bearer token (or MLOC_API_TOKEN)
+    #[arg(long, env = "MLOC_API_TOKEN_FILE")]
+    pub api_token_file: Option<PathBuf>,
 }
 
 /// A listing without further choice.

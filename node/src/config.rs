@@ -49,6 +49,8 @@ pub struct NodeConfig {
     pub s3: S3,
     /// Pulled models and data sets.
     pub cache: CacheConfig,
+    /// Files that come along with tasks.
+    pub uploads: UploadsConfig,
     /// Secrets for `secretsFrom`: name → file that holds it.
     pub secrets: BTreeMap<String, PathBuf>,
     /// Labels for `placement.nodeSelector`.
@@ -220,6 +222,34 @@ impl From<Verify> for mloc_store::Verify {
     }
 }
 
+/// Files that come along with tasks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct UploadsConfig {
+    /// What they may take; half of their disk when absent.
+    pub max_bytes: Option<String>,
+    /// How long they stay once no task names them any more; a day when absent.
+    pub keep_for: Option<String>,
+}
+
+impl UploadsConfig {
+    /// What they may take, when it is said, and how long they stay.
+    ///
+    /// # Errors
+    /// When a text is no number of bytes, or no time.
+    pub fn settle(&self) -> anyhow::Result<(Option<u64>, Duration)> {
+        let bad = |key: &str, text: &str, e: quantity::BadQuantity| {
+            let hint = e.hint.map(|h| format!("; {h}")).unwrap_or_default();
+            anyhow::anyhow!("uploads.{key}: `{text}`: expected {}{hint}", e.expected)
+        };
+        let max = self.max_bytes.as_ref();
+        let max = max.map(|text| quantity::bytes(text).map_err(|e| bad("maxBytes", text, e))).transpose()?;
+        let keep = self.keep_for.as_ref();
+        let keep = keep.map(|text| quantity::duration_ms(text).map_err(|e| bad("keepFor", text, e))).transpose()?;
+        Ok((max, keep.map_or(Duration::from_secs(24 * 3600), Duration::from_millis)))
+    }
+}
+
 /// Durations after profile and file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Durations {
@@ -282,6 +312,7 @@ impl NodeConfig {
         if let Some(text) = &self.cache.max_bytes {
             self.cache_bytes_max().with_context(|| format!("cache.maxBytes: `{text}`"))?;
         }
+        self.uploads.settle()?;
         let s3 = &self.s3;
         let files = [&s3.access_key_id_file, &s3.secret_access_key_file, &s3.session_token_file];
         if s3.anonymous && files.iter().any(|file| file.is_some()) {
@@ -385,6 +416,11 @@ mod tests {
         let s3 = "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB, dir: /srv/mloc, verify: always}\n";
         assert_eq!(NodeConfig::parse(s3).unwrap().cache_bytes_max().unwrap(), Some(200 << 30));
         assert!(NodeConfig::parse("s3: {anonymous: true}\n").unwrap().s3.anonymous);
+        let uploads = "uploads: {maxBytes: 10GiB, keepFor: 2h}\n";
+        let two_hours = Duration::from_secs(7200);
+        assert_eq!(NodeConfig::parse(uploads).unwrap().uploads.settle().unwrap(), (Some(10 << 30), two_hours));
+        let error = format!("{:#}", NodeConfig::parse("uploads: {keepFor: long}\n").unwrap_err());
+        assert!(error.starts_with("uploads.keepFor: `long`: expected "), "{error}");
         for bad in [
             "s3: {anonymous: true, sessionTokenFile: /c}\n",
             "s3: {accessKeyIdFile: /a}\n",

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use mloc_api::{
     Access, Control, UserTokens,
-    forward::{Duplex, Forward, Leader},
+    forward::{Asking, Duplex, Forward, Leader},
 };
 use mloc_core::{
     capability::{Capability, Gpu, SIMULATED},
@@ -40,7 +40,9 @@ use tracing::{info, warn};
 use crate::{
     config::{NodeConfig, Profile, Vote},
     control::MeshControl,
+    files::{self, NodeFiles},
     logs::Logs,
+    uploads::{Limits, Uploads},
 };
 
 /// Messages to this node's worker that wait.
@@ -138,6 +140,12 @@ impl Node {
         )
         .await?;
 
+        let uploads = Uploads::open(&data_dir, upload_limits(&config).context(BadConfig)?);
+        let uploads = Arc::new(uploads.with_context(|| format!("make uploads/ in {}", data_dir.display()))?);
+        let files = NodeFiles::new(mesh.handle.clone(), store.clone(), uploads.clone(), data_dir.clone());
+        let files = Arc::new(files);
+        let store = store.with_peers(files.clone());
+
         let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
         let capability = capability(&settings, &config, &name, &offers);
         info!(
@@ -177,6 +185,10 @@ impl Node {
         own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), offers)));
         own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
+        own(Box::pin(mesh.handle.serve_files(files.clone())?));
+        let forward: Arc<dyn Forward> = Arc::new(MeshForward(mesh.handle.clone()));
+        let asking = Asking::new(control.clone(), forward.clone());
+        own(Box::pin(files::collect_uploads(uploads, mesh.handle.node().clone(), asking)));
 
         let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
         let listener = TcpListener::bind(bind).await.with_context(|| {
@@ -185,8 +197,7 @@ impl Node {
         let rest = listener.local_addr().context("the REST address")?;
         let tokens = user_tokens(&mesh.token);
         let access = if rest.ip().is_loopback() { Access::Trusted(tokens) } else { Access::TokenOnly(tokens) };
-        let forward = Arc::new(MeshForward(mesh.handle.clone()));
-        let app = mloc_api::rest_router(control, forward, access);
+        let app = mloc_api::rest_router(control, files, forward, access);
         let stopping = cancel.clone();
         tracker.spawn(async move {
             let serve = axum::serve(listener, app);
@@ -333,6 +344,15 @@ fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
     store.s3.session_token = config.s3.session_token_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.anonymous = config.s3.anonymous;
     Ok(store)
+}
+
+/// An upload that says nothing for so long has broken off: its client goes on with another.
+const UPLOAD_SILENCE: Duration = Duration::from_secs(60);
+
+fn upload_limits(config: &NodeConfig) -> anyhow::Result<Limits> {
+    let (bytes_max, keep_for) = config.uploads.settle()?;
+    let reserve = StoreConfig::default().reserve_bytes;
+    Ok(Limits { bytes_max, reserve, keep_for, silence: UPLOAD_SILENCE })
 }
 
 /// What the configuration says of this node's offers.

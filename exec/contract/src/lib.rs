@@ -18,6 +18,7 @@
 //! | [`event`] | what it says, one JSON object a line, versioned |
 //! | [`child`] | the child's main |
 //! | [`transfers`] | how bytes come and go, as the worker needs it |
+//! | [`peers`] | how bytes come from another node, as whoever pulls needs it |
 //! | [`failpoint`] | places where a test may kill the process |
 //!
 //! Deliberately absent: burn, libp2p, redb, an async runtime. A module is a plain loop on a thread of its own.
@@ -28,6 +29,7 @@ pub mod context;
 pub mod event;
 pub mod failpoint;
 pub mod module;
+pub mod peers;
 pub mod run;
 pub mod transfers;
 
@@ -36,6 +38,7 @@ pub use self::{
     context::{Asked, RunContext},
     event::Event,
     module::{Module, ModuleError, ModuleOutput, Output},
+    peers::{PeerBytes, PeerError, Peers},
     run::{DeviceChoice, Inputs, Run},
     transfers::{Arrived, MakeRoom, Moved, OnMoved, OnSaid, Transfers},
 };

@@ -62,6 +62,11 @@ impl Folders {
     }
 }
 
+/// Where a result without a destination lies on its worker, below the data directory.
+pub fn result_folder(data_dir: &Path, attempt: &AttemptId) -> PathBuf {
+    Folders::new(data_dir).artifacts(attempt)
+}
+
 /// A name that stays below its folder, whatever it was made from.
 fn one_name(text: &str) -> String {
     let fits =

@@ -37,6 +37,7 @@ mod tree;
 pub use mloc_exec::child;
 
 pub use self::{
+    folders::result_folder,
     journal::{Journal, JournalError},
     logs::AttemptLogs,
     probe::{ProbeSettings, probe},

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! Location + StoreConfig → kinds: one row each kind of place
-//!     → Source  a folder of a volume, or a Remote   (files of one version, read in ranges)
+//!     → Source  a folder of a volume, or a Remote   (files of one version, read in ranges; other nodes' too)
 //!     → Area    a folder of a volume, a prefix of a bucket
 //!   pull         Source → where the attempt can open it       (cache: each content once; transfer: chunks, resumed)
 //!   checkpoints  folder → TASK/REPLICA/step-N/ and back       (manifest last, digests checked)
 //!   publish      outputs → destination, once                  (manifest last, only where there is none)
+//!   artifact     a file of a result → whoever asks for it     (what the manifest names, nothing else)
 //! ```
 //!
 //! Every file is whole under its name or not there; every error says where, what was found and what would work, and
@@ -18,6 +19,7 @@
 //! Deliberately absent: burn, redb, libp2p.
 
 mod answer;
+mod artifact;
 mod azblob;
 mod bucket;
 mod cache;
@@ -31,6 +33,7 @@ mod gcs;
 mod kinds;
 mod manifest;
 mod meter;
+mod peer;
 mod place;
 mod publish;
 mod pull;
@@ -44,8 +47,10 @@ mod volume;
 use std::sync::Arc;
 
 use mloc_core::task::spec::Location;
+use mloc_exec::Peers;
 
 pub use self::{
+    artifact::ArtifactFile,
     cache::{Cache, CacheConfig, Holding, Verified, Verify},
     checkpoints::Fetched,
     config::{AzblobConfig, GcsConfig, Patience, S3Config, Secret, StoreConfig},
@@ -60,6 +65,7 @@ pub struct Store {
     config: Arc<StoreConfig>,
     client: client::Client,
     cache: cache::Cache,
+    peers: Option<Arc<dyn Peers>>,
 }
 
 impl Store {
@@ -76,7 +82,13 @@ impl Store {
         *dir = std::path::absolute(&*dir).map_err(|e| StoreError::disk("find", dir, e))?;
         let client = client::Client::new(&config.patience)?;
         let cache = cache::Cache::new(config.cache.clone());
-        Ok(Self { config: Arc::new(config), client, cache })
+        Ok(Self { config: Arc::new(config), client, cache, peers: None })
+    }
+
+    /// The same with a way to the files of other nodes.
+    #[must_use]
+    pub fn with_peers(self, peers: Arc<dyn Peers>) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// Where pulled sources are kept.

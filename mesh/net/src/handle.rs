@@ -25,7 +25,10 @@ use crate::{
     clock::SteadyClock,
     gossip::{Gossip, PublishError, keys},
     leadership::{Confirmed, leader_of},
-    link::{Channel, LinkHandle, LinkStream, StreamKind},
+    link::{
+        Channel, LinkHandle, LinkStream, StreamKind, Traffic,
+        files::{FileError, FileRequest, FileSource, IncomingFile},
+    },
     quic_transport::{GossipEndpoint, LeaderHint, TransportStats},
     raft::{Backup, Consensus, ProposeError, RaftHealth, ReadError},
     voting::Voting,
@@ -85,6 +88,8 @@ pub struct MeshHealth {
     pub gossip: TransportStats,
     /// Members with a link now.
     pub links: usize,
+    /// Bytes of streams since the start, by what they are about.
+    pub streams: Vec<(StreamKind, Traffic)>,
     /// Peers refused of late, or that refused this node, each reason once: strangers, other meshes, wrong tokens.
     pub refusals: usize,
 }
@@ -268,6 +273,7 @@ impl MeshHandle {
             raft: self.inner.consensus.health(),
             gossip: self.inner.endpoint.stats(),
             links: self.inner.link.connected().borrow().len(),
+            streams: self.inner.link.traffic(),
             refusals: self.inner.endpoint.refusals().len() + self.inner.link.refusals().len(),
         }
     }
@@ -351,6 +357,22 @@ impl MeshHandle {
     /// When it can't be reached.
     pub async fn open_stream(&self, node: &NodeId, kind: StreamKind) -> io::Result<LinkStream> {
         self.inner.link.open_stream(node, kind).await.map_err(io::Error::other)
+    }
+
+    /// Bytes of a file that a member has.
+    ///
+    /// # Errors
+    /// When it can't be reached or does not give it.
+    pub async fn open_file(&self, node: &NodeId, request: &FileRequest) -> Result<IncomingFile, FileError> {
+        self.inner.link.open_file(node, request).await
+    }
+
+    /// Gives members what the source opens, until dropped.
+    ///
+    /// # Errors
+    /// When files are being served already.
+    pub fn serve_files(&self, source: Arc<dyn FileSource>) -> io::Result<impl Future<Output = ()> + use<>> {
+        self.inner.link.serve_files(source).map_err(io::Error::other)
     }
 
     /// Tells the mesh what this node offers; returns when this node sees it itself. The load among it is said at most

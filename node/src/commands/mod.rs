@@ -1,5 +1,6 @@
 //! The verbs.
 
+pub mod artifacts;
 pub mod backup;
 pub mod cache;
 pub mod client;
