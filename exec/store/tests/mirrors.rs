@@ -174,15 +174,8 @@ async fn an_offline_node_asks_nobody() {
     let none = bench.pull(&alone, &source, None, "a").await.unwrap_err();
     assert_eq!(none.class(), FailureClass::Retryable);
     let to = moto::at(&web.endpoint, "out");
-    let put = alone.publish(
-        &attempt("t", 1),
-        Some(&to),
-        &bench.top.join("nas"),
-        &outputs(&["w.bin"]),
-        Default::default(),
-        unseen(),
-    );
-    let put = put.await.unwrap_err();
+    let (a, run, files) = (attempt("t", 1), bench.top.join("nas"), outputs(&["w.bin"]));
+    let put = alone.publish(&a, Some(&to), &run, &files, Default::default(), unseen()).await.unwrap_err();
     let said = format!(
         "# a source\n{}\n\n# a destination\n{}\n",
         shown(&bench.top, &web, &none),
