@@ -22,6 +22,10 @@ pub(crate) const AZBLOB: Service = Service {
             "AuthenticationFailed",
             "the signature does not hold: check account and key (AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or store.azblob in node.yaml), whether the SAS token has expired, and this node's clock",
         ),
+        (
+            "AuthorizationFailure",
+            "check account, key or SAS token (AZURE_STORAGE_* variables, or store.azblob in node.yaml), and whether the account's network rules let this node in",
+        ),
         ("InvalidAuthenticationInfo", UNSIGNED),
         ("NoAuthenticationInformation", UNSIGNED),
     ],

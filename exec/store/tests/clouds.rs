@@ -156,7 +156,8 @@ async fn azure_objects_are_held_by_their_etag() {
 /// with the generation that was listed.
 #[tokio::test]
 async fn google_is_asked_to_hold_generations() {
-    let theirs = br#"{"format":1,"attempt":{"task":"task-z","replica":0,"attempt":1},"files":[],"summary":{}}"#;
+    let manifest = serde_json::json!({"format": 1, "attempt": attempt("task-z", 1), "files": [], "summary": {}});
+    let theirs = manifest.to_string().into_bytes();
     let placed = AtomicBool::new(false);
     let web = Web::start(move |asked| {
         let object = |name: &str, size: usize| {
@@ -174,7 +175,7 @@ async fn google_is_asked_to_hold_generations() {
         if asked.path.contains(MANIFEST) {
             return match (placed.load(Ordering::SeqCst), media) {
                 (false, _) => not_found(),
-                (true, true) => Reply::new(200, theirs.to_vec()),
+                (true, true) => Reply::new(200, theirs.clone()),
                 (true, false) => Reply::new(200, object("out/mloc-manifest.json", theirs.len())),
             };
         }

@@ -65,25 +65,23 @@ async fn a_file_comes_in_ranges_over_a_line_that_breaks() {
     assert_eq!((again.fetched, again.files), (0, pulled.files));
 }
 
-/// Bytes of a file that is never in memory, at 8-byte steps.
-fn endless(range: std::ops::Range<usize>) -> Vec<u8> {
-    let word = |n: usize| (n as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes();
-    let first = range.start / 8;
-    let mut bytes: Vec<u8> = (first..range.end.div_ceil(8)).flat_map(word).collect();
-    bytes.drain(..range.start - first * 8);
-    bytes.truncate(range.len());
-    bytes
-}
-
 /// 1 GiB over a line that breaks ten times: whole, and hardly a byte twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gibibyte_over_a_line_that_breaks_ten_times() {
     const BYTES: usize = 1 << 30;
+    const BLOCK: usize = 8 << 20;
+    // No two blocks are alike, and all of them come out of a little more than one.
+    let noise = Arc::new(noise(7, BLOCK + BYTES / BLOCK));
+    let block = |noise: &[u8], n: usize| noise[n..n + BLOCK].to_vec();
     let Bench { store, top, .. } = bench(vec![]);
-    let web = Web::start(|asked| {
+    let here = noise.clone();
+    let web = Web::start(move |asked| {
         let range = asked.range().expect("it is asked for ranges");
         let at = format!("bytes {}-{}/{BYTES}", range.start, range.end - 1);
-        Reply::new(206, endless(range)).with("content-range", at).with("etag", "\"v1\"")
+        let mut bytes = block(&here, range.start / BLOCK).split_off(range.start % BLOCK);
+        bytes.truncate(range.len());
+        assert_eq!(bytes.len(), range.len(), "over the edge of a block");
+        Reply::new(206, bytes).with("content-range", at).with("etag", "\"v1\"")
     })
     .await;
     let line = Line::to(&web.endpoint).await;
@@ -92,7 +90,7 @@ async fn a_gibibyte_over_a_line_that_breaks_ten_times() {
     let pulled = store.pull(&source, None, &top.join("f"), no_room(), unseen()).await.unwrap();
     assert_eq!(line.breaks_left(), 0, "it has not broken ten times");
     let mut hasher = Sha256::new();
-    (0..BYTES).step_by(8 << 20).for_each(|at| hasher.update(endless(at..at + (8 << 20))));
+    (0..BYTES / BLOCK).for_each(|n| hasher.update(&noise[n..n + BLOCK]));
     assert_eq!(pulled.files[0].sha256.as_deref(), Some(hex::encode(hasher.finalize()).as_str()));
     let over = line.down() as f64 / BYTES as f64;
     println!("1 GiB, ten breaks: {over:.4} × the file came down");
