@@ -92,7 +92,7 @@ impl Store {
         let area = kinds::area(self, location)?;
         match location {
             Location::Local { .. } => Ok(area),
-            _ if self.config.offline => Err(StoreError::Offline { place: area.url() }),
+            _ if self.config.offline => Err(StoreError::offline_destination(area.url())),
             _ => Ok(area),
         }
     }

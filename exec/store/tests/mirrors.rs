@@ -98,6 +98,7 @@ async fn a_mirror_that_lacks_it_is_down_or_breaks_is_passed_over() {
         .await;
     for (what, to) in [
         ("lacks it", local("data/nothing-here")),
+        ("has no such volume", local("nowhere/at/all")),
         ("is down", http(format!("http://{gone}"))),
         ("breaks in the middle", http(breaks.endpoint.clone())),
     ] {
