@@ -49,6 +49,8 @@ pub enum Command {
     Stats(StatsArgs),
     /// Show leader, voters, and what the mesh survives
     Mesh(ListArgs),
+    /// Show, read through or empty the cache of pulled models and data sets on this machine
+    Cache(CacheArgs),
     /// Print the REST bearer token of a user, from this node's data directory; or mint a join token for a new mesh
     Token(TokenArgs),
     /// Runs one attempt; started by the daemon
@@ -132,6 +134,31 @@ pub struct RunArgs {
     /// The daemon's log on the terminal too
     #[arg(long, short)]
     pub verbose: bool,
+}
+
+/// `mloc cache`. It looks at the folder itself, beside running nodes or without one.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// What to do
+    #[arg(value_enum, default_value = "ls")]
+    pub what: CacheVerb,
+    /// node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The node's data directory
+    #[arg(long, env = "MLOC_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// What to do with a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheVerb {
+    /// List what is there, newest use first
+    Ls,
+    /// Read every file; exit 1 when one is damaged (it is fetched again when a task needs it)
+    Verify,
+    /// Remove what nobody uses
+    Prune,
 }
 
 /// Which node to ask.

@@ -196,8 +196,32 @@ pub struct S3 {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct CacheConfig {
+    /// Their folder; `cache` in the data directory when absent. Nodes on one host may share it.
+    pub dir: Option<PathBuf>,
     /// What they may take while no task uses them; half of their disk when absent.
     pub max_bytes: Option<String>,
+    /// How closely they are looked at before an attempt gets them.
+    pub verify: Verify,
+}
+
+/// How closely cached files are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// Those whose size or time changed are read.
+    #[default]
+    Changed,
+    /// All are read.
+    Always,
+}
+
+impl From<Verify> for mloc_store::Verify {
+    fn from(verify: Verify) -> Self {
+        match verify {
+            Verify::Changed => Self::Changed,
+            Verify::Always => Self::Always,
+        }
+    }
 }
 
 /// Durations after profile and file.
@@ -297,6 +321,20 @@ impl NodeConfig {
         self.cache.max_bytes.as_ref().map(bytes).transpose()
     }
 
+    /// The cache of pulled sources, as the store takes it.
+    ///
+    /// # Errors
+    /// Those of [`Self::cache_bytes_max`].
+    pub fn cache(&self) -> anyhow::Result<mloc_store::CacheConfig> {
+        let of_data_dir = || self.data_dir.as_ref().map(|dir| dir.join("cache"));
+        let usual = mloc_store::CacheConfig::default().dir;
+        Ok(mloc_store::CacheConfig {
+            dir: self.cache.dir.clone().or_else(of_data_dir).unwrap_or(usual),
+            bytes_max: self.cache_bytes_max()?,
+            verify: self.cache.verify.into(),
+        })
+    }
+
     /// Durations after profile and file.
     pub fn durations(&self) -> Durations {
         let wan = self.profile == Profile::Wan;
@@ -349,8 +387,7 @@ mod tests {
 
     #[test]
     fn what_hints_name_is_taken_and_what_cannot_be_meant_is_refused() {
-        let s3 =
-            "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB}\n";
+        let s3 = "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB, dir: /srv/mloc, verify: always}\n";
         assert_eq!(NodeConfig::parse(s3).unwrap().cache_bytes_max().unwrap(), Some(200 << 30));
         assert!(NodeConfig::parse("s3: {anonymous: true}\n").unwrap().s3.anonymous);
         for bad in [

@@ -58,6 +58,7 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Revoke(args) => ask::revoke(args).await,
         Command::Stats(args) => ask::stats(args).await,
         Command::Mesh(args) => ask::mesh(args).await,
+        Command::Cache(args) => commands::cache::cache(&args),
         Command::Token(args) => up::token(&args),
         // Handled before the runtime was built.
         Command::Attempt { .. } => Ok(()),

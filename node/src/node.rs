@@ -154,7 +154,6 @@ impl Node {
                 heartbeat: times.worker_heartbeat,
                 lease: times.lease,
                 secrets,
-                cache_bytes_max: config.cache_bytes_max()?,
                 disk_reserve_bytes: WorkerSettings::DISK_RESERVE_BYTES,
             };
             let link = Arc::new(MeshLink(mesh.handle.clone()));
@@ -324,7 +323,8 @@ fn secrets(config: &NodeConfig) -> anyhow::Result<std::collections::BTreeMap<Str
 }
 
 fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
-    let mut store = StoreConfig { volumes: config.volumes.clone(), ..StoreConfig::default() };
+    let cache = config.cache()?;
+    let mut store = StoreConfig { volumes: config.volumes.clone(), cache, ..StoreConfig::default() };
     store.s3.endpoint = config.s3.endpoint.clone().or_else(|| std::env::var("AWS_ENDPOINT_URL").ok());
     store.s3.region.clone_from(&config.s3.region);
     store.s3.access_key_id = config.s3.access_key_id_file.as_deref().map(secret).transpose()?.map(Secret::new);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mloc_core::{id::AttemptId, task::spec::Location};
+use mloc_core::id::AttemptId;
 use sha2::{Digest, Sha256};
 
 /// The worker's part of a data directory.
@@ -59,16 +59,6 @@ impl Folders {
     /// A replica's checkpoints outlive its attempts.
     pub fn checkpoints(&self, id: &AttemptId) -> PathBuf {
         self.all_checkpoints().join(one_name(&format!("{}.{}", id.task, id.replica)))
-    }
-
-    pub fn cache(&self) -> PathBuf {
-        self.root.join("cache")
-    }
-
-    /// A source's bytes are shared by all attempts that name it.
-    pub fn source(&self, location: &Location) -> PathBuf {
-        let name = serde_json::to_vec(location).unwrap_or_default();
-        self.cache().join(&hex::encode(Sha256::digest(name))[..32])
     }
 }
 

@@ -9,7 +9,7 @@
 //!             ├─ publish    Transfers::publish, again and again while the right is held
 //!             ├─ logs       attempt.log: bounded, readable, followable
 //!             ├─ tidy       what attempts leave when they are over
-//!             └─ cache      pulled sources, evicted when room is short; disk stops attempts before the disk is full
+//!             └─ disk       stops attempts before it is full
 //! probe, gpu     what this machine is, as its container sees it
 //! ```
 //!
@@ -17,7 +17,6 @@
 
 mod attempt;
 mod bounds;
-mod cache;
 mod clock;
 mod devices;
 mod disk;

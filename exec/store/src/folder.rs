@@ -66,7 +66,7 @@ impl Folder {
         let bytes = files.iter().map(|f| f.bytes).sum();
         Meter::new(bytes, tell.clone()).found(bytes);
         let files = files.into_iter().map(|f| PulledFile { path: f.path, bytes: f.bytes, sha256: None }).collect();
-        Ok(Pulled { path: self.inside.path.clone(), in_place: true, files, bytes, fetched: 0, pin: None })
+        Ok(Pulled { path: self.inside.path.clone(), in_place: true, files, bytes, fetched: 0, pin: None, held: None })
     }
 
     /// Its files, or the one that it is. Blocks.

@@ -4,7 +4,7 @@
 //! Location + StoreConfig → kinds: one row each kind of place
 //!     → Source  a folder of a volume, or a Remote   (files of one version, read in ranges)
 //!     → Area    a folder of a volume, a prefix of a bucket
-//!   pull         Source → where the attempt can open it       (transfer: chunks, resumed)
+//!   pull         Source → where the attempt can open it       (cache: each content once; transfer: chunks, resumed)
 //!   checkpoints  folder → TASK/REPLICA/step-N/ and back       (manifest last, digests checked)
 //!   publish      outputs → destination, once                  (manifest last, only where there is none)
 //! ```
@@ -20,6 +20,7 @@
 mod answer;
 mod azblob;
 mod bucket;
+mod cache;
 mod checkpoints;
 mod client;
 mod config;
@@ -48,6 +49,7 @@ use std::sync::Arc;
 use mloc_core::task::spec::Location;
 
 pub use self::{
+    cache::{Cache, CacheConfig, Holding, Verified, Verify},
     checkpoints::Fetched,
     config::{AzblobConfig, GcsConfig, HttpAccount, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
@@ -62,6 +64,7 @@ pub struct Store {
     config: Arc<StoreConfig>,
     client: client::Client,
     limit: rate::Limit,
+    cache: cache::Cache,
 }
 
 impl Store {
@@ -74,9 +77,17 @@ impl Store {
             // Relative to where the node was started; it stays so if the process goes elsewhere.
             *folder = std::path::absolute(&*folder).map_err(|e| StoreError::disk("find", folder, e))?;
         }
+        let dir = &mut config.cache.dir;
+        *dir = std::path::absolute(&*dir).map_err(|e| StoreError::disk("find", dir, e))?;
         let client = client::Client::new(&config.patience)?;
         let limit = rate::Limit::new(config.rate_limit);
-        Ok(Self { config: Arc::new(config), client, limit })
+        let cache = cache::Cache::new(config.cache.clone());
+        Ok(Self { config: Arc::new(config), client, limit, cache })
+    }
+
+    /// Where pulled sources are kept.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     /// What this node offers to tasks: `source:KIND` and `destination:KIND` for each kind of place that this build

@@ -142,6 +142,11 @@ pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError>
     Ok(if beside.is_empty() { Way::Origin(origin) } else { Way::Beside(Beside::new(origin, beside)) })
 }
 
+/// A pin with the mark of the way that made it.
+pub(crate) fn marked(pin: Pin, mark: &str) -> Pin {
+    Pin { version: format!("{mark}{}", pin.version), ..pin }
+}
+
 /// The pin without the mark of the way that made it; an error when it was another way than this one.
 pub(crate) fn unmarked(pin: &Pin, mark: &str, place: String) -> Result<Pin, StoreError> {
     let first = pin.version.split_once(" instead of ").map_or("its origin", |(to, _)| to);

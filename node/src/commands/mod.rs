@@ -1,5 +1,6 @@
 //! The verbs.
 
+pub mod cache;
 pub mod client;
 pub mod run;
 pub mod up;

@@ -54,7 +54,7 @@ pub fn token(args: &TokenArgs) -> Result<(), Refusal> {
 }
 
 /// File, then environment and flags (clap reads both; a flag stands above its variable).
-fn settle(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
+pub(super) fn settle(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
     settled(args).context(BadConfig)
 }
 
