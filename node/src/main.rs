@@ -10,6 +10,7 @@ mod files;
 mod follow;
 mod logs;
 mod node;
+mod places;
 mod show;
 mod tail;
 mod telemetry;

@@ -216,6 +216,7 @@ impl Area for Bucket {
                     break;
                 }
                 hasher.update(&block);
+                meter.pass(n as u64).await;
                 writer.write(block).await.map_err(|e| failed(&e))?;
                 failpoint::reached("store.upload.part");
                 bytes += n as u64;

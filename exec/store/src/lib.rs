@@ -30,13 +30,16 @@ mod disk;
 mod error;
 mod folder;
 mod gcs;
+mod http;
 mod kinds;
 mod manifest;
 mod meter;
+mod mirror;
 mod peer;
 mod place;
 mod publish;
 mod pull;
+mod rate;
 mod remote;
 mod s3;
 mod service;
@@ -53,9 +56,10 @@ pub use self::{
     artifact::ArtifactFile,
     cache::{Cache, CacheConfig, Holding, Verified, Verify},
     checkpoints::Fetched,
-    config::{AzblobConfig, GcsConfig, Patience, S3Config, Secret, StoreConfig},
+    config::{AzblobConfig, GcsConfig, HttpAccount, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, Manifest},
+    mirror::Mirror,
     pull::{Pulled, PulledFile},
 };
 
@@ -64,6 +68,7 @@ pub use self::{
 pub struct Store {
     config: Arc<StoreConfig>,
     client: client::Client,
+    limit: rate::Limit,
     cache: cache::Cache,
     peers: Option<Arc<dyn Peers>>,
 }
@@ -81,8 +86,9 @@ impl Store {
         let dir = &mut config.cache.dir;
         *dir = std::path::absolute(&*dir).map_err(|e| StoreError::disk("find", dir, e))?;
         let client = client::Client::new(&config.patience)?;
+        let limit = rate::Limit::new(config.rate_limit);
         let cache = cache::Cache::new(config.cache.clone());
-        Ok(Self { config: Arc::new(config), client, cache, peers: None })
+        Ok(Self { config: Arc::new(config), client, limit, cache, peers: None })
     }
 
     /// The same with a way to the files of other nodes.
@@ -100,14 +106,17 @@ impl Store {
     /// reaches, and `volume:NAME` for each declared volume.
     pub fn features(&self) -> Vec<String> {
         let volumes = self.config.volumes.keys().map(|name| format!("volume:{name}"));
-        kinds::features().chain(volumes).collect()
-    }
-
-    fn source(&self, location: &Location) -> Result<place::Source, StoreError> {
-        kinds::source(self, location)
+        // Offline, sources may be in the cache; destinations are not.
+        let reached = |f: &String| !self.config.offline || !f.starts_with("destination:") || f == "destination:local";
+        kinds::features().filter(reached).chain(volumes).collect()
     }
 
     fn area(&self, location: &Location) -> Result<Box<dyn place::Area>, StoreError> {
-        kinds::area(self, location)
+        let area = kinds::area(self, location)?;
+        match location {
+            Location::Local { .. } => Ok(area),
+            _ if self.config.offline => Err(StoreError::offline_destination(area.url())),
+            _ => Ok(area),
+        }
     }
 }

@@ -17,7 +17,8 @@ use crate::{
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
-    place::Source,
+    mirror::{self, Way},
+    rate::Limit,
     remote::{Object, Remote},
     transfer::{self, Fetched},
 };
@@ -91,6 +92,14 @@ impl Store {
             Meter::new(there.bytes, tell).found(there.bytes);
             return Ok(there);
         }
+        if pin.is_none()
+            && self.config.offline
+            && let Some(there) = shelf.newest().await?
+        {
+            shelf.say("this node is offline: it is what was pulled last");
+            Meter::new(there.bytes, tell).found(there.bytes);
+            return Ok(there);
+        }
         self.bring(source, pin, &shelf, tell).await
     }
 
@@ -101,30 +110,58 @@ impl Store {
         shelf: &Shelf,
         tell: OnMoved,
     ) -> Result<Pulled, StoreError> {
-        match self.source(source)? {
-            Source::Folder(place) => off_thread(move || place.use_in_place(&tell)).await,
-            Source::Remote(remote) => pull_remote(&*remote, pin, shelf, self.config.reserve_bytes, tell).await,
+        let pull = async |remote: &dyn Remote, mark| {
+            let errand = Errand { pin, mark, reserve: self.config.reserve_bytes, limit: &self.limit };
+            pull_remote(remote, errand, shelf, tell.clone()).await
+        };
+        match mirror::way(self, source)? {
+            Way::Folder(place) => off_thread(move || place.use_in_place(&tell)).await,
+            Way::Origin(remote) => pull(&*remote, "").await,
+            Way::Beside(remote) => match pull(&remote, "").await {
+                // Not the origin's bytes: those of the mirror are let go, and it is asked no more.
+                Err(why @ StoreError::Damaged { .. }) if remote.leave_mirrors(&why) => {
+                    pull(&*remote.into_origin(), "").await
+                }
+                ended => ended,
+            },
+            Way::Instead { remote, mark } => pull(&*remote, &mark).await,
         }
     }
+}
+
+/// What a pull is to bring, and how.
+#[derive(Clone, Copy)]
+struct Errand<'e> {
+    /// The version, as the ledger has it.
+    pin: Option<&'e Pin>,
+    /// What pins of this way begin with.
+    mark: &'e str,
+    /// Bytes to leave free.
+    reserve: u64,
+    limit: &'e Limit,
 }
 
 /// A source on the other side of a line. One that is `there` is not fetched; of one that is not, only what the shelf
 /// cannot lend.
 async fn pull_remote(
     remote: &dyn Remote,
-    pin: Option<&Pin>,
+    errand: Errand<'_>,
     shelf: &Shelf,
-    reserve: u64,
     tell: OnMoved,
 ) -> Result<Pulled, StoreError> {
-    let listing = remote.list(pin).await?;
+    let Errand { pin, mark, reserve, limit } = errand;
+    let bare = pin.map(|pin| mirror::unmarked(pin, mark, remote.url(""))).transpose()?;
+    let listing = remote.list(bare.as_ref()).await?;
     let objects = &listing.objects;
     if objects.is_empty() {
         return Err(StoreError::Empty { place: remote.url("") });
     }
-    let listed = listing.pin(objects.iter());
-    still(remote, pin, &listed)?;
-    let meter = Meter::new(objects.iter().map(|o| o.bytes).sum(), tell);
+    let listed = mirror::marked(listing.pin(objects.iter()), mark);
+    // What does not say its size beforehand is compared when it is here.
+    if !remote.one_stream() {
+        still(remote, pin, &listed)?;
+    }
+    let meter = Meter::new(objects.iter().map(|o| o.bytes).sum(), tell).at(limit);
     if let Some(there) = shelf.there(&listed, pin.is_none()).await? {
         meter.found(there.bytes);
         return Ok(there);
@@ -164,7 +201,7 @@ async fn pull_remote(
         return Err(damaged);
     }
     // A file that changed under way has come in another version than was listed.
-    let arrived = listing.pin(fetched.iter().map(|f| &f.object));
+    let arrived = mirror::marked(listing.pin(fetched.iter().map(|f| &f.object)), mark);
     still(remote, pin, &arrived)?;
     let named = |f: &Fetched| f.object.etag.is_some() || f.object.sha256.is_some();
     let filled = Filled {

@@ -77,6 +77,12 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
     /// The version of a file that is there now. Tries again by itself.
     async fn again(&self, object: &Object) -> Result<Object, StoreError>;
 
+    /// Whether a file can only be had from its first byte to its last, as the listing has shown. Its size is then 0 where
+    /// nobody says it beforehand.
+    fn one_stream(&self) -> bool {
+        false
+    }
+
     /// An error for an answer that ended before its time: the line broke.
     fn cut_short(&self, object: &Object, at: u64) -> StoreError;
 }

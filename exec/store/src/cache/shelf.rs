@@ -109,6 +109,18 @@ impl Shelf {
         off_thread(move || cache.find(&source, &pin, asked, &say)).await
     }
 
+    /// The source as it was pulled last, when the cache has all of it: for those who cannot ask which version is newest.
+    pub async fn newest(&self) -> Result<Option<Pulled>, StoreError> {
+        let Some((cache, source)) = self.cached.clone() else { return Ok(None) };
+        let say = self.say.clone();
+        off_thread(move || cache.find_newest(&source, &say)).await
+    }
+
+    /// A sentence for the attempt's log.
+    pub fn say(&self, text: &str) {
+        (self.say)(text);
+    }
+
     /// Waits until nobody else fills this folder, in whatever process.
     pub async fn alone(&self) -> Result<Turn, StoreError> {
         let mut waited = false;

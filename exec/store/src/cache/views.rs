@@ -133,6 +133,26 @@ impl Cache {
         Ok(Some(marker.pulled(&view, Arc::new(mark), 0)))
     }
 
+    /// The version of a source that was placed last, of those that are whole. Blocks.
+    pub(super) fn find_newest(&self, source: &Location, say: &Say) -> Result<Option<Pulled>, StoreError> {
+        let prefix = format!("{}-", source_key(source));
+        let views = disk::folders(&self.views())?.into_iter().filter(|name| name.starts_with(&prefix));
+        let mut placed: Vec<_> = views
+            .filter_map(|name| {
+                let view = self.views().join(name);
+                let at = fs::metadata(view.join(MARKER)).and_then(|meta| meta.modified()).ok()?;
+                Some((at, Marker::read(&view)?.pin))
+            })
+            .collect();
+        placed.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
+        for (_, pin) in placed {
+            if let Some(there) = self.find(source, &pin, false, say)? {
+                return Ok(Some(there));
+            }
+        }
+        Ok(None)
+    }
+
     /// Looks at every file; those that were touched are read. Damaged contents lose their names as blobs.
     fn is_whole(&self, view: &Path, marker: &Marker, say: &Say) -> Result<bool, StoreError> {
         let always = self.config.verify == Verify::Always;
