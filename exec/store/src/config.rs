@@ -16,6 +16,9 @@ pub struct StoreConfig {
     pub gcs: GcsConfig,
     /// Its account at Azure Blob Storage.
     pub azblob: AzblobConfig,
+    /// Its account at the Hugging Face Hub.
+    #[serde(rename = "huggingface")]
+    pub hugging_face: HubConfig,
     /// How long a transfer bears with a bad line.
     #[serde(skip)]
     pub patience: Patience,
@@ -33,6 +36,7 @@ impl Default for StoreConfig {
             s3: S3Config::default(),
             gcs: GcsConfig::default(),
             azblob: AzblobConfig::default(),
+            hugging_face: HubConfig::default(),
             patience: Patience::default(),
             reserve_bytes: 256 << 20,
         }
@@ -87,6 +91,18 @@ pub struct AzblobConfig {
     pub sas_token: Option<Secret>,
     /// Sends unsigned requests: public containers without credentials.
     pub anonymous: bool,
+}
+
+/// An account at the Hugging Face Hub. What is absent comes from `HF_ENDPOINT` and `HF_TOKEN`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct HubConfig {
+    /// The Hub, or a mirror of it; `https://huggingface.co` when nobody says another one.
+    pub endpoint: Option<String>,
+    /// A user access token: to read what is private or gated, to write, and for higher limits.
+    pub token: Option<Secret>,
+    /// Whether a destination's repository is made, private, where it is missing.
+    pub create_repos: bool,
 }
 
 /// Text that shows itself to nobody by accident: `Debug` prints dots, and it cannot be serialised.

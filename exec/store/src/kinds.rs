@@ -7,7 +7,7 @@ use crate::{
     Store, azblob,
     error::StoreError,
     folder::Folder,
-    gcs,
+    gcs, hub,
     place::{Area, Source},
     s3,
 };
@@ -28,6 +28,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind { name: "s3", source: Some(s3::source), area: Some(s3::area) },
     Kind { name: "gcs", source: Some(gcs::source), area: Some(gcs::area) },
     Kind { name: "azblob", source: Some(azblob::source), area: Some(azblob::area) },
+    Kind { name: "huggingface", source: Some(hub::source), area: Some(hub::area) },
 ];
 
 /// What of a kind tasks ask for: `source:KIND`, `destination:KIND`.

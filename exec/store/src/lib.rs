@@ -27,6 +27,7 @@ mod disk;
 mod error;
 mod folder;
 mod gcs;
+mod hub;
 mod kinds;
 mod manifest;
 mod meter;
@@ -46,7 +47,7 @@ use mloc_core::task::spec::Location;
 
 pub use self::{
     checkpoints::Fetched,
-    config::{AzblobConfig, GcsConfig, Patience, S3Config, Secret, StoreConfig},
+    config::{AzblobConfig, GcsConfig, HubConfig, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, Manifest},
     pull::{Pulled, PulledFile},

@@ -60,19 +60,25 @@ impl Answer {
     /// Whether the token itself is at fault.
     fn bad_token(&self) -> bool {
         let words = self.words.to_ascii_lowercase();
-        self.status == 401 && (words.contains("invalid credentials") || words.contains("token") && words.contains("expired"))
+        self.status == 401
+            && (words.contains("invalid credentials") || words.contains("token") && words.contains("expired"))
     }
 
     /// As text.
     fn found(&self) -> String {
-        if self.words.is_empty() { format!("HTTP {}", self.status) } else { format!("HTTP {}: {}", self.status, self.words) }
+        if self.words.is_empty() {
+            format!("HTTP {}", self.status)
+        } else {
+            format!("HTTP {}: {}", self.status, self.words)
+        }
     }
 
     /// As an error.
     pub fn error(&self, asked: &Asked<'_>) -> StoreError {
         let Asked { place, repo, endpoint, has_token, writes } = asked;
         let place = (*place).to_owned();
-        let declined = |found: String, hint: String, here: bool| StoreError::Hub { place: place.clone(), found, hint, here };
+        let declined =
+            |found: String, hint: String, here: bool| StoreError::Hub { place: place.clone(), found, hint, here };
         let (kind, id, page) = (repo.called(), &repo.id, format!("{}/{}{}", endpoint, repo.prefix(), repo.id));
         if self.status == 429 {
             return StoreError::Busy { place, found: self.found(), wait: self.wait };
@@ -180,8 +186,13 @@ mod tests {
         ];
         let mut said = String::new();
         for (what, answer, has_token) in cases {
-            let asked =
-                Asked { place: "hf://datasets/org/data", repo: &repo, endpoint: "https://hub", has_token, writes: false };
+            let asked = Asked {
+                place: "hf://datasets/org/data",
+                repo: &repo,
+                endpoint: "https://hub",
+                has_token,
+                writes: false,
+            };
             let error = answer.error(&asked);
             let class = if error.class() == FailureClass::Retryable { "retryable" } else { "fatal" };
             said.push_str(&format!("# {what} ({class})\n{error}\n"));

@@ -98,6 +98,16 @@ struct Ref {
     name: String,
 }
 
+/// Where a branch stands.
+pub(super) enum Head {
+    /// At this commit.
+    Commit(String),
+    /// The repository has no such branch.
+    NoRevision,
+    /// There is no repository, or it is not to be seen; as an error.
+    NoRepo(StoreError),
+}
+
 /// An answer that is not a success, or none.
 pub(super) enum Failed {
     /// The line, or the disk.
@@ -113,8 +123,9 @@ impl Api {
         let bad = |found: String| StoreError::Hub {
             place,
             found,
-            hint: "HF_ENDPOINT, or huggingface.endpoint in node.yaml, is an http:// or https:// URL without credentials"
-                .into(),
+            hint:
+                "HF_ENDPOINT, or huggingface.endpoint in node.yaml, is an http:// or https:// URL without credentials"
+                    .into(),
             here: true,
         };
         let url = match Url::parse(endpoint.trim_end_matches('/')) {
@@ -125,13 +136,7 @@ impl Api {
             return Err(bad("the endpoint of the Hub holds credentials".into()));
         }
         store.client.speaks(endpoint)?;
-        Ok(Self {
-            http: store.client.unled.clone(),
-            endpoint: url,
-            token,
-            patience: store.config.patience,
-            repo,
-        })
+        Ok(Self { http: store.client.unled.clone(), endpoint: url, token, patience: store.config.patience, repo })
     }
 
     /// The Hub, for people.
@@ -267,7 +272,8 @@ impl Api {
         let mut failures = 0;
         loop {
             let response = self.ask(place, Method::GET, url, &|request| request).await?;
-            let next = response.headers().get(LINK).and_then(|v| next_page(v.to_str().ok()?)).and_then(|n| url.join(&n).ok());
+            let next =
+                response.headers().get(LINK).and_then(|v| next_page(v.to_str().ok()?)).and_then(|n| url.join(&n).ok());
             let error = match whole(response, JSON_MAX).await {
                 Ok(Some(body)) => match serde_json::from_slice(&body) {
                     Ok(value) => return Ok((value, next.filter(|next| self.is_own(next)))),
@@ -299,11 +305,26 @@ impl Api {
 
     /// The commit of a revision; `None` where there is none.
     pub async fn find_commit(&self, revision: &str) -> Result<Option<String>, StoreError> {
+        match self.revision(revision, false).await? {
+            Head::Commit(commit) => Ok(Some(commit)),
+            Head::NoRevision => Ok(None),
+            Head::NoRepo(error) => Err(error),
+        }
+    }
+
+    /// Where a branch that is to be written to stands.
+    pub async fn head(&self, revision: &str) -> Result<Head, StoreError> {
+        self.revision(revision, true).await
+    }
+
+    async fn revision(&self, revision: &str, writes: bool) -> Result<Head, StoreError> {
         let place = self.repo.url(revision, "");
         match self.json::<Info>(&place, &self.api(["revision", revision])).await {
-            Ok((info, _)) => Ok(info.sha),
-            Err(Failed::Said(answer)) if answer.no_revision() => Ok(None),
-            Err(failed) => Err(self.failed(&place, failed, false)),
+            Ok((Info { sha: Some(commit) }, _)) => Ok(Head::Commit(commit)),
+            Ok((Info { sha: None }, _)) => Ok(Head::NoRevision),
+            Err(Failed::Said(answer)) if answer.no_revision() => Ok(Head::NoRevision),
+            Err(Failed::Said(answer)) if answer.no_repo() => Ok(Head::NoRepo(self.error(&place, &answer, writes))),
+            Err(failed) => Err(self.failed(&place, failed, writes)),
         }
     }
 
@@ -320,7 +341,9 @@ impl Api {
         let place = self.repo.url("main", "");
         let names = |refs: &[Ref]| refs.iter().map(|r| r.name.as_str()).take(10).collect::<Vec<_>>().join(", ");
         let hint = match self.json::<Refs>(&place, &self.api(["refs"])).await {
-            Ok((refs, _)) if refs.tags.is_empty() => format!("there are branches {}; or name a commit", names(&refs.branches)),
+            Ok((refs, _)) if refs.tags.is_empty() => {
+                format!("there are branches {}; or name a commit", names(&refs.branches))
+            }
             Ok((refs, _)) => format!("there are branches {} and tags {}", names(&refs.branches), names(&refs.tags)),
             Err(_) => format!("see {}/{}{}/refs", self.endpoint(), self.repo.prefix(), self.repo.id),
         };
@@ -330,8 +353,9 @@ impl Api {
     /// All files of a commit, sorted by path.
     pub async fn tree(&self, commit: &str) -> Result<Vec<File>, StoreError> {
         let place = self.repo.url(commit, "");
-        let mut next = Some(self.api(["tree", commit]));
-        next.as_mut().into_iter().for_each(|url| drop(url.query_pairs_mut().append_pair("recursive", "true")));
+        let mut first = self.api(["tree", commit]);
+        first.set_query(Some("recursive=true"));
+        let mut next = Some(first);
         let mut files = Vec::new();
         let mut pages = 0;
         while let Some(url) = next {

@@ -100,14 +100,16 @@ mod tests {
         let shown: Vec<_> = all.iter().map(|c| (c.name.as_str(), c.default, c.folder.as_deref())).collect();
         assert_eq!(shown, [("en", true, None), ("de", false, None), ("fr", false, Some("fr"))]);
         let files = |paths: &[&str]| paths.iter().map(|p| (*p).to_owned()).collect::<Vec<_>>();
-        assert_eq!(all[0].splits, [
-            ("train".to_owned(), files(&["en/a.jsonl", "en/b-*.jsonl"])),
-            ("test".to_owned(), files(&["en/t.jsonl"]))
-        ]);
+        assert_eq!(
+            all[0].splits,
+            [("train".to_owned(), files(&["en/a.jsonl", "en/b-*.jsonl"])), ("test".to_owned(), files(&["en/t.jsonl"]))]
+        );
         assert_eq!(all[1].splits, [("train".to_owned(), files(&["de/*.parquet"]))]);
         for silent in ["", "# no head", "---\nlicense: mit\n---\n", "---\nnever closed: 1\n"] {
             assert_eq!(configs(silent).unwrap(), [], "{silent}");
         }
-        assert!(configs("---\nconfigs: [{data_files: 3}]\n---\n").unwrap_err().contains("configs: default: data_files"));
+        assert!(
+            configs("---\nconfigs: [{data_files: 3}]\n---\n").unwrap_err().contains("configs: default: data_files")
+        );
     }
 }

@@ -63,7 +63,11 @@ pub(super) fn find(files: &[&str], configs: &[Config], wanted: Option<&str>) -> 
     let splits = match config {
         Some(config) if !config.splits.is_empty() => {
             let of = |patterns: &[String]| matching(files, folder, patterns);
-            config.splits.iter().map(|(split, patterns)| Ok((split.clone(), of(patterns)?))).collect::<Result<_, _>>()?
+            config
+                .splits
+                .iter()
+                .map(|(split, patterns)| Ok((split.clone(), of(patterns)?)))
+                .collect::<Result<_, _>>()?
         }
         _ => layout(&data, folder),
     };
@@ -149,7 +153,8 @@ fn layout(files: &[&str], folder: Option<&str>) -> Vec<(String, Vec<String>)> {
                 false => has_word(name, word, false),
             })
         };
-        let of = |words: &[&str]| files.iter().filter(|f| speaks(f, words)).map(|f| (*f).to_owned()).collect::<Vec<_>>();
+        let of =
+            |words: &[&str]| files.iter().filter(|f| speaks(f, words)).map(|f| (*f).to_owned()).collect::<Vec<_>>();
         let splits: Vec<_> = WORDS.iter().map(|(split, words)| ((*split).to_owned(), of(words))).collect();
         if splits.iter().any(|(_, files)| !files.is_empty()) {
             return splits.into_iter().filter(|(_, files)| !files.is_empty()).collect();
@@ -165,7 +170,9 @@ fn shard_of(file: &str) -> Option<&str> {
     let (at, _) = name.match_indices("-of-").find(|(at, _)| {
         let (before, after) = (&name[..*at], &name[*at + 4..]);
         let number = before.rsplit_once('-').map(|(_, number)| number);
-        number.is_some_and(|n| n.len() == 5 && five(n)) && five(after) && after.get(5..).is_some_and(|rest| rest.contains('.'))
+        number.is_some_and(|n| n.len() == 5 && five(n))
+            && five(after)
+            && after.get(5..).is_some_and(|rest| rest.contains('.'))
     })?;
     let split = name[..at].rsplit_once('-')?.0;
     (!split.is_empty()).then_some(split)
@@ -221,7 +228,11 @@ mod tests {
             (&["README.md", "data.csv"][..], "train: data.csv"),
             (&["train.jsonl", "test.jsonl", ".gitattributes"], "train: train.jsonl; test: test.jsonl"),
             (
-                &["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "data/test_sft-00000-of-00001.parquet"],
+                &[
+                    "data/train-00000-of-00002.parquet",
+                    "data/train-00001-of-00002.parquet",
+                    "data/test_sft-00000-of-00001.parquet",
+                ],
                 "train: data/train-00000-of-00002.parquet data/train-00001-of-00002.parquet; test_sft: \
                  data/test_sft-00000-of-00001.parquet",
             ),
@@ -231,7 +242,10 @@ mod tests {
             ),
             (&["a/train/1.json", "a/dev/2.json", "a/other/3.json"], "train: a/train/1.json; validation: a/dev/2.json"),
             (&["my-train-1.csv", "my.eval.csv", "constrain.csv"], "train: my-train-1.csv; test: my.eval.csv"),
-            (&["harmless/train.jsonl.gz", "helpful/test.jsonl.gz"], "train: harmless/train.jsonl.gz; test: helpful/test.jsonl.gz"),
+            (
+                &["harmless/train.jsonl.gz", "helpful/test.jsonl.gz"],
+                "train: harmless/train.jsonl.gz; test: helpful/test.jsonl.gz",
+            ),
             (&["training_part2.jsonl"], "train: training_part2.jsonl"),
             (&["a.jsonl", "b.jsonl", "b.csv"], "train: a.jsonl b.jsonl"),
             (&["a.parquet", "a.json", "dataset_infos.json"], "train: a.parquet"),

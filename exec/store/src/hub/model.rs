@@ -56,7 +56,8 @@ pub(super) fn needed(files: Vec<File>) -> Result<(Vec<File>, LeftOut), Vec<Strin
     // The format whose files are taken; where there is none of these, all are, for the reader to say what it thinks of them.
     let kept = [("safetensors", safe), ("gguf", gguf), ("bin", top(".bin"))].into_iter().find(|(_, there)| *there);
     // Consolidated weights lie beside the same in shards; `model.fp16.safetensors` beside `model.safetensors`.
-    let plain = names.iter().any(|n| *n == "model.safetensors" || n.starts_with("model-") && n.ends_with(".safetensors"));
+    let plain =
+        names.iter().any(|n| *n == "model.safetensors" || n.starts_with("model-") && n.ends_with(".safetensors"));
     let is_needed = |path: &str| {
         if path.starts_with(".git") || path.contains("/.git") {
             return false;
@@ -69,7 +70,9 @@ pub(super) fn needed(files: Vec<File>) -> Result<(Vec<File>, LeftOut), Vec<Strin
             return !any_above;
         }
         let variant = path.starts_with("consolidated")
-            || path.strip_prefix("model.").is_some_and(|rest| rest.contains(".safetensors") && !rest.starts_with("safetensors"));
+            || path
+                .strip_prefix("model.")
+                .is_some_and(|rest| rest.contains(".safetensors") && !rest.starts_with("safetensors"));
         kept.is_none_or(|(kept, _)| format(path) == kept) && !(plain && variant)
     };
     let (needed, left): (Vec<File>, Vec<File>) = files.into_iter().partition(|file| is_needed(&file.path));
@@ -105,18 +108,35 @@ mod tests {
             // gpt2
             (
                 &[
-                    ".gitattributes", "64.tflite", "README.md", "config.json", "flax_model.msgpack", "merges.txt",
-                    "model.safetensors", "onnx/config.json", "onnx/decoder_model.onnx", "pytorch_model.bin", "rust_model.ot",
-                    "tf_model.h5", "tokenizer.json", "vocab.json",
+                    ".gitattributes",
+                    "64.tflite",
+                    "README.md",
+                    "config.json",
+                    "flax_model.msgpack",
+                    "merges.txt",
+                    "model.safetensors",
+                    "onnx/config.json",
+                    "onnx/decoder_model.onnx",
+                    "pytorch_model.bin",
+                    "rust_model.ot",
+                    "tf_model.h5",
+                    "tokenizer.json",
+                    "vocab.json",
                 ][..],
                 "README.md config.json merges.txt model.safetensors onnx/config.json tokenizer.json vocab.json",
             ),
             // Mistral-7B-Instruct-v0.3, Llama-3
             (
                 &[
-                    "config.json", "consolidated.safetensors", "model-00001-of-00002.safetensors",
-                    "model-00002-of-00002.safetensors", "model.safetensors.index.json", "original/consolidated.00.pth",
-                    "original/params.json", "params.json", "tokenizer.model.v3",
+                    "config.json",
+                    "consolidated.safetensors",
+                    "model-00001-of-00002.safetensors",
+                    "model-00002-of-00002.safetensors",
+                    "model.safetensors.index.json",
+                    "original/consolidated.00.pth",
+                    "original/params.json",
+                    "params.json",
+                    "tokenizer.model.v3",
                 ],
                 "config.json model-00001-of-00002.safetensors model-00002-of-00002.safetensors model.safetensors.index.json \
                  original/params.json params.json tokenizer.model.v3",

@@ -87,7 +87,13 @@ impl Hub {
         })?;
         if left.files > 0 {
             let (place, names) = (self.place.url(""), left.names.join(", "));
-            tracing::info!(place, files = left.files, bytes = left.bytes, names, "left out: other copies of the weights");
+            tracing::info!(
+                place,
+                files = left.files,
+                bytes = left.bytes,
+                names,
+                "left out: other copies of the weights"
+            );
         }
         Ok((needed.into_iter().map(|file| Wanted { name: file.path.clone(), file }).collect(), false))
     }
@@ -143,8 +149,10 @@ impl Hub {
             false => Default::default(),
         };
         let place = self.place.url("README.md");
-        let configs = card::configs(&String::from_utf8_lossy(&card))
-            .map_err(|found| StoreError::Damaged { place, found: format!("the data set's card cannot be read: {found}") })?;
+        let configs = card::configs(&String::from_utf8_lossy(&card)).map_err(|found| StoreError::Damaged {
+            place,
+            found: format!("the data set's card cannot be read: {found}"),
+        })?;
         let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
         let found = dataset::find(&names, &configs, self.place.config.as_deref()).map_err(NotFound::Files)?;
         Ok((self.of_splits(&found, files)?, false))
@@ -392,7 +400,9 @@ impl Hub {
     /// The listing names the file, and there are no bytes to it.
     fn no_bytes(&self, place: &str, object: &Object) -> StoreError {
         let what = match &object.sha256 {
-            Some(sha256) => format!("the repository names it, but its bytes (LFS object {sha256}) are not in the Hub's store"),
+            Some(sha256) => {
+                format!("the repository names it, but its bytes (LFS object {sha256}) are not in the Hub's store")
+            }
             None => "the repository names it, but the Hub does not have its bytes".to_owned(),
         };
         StoreError::NotFound {
