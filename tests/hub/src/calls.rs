@@ -48,7 +48,7 @@ pub(crate) async fn answer(state: Arc<State>, request: Request) -> Answered {
     let may = Caller { known: token.is_some() };
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     match &path[..] {
-        ["api", "repos", "create"] => create(&mut inner, may, &body),
+        ["api", "repos", "create"] => create(&state, &mut inner, may, &body),
         ["api", "validate-yaml"] => answered(&json!({"errors": [], "warnings": []})),
         ["api", "complete", sha256] => complete(&mut inner, sha256, &body),
         ["api", "models", owner, name, rest @ ..] => {
@@ -97,7 +97,7 @@ impl Caller {
     }
 }
 
-fn create(inner: &mut Inner, may: Caller, body: &[u8]) -> Response {
+fn create(state: &State, inner: &mut Inner, may: Caller, body: &[u8]) -> Response {
     if !may.known {
         return refused(StatusCode::UNAUTHORIZED, "", "Invalid username or password.");
     }
@@ -116,7 +116,7 @@ fn create(inner: &mut Inner, may: Caller, body: &[u8]) -> Response {
         vec![(".gitattributes".to_owned(), File::small(Bytes::from_static(b"*.bin filter=lfs\n")))],
         &[],
     );
-    answered(&json!({"url": format!("http://hub/{id}"), "name": id, "id": id}))
+    answered(&json!({"url": page(state, (kind, &id)), "name": id, "id": id}))
 }
 
 fn api(
@@ -147,7 +147,7 @@ fn api(
             answered(&json!({}))
         }
         (&Method::POST, ["preupload", revision]) => preupload(inner, (kind, id), revision, body),
-        (&Method::POST, ["commit", branch]) => commit(inner, (kind, id), branch, body),
+        (&Method::POST, ["commit", branch]) => commit(state, inner, (kind, id), branch, body),
         _ => refused(StatusCode::NOT_FOUND, "", "no such call"),
     }
 }
@@ -221,7 +221,7 @@ fn preupload(inner: &Inner, (kind, id): (Kind, &str), revision: &str, body: &[u8
     answered(&json!({"files": modes.collect::<Vec<_>>(), "commitOid": "0"}))
 }
 
-fn commit(inner: &mut Inner, (kind, id): (Kind, &str), branch: &str, body: &[u8]) -> Response {
+fn commit(state: &State, inner: &mut Inner, (kind, id): (Kind, &str), branch: &str, body: &[u8]) -> Response {
     if inner.races > 0 {
         inner.races -= 1;
         let repo = inner.repos.entry(kind, id);
@@ -274,7 +274,7 @@ fn commit(inner: &mut Inner, (kind, id): (Kind, &str), branch: &str, body: &[u8]
         return refused(StatusCode::BAD_GATEWAY, "", "upstream is gone");
     }
     answered(
-        &json!({"success": true, "commitOid": oid, "commitUrl": format!("http://hub/{id}/commit/{oid}"), "hookOutput": ""}),
+        &json!({"success": true, "commitOid": oid, "commitUrl": format!("{}/commit/{oid}", page(state, (kind, id))), "hookOutput": ""}),
     )
 }
 
@@ -391,6 +391,12 @@ fn verify(inner: &Inner, body: &[u8]) -> Response {
         return answered(&json!({}));
     }
     refused(StatusCode::NOT_FOUND, "", "not uploaded")
+}
+
+/// Where a person looks at a repository.
+fn page(state: &State, (kind, id): (Kind, &str)) -> String {
+    let prefix = if kind == Kind::Dataset { "datasets/" } else { "" };
+    format!("{}/{prefix}{id}", state.addresses[0])
 }
 
 fn no_revision(revision: &str) -> Response {

@@ -15,11 +15,12 @@ mod store;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::TcpListener,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use axum::{Router, body::Bytes, extract::Request, response::Response};
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::runtime::Runtime;
 
 pub use repos::Kind;
 use repos::Repos;
@@ -111,8 +112,13 @@ impl Hub {
     pub fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("threads for the server");
-        let listen = || async { TcpListener::bind("127.0.0.1:0").await.expect("a free port") };
-        let (hub, store) = runtime.block_on(async { (listen().await, listen().await) });
+        // Bound without the runtime: a case of another runtime may be starting this.
+        let listen = || {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+            listener.set_nonblocking(true).expect("a socket of tokio's kind");
+            listener
+        };
+        let (hub, store) = (listen(), listen());
         let address = |listener: &TcpListener| format!("http://{}", listener.local_addr().expect("its address"));
         let addresses = [address(&hub), address(&store)];
         let inner = Inner {
@@ -135,7 +141,10 @@ impl Hub {
         let of_store = state.clone();
         let stored = Router::new().fallback(move |request: Request| store::answer(of_store.clone(), request));
         for (listener, router) in [(hub, calls), (store, stored)] {
-            runtime.spawn(async move { axum::serve(listener, router).await });
+            runtime.spawn(async move {
+                let listener = tokio::net::TcpListener::from_std(listener)?;
+                axum::serve(listener, router).await
+            });
         }
         let [endpoint, store] = addresses;
         Self { endpoint, store, state, runtime: Some(runtime) }

@@ -91,7 +91,7 @@ impl Answer {
             return declined(
                 format!("{endpoint} does not know this node's token: {}", self.words),
                 "the token has expired, was revoked or is mistyped: give the worker another one, as HF_TOKEN or \
-                 huggingface.tokenFile in node.yaml"
+                 store.huggingface.tokenFile in node.yaml"
                     .into(),
                 true,
             );
@@ -117,7 +117,7 @@ impl Answer {
                 format!("{endpoint} has no {kind} `{id}`, or it is private and {seen} may not see it"),
                 format!(
                     "check the name (models and data sets have name spaces of their own); for a private one, give the \
-                     worker a token that may {} it, as HF_TOKEN or huggingface.tokenFile in node.yaml",
+                     worker a token that may {} it, as HF_TOKEN or store.huggingface.tokenFile in node.yaml",
                     if *writes { "write to" } else { "read" }
                 ),
                 !*has_token,

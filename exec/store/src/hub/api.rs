@@ -120,13 +120,15 @@ impl Api {
     /// The way to a repository. Sends nothing.
     pub fn new(store: &Store, repo: Repo, endpoint: &str, token: Option<Secret>) -> Result<Self, StoreError> {
         let place = repo.url("main", "");
-        let bad = |found: String| StoreError::Hub {
+        let bad = |found: String| {
+            StoreError::Hub {
             place,
             found,
             hint:
-                "HF_ENDPOINT, or huggingface.endpoint in node.yaml, is an http:// or https:// URL without credentials"
+                "HF_ENDPOINT, or store.huggingface.endpoint in node.yaml, is an http:// or https:// URL without credentials"
                     .into(),
             here: true,
+        }
         };
         let url = match Url::parse(endpoint.trim_end_matches('/')) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => url,

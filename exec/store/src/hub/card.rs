@@ -17,8 +17,7 @@ pub(super) struct Config {
 
 #[derive(Deserialize)]
 struct Head {
-    #[serde(default)]
-    configs: Vec<RawConfig>,
+    configs: Option<Vec<RawConfig>>,
 }
 
 #[derive(Deserialize)]
@@ -35,9 +34,24 @@ struct RawConfig {
 /// # Errors
 /// What is wrong with its head.
 pub(super) fn configs(readme: &str) -> Result<Vec<Config>, String> {
-    let Some(head) = head(readme) else { return Ok(Vec::new()) };
-    let head: Head = mloc_core::task::yaml::read(head)?;
-    head.configs.into_iter().map(config).collect()
+    let Some(block) = head(readme).and_then(block) else { return Ok(Vec::new()) };
+    let head: Head = mloc_core::task::yaml::read(block)?;
+    head.configs.unwrap_or_default().into_iter().map(config).collect()
+}
+
+/// The lines of `configs` alone: what cards say of features and sizes may be megabytes, and need not even be right.
+fn block(head: &str) -> Option<&str> {
+    let from = if head.starts_with("configs:") { 0 } else { head.find("\nconfigs:")? + 1 };
+    let rest = head.get(from..)?;
+    let is_next = |line: &str| !line.starts_with([' ', '\t', '-', '#', '\r', '\n']);
+    let mut to = 0;
+    for (index, line) in rest.split_inclusive('\n').enumerate() {
+        if index > 0 && is_next(line) {
+            break;
+        }
+        to += line.len();
+    }
+    rest.get(..to)
 }
 
 /// The YAML between the lines of dashes that a card begins with.
@@ -95,7 +109,7 @@ mod tests {
     fn the_forms_of_data_files_are_read() {
         let readme = "---\nlicense: mit\nconfigs:\n- config_name: en\n  default: true\n  data_files:\n  - split: train\n    \
                       path: [en/a.jsonl, ./en/b-*.jsonl]\n  - split: test\n    path: en/t.jsonl\n- config_name: de\n  data_files: \
-                      \"de/*.parquet\"\n- config_name: fr\n  data_dir: ./fr/\n---\n# A card\n---\n";
+                      \"de/*.parquet\"\n- config_name: fr\n  data_dir: ./fr/\ndataset_info: {never: [closed\n---\n# A card\n---\n";
         let all = configs(readme).unwrap();
         let shown: Vec<_> = all.iter().map(|c| (c.name.as_str(), c.default, c.folder.as_deref())).collect();
         assert_eq!(shown, [("en", true, None), ("de", false, None), ("fr", false, Some("fr"))]);

@@ -68,10 +68,18 @@ impl Hub {
     async fn commit(&self, pin: Option<&Pin>) -> Result<(String, bool), StoreError> {
         match pin {
             None => Ok((self.place.api.commit(&self.place.revision).await?, false)),
-            Some(pin) => Ok(match pin.version.strip_prefix(CONVERTED).and_then(|rest| rest.strip_prefix('@')) {
-                Some(commit) => (commit.to_owned(), true),
-                None => (pin.version.clone(), false),
-            }),
+            Some(pin) => {
+                let converted = pin.version.strip_prefix(CONVERTED).and_then(|rest| rest.strip_prefix('@'));
+                let commit = converted.unwrap_or(&pin.version);
+                match self.place.api.find_commit(commit).await? {
+                    Some(_) => Ok((commit.to_owned(), converted.is_some())),
+                    None => Err(StoreError::NotFound {
+                        place: self.place.url(""),
+                        found: format!("commit {commit}, which this task began with, is not there any more"),
+                        hint: "submit the task again to run on what is there now".into(),
+                    }),
+                }
+            }
         }
     }
 
@@ -148,10 +156,11 @@ impl Hub {
             true => self.place.api.get(commit, "README.md", CARD_MAX).await?.unwrap_or_default(),
             false => Default::default(),
         };
-        let place = self.place.url("README.md");
-        let configs = card::configs(&String::from_utf8_lossy(&card)).map_err(|found| StoreError::Damaged {
-            place,
-            found: format!("the data set's card cannot be read: {found}"),
+        let configs = card::configs(&String::from_utf8_lossy(&card)).map_err(|problem| StoreError::Hub {
+            place: self.place.url("README.md"),
+            found: format!("the data set's card cannot be read: {problem}"),
+            hint: "name the files with `path`".into(),
+            here: false,
         })?;
         let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
         let found = dataset::find(&names, &configs, self.place.config.as_deref()).map_err(NotFound::Files)?;

@@ -464,7 +464,7 @@ impl Area for Branch {
 fn with_hint(error: StoreError) -> StoreError {
     match error {
         StoreError::Hub { place, found, hint, here } => {
-            let hint = format!("{hint}; or let the node make it, with huggingface.createRepos in node.yaml");
+            let hint = format!("{hint}; or let the node make it, with store.huggingface.createRepos in node.yaml");
             StoreError::Hub { place, found, hint, here }
         }
         other => other,
