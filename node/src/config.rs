@@ -13,6 +13,8 @@ use anyhow::{Context, bail};
 use mloc_core::quantity;
 use serde::{Deserialize, Serialize};
 
+use crate::places::Places;
+
 /// node.yaml. Unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -47,6 +49,8 @@ pub struct NodeConfig {
     pub modules: Option<Vec<String>>,
     /// S3 defaults; credentials come from the environment or from files.
     pub s3: S3,
+    /// Other places, and the way there.
+    pub store: Places,
     /// Pulled models and data sets.
     pub cache: CacheConfig,
     /// Secrets for `secretsFrom`: name → file that holds it.
@@ -266,6 +270,7 @@ impl NodeConfig {
         if s3.access_key_id_file.is_some() != s3.secret_access_key_file.is_some() {
             bail!("s3: accessKeyIdFile and secretAccessKeyFile go together");
         }
+        self.store.check()?;
         let d = self.durations();
         if d.election.0 >= d.election.1 {
             bail!("timing: electionMinMs must be less than electionMaxMs");

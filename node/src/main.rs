@@ -8,6 +8,7 @@ mod control;
 mod follow;
 mod logs;
 mod node;
+mod places;
 mod show;
 mod tail;
 mod telemetry;

@@ -331,6 +331,7 @@ fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
     store.s3.secret_access_key = config.s3.secret_access_key_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.session_token = config.s3.session_token_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.anonymous = config.s3.anonymous;
+    config.store.settle(&mut store, secret)?;
     Ok(store)
 }
 

@@ -26,7 +26,7 @@ use mloc_exec::failpoint;
 use crate::error::StoreError;
 
 /// How much is read or written at once.
-const BLOCK: usize = 1 << 20;
+pub(crate) const BLOCK: usize = 1 << 20;
 
 /// Size and digest of a file's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]

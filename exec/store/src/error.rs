@@ -41,7 +41,7 @@ pub enum StoreError {
         here: bool,
     },
     /// The server answered and refuses the request itself.
-    #[error("{place}: refused: {found}\nhint: check endpoint, region and bucket name")]
+    #[error("{place}: refused: {found}\nhint: check its address: endpoint, region and bucket, or URL")]
     Refused {
         /// The place, as a URL.
         place: String,
@@ -178,6 +178,26 @@ pub enum StoreError {
         /// What is there now.
         found: Pin,
     },
+    /// The task's first attempt had it from a mirror of its own versions, or this node has it from one.
+    #[error(
+        "{place}: this task's first attempt got it from {first}, and this node gets it from {here}: nobody can tell whether they are the same\nhint: give the nodes that run such tasks the same store.mirrors, or name those that have them in placement.nodes"
+    )]
+    OtherWay {
+        /// The place.
+        place: String,
+        /// Where the first attempt had it from.
+        first: String,
+        /// Where this node has it from.
+        here: String,
+    },
+    /// The node may not ask anybody.
+    #[error(
+        "{place}: this node is offline (store.offline in node.yaml), and neither its cache nor a mirror in its volumes holds it\nhint: pull it once while the node is online, or declare a mirror in a volume (store.mirrors)"
+    )]
+    Offline {
+        /// The place.
+        place: String,
+    },
     /// A kind of place this build cannot reach.
     #[error("this build cannot reach places of type `{scheme}`")]
     Unsupported {
@@ -213,12 +233,14 @@ impl StoreError {
             Unreachable { .. } | Busy { .. } | NoSpace { .. } | Changed { .. } | Disk { .. } | Damaged { .. } => {
                 FailureClass::Retryable
             }
-            // Another node may have the volume, the certificates, the credentials.
+            // Another node may have the volume, the certificates, the credentials, the way.
             NoVolume { .. }
             | VolumeGone { .. }
             | Unready { .. }
-            | Denied { here: true, .. }
-            | Hub { here: true, .. } => FailureClass::Retryable,
+            | OtherWay { .. }
+            | Offline { .. }
+            | Hub { here: true, .. }
+            | Denied { here: true, .. } => FailureClass::Retryable,
             // These would be the same everywhere.
             Denied { here: false, .. }
             | Hub { here: false, .. }

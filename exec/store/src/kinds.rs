@@ -7,7 +7,7 @@ use crate::{
     Store, azblob,
     error::StoreError,
     folder::Folder,
-    gcs, hub,
+    gcs, http, hub,
     place::{Area, Source},
     s3,
 };
@@ -29,6 +29,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind { name: "gcs", source: Some(gcs::source), area: Some(gcs::area) },
     Kind { name: "azblob", source: Some(azblob::source), area: Some(azblob::area) },
     Kind { name: "huggingface", source: Some(hub::source), area: Some(hub::area) },
+    Kind { name: "http", source: Some(http::source), area: None },
 ];
 
 /// What of a kind tasks ask for: `source:KIND`, `destination:KIND`.

@@ -27,13 +27,16 @@ mod disk;
 mod error;
 mod folder;
 mod gcs;
+mod http;
 mod hub;
 mod kinds;
 mod manifest;
 mod meter;
+mod mirror;
 mod place;
 mod publish;
 mod pull;
+mod rate;
 mod remote;
 mod s3;
 mod service;
@@ -47,9 +50,10 @@ use mloc_core::task::spec::Location;
 
 pub use self::{
     checkpoints::Fetched,
-    config::{AzblobConfig, GcsConfig, HubConfig, Patience, S3Config, Secret, StoreConfig},
+    config::{AzblobConfig, GcsConfig, HttpAccount, HubConfig, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, Manifest},
+    mirror::Mirror,
     pull::{Pulled, PulledFile},
 };
 
@@ -58,6 +62,7 @@ pub use self::{
 pub struct Store {
     config: Arc<StoreConfig>,
     client: client::Client,
+    limit: rate::Limit,
 }
 
 impl Store {
@@ -71,21 +76,25 @@ impl Store {
             *folder = std::path::absolute(&*folder).map_err(|e| StoreError::disk("find", folder, e))?;
         }
         let client = client::Client::new(&config.patience)?;
-        Ok(Self { config: Arc::new(config), client })
+        let limit = rate::Limit::new(config.rate_limit);
+        Ok(Self { config: Arc::new(config), client, limit })
     }
 
     /// What this node offers to tasks: `source:KIND` and `destination:KIND` for each kind of place that this build
     /// reaches, and `volume:NAME` for each declared volume.
     pub fn features(&self) -> Vec<String> {
         let volumes = self.config.volumes.keys().map(|name| format!("volume:{name}"));
-        kinds::features().chain(volumes).collect()
-    }
-
-    fn source(&self, location: &Location) -> Result<place::Source, StoreError> {
-        kinds::source(self, location)
+        // Offline, sources may be in the cache; destinations are not.
+        let reached = |f: &String| !self.config.offline || !f.starts_with("destination:") || f == "destination:local";
+        kinds::features().filter(reached).chain(volumes).collect()
     }
 
     fn area(&self, location: &Location) -> Result<Box<dyn place::Area>, StoreError> {
-        kinds::area(self, location)
+        let area = kinds::area(self, location)?;
+        match location {
+            Location::Local { .. } => Ok(area),
+            _ if self.config.offline => Err(StoreError::Offline { place: area.url() }),
+            _ => Ok(area),
+        }
     }
 }

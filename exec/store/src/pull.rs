@@ -16,7 +16,8 @@ use crate::{
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
-    place::Source,
+    mirror::{self, Way},
+    rate::Limit,
     remote::{Object, Remote},
     transfer::{self, Fetched},
 };
@@ -67,9 +68,32 @@ impl Store {
         room: MakeRoom,
         tell: OnMoved,
     ) -> Result<Pulled, StoreError> {
-        match self.source(source)? {
-            Source::Folder(place) => off_thread(move || place.use_in_place(&tell)).await,
-            Source::Remote(remote) => pull_remote(&*remote, pin, folder, self.config.reserve_bytes, room, tell).await,
+        let bring = async |remote: &dyn Remote, pin| {
+            let reserve = self.config.reserve_bytes;
+            pull_remote(remote, pin, folder, reserve, &self.limit, room.clone(), tell.clone()).await
+        };
+        match mirror::way(self, source)? {
+            Way::Folder(place) => off_thread(move || place.use_in_place(&tell)).await,
+            Way::Origin(remote) => {
+                let pin = pin.map(|pin| mirror::unmarked(pin, "", remote.url(""))).transpose()?;
+                bring(&*remote, pin.as_ref()).await
+            }
+            Way::Beside(remote) => {
+                let pin = pin.map(|pin| mirror::unmarked(pin, "", remote.url(""))).transpose()?;
+                match bring(&remote, pin.as_ref()).await {
+                    // Not the origin's bytes: those of the mirror are let go, and it is asked no more.
+                    Err(why @ StoreError::Damaged { .. }) if remote.leave_mirrors(&why) => {
+                        bring(&*remote.into_origin(), pin.as_ref()).await
+                    }
+                    ended => ended,
+                }
+            }
+            Way::Instead { remote, mark } => {
+                let pin = pin.map(|pin| mirror::unmarked(pin, &mark, remote.url(""))).transpose()?;
+                let mut pulled = bring(&*remote, pin.as_ref()).await?;
+                pulled.pin = pulled.pin.map(|pin| Pin { version: format!("{mark}{}", pin.version), ..pin });
+                Ok(pulled)
+            }
         }
     }
 }
@@ -79,6 +103,7 @@ async fn pull_remote(
     pin: Option<&Pin>,
     folder: &Path,
     reserve: u64,
+    limit: &Limit,
     room: MakeRoom,
     tell: OnMoved,
 ) -> Result<Pulled, StoreError> {
@@ -87,7 +112,10 @@ async fn pull_remote(
     if objects.is_empty() {
         return Err(StoreError::Empty { place: remote.url("") });
     }
-    still(remote, pin, &listing.pin(objects.iter()))?;
+    // What does not say its size beforehand is compared when it is here.
+    if !remote.one_stream() {
+        still(remote, pin, &listing.pin(objects.iter()))?;
+    }
     let _alone = alone(folder).await?;
     let (known, into) = (objects.clone(), folder.to_owned());
     off_thread(move || {
@@ -96,7 +124,7 @@ async fn pull_remote(
     })
     .await?;
     let bytes = objects.iter().map(|o| o.bytes).sum();
-    let meter = Meter::new(bytes, tell);
+    let meter = Meter::new(bytes, tell).at(limit);
     let fetched = transfer::fetch(remote, objects, folder, &meter).await?;
     if let Err(damaged) = check_manifest(remote, &fetched, folder) {
         // What lies here is not to be taken for whole by the next try.

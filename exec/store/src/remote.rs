@@ -91,6 +91,12 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
         object.sha256.clone().map(Digest::Sha256)
     }
 
+    /// Whether a file can only be had from its first byte to its last, as the listing has shown. Its size is then 0 where
+    /// nobody says it beforehand.
+    fn one_stream(&self) -> bool {
+        false
+    }
+
     /// An error for an answer that ended before its time: the line broke.
     fn cut_short(&self, object: &Object, at: u64) -> StoreError;
 }

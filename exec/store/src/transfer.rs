@@ -4,6 +4,8 @@
 //! A file is written as `.mloc-pull/VERSION.part` and described by `.mloc-pull/NAME.json`: which version of the object
 //! (ETag, size), which chunks are on the disk, and, once whole, its digest. Only then it gets its name.
 
+mod one_stream;
+
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -67,9 +69,11 @@ impl Part {
         }
     }
 
-    /// Whether this is of that version of that object. Without an ETag nothing says so, and it is begun again.
+    /// Whether this is of that version of that object. Without an ETag nothing says so, and it is begun again. Not every
+    /// source says beforehand how large it is.
     fn is_of(&self, object: &Object) -> bool {
-        self.etag.is_some() && (&self.name, &self.etag, self.bytes) == (&object.name, &object.etag, object.bytes)
+        let same_size = self.bytes == object.bytes || object.bytes == 0;
+        self.etag.is_some() && (&self.name, &self.etag) == (&object.name, &object.etag) && same_size
     }
 
     fn range(&self, chunk: u64) -> std::ops::Range<u64> {
@@ -231,17 +235,27 @@ async fn fetch_file(
         };
         if let Some(sha256) = part.sha256 {
             meter.found(part.bytes);
+            object.bytes = part.bytes;
             return Ok(Fetched { object, stamp: Stamp { bytes: part.bytes, sha256 } });
         }
-        meter.found(part.there());
-        match fetch_chunks(remote, &object, &paths, part, meter, lanes).await {
+        let ended = if remote.one_stream() {
+            one_stream::fetch(remote, &object, &paths, meter).await
+        } else {
+            meter.found(part.there());
+            fetch_chunks(remote, &object, &paths, part, meter, lanes).await
+        };
+        match ended {
+            Ok(stamp) => {
+                object.bytes = stamp.bytes;
+                return Ok(Fetched { object, stamp });
+            }
             Err(StoreError::Changed { .. }) if restarts < RESTARTS => {
                 restarts += 1;
                 tracing::info!(place = remote.url(&object.name), "changed while it was read: the file is begun again");
                 meter.start_over();
                 object = remote.again(&object).await?;
             }
-            ended => return ended.map(|stamp| Fetched { object, stamp }),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -280,6 +294,12 @@ async fn fetch_chunks(
     });
     let all: Vec<()> = stream::iter(chunks).buffer_unordered(AT_ONCE).try_collect().await?;
     drop(all);
+    let part = state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    name_it(remote, object, paths, part).await
+}
+
+/// All bytes of it are on the disk: its digest, and then its name.
+async fn name_it(remote: &dyn Remote, object: &Object, paths: &Paths, mut part: Part) -> Result<Stamp, StoreError> {
     // Servers that know no If-Match would have given us two halves of different files.
     let now = remote.again(object).await?;
     if (&now.etag, now.bytes) != (&object.etag, object.bytes) {
@@ -293,7 +313,6 @@ async fn fetch_chunks(
             disk::remove(&paths.state)?;
             return Err(StoreError::Damaged { place, found });
         }
-        let mut part = state.lock().unwrap_or_else(PoisonError::into_inner).clone();
         part.sha256 = Some(stamp.sha256.clone());
         // Its name is given after this, which leaves the time as it is.
         part.modified = fs::metadata(&paths.part).ok().map(|m| (m.mtime(), m.mtime_nsec()));
@@ -368,6 +387,7 @@ async fn read_on(
     loop {
         let next = stream.try_next().await;
         if let Ok(Some(bytes)) = &next {
+            meter.pass(bytes.len() as u64).await;
             let room = (end - *at) as usize - held.len();
             held.extend_from_slice(&bytes[..bytes.len().min(room)]);
         }

@@ -26,6 +26,8 @@ struct State {
     down: AtomicU64,
     /// A connection breaks after so many bytes down.
     breaks_after: AtomicU64,
+    /// So often.
+    breaks_left: AtomicU64,
     /// A connection breaks after so many bytes up.
     breaks_up_after: AtomicU64,
     /// What happens when so many bytes came down: told once, answered before the next byte.
@@ -43,6 +45,7 @@ impl Line {
         let state = Arc::new(State {
             down: AtomicU64::new(0),
             breaks_after: AtomicU64::new(u64::MAX),
+            breaks_left: AtomicU64::new(u64::MAX),
             breaks_up_after: AtomicU64::new(u64::MAX),
             pause: Mutex::new(None),
             paused: Notify::new(),
@@ -66,6 +69,17 @@ impl Line {
     /// Every connection breaks after so many bytes down.
     pub fn breaks_after(&self, bytes: u64) {
         self.state.breaks_after.store(bytes, Ordering::SeqCst);
+    }
+
+    /// So many connections break after so many bytes down, and no more after them.
+    pub fn breaks(&self, times: u64, bytes: u64) {
+        self.state.breaks_left.store(times, Ordering::SeqCst);
+        self.breaks_after(bytes);
+    }
+
+    /// How many more times it will break.
+    pub fn breaks_left(&self) -> u64 {
+        self.state.breaks_left.load(Ordering::SeqCst)
     }
 
     /// Every connection breaks after so many bytes up.
@@ -122,7 +136,10 @@ async fn carry(client: TcpStream, server: &str, state: &State) -> std::io::Resul
             }
             to_client.write_all(&block[..n]).await?;
             here += n as u64;
-            if here >= state.breaks_after.load(Ordering::SeqCst) {
+            let breaks = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
+            if here >= state.breaks_after.load(Ordering::SeqCst)
+                && state.breaks_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, breaks).is_ok()
+            {
                 return Err(std::io::ErrorKind::ConnectionReset.into());
             }
         }

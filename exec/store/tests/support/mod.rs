@@ -1,8 +1,10 @@
 //! What the cases share: attempts, folders of files, an S3 server, a line that breaks.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod clouds;
 pub mod line;
 pub mod moto;
+pub mod web;
 
 use std::{
     collections::BTreeMap,
