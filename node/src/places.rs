@@ -205,6 +205,7 @@ mod tests {
         let text = "
 gcs: {credentialFile: /etc/mloc/gcs.json}
 azblob: {account: lab, accountKeyFile: /etc/mloc/azure}
+huggingface: {endpoint: \"https://hub.example.org\", tokenFile: /etc/mloc/hf, createRepos: true}
 http: [{host: data.example.org, tokenFile: /etc/mloc/data}, {host: \"http://10.0.0.1:80\", tokenFile: /t, header: private-token}]
 rateLimit: 50MiB/s
 mirrors:
@@ -215,6 +216,9 @@ mirrors:
         parse(text).unwrap().settle(&mut store, |path| Ok(format!("in {}", path.display()))).unwrap();
         assert_eq!(store.rate_limit.unwrap().get(), 50 << 20);
         assert_eq!(store.azblob.account_key, Some(Secret::new("in /etc/mloc/azure")));
+        assert_eq!(store.hugging_face.token, Some(Secret::new("in /etc/mloc/hf")));
+        let hub = &store.hugging_face;
+        assert_eq!((hub.endpoint.as_deref(), hub.create_repos), (Some("https://hub.example.org"), true));
         assert_eq!((store.http.len(), store.http[1].header.as_deref()), (2, Some("private-token")));
         assert_eq!((store.mirrors.len(), store.mirrors[0].only), (2, true));
         assert!(!format!("{store:?}").contains("in /etc"), "a secret shows");

@@ -332,7 +332,9 @@ fn resolve(
         }
         None => {
             let range = headers.get(header::RANGE).and_then(|v| v.to_str().ok());
-            store::ranged(&file.bytes, range, &format!("\"{}\"", file.oid))
+            let flipped = || file.bytes.iter().map(|b| b ^ 1).collect::<Bytes>();
+            let bytes = if inner.flipped == Some(false) { flipped() } else { file.bytes.clone() };
+            store::ranged(&bytes, range, &format!("\"{}\"", file.oid))
         }
     };
     put(&mut response, "x-repo-commit", &commit);

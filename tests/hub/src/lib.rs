@@ -66,8 +66,11 @@ pub enum Trouble {
     LostAnswers(u32),
     /// Before so many commits somebody else commits to the branch.
     Races(u32),
-    /// Bytes of a large file are flipped on their way, from now on.
-    Flipped,
+    /// Bytes are flipped on their way from now on: of files that the store keeps, or of those that git keeps.
+    Flipped {
+        /// Of the store's.
+        large: bool,
+    },
 }
 
 /// All that a server knows.
@@ -88,7 +91,8 @@ pub(crate) struct Inner {
     pub busy: (u32, u32),
     pub lost_answers: u32,
     pub races: u32,
-    pub flipped: bool,
+    /// Of which files bytes are flipped: of the store's, or of git's.
+    pub flipped: Option<bool>,
     /// Signed addresses of an earlier number are over.
     pub epoch: u32,
     /// Entries of one page of a listing.
@@ -130,7 +134,7 @@ impl Hub {
             busy: (0, 0),
             lost_answers: 0,
             races: 0,
-            flipped: false,
+            flipped: None,
             epoch: 0,
             page: 1000,
             part: 16 << 20,
@@ -217,7 +221,7 @@ impl Hub {
             Trouble::Busy { times, seconds } => inner.busy = (times, seconds),
             Trouble::LostAnswers(times) => inner.lost_answers = times,
             Trouble::Races(times) => inner.races = times,
-            Trouble::Flipped => inner.flipped = true,
+            Trouble::Flipped { large } => inner.flipped = Some(large),
         }
     }
 

@@ -44,7 +44,7 @@ pub(crate) async fn answer(state: Arc<State>, request: Request) -> Answered {
                 (inner.large.get(*sha256).cloned(), inner.flipped)
             };
             let Some(bytes) = bytes else { return status(StatusCode::NOT_FOUND, "no such key") };
-            let bytes = if flipped { bytes.iter().map(|b| b ^ 1).collect() } else { bytes };
+            let bytes: Bytes = if flipped == Some(true) { bytes.iter().map(|b| b ^ 1).collect() } else { bytes };
             ranged(&bytes, head.headers.get(header::RANGE).and_then(|v| v.to_str().ok()), &format!("\"{sha256}\""))
         }
         (&Method::PUT, ["upload", sha256, part]) => {
