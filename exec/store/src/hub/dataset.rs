@@ -221,7 +221,8 @@ mod tests {
         find(files, &[], None).map_or_else(|missing| format!("{missing:?}"), |found| shown(&found.splits))
     }
 
-    /// What these come to was read off the `datasets` library's own rules (5.2.0, `data_files.py`).
+    /// What these come to is what the `datasets` library (5.2.0, `get_data_patterns`) made of the same files; then the ones
+    /// of one format.
     #[test]
     fn splits_are_found_by_the_layout_of_the_files() {
         for (files, want) in [
@@ -247,6 +248,10 @@ mod tests {
                 "train: harmless/train.jsonl.gz; test: helpful/test.jsonl.gz",
             ),
             (&["training_part2.jsonl"], "train: training_part2.jsonl"),
+            (&["test2/y.csv", "train_data/x.csv"], "train: train_data/x.csv; test: test2/y.csv"),
+            (&["data/dev/a.csv", "data/x.csv"], "validation: data/dev/a.csv"),
+            (&["latest.csv", "pretrain.csv"], "train: latest.csv pretrain.csv"),
+            (&["val.csv", "validate.csv"], "validation: val.csv"),
             (&["a.jsonl", "b.jsonl", "b.csv"], "train: a.jsonl b.jsonl"),
             (&["a.parquet", "a.json", "dataset_infos.json"], "train: a.parquet"),
             (&["data.arrow", "state.json", "data-2.arrow"], "Format(\"2 .arrow, 1 .json\")"),
