@@ -112,7 +112,6 @@ impl Hub {
     ///
     /// # Panics
     /// When this machine gives no port or thread: there is nothing to test then.
-    #[expect(clippy::expect_used, reason = "a test's own scaffold")]
     pub fn start() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("threads for the server");
