@@ -3,7 +3,7 @@
 //! ```text
 //! Location + StoreConfig → kinds: one row each kind of place
 //!     → Source  a folder of a volume, or a Remote   (files of one version, read in ranges; other nodes' too)
-//!     → Area    a folder of a volume, a prefix of a bucket
+//!     → Area    a folder of a volume, a prefix of a bucket, a branch of a repository (a result is one commit there)
 //!   pull         Source → where the attempt can open it       (cache: each content once; transfer: chunks, resumed)
 //!   checkpoints  folder → TASK/REPLICA/step-N/ and back       (manifest last, digests checked)
 //!   publish      outputs → destination, once                  (manifest last, only where there is none)
@@ -31,6 +31,7 @@ mod error;
 mod folder;
 mod gcs;
 mod http;
+mod hub;
 mod kinds;
 mod manifest;
 mod meter;
@@ -56,7 +57,7 @@ pub use self::{
     artifact::ArtifactFile,
     cache::{Cache, CacheConfig, Holding, Verified, Verify},
     checkpoints::Fetched,
-    config::{AzblobConfig, GcsConfig, HttpAccount, Patience, S3Config, Secret, StoreConfig},
+    config::{AzblobConfig, GcsConfig, HttpAccount, HubConfig, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, Manifest},
     mirror::Mirror,

@@ -12,6 +12,7 @@ mod places;
 pub mod problem;
 mod raw;
 pub mod spec;
+pub mod split;
 mod validate;
 pub mod yaml;
 

@@ -89,7 +89,7 @@ impl Validation<'_> {
         let timeouts =
             Timeouts { run_ms: self.time(&spec.timeout_run, true), stop_ms: self.time(&spec.timeout_stop, false) };
         let placement = self.placement(spec);
-        let checkpoint = Checkpointing { destination: self.destination(&spec.checkpoint) };
+        let checkpoint = Checkpointing { destination: self.checkpoints(&spec.checkpoint) };
         let priority = self.priority(spec);
         let depends_on = self.depends_on(raw);
         let env = self.env(&spec.env);
@@ -257,6 +257,20 @@ impl Validation<'_> {
 
     fn destination(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
         self.location(raw.as_ref()?, Use::Destination)
+    }
+
+    fn checkpoints(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
+        let location = self.destination(raw)?;
+        if let Location::HuggingFace { .. } = location {
+            let kind = raw.as_ref()?.kind.as_ref()?;
+            let problem = kind.problem("a place where checkpoints can be replaced: local, s3, gcs or azblob");
+            self.problems.push(problem.hint(
+                "a repository of the hub keeps every checkpoint for ever in its history; publish the result there, \
+                 with output.destination",
+            ));
+            return None;
+        }
+        Some(location)
     }
 
     fn location(&mut self, raw: &RawLocation, used: Use) -> Option<Location> {
