@@ -17,6 +17,7 @@
 //! | [`run`] | `run.json`: what a child is told |
 //! | [`event`] | what it says, one JSON object a line, versioned |
 //! | [`child`] | the child's main |
+//! | [`tree`] | every process that belongs to an attempt, and its end |
 //! | [`transfers`] | how bytes come and go, as the worker needs it |
 //! | [`failpoint`] | places where a test may kill the process |
 //!
@@ -30,13 +31,14 @@ pub mod failpoint;
 pub mod module;
 pub mod run;
 pub mod transfers;
+pub mod tree;
 
 pub use self::{
     checkpoint::Checkpoint,
     context::{Asked, RunContext},
     event::Event,
     module::{Module, ModuleError, ModuleOutput, Output},
-    run::{DeviceChoice, Inputs, Run},
+    run::{DeviceChoice, Inputs, Programs, Run, Sandbox},
     transfers::{MakeRoom, Moved, OnMoved, Transfers},
 };
 

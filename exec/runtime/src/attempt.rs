@@ -15,7 +15,7 @@ use mloc_core::{
     worker::{ChildEvent, Exit},
 };
 use mloc_exec::{
-    Inputs, Moved, OnMoved, Run, Transfers, checkpoint,
+    Inputs, Moved, OnMoved, Programs, Run, Transfers, checkpoint,
     child::read_result,
     event::{MESSAGE_BYTES_MAX, bounded},
     failpoint,
@@ -64,6 +64,7 @@ pub(crate) struct Bench {
     pub folders: Folders,
     pub program: PathBuf,
     pub secrets: BTreeMap<String, String>,
+    pub programs: Option<Programs>,
     pub transfers: Arc<dyn Transfers>,
     pub cache: Arc<Cache>,
     pub disk: Arc<DiskWatch>,
@@ -212,6 +213,10 @@ impl Start {
             adapter: self.pull_one("adapter", model.and_then(|m| m.adapter.as_ref()?.source.as_ref()), log).await?,
             dataset: self.pull_one("data set", spec.dataset.as_ref().map(|d| &d.source), log).await?,
             eval: self.pull_one("held-out data", spec.dataset.as_ref().and_then(|d| d.eval.as_ref()), log).await?,
+            code: {
+                let code = spec.command.as_ref().and_then(|c| c.code.as_ref());
+                self.pull_one("code", code.map(|code| &code.source), log).await?
+            },
         };
         let cache = bench.cache.clone();
         // It is told in the log when it fails; the inputs are there.
@@ -291,6 +296,8 @@ impl Start {
             checkpoints: folders.checkpoints(id),
             result: folders.result(id),
             threads: devices::threads(&self.assign.grant),
+            work: folders.work(id),
+            programs: self.bench.programs.clone(),
             keep_checkpoints: keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(0),
         };
         run.write(&path).map_err(|e| disk("write", &path, &e))?;

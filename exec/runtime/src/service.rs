@@ -14,7 +14,7 @@ use mloc_core::{
     wire::{FromLeader, FromWorker, Report, ToLeader, ToWorker},
     worker::{self, Action, ChildEvent, Event, Write},
 };
-use mloc_exec::Transfers;
+use mloc_exec::{Programs, Transfers};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
@@ -74,6 +74,8 @@ pub struct WorkerSettings {
     pub lease: Duration,
     /// Secrets that tasks may name in `secretsFrom`.
     pub secrets: BTreeMap<String, String>,
+    /// How programs of users are run; absent when they are not. The data directory is hidden from them anyway.
+    pub programs: Option<Programs>,
     /// Bytes that pulled sources may take while none of them is in use; half of their disk when absent.
     pub cache_bytes_max: Option<u64>,
     /// Bytes of the data directory's disk that are kept for the journal and the ledger: below it attempts stop.
@@ -154,12 +156,17 @@ impl Worker {
         let (tell_failed, failed) = watch::channel(None);
         let cancel = CancellationToken::new();
         let tracker = TaskTracker::new();
+        let programs = settings.programs.map(|mut programs| {
+            programs.hidden.push(settings.data_dir.clone());
+            programs
+        });
         let service = Service {
             worker,
             bench: Arc::new(Bench {
                 folders,
                 program: settings.program,
                 secrets: settings.secrets,
+                programs,
                 transfers,
                 disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, cache.clone())),
                 cache,

@@ -19,7 +19,7 @@ pub use hyperparameters::settings;
 pub use kind::TaskType;
 pub use problem::{At, Note, Problem, Problems};
 pub use spec::TaskSpec;
-pub use validate::{ARTIFACTS, DEFAULT_PROJECT};
+pub use validate::{ARTIFACTS, DEFAULT_PROJECT, FILES};
 
 /// A file that is taken: what it means, and what its author should know.
 #[derive(Clone, Debug, PartialEq)]

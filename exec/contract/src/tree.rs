@@ -1,7 +1,12 @@
 //! Every process that belongs to an attempt, and its end.
 //!
-//! They are found by process group, by descent, and by a mark in their environment, which also finds those that were
-//! orphaned or made a session of their own.
+//! They are found by process group, by descent, and by a mark in their environment. A child takes in whatever is
+//! orphaned below it ([`take_in_orphans`]), so that one that forked twice, made a session of its own and emptied its
+//! environment is still found by descent. All are frozen before the first is killed, and the child is killed last: a
+//! process that forks on and on cannot have a successor slip out between two looks.
+//!
+//! What is left: a process without the mark whose child was killed before it by somebody else, the kernel's OOM killer
+//! say, is nobody's any more.
 
 use std::{
     collections::BTreeSet,
@@ -11,20 +16,24 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        prctl,
+        signal::{Signal, kill},
+    },
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
 
 /// The environment variable that marks an attempt's processes; its value is the attempt's folder.
-pub(crate) const MARK: &str = "MLOC_ATTEMPT_DIR";
+pub const MARK: &str = "MLOC_ATTEMPT_DIR";
 /// A killed process is gone within this, unless the kernel holds it in the middle of a disk or device access.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// A process, told apart from a later one of the same number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Process {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Process {
+    /// Its number.
     pub pid: i32,
     /// Ticks from boot to its start.
     pub started: u64,
@@ -48,9 +57,41 @@ impl Process {
 ///
 /// # Errors
 /// Names those that would not go.
-pub(crate) fn kill_all(child: Option<Process>, dir: &Path) -> io::Result<()> {
+pub fn kill_all(child: Option<Process>, dir: &Path) -> io::Result<()> {
     let mark = mark(dir);
-    kill_while_any(|| belonging(child, &mark))
+    end_all(child.map(|c| c.pid), || belonging(child, &mark))
+}
+
+/// Kills every process that this one started, and those they started. Blocks.
+///
+/// # Errors
+/// Names those that would not go.
+pub fn kill_descendants() -> io::Result<()> {
+    end_all(None, below_this_one)
+}
+
+/// Asks every process that this one started, and those they started, to end (SIGTERM).
+pub fn ask_descendants() {
+    for process in below_this_one() {
+        // It may have gone by itself meanwhile.
+        kill(Pid::from_raw(process.pid), Signal::SIGTERM).unwrap_or(());
+    }
+}
+
+/// Live processes that this one started, and those they started.
+pub fn below_this_one() -> Vec<Process> {
+    let (all, own) = (all(), own_pid());
+    let below = descendants(&all, own);
+    let live = all.into_iter().filter(|s| !s.dead && s.process.pid != own && below.contains(&s.process.pid));
+    live.map(|s| s.process).collect()
+}
+
+/// From now on what is orphaned below this process becomes its child, instead of init's.
+///
+/// # Errors
+/// On kernels older than 3.4.
+pub fn take_in_orphans() -> io::Result<()> {
+    Ok(prctl::set_child_subreaper(true)?)
 }
 
 /// Kills every process of any attempt below a folder: a daemon that died between starting a child and noting it left
@@ -58,17 +99,28 @@ pub(crate) fn kill_all(child: Option<Process>, dir: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// Names those that would not go.
-pub(crate) fn kill_all_below(attempts: &Path) -> io::Result<()> {
+pub fn kill_all_below(attempts: &Path) -> io::Result<()> {
     let mark = format!("{}/", mark(attempts));
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    kill_while_any(|| {
+    let own = own_pid();
+    end_all(None, || {
         let live = all().into_iter().filter(|s| !s.dead && s.process.pid != own);
         live.filter(|s| marked(s.process.pid, |v| v.starts_with(mark.as_bytes()))).map(|s| s.process).collect()
     })
 }
 
-fn kill_while_any(find: impl Fn() -> Vec<Process>) -> io::Result<()> {
+/// Freezes, then kills; `last` only when the others are gone, for orphans of theirs become its children.
+fn end_all(last: Option<i32>, find: impl Fn() -> Vec<Process>) -> io::Result<()> {
     let until = Instant::now() + GONE_WITHIN;
+    // Any of them may have gone by itself meanwhile: then there is nothing to signal.
+    let signal = |process: &Process, signal| kill(Pid::from_raw(process.pid), signal).unwrap_or(());
+    let mut frozen = BTreeSet::new();
+    loop {
+        let moving: Vec<Process> = find().into_iter().filter(|process| frozen.insert(*process)).collect();
+        if moving.is_empty() || Instant::now() > until {
+            break;
+        }
+        moving.iter().for_each(|process| signal(process, Signal::SIGSTOP));
+    }
     loop {
         let left = find();
         if left.is_empty() {
@@ -78,18 +130,20 @@ fn kill_while_any(find: impl Fn() -> Vec<Process>) -> io::Result<()> {
             let pids: Vec<String> = left.iter().map(|p| p.pid.to_string()).collect();
             return Err(io::Error::other(format!("processes {} do not go, even killed", pids.join(", "))));
         }
-        for process in left {
-            // It may have gone by itself meanwhile.
-            kill(Pid::from_raw(process.pid), Signal::SIGKILL).ok();
-        }
+        let others = left.iter().any(|process| Some(process.pid) != last);
+        let now = left.iter().filter(|process| !others || Some(process.pid) != last);
+        now.for_each(|process| signal(process, Signal::SIGKILL));
         std::thread::sleep(LOOK_AGAIN);
     }
 }
 
 /// Processes of this node's own tree: those are no foreigners on a GPU.
-pub(crate) fn own_pids() -> BTreeSet<i32> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    descendants(&all(), own)
+pub fn own_pids() -> BTreeSet<i32> {
+    descendants(&all(), own_pid())
+}
+
+fn own_pid() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(0)
 }
 
 fn mark(dir: &Path) -> String {
@@ -102,7 +156,7 @@ fn belonging(child: Option<Process>, mark: &str) -> Vec<Process> {
     // A number that another process has by now says nothing.
     let root = child.filter(|c| all.iter().any(|s| s.process == *c)).map(|c| c.pid);
     let below = root.map(|pid| descendants(&all, pid)).unwrap_or_default();
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let own = own_pid();
     all.iter()
         .filter(|s| !s.dead && s.process.pid != own)
         .filter(|s| below.contains(&s.process.pid) || root == Some(s.group) || marked(s.process.pid, is_mark))
