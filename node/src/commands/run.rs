@@ -16,7 +16,7 @@ use super::client::{fresh_key, read_task};
 use crate::{
     cli::RunArgs,
     client::{Client, Refusal},
-    config::{Listen, NodeConfig, RestListen},
+    config::{CommandModule, Listen, Modules, NodeConfig, RestListen},
     node::Node,
     show::{self, say},
     telemetry,
@@ -43,6 +43,11 @@ pub async fn run(args: RunArgs) -> Result<(), Refusal> {
         links: Listen { bind: Some(any), advertise: None },
         rest: RestListen { bind: Some(any) },
         volumes: volumes_beside(&args.file)?,
+        // Who types this could as well start the program in the file.
+        modules: Modules {
+            offer: None,
+            command: CommandModule { enabled: true, sandbox: mloc_exec::Sandbox::BestEffort },
+        },
         ..NodeConfig::default()
     };
     let node = Node::start(config, None).await?;

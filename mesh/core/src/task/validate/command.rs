@@ -16,12 +16,7 @@ const ARGUMENT_MAX: usize = (128 << 10) - 1;
 const SHELL: [&str; 2] = ["/bin/sh", "-ec"];
 
 impl Validation<'_> {
-    pub(super) fn command(
-        &mut self,
-        spec: &RawSpec,
-        row: Option<&TaskTypeRow>,
-        kind: Option<Kind>,
-    ) -> Option<Command> {
+    pub(super) fn command(&mut self, spec: &RawSpec, row: Option<&TaskTypeRow>, kind: Option<Kind>) -> Option<Command> {
         let row = row?;
         if row.task_type != TaskType::Command {
             self.without_a_program(spec, row);
