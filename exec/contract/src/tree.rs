@@ -59,7 +59,9 @@ impl Process {
 /// Names those that would not go.
 pub fn kill_all(child: Option<Process>, dir: &Path) -> io::Result<()> {
     let mark = mark(dir);
-    end_all(child.map(|c| c.pid), || belonging(child, &mark))
+    // A number that another process has by now says nothing.
+    let root = child.filter(|c| stat(c.pid).is_some_and(|s| s.process == *c)).map(|c| c.pid);
+    end_all(root, root, || belonging(child, &mark))
 }
 
 /// Kills every process that this one started, and those they started. Blocks.
@@ -67,15 +69,12 @@ pub fn kill_all(child: Option<Process>, dir: &Path) -> io::Result<()> {
 /// # Errors
 /// Names those that would not go.
 pub fn kill_descendants() -> io::Result<()> {
-    end_all(None, below_this_one)
+    end_all(Some(own_pid()), None, below_this_one)
 }
 
 /// Asks every process that this one started, and those they started, to end (SIGTERM).
 pub fn ask_descendants() {
-    for process in below_this_one() {
-        // It may have gone by itself meanwhile.
-        kill(Pid::from_raw(process.pid), Signal::SIGTERM).unwrap_or(());
-    }
+    below_this_one().iter().for_each(|process| signal(process.pid, Signal::SIGTERM));
 }
 
 /// Live processes that this one started, and those they started.
@@ -102,25 +101,30 @@ pub fn take_in_orphans() -> io::Result<()> {
 pub fn kill_all_below(attempts: &Path) -> io::Result<()> {
     let mark = format!("{}/", mark(attempts));
     let own = own_pid();
-    end_all(None, || {
+    end_all(None, None, || {
         let live = all().into_iter().filter(|s| !s.dead && s.process.pid != own);
         live.filter(|s| marked(s.process.pid, |v| v.starts_with(mark.as_bytes()))).map(|s| s.process).collect()
     })
 }
 
-/// Freezes, then kills; `last` only when the others are gone, for orphans of theirs become its children.
-fn end_all(last: Option<i32>, find: impl Fn() -> Vec<Process>) -> io::Result<()> {
+/// Freezes, then kills: what `find` finds and what is below `top`. `last` is killed when the others are gone, for orphans
+/// of theirs become its children.
+fn end_all(top: Option<i32>, last: Option<i32>, find: impl Fn() -> Vec<Process>) -> io::Result<()> {
     let until = Instant::now() + GONE_WITHIN;
-    // Any of them may have gone by itself meanwhile: then there is nothing to signal.
-    let signal = |process: &Process, signal| kill(Pid::from_raw(process.pid), signal).unwrap_or(());
-    let mut frozen = BTreeSet::new();
-    loop {
-        let moving: Vec<Process> = find().into_iter().filter(|process| frozen.insert(*process)).collect();
-        if moving.is_empty() || Instant::now() > until {
-            break;
+    let mut frozen = Frozen::default();
+    let mut moving = true;
+    while moving && Instant::now() < until {
+        moving = false;
+        for process in find() {
+            moving |= frozen.freeze(process.pid);
+            moving |= frozen.freeze_below(process.pid);
         }
-        moving.iter().for_each(|process| signal(process, Signal::SIGSTOP));
+        // The quick look: what forks on and on is never there any more when a list of all processes is read to its end.
+        while top.is_some_and(|top| frozen.freeze_below(top)) && Instant::now() < until {
+            moving = true;
+        }
     }
+    let until = Instant::now() + GONE_WITHIN;
     loop {
         let left = find();
         if left.is_empty() {
@@ -131,10 +135,51 @@ fn end_all(last: Option<i32>, find: impl Fn() -> Vec<Process>) -> io::Result<()>
             return Err(io::Error::other(format!("processes {} do not go, even killed", pids.join(", "))));
         }
         let others = left.iter().any(|process| Some(process.pid) != last);
-        let now = left.iter().filter(|process| !others || Some(process.pid) != last);
-        now.for_each(|process| signal(process, Signal::SIGKILL));
+        for process in left.iter().filter(|process| !others || Some(process.pid) != last) {
+            signal(process.pid, Signal::SIGKILL);
+        }
         std::thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// To one that may have gone by itself meanwhile: then there is nothing to signal.
+fn signal(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap_or(());
+}
+
+/// Processes that were sent SIGSTOP, or seen dead.
+#[derive(Default)]
+struct Frozen(BTreeSet<Process>);
+
+impl Frozen {
+    /// Freezes one; whether that was news. One that has gone in between is: its successor is about.
+    fn freeze(&mut self, pid: i32) -> bool {
+        if pid == own_pid() {
+            return false;
+        }
+        signal(pid, Signal::SIGSTOP);
+        stat(pid).is_none_or(|s| self.0.insert(s.process))
+    }
+
+    /// Freezes everything below a process, each as soon as it is seen.
+    fn freeze_below(&mut self, pid: i32) -> bool {
+        let mut moving = false;
+        let mut parents = vec![pid];
+        while let Some(parent) = parents.pop() {
+            for child in children(parent) {
+                moving |= self.freeze(child);
+                parents.push(child);
+            }
+        }
+        moving
+    }
+}
+
+/// The children of a process, of all its threads. Nothing on a kernel without these lists: then [`all`] has to do.
+fn children(pid: i32) -> Vec<i32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
 }
 
 /// Processes of this node's own tree: those are no foreigners on a GPU.

@@ -82,10 +82,10 @@ impl Module for Command {
         process.args(&command.argv[1..]).current_dir(&start_in);
         process.env_clear().envs(environment(ctx, &folders));
         let fence = fence(ctx, &folders, programs);
-        let may_write = fence.writable.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        let may_write = folders.said(&fence);
         let program = Program::start(process, fence, &folders.events, ctx.asked()).map_err(not_started)?;
         match &program.unheld {
-            None => ctx.log(format_args!("mloc: the program may write below {may_write}, and nowhere else")),
+            None => ctx.log(format_args!("mloc: the program may write in {may_write}, and nowhere else")),
             Some(why) => ctx.warn(format_args!("the program is not held to its folders: {why}")),
         }
         ctx.phase(Phase::Training);
@@ -136,6 +136,13 @@ impl Folders {
             events,
             task: work.join("task.json"),
         })
+    }
+
+    /// Where it may write, for the log.
+    fn said(&self, fence: &Fence) -> String {
+        let top = self.task.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
+        let names = fence.writable.iter().map(|path| path.strip_prefix(top).unwrap_or(path).display().to_string());
+        format!("{} of {}", names.collect::<Vec<_>>().join(", "), top.display())
     }
 
     fn start_in(&self, code: Option<&spec::Code>) -> Result<PathBuf, ModuleError> {
