@@ -361,7 +361,32 @@ fn killed(signal: i32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use mloc_exec::event::asks_to_stop;
+
     use super::*;
+
+    /// The page's own words, held to what this module takes and gives.
+    #[test]
+    fn the_page_says_what_is_so() {
+        let page = include_str!("../../COMMAND.md");
+        let (mut events, mut asks) = (0, 0);
+        for line in page.lines().filter(|line| line.starts_with("{\"v\":")) {
+            if line.contains("\"ask\"") {
+                assert!(asks_to_stop(line).is_some(), "{line}");
+                asks += 1;
+            } else {
+                assert!(matches!(Event::of_line(line), Ok(Some(_))), "{line}: {:?}", Event::of_line(line));
+                events += 1;
+            }
+        }
+        assert_eq!((events, asks), (8, 2));
+        let unpack::Bounds { bytes, entries } = unpack::Bounds::CODE;
+        assert!(page.contains(&format!("{} GiB or {},000 files", bytes >> 30, entries / 1000)));
+        assert!(page.contains(&format!("else {KEEP}) newest ones")));
+        assert!(page.contains(&format!("exits with {TRY_AGAIN} ")));
+        assert!(page.contains(&format!("A line longer than {} MiB", mloc_exec::event::LINE_BYTES_MAX >> 20)));
+        assert!(page.contains(&format!("| `MLOC_PROTOCOL` | `{PROTOCOL}`")));
+    }
 
     #[test]
     fn what_an_exit_means_for_another_try() {
