@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mloc_core::ledger::entry::{Failure, FailureClass};
+use mloc_core::{
+    ledger::entry::{Failure, FailureClass},
+    task::spec::{Location, Pin},
+};
 
 /// A transfer that did not come off. The text says where, what was found, and what would work; it never holds
 /// credentials.
@@ -137,13 +140,25 @@ pub enum StoreError {
         /// Whose result it is.
         task: String,
     },
-    /// A kind of place this build cannot reach.
-    #[error("{place}: this build cannot reach places of type `{scheme}`\nhint: it offers local and s3")]
-    Unsupported {
+    /// It is another version than the task's first attempt met.
+    #[error(
+        "{place} has changed since this task's first attempt: then {}, now {}\nhint: put back what was there, or submit the task again to run on what is there now",
+        shown(pinned),
+        shown(found)
+    )]
+    OtherVersion {
         /// The place.
         place: String,
-        /// Its type.
-        scheme: String,
+        /// What the first attempt met.
+        pinned: Pin,
+        /// What is there now.
+        found: Pin,
+    },
+    /// A kind of place this build cannot reach.
+    #[error("this build cannot reach places of type `{scheme}`")]
+    Unsupported {
+        /// The type.
+        scheme: &'static str,
     },
     /// This machine's disk or its files.
     #[error("cannot {action} {path}: {source}")]
@@ -156,7 +171,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The node's own configuration.
-    #[error("cannot speak to S3 from this node: {found}\nhint: {hint}")]
+    #[error("no way to other machines from this node: {found}\nhint: {hint}")]
     Unready {
         /// What is wrong.
         found: String,
@@ -184,6 +199,7 @@ impl StoreError {
             | Escapes { .. }
             | BadName { .. }
             | Taken { .. }
+            | OtherVersion { .. }
             | Unsupported { .. } => FailureClass::Fatal,
         }
     }
@@ -191,6 +207,11 @@ impl StoreError {
     /// For the ledger.
     pub fn failure(&self) -> Failure {
         Failure { class: self.class(), message: self.to_string() }
+    }
+
+    /// No way of this build leads there.
+    pub(crate) fn unsupported(location: &Location) -> Self {
+        StoreError::Unsupported { scheme: location.scheme() }
     }
 
     /// The same after so many tries.
@@ -220,4 +241,8 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         error.failure()
     }
+}
+/// A version, for people.
+fn shown(pin: &Pin) -> String {
+    format!("{} ({} files, {} bytes)", pin.version, pin.files, pin.bytes)
 }

@@ -48,7 +48,7 @@ impl Lines {
     /// Takes what was read; tells what was said, in order.
     pub fn feed(&mut self, mut read: &[u8], mut said: impl FnMut(Said)) {
         while let Some(first) = read.first() {
-            let end = memchr(read);
+            let end = memchr::memchr(b'\n', read);
             let (part, whole) = (&read[..end.unwrap_or(read.len())], end.is_some());
             read = &read[part.len() + usize::from(whole)..];
             self.at = match std::mem::take(&mut self.at) {
@@ -120,10 +120,6 @@ fn understood(line: &str) -> Option<Result<Event, String>> {
         return Some(Err(format!("an event of protocol version {version}; this mloc speaks {PROTOCOL}")));
     }
     Event::of_line(line).map_err(|e| e.to_string()).transpose()
-}
-
-fn memchr(bytes: &[u8]) -> Option<usize> {
-    bytes.iter().position(|byte| *byte == b'\n')
 }
 
 #[cfg(test)]
