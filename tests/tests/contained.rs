@@ -85,7 +85,10 @@ fn here(sandbox: &mut Sandbox, id: &str) -> anyhow::Result<Vec<Here>> {
         all = said.collect();
         Ok(all.len() == 4)
     })?;
-    ensure!(all.iter().all(|one| killpg(Pid::from_raw(one.group), None).is_ok()), "they are not there: nothing is shown");
+    ensure!(
+        all.iter().all(|one| killpg(Pid::from_raw(one.group), None).is_ok()),
+        "they are not there: nothing is shown"
+    );
     Ok(all)
 }
 
@@ -205,7 +208,8 @@ fn a_gigabyte_on_stdout_is_taken_and_bounded() -> anyhow::Result<()> {
         sandbox.until_state(0, &id, &["COMPLETED"])?;
         let log = sandbox.run(0, &["logs", &id])?.out;
         assert!(log.len() < 34 << 20, "{} bytes", log.len());
-        let left_out = if lines.is_empty() { "bytes of this line are left out" } else { "bytes left out: the log is bounded" };
+        let left_out =
+            if lines.is_empty() { "bytes of this line are left out" } else { "bytes left out: the log is bounded" };
         assert!(log.contains(left_out), "what is missing is said");
         let end = log.lines().find_map(|line| line.strip_prefix("the end ")).context("the end of a flood is kept")?;
         let peaks: Vec<u64> = end.split(' ').map(str::parse).collect::<Result<_, _>>()?;
