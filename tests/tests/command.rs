@@ -11,7 +11,7 @@ use serde_json::json;
 fn config(volumes: &[(&str, &Path)]) -> String {
     let volumes: Vec<String> = volumes.iter().map(|(name, path)| format!("{name}: {}", path.display())).collect();
     format!(
-        "hardware: {{cpu: '4', memory: 8GiB}}\nmodules: {{command: {{enabled: true}}}}\nvolumes: {{{}}}",
+        "hardware: {{cpu: '4', memory: 8GiB}}\nmodules: {{command: {{enabled: true, sandbox: best-effort}}}}\nvolumes: {{{}}}",
         volumes.join(", ")
     )
 }
@@ -53,7 +53,7 @@ fn a_program_says_what_it_does_and_leaves_what_it_made() -> anyhow::Result<()> {
     assert_eq!(done["result"]["artifacts"][0]["path"], "counted.txt", "{done}");
     assert_eq!(done["result"]["artifacts"][0]["kind"], "files", "{done}");
     let log = sandbox.run(node, &["logs", &id])?.out;
-    assert!(log.contains("counting from 0 to 40") && log.contains("and nowhere else"), "{log}");
+    assert!(log.contains("counting from 0 to 40"), "{log}");
     let stats = sandbox.run(node, &["stats", "-o", "json", "--user", "john-doe"])?.json()?;
     assert_eq!(stats["total_tasks_completed"], 1, "{stats}");
     Ok(())
@@ -93,7 +93,7 @@ fn a_node_that_does_not_offer_it_is_named_and_passed_over() -> anyhow::Result<()
     let id = sandbox.submit(cautious, &task("shell", &["true"], "{}", ""))?;
     sandbox.until("explain says what is missing", |s| {
         let said = s.run(cautious, &["explain", &id])?.out;
-        Ok(said.contains("node cautious") && said.contains("command"))
+        Ok(said.contains("node cautious") && said.contains("set modules.command.enabled: true"))
     })?;
     assert_eq!(sandbox.task(cautious, &id)?["state"], "PENDING");
     sandbox.start("willing", &config(&[("examples", &examples)]))?;

@@ -76,6 +76,7 @@ impl Module for Command {
         if let Some(pulled) = &ctx.run().inputs.code {
             code::bring(pulled, &folders.code).map_err(|e| fatal(format!("code.source: {e}")))?;
         }
+        ctx.check()?;
         let start_in = folders.start_in(command.code.as_ref())?;
         write_task(&folders.task, &spec)?;
         let mut process = Process::new(&command.argv[0]);
