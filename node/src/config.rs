@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use mloc_core::quantity;
+use mloc_exec::Sandbox;
 use serde::{Deserialize, Serialize};
 
 use crate::places::Places;
@@ -45,8 +46,8 @@ pub struct NodeConfig {
     pub volumes: BTreeMap<String, PathBuf>,
     /// What to offer instead of what was found.
     pub hardware: Hardware,
-    /// Modules to offer; all when absent.
-    pub modules: Option<Vec<String>>,
+    /// Modules to offer.
+    pub modules: Modules,
     /// S3 defaults; credentials come from the environment or from files.
     pub s3: S3,
     /// Other places, and the way there.
@@ -174,6 +175,26 @@ pub struct SimulatedGpus {
     pub memory: String,
     /// How many.
     pub count: u32,
+}
+
+/// Modules to offer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Modules {
+    /// These; all of this build when absent. `command` is neither named here nor among them.
+    pub offer: Option<Vec<String>>,
+    /// Programs of users.
+    pub command: CommandModule,
+}
+
+/// Programs of users: whoever may submit a task runs what they like here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CommandModule {
+    /// Whether this node runs them.
+    pub enabled: bool,
+    /// Whether they are held to their folders.
+    pub sandbox: Sandbox,
 }
 
 /// S3 defaults.
@@ -326,6 +347,11 @@ impl NodeConfig {
             bail!("s3: accessKeyIdFile and secretAccessKeyFile go together");
         }
         self.store.check()?;
+        if self.modules.offer.iter().flatten().any(|name| name == "command") {
+            bail!(
+                "modules.offer: `command` runs whatever a user sends: switch it on with modules.command.enabled: true"
+            );
+        }
         let d = self.durations();
         if d.election.0 >= d.election.1 {
             bail!("timing: electionMinMs must be less than electionMaxMs");
@@ -364,6 +390,13 @@ impl NodeConfig {
             bytes_max: self.cache_bytes_max()?,
             verify: self.cache.verify.into(),
         })
+    }
+
+    /// Files of this node that no program of a user may read.
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let s3 = [&self.s3.access_key_id_file, &self.s3.secret_access_key_file, &self.s3.session_token_file];
+        let some = s3.into_iter().chain([&self.token_file]).flatten();
+        some.chain(self.secrets.values()).chain(self.store.secret_files()).cloned().collect()
     }
 
     /// Durations after profile and file.
@@ -405,6 +438,23 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/node.yaml");
         let config = NodeConfig::read(&path).unwrap();
         assert_eq!(config.durations(), NodeConfig::default().durations(), "it shows the defaults");
+    }
+
+    #[test]
+    fn programs_of_users_are_off_and_held_to_their_folders_unless_somebody_says_otherwise() {
+        let modules = |text: &str| NodeConfig::parse(text).map(|config| config.modules);
+        assert_eq!(modules("name: a").unwrap().command, CommandModule { enabled: false, sandbox: Sandbox::Required });
+        let on = modules("modules: {offer: [sft], command: {enabled: true, sandbox: best-effort}}").unwrap();
+        assert_eq!((on.command.enabled, on.command.sandbox), (true, Sandbox::BestEffort));
+        assert!(
+            format!("{:#}", modules("modules: {offer: [command]}").unwrap_err()).contains("modules.command.enabled")
+        );
+        assert!(
+            format!("{:#}", modules("modules: {command: {sandbox: perhaps}}").unwrap_err()).contains("best-effort")
+        );
+        let config =
+            NodeConfig::parse("tokenFile: /t\nsecrets: {A: /a}\ns3: {accessKeyIdFile: /i, secretAccessKeyFile: /k}");
+        assert_eq!(config.unwrap().secret_files(), ["/i", "/k", "/t", "/a"].map(PathBuf::from));
     }
 
     #[test]

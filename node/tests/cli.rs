@@ -154,7 +154,8 @@ fn a_wrong_configuration_is_exit_code_2_and_founds_nothing() {
         ("rest: {advertise: 'a:1'}", "advertise"),
         ("hardware: {cpu: lots}", "hardware.cpu: `lots`"),
         ("hardware: {simulated: {gpus: [{type: a, memory: '40', count: 1}]}}", "40GiB"),
-        ("modules: [sfft]", "sfft"),
+        ("modules: {offer: [sfft]}", "sfft"),
+        ("modules: {offer: [command]}", "modules.command.enabled"),
         ("secrets: {hf: /no/such}", "/no/such"),
         ("timing: {leaseMs: 1}", "leaseMs"),
     ] {

@@ -31,6 +31,11 @@ impl Folders {
         self.attempts().join(one_name(&id.to_string()))
     }
 
+    /// Whatever its module needs while it runs.
+    pub fn work(&self, id: &AttemptId) -> PathBuf {
+        self.attempt(id).join("work")
+    }
+
     pub fn log(&self, id: &AttemptId) -> PathBuf {
         self.attempt(id).join(Self::LOG)
     }

@@ -70,6 +70,7 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
             request: Request { cpu_millis, memory_bytes: 1, disk_bytes: 0, gpu },
             model: None,
             dataset: None,
+            command: None,
             hyperparameters: BTreeMap::new(),
             output: spec::Output { destination, artifacts: Vec::new() },
             priority,

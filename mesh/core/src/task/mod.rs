@@ -20,7 +20,7 @@ pub use hyperparameters::settings;
 pub use kind::TaskType;
 pub use problem::{At, Note, Problem, Problems};
 pub use spec::TaskSpec;
-pub use validate::{ARTIFACTS, DEFAULT_PROJECT};
+pub use validate::{ARTIFACTS, DEFAULT_PROJECT, FILES};
 
 use std::collections::BTreeSet;
 
