@@ -75,7 +75,7 @@ pub trait Control: Send + Sync + 'static {
     async fn stats(&self, fresh: Freshness, query: StatsQuery) -> Result<StatsView, ControlError>;
     /// Leader, voters and what the mesh survives.
     async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError>;
-    /// Figures in Prometheus' text format.
+    /// Figures in the OpenMetrics text format, which Prometheus reads.
     async fn metrics(&self) -> String;
     /// Whether this node has joined and serves.
     fn ready(&self) -> Result<(), String>;

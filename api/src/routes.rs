@@ -21,6 +21,7 @@ use crate::{
     body,
     control::{Freshness, LogsFrom, Submission},
     dashboard,
+    door::not_ready,
     forward::{self, Forward, Way},
     view::{StatsQuery, TASK_STATES, TaskFilter},
 };
@@ -40,6 +41,9 @@ enum Answers {
     /// The leader, or with `?stale=true` the node that took the request.
     LeaderUnlessStale,
 }
+
+/// What [`Control::metrics`] is written in.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 struct Route {
     #[cfg_attr(not(test), expect(dead_code, reason = "the handler knows its method; the test needs it as a word"))]
@@ -318,12 +322,12 @@ async fn mesh(State(app): State<App>, Params(read): Params<ReadParams>) -> Resul
 async fn readyz(State(app): State<App>) -> Response {
     match app.ready() {
         Ok(()) => "ready\n".into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
+        Err(why) => not_ready(&why),
     }
 }
 
 async fn metrics(State(app): State<App>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics().await).into_response()
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], app.metrics().await).into_response()
 }
 
 async fn unknown_path(request: Request) -> ControlError {

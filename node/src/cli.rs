@@ -49,6 +49,8 @@ pub enum Command {
     Stats(StatsArgs),
     /// Show leader, voters, and what the mesh survives
     Mesh(ListArgs),
+    /// Probe this machine's node: exit code 0 when its process lives (with --ready: when it has joined and serves), else 1
+    Healthz(HealthzArgs),
     /// Print the REST bearer token of a user, from this node's data directory; or mint a join token for a new mesh
     Token(TokenArgs),
     /// Runs one attempt; started by the daemon
@@ -286,7 +288,27 @@ pub struct TokenArgs {
     /// (`bootstrapExpect` in node.yaml)
     #[arg(long)]
     pub new_mesh: bool,
-    /// The node's data directory
+    /// The node's data directory [default: node.yaml's dataDir]
     #[arg(long, env = "MLOC_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
+    /// The node's node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// `mloc healthz`.
+#[derive(Debug, Args)]
+pub struct HealthzArgs {
+    /// Ask whether it has joined and serves, not only whether it lives
+    #[arg(long)]
+    pub ready: bool,
+    /// The node's REST address [default: the one in its data directory's node.json]
+    #[arg(long, env = "MLOC_NODE")]
+    pub node: Option<String>,
+    /// The node's data directory [default: node.yaml's dataDir]
+    #[arg(long, env = "MLOC_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The node's node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
 }

@@ -6,7 +6,9 @@ mod commands;
 mod config;
 mod control;
 mod follow;
+mod front;
 mod logs;
+mod metrics;
 mod node;
 mod show;
 mod tail;
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(command: Command) -> Result<(), client::Refusal> {
-    use commands::{client as ask, run, up};
+    use commands::{client as ask, healthz, run, up};
     match command {
         Command::Up(args) => up::up(args).await,
         Command::Join(args) => up::join(args).await,
@@ -57,6 +59,7 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Revoke(args) => ask::revoke(args).await,
         Command::Stats(args) => ask::stats(args).await,
         Command::Mesh(args) => ask::mesh(args).await,
+        Command::Healthz(args) => healthz::healthz(args).await,
         Command::Token(args) => up::token(&args),
         // Handled before the runtime was built.
         Command::Attempt { .. } => Ok(()),

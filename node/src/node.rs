@@ -1,5 +1,6 @@
-//! A node, assembled: mesh, worker, REST. Order matters: links before joining, the worker before the orchestrator can
-//! send to it, REST last, so that whoever reaches it reaches a whole node.
+//! A node, assembled: mesh, worker, REST. Order matters: REST's listener first, to say what the node waits for; links
+//! before joining, the worker before the orchestrator can send to it, what REST asks last, so that whoever reaches it
+//! reaches a whole node.
 
 use std::{
     collections::BTreeSet,
@@ -33,13 +34,17 @@ use mloc_mesh::{
 };
 use mloc_runtime::{AttemptLogs, LeaderLink, LinkDown, ProbeSettings, Worker, WorkerSettings};
 use mloc_store::{Secret, Store, StoreConfig};
-use tokio::{net::TcpListener, sync::mpsc};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::mpsc;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::{info, warn};
 
 use crate::{
     config::{NodeConfig, Profile, Vote},
     control::MeshControl,
+    front::Front,
     logs::Logs,
 };
 
@@ -47,8 +52,6 @@ use crate::{
 const WORKER_INBOX: usize = 256;
 /// Volatile figures (GPU use, free disk) are read and gossiped this often.
 const LOAD_EVERY: Duration = Duration::from_secs(5);
-/// Where the daemon writes its addresses, for scripts and tests.
-const ADDRESS_FILE: &str = "node.json";
 /// How long REST has to answer what it has when the node stops.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -60,10 +63,13 @@ pub struct Node {
     pub mesh: Mesh,
     /// Where REST listens.
     pub rest: SocketAddr,
+    front: Front,
     data_dir: PathBuf,
     worker: Option<Worker>,
     tracker: TaskTracker,
     cancel: CancellationToken,
+    /// A start that is given up takes its listener with it.
+    _drop: DropGuard,
 }
 
 /// Marks an error that another flag, environment variable or node.yaml would mend.
@@ -101,6 +107,12 @@ impl Node {
         let name = config.name.clone().unwrap_or_else(host_name);
         let times = config.durations();
 
+        // First of all: whoever probes this node learns what it waits for, and a taken port founds no mesh.
+        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let dropped = cancel.clone().drop_guard();
+        let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
+        let front = Front::open(bind, &data_dir, &tracker, &cancel).await?;
+
         let (to_worker, worker_inbox) = mpsc::channel(WORKER_INBOX);
         let raft = match config.profile {
             Profile::Lan => RaftSettings::lan(),
@@ -117,6 +129,7 @@ impl Node {
                 link_advertise,
                 work: config.role.work,
                 seeds: config.seeds.clone(),
+                waiting: front.waiting.clone(),
                 bootstrap_expect: config.bootstrap_expect.and_then(|nodes| usize::try_from(nodes).ok()),
                 token,
                 gossip_interval: times.gossip_interval,
@@ -137,6 +150,7 @@ impl Node {
             to_worker,
         )
         .await?;
+        front.waiting.send_replace("starting: the mesh is there, this node looks at its hardware".into());
 
         let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
         let capability = capability(&settings, &config, &name, &offers);
@@ -171,7 +185,6 @@ impl Node {
             "this node's hardware can't be gossiped (hint: fewer labels, secrets, volumes, modules or kinds of simulated GPUs in node.yaml)",
         )?;
 
-        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             tracker.spawn(cancel.clone().run_until_cancelled_owned(task));
         };
@@ -179,29 +192,13 @@ impl Node {
         own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
 
-        let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
-        let listener = TcpListener::bind(bind).await.with_context(|| {
-            format!("REST can't listen on {bind}: is another node running here? --rest-bind takes another address")
-        })?;
-        let rest = listener.local_addr().context("the REST address")?;
+        let rest = front.rest;
         let tokens = user_tokens(&mesh.token);
         let access = if rest.ip().is_loopback() { Access::Trusted(tokens) } else { Access::TokenOnly(tokens) };
         let forward = Arc::new(MeshForward(mesh.handle.clone()));
         let app = mloc_api::rest_router(control, forward, access);
-        let stopping = cancel.clone();
-        tracker.spawn(async move {
-            let serve = axum::serve(listener, app);
-            let ended = tokio::select! {
-                ended = serve => ended,
-                () = stopping.cancelled() => Ok(()),
-            };
-            if let Err(error) = ended {
-                warn!(%error, "REST ended");
-            }
-        });
-        let node = Self { name, mesh, rest, data_dir, worker, tracker, cancel };
-        node.write_addresses()?;
-        Ok(node)
+        front.serve(app, mesh.handle.node(), mesh.gossip_address)?;
+        Ok(Self { name, mesh, rest, front, data_dir, worker, tracker, cancel, _drop: dropped })
     }
 
     /// The file that holds the join token.
@@ -219,6 +216,7 @@ impl Node {
 
     /// Saves checkpoints, hands the lead over, leaves.
     pub async fn stop(self) {
+        self.front.leave();
         if let Some(worker) = self.worker {
             worker.stop().await;
         }
@@ -228,20 +226,6 @@ impl Node {
             warn!(seconds = GOODBYE.as_secs(), "some requests were not answered");
         }
         self.mesh.stop().await;
-    }
-
-    fn write_addresses(&self) -> anyhow::Result<()> {
-        let text = serde_json::json!({
-            "node": self.mesh.handle.node(),
-            "gossip": self.mesh.gossip_address.to_string(),
-            "rest": self.rest.to_string(),
-        });
-        let path = self.data_dir.join(ADDRESS_FILE);
-        // Renamed into place: a reader sees all of it or nothing.
-        let draft = path.with_extension("json.new");
-        std::fs::write(&draft, format!("{text:#}\n"))
-            .and_then(|()| std::fs::rename(&draft, &path))
-            .with_context(|| format!("write {}", path.display()))
     }
 }
 

@@ -10,7 +10,7 @@
 //!             ├─ logs       attempt.log: bounded, readable, followable
 //!             ├─ tidy       what attempts leave when they are over
 //!             └─ cache      pulled sources, evicted when room is short; disk stops attempts before the disk is full
-//! probe, gpu     what this machine is, as its container sees it
+//! probe, gpu     what this machine is, as its container sees it; host what it does right now
 //! ```
 //!
 //! Deliberately absent: what is to happen next (mloc-core), who holds which slot (the ledger), burn, libp2p.
@@ -25,6 +25,7 @@ mod ending;
 mod folders;
 mod gpu;
 mod held;
+mod host;
 mod journal;
 mod launch;
 mod logs;
@@ -38,6 +39,7 @@ mod tree;
 pub use mloc_exec::child;
 
 pub use self::{
+    host::{GpuFigures, HostFigures, host},
     journal::{Journal, JournalError},
     logs::AttemptLogs,
     probe::{ProbeSettings, probe},

@@ -37,6 +37,7 @@ pub use self::{
     config::{Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, Manifest},
+    meter::bytes_moved,
     pull::{Pulled, PulledFile},
 };
 

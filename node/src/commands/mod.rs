@@ -1,5 +1,6 @@
 //! The verbs.
 
 pub mod client;
+pub mod healthz;
 pub mod run;
 pub mod up;
