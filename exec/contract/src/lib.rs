@@ -37,7 +37,7 @@ pub use self::{
     event::Event,
     module::{Module, ModuleError, ModuleOutput, Output},
     run::{DeviceChoice, Inputs, Run},
-    transfers::{MakeRoom, Moved, OnMoved, Transfers},
+    transfers::{Arrived, MakeRoom, Moved, OnMoved, Transfers},
 };
 
 /// Version of this crate, the same as the binary's.

@@ -5,7 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mloc_core::{capability::Grant, id::AttemptId, task::TaskSpec};
+use mloc_core::{
+    capability::Grant,
+    id::AttemptId,
+    task::{TaskSpec, spec::Input},
+};
 use serde::{Deserialize, Serialize};
 
 /// Version of [`Run`]'s file. Parent and child are the same binary, save while it is being replaced.
@@ -47,6 +51,22 @@ pub struct Inputs {
     pub dataset: Option<PathBuf>,
     /// Held-out data.
     pub eval: Option<PathBuf>,
+    /// The program of a `command` task: a folder, or an archive.
+    #[serde(default)]
+    pub code: Option<PathBuf>,
+}
+
+impl Inputs {
+    /// Where one of them stands.
+    pub fn of(&mut self, input: Input) -> &mut Option<PathBuf> {
+        match input {
+            Input::Model => &mut self.model,
+            Input::Adapter => &mut self.adapter,
+            Input::Dataset => &mut self.dataset,
+            Input::Eval => &mut self.eval,
+            Input::Code => &mut self.code,
+        }
+    }
 }
 
 /// The device a module computes on: what was granted, never silently another.

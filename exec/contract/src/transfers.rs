@@ -10,10 +10,19 @@ use async_trait::async_trait;
 use mloc_core::{
     id::AttemptId,
     ledger::entry::{CheckpointRef, Failure, TaskResult},
-    task::spec::Location,
+    task::spec::{Location, Pin},
 };
 
 use crate::module::Output;
+
+/// A source that can be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// Where.
+    pub path: PathBuf,
+    /// What it is, in the source's own terms; `None` for sources without versions.
+    pub pin: Option<Pin>,
+}
 
 /// How far a transfer is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,8 +45,16 @@ pub type MakeRoom = Arc<dyn Fn(u64) + Send + Sync>;
 #[async_trait]
 pub trait Transfers: Send + Sync + 'static {
     /// Brings a source below `folder` (or uses it where it lies) and says where it can be opened: a folder, or the
-    /// file where the source is one file. Asks for `room` before it says that there is none.
-    async fn pull(&self, source: &Location, folder: &Path, room: MakeRoom, tell: OnMoved) -> Result<PathBuf, Failure>;
+    /// file where the source is one file. With a `pin` it is what was pinned, or an error. Asks for `room` before it
+    /// says that there is none.
+    async fn pull(
+        &self,
+        source: &Location,
+        pin: Option<&Pin>,
+        folder: &Path,
+        room: MakeRoom,
+        tell: OnMoved,
+    ) -> Result<Arrived, Failure>;
 
     /// Brings the newest whole checkpoint of this task and replica into `folder`, which is emptied first, and says
     /// which it is. `None` when there is no whole one. Damaged ones are passed over and logged.

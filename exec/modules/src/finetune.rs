@@ -73,7 +73,7 @@ pub fn check_settings(settings: &Training) -> Result<(), ModuleError> {
 pub fn load_options(dataset: Option<&Dataset>) -> Result<LoadOptions, ModuleError> {
     let template = dataset.and_then(|d| d.prompt_template.as_deref());
     let prompt_template = template.map(PromptTemplate::parse).transpose().map_err(fatal)?.flatten();
-    Ok(LoadOptions { split: dataset.and_then(|d| d.split.clone()), prompt_template })
+    Ok(LoadOptions { split: dataset.and_then(|d| d.source.split().map(str::to_owned)), prompt_template })
 }
 
 /// The rows of what was pulled to train on, as they are.

@@ -110,8 +110,11 @@ fn base_name(source: &mloc_core::task::spec::Location) -> String {
     match source {
         Location::Local { path } => path.clone(),
         Location::S3 { bucket, path, .. } => format!("s3://{bucket}/{path}"),
-        Location::HuggingFace { identifier, .. }
-        | Location::Task { identifier, .. }
-        | Location::Other { identifier, .. } => identifier.clone(),
+        Location::Gcs { bucket, path, .. } => format!("gs://{bucket}/{path}"),
+        Location::Azblob { container, path, .. } => format!("az://{container}/{path}"),
+        Location::Http { url, .. } | Location::Git { url, .. } => url.clone(),
+        Location::HuggingFace { identifier, .. } | Location::Task { identifier, .. } => identifier.clone(),
+        Location::Submitted { path, .. } => path.clone(),
+        Location::Kept { attempt, .. } => attempt.task.to_string(),
     }
 }

@@ -10,12 +10,12 @@ use std::{
 use mloc_core::{
     id::AttemptId,
     ledger::entry::{Failure, FailureClass},
-    task::spec::Location,
+    task::spec::{Input, Location},
     wire::{Assign, Phase, Progress},
     worker::{ChildEvent, Exit},
 };
 use mloc_exec::{
-    Inputs, Moved, OnMoved, Run, Transfers, checkpoint,
+    Arrived, Inputs, Moved, OnMoved, Run, Transfers, checkpoint,
     child::read_result,
     event::{MESSAGE_BYTES_MAX, bounded},
     failpoint,
@@ -206,35 +206,41 @@ impl Start {
             return Err(NoChild::Done);
         }
         self.bring_checkpoint(log).await?;
-        let model = spec.model.as_ref();
-        let inputs = Inputs {
-            model: self.pull_one("model", model.map(|m| &m.source), log).await?,
-            adapter: self.pull_one("adapter", model.and_then(|m| m.adapter.as_ref()?.source.as_ref()), log).await?,
-            dataset: self.pull_one("data set", spec.dataset.as_ref().map(|d| &d.source), log).await?,
-            eval: self.pull_one("held-out data", spec.dataset.as_ref().and_then(|d| d.eval.as_ref()), log).await?,
-        };
+        let mut inputs = Inputs::default();
+        let mut pins = BTreeMap::new();
+        for (input, source) in spec.sources() {
+            let arrived = self.pull_one(input, source, log).await?;
+            pins.extend(arrived.pin.map(|pin| (input, pin)));
+            *inputs.of(input) = Some(arrived.path);
+        }
+        pins.retain(|input, _| !self.assign.pins.contains_key(input));
+        if !pins.is_empty() {
+            self.outlet.say(ChildEvent::Pinned(pins)).await;
+        }
         let cache = bench.cache.clone();
         // It is told in the log when it fails; the inputs are there.
         tokio::task::spawn_blocking(move || cache.keep_bound()).await.ok();
         Ok(inputs)
     }
 
-    async fn pull_one(
-        &mut self,
-        what: &str,
-        source: Option<&Location>,
-        log: &LogFile,
-    ) -> Result<Option<PathBuf>, Failure> {
-        let Some(source) = source else { return Ok(None) };
+    async fn pull_one(&mut self, input: Input, source: &Location, log: &LogFile) -> Result<Arrived, Failure> {
+        let what = name(input);
         let (cache, folder) = (self.bench.cache.clone(), self.bench.folders.source(source));
         self.held.push(cache.hold(&folder));
         log.line(&format!("mloc: pulling the {what}"));
         let told = self.tell(Phase::Pulling, what);
         let evicting = cache.clone();
         let room = Arc::new(move |bytes| evicting.make_room(bytes));
-        let pulled = self.bench.transfers.pull(source, &folder, room, told).await?;
+        let pin = self.assign.pins.get(&input);
+        let arrived = self.bench.transfers.pull(source, pin, &folder, room, told).await?;
+        if let Some(pin) = &arrived.pin {
+            log.line(&format!(
+                "mloc: the {what} is version {} ({} files, {} bytes)",
+                pin.version, pin.files, pin.bytes
+            ));
+        }
         tokio::task::spawn_blocking(move || cache.used(&folder)).await.ok();
-        Ok(Some(pulled))
+        Ok(arrived)
     }
 
     /// Whichever is further and whole: the newest here, or the newest at the shared place.
@@ -492,6 +498,17 @@ fn take_over(folders: &Folders, id: &AttemptId) -> io::Result<Option<u32>> {
         return Ok(Some(number));
     }
     Ok(None)
+}
+
+/// What an input is called before people.
+fn name(input: Input) -> &'static str {
+    match input {
+        Input::Model => "model",
+        Input::Adapter => "adapter",
+        Input::Dataset => "data set",
+        Input::Eval => "held-out data",
+        Input::Code => "code",
+    }
 }
 
 /// Kills until nothing is left to kill; says why it takes long whenever that changes.

@@ -190,8 +190,8 @@ mod tests {
     };
 
     use async_trait::async_trait;
-    use mloc_core::{id::TaskId, ledger::entry::CheckpointRef};
-    use mloc_exec::{MakeRoom, Output, Transfers};
+    use mloc_core::{id::TaskId, ledger::entry::CheckpointRef, task::spec::Pin};
+    use mloc_exec::{Arrived, MakeRoom, Output, Transfers};
 
     use super::*;
     use crate::{cache::Cache, disk::DiskWatch};
@@ -204,7 +204,14 @@ mod tests {
 
     #[async_trait]
     impl Transfers for Stubborn {
-        async fn pull(&self, _: &Location, _: &Path, _: MakeRoom, _: OnMoved) -> Result<PathBuf, Failure> {
+        async fn pull(
+            &self,
+            _: &Location,
+            _: Option<&Pin>,
+            _: &Path,
+            _: MakeRoom,
+            _: OnMoved,
+        ) -> Result<Arrived, Failure> {
             std::future::pending().await
         }
 

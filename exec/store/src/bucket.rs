@@ -3,10 +3,12 @@
 
 use std::{fmt, path::Path};
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
+use mloc_core::task::spec::Pin;
 use opendal::{
-    ErrorKind, HttpTransporter, OperationContext, Operator,
+    ErrorKind, HttpTransporter, Metadata, OperationContext, Operator,
     layers::{RetryEvent, RetryLayer},
     services::S3,
 };
@@ -22,6 +24,7 @@ use crate::{
     disk::Stamp,
     error::StoreError,
     meter::Meter,
+    remote::{Body, Listing, Object, Remote},
 };
 
 /// One part of a multipart upload: S3 takes no smaller ones than 5 MiB, and 10,000 parts at most.
@@ -60,19 +63,6 @@ impl Client {
         };
         Ok(Self { transport: HttpTransporter::new(ReqwestTransport::new(client)), no_tls })
     }
-}
-
-/// An object of a bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Object {
-    /// Path below the prefix; the last part of the key, where the prefix is itself the object.
-    pub name: String,
-    /// The whole key.
-    pub key: String,
-    /// Size in bytes.
-    pub bytes: u64,
-    /// What the server calls this version of the content.
-    pub etag: Option<String>,
 }
 
 /// A key or prefix of a bucket.
@@ -156,11 +146,6 @@ impl Bucket {
         Ok(Self { once, patient, patience, bucket: bucket.to_owned(), prefix, endpoint })
     }
 
-    /// The bucket's name.
-    pub fn name(&self) -> &str {
-        &self.bucket
-    }
-
     /// `s3://bucket/key`.
     pub fn url(&self, name: &str) -> String {
         format!("s3://{}/{}", self.bucket, self.key(name))
@@ -169,11 +154,6 @@ impl Bucket {
     /// A prefix below this one.
     pub fn join(&self, name: &str) -> Self {
         Self { prefix: self.key(name), ..self.clone() }
-    }
-
-    /// How long transfers from here go on without progress.
-    pub fn patience(&self) -> Patience {
-        self.patience
     }
 
     fn key(&self, name: &str) -> String {
@@ -188,32 +168,6 @@ impl Bucket {
         if self.prefix.is_empty() { "/".into() } else { format!("{}/", self.prefix) }
     }
 
-    /// All objects below the prefix, sorted; or the one object whose key it is.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`] when there is neither.
-    pub async fn objects(&self) -> Result<Vec<Object>, StoreError> {
-        let folder = self.folder_key();
-        let listed = self.patient.list_with(&folder).recursive(true).await;
-        let mut objects = Vec::new();
-        for entry in listed.map_err(|e| self.error("", self.patience.tries, &e))? {
-            let (key, meta) = (entry.path().to_owned(), entry.metadata());
-            if meta.is_file() && !key.ends_with('/') {
-                let name = key.strip_prefix(&folder).unwrap_or(&key).to_owned();
-                objects.push(Object { name, bytes: meta.content_length(), etag: meta.etag().map(Into::into), key });
-            }
-        }
-        objects.sort_by(|a, b| a.name.cmp(&b.name));
-        if objects.is_empty() && !self.prefix.is_empty() {
-            let meta = self.patient.stat(&self.prefix).await;
-            let meta = meta.map_err(|e| self.error("", self.patience.tries, &e))?;
-            let name = self.prefix.rsplit('/').next().unwrap_or(&self.prefix).to_owned();
-            let (bytes, etag) = (meta.content_length(), meta.etag().map(Into::into));
-            objects.push(Object { name, key: self.prefix.clone(), bytes, etag });
-        }
-        Ok(objects)
-    }
-
     /// Names of what lies right below the prefix and has something below itself, sorted.
     pub async fn folders(&self) -> Result<Vec<String>, StoreError> {
         let folder = self.folder_key();
@@ -226,45 +180,6 @@ impl Bucket {
             .collect();
         names.sort();
         Ok(names)
-    }
-
-    /// A part of one version of an object, as it arrives. Tries once.
-    pub async fn read(
-        &self,
-        object: &Object,
-        range: std::ops::Range<u64>,
-    ) -> Result<impl futures::Stream<Item = Result<Bytes, StoreError>> + Unpin + Send + use<>, StoreError> {
-        let mut reader = self.once.reader_with(&object.key);
-        if let Some(etag) = &object.etag {
-            reader = reader.if_match(etag);
-        }
-        let here = self.clone();
-        let key = object.key.clone();
-        let reader = reader.await.map_err(|e| self.key_error(&object.key, 1, &e))?;
-        let stream = reader.into_bytes_stream(range).await.map_err(|e| self.key_error(&object.key, 1, &e))?;
-        Ok(stream.map_err(move |e| match e.get_ref().and_then(|e| e.downcast_ref::<opendal::Error>()) {
-            Some(inner) => here.key_error(&key, 1, inner),
-            None => here.broken(&key, 1, root_cause(&e)),
-        }))
-    }
-
-    /// Whether an object is still the version that was listed.
-    pub async fn unchanged(&self, object: &Object) -> Result<bool, StoreError> {
-        let meta = self.patient.stat(&object.key).await;
-        let meta = meta.map_err(|e| self.key_error(&object.key, self.patience.tries, &e))?;
-        Ok(meta.etag() == object.etag.as_deref() && meta.content_length() == object.bytes)
-    }
-
-    /// The version of an object that is there now.
-    pub async fn again(&self, object: &Object) -> Result<Object, StoreError> {
-        let meta = self.patient.stat(&object.key).await;
-        let meta = meta.map_err(|e| self.key_error(&object.key, self.patience.tries, &e))?;
-        Ok(Object { bytes: meta.content_length(), etag: meta.etag().map(Into::into), ..object.clone() })
-    }
-
-    /// A body ended before its time.
-    pub fn cut_short(&self, object: &Object, at: u64) -> StoreError {
-        self.broken(&object.key, 1, format!("the answer ended at byte {at} of {}", object.bytes))
     }
 
     /// A small object, whole; `None` when there is none.
@@ -402,6 +317,70 @@ impl Bucket {
             _ => StoreError::Refused { place, found },
         }
     }
+}
+
+#[async_trait]
+impl Remote for Bucket {
+    fn url(&self, name: &str) -> String {
+        Bucket::url(self, name)
+    }
+
+    fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    /// All objects below the prefix, sorted; or the one object whose key it is.
+    async fn list(&self, _: Option<&Pin>) -> Result<Listing, StoreError> {
+        let folder = self.folder_key();
+        let listed = self.patient.list_with(&folder).recursive(true).await;
+        let mut objects = Vec::new();
+        for entry in listed.map_err(|e| self.error("", self.patience.tries, &e))? {
+            let (key, meta) = (entry.path().to_owned(), entry.metadata());
+            if meta.is_file() && !key.ends_with('/') {
+                let name = key.strip_prefix(&folder).unwrap_or(&key).to_owned();
+                objects.push(object(name, key, meta));
+            }
+        }
+        objects.sort_by(|a, b| a.name.cmp(&b.name));
+        let one = objects.is_empty() && !self.prefix.is_empty();
+        if one {
+            let meta = self.patient.stat(&self.prefix).await;
+            let meta = meta.map_err(|e| self.error("", self.patience.tries, &e))?;
+            let name = self.prefix.rsplit('/').next().unwrap_or(&self.prefix).to_owned();
+            objects.push(object(name, self.prefix.clone(), &meta));
+        }
+        Ok(Listing { objects, one, version: None })
+    }
+
+    async fn read(&self, object: &Object, range: std::ops::Range<u64>) -> Result<Body, StoreError> {
+        let mut reader = self.once.reader_with(&object.key);
+        if let Some(etag) = &object.etag {
+            reader = reader.if_match(etag);
+        }
+        let here = self.clone();
+        let key = object.key.clone();
+        let reader = reader.await.map_err(|e| self.key_error(&object.key, 1, &e))?;
+        let stream = reader.into_bytes_stream(range).await.map_err(|e| self.key_error(&object.key, 1, &e))?;
+        let stream = stream.map_err(move |e| match e.get_ref().and_then(|e| e.downcast_ref::<opendal::Error>()) {
+            Some(inner) => here.key_error(&key, 1, inner),
+            None => here.broken(&key, 1, root_cause(&e)),
+        });
+        Ok(stream.boxed())
+    }
+
+    async fn again(&self, object: &Object) -> Result<Object, StoreError> {
+        let meta = self.patient.stat(&object.key).await;
+        let meta = meta.map_err(|e| self.key_error(&object.key, self.patience.tries, &e))?;
+        Ok(self::object(object.name.clone(), object.key.clone(), &meta))
+    }
+
+    fn cut_short(&self, object: &Object, at: u64) -> StoreError {
+        self.broken(&object.key, 1, format!("the answer ended at byte {at} of {}", object.bytes))
+    }
+}
+
+fn object(name: String, key: String, meta: &Metadata) -> Object {
+    Object { name, key, bytes: meta.content_length(), etag: meta.etag().map(Into::into), sha256: None }
 }
 
 fn check_endpoint(place: &str, endpoint: &str) -> Result<(), StoreError> {

@@ -16,6 +16,7 @@ use crate::{
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
     place::Place,
+    remote::Remote as _,
     transfer, volume,
 };
 
@@ -183,13 +184,13 @@ async fn fetch_one(
             until_dropped(move |halt| copy_all(&from, &to, &files, halt, &meter)).await?
         }
         Place::Bucket(bucket) => {
-            let objects = bucket.objects().await?;
+            let objects = bucket.list(None).await?.objects;
             let wanted = |file: &Artifact| {
                 let object = objects.iter().find(|o| o.name == file.path);
                 object.cloned().ok_or_else(|| missing(place, &file.path))
             };
             let wanted: Vec<_> = manifest.files.iter().map(wanted).collect::<Result<_, _>>()?;
-            transfer::fetch(bucket, &wanted, folder, &meter).await?
+            transfer::fetch(bucket, &wanted, folder, &meter).await?.into_iter().map(|f| f.stamp).collect()
         }
     };
     for (file, stamp) in std::iter::zip(&manifest.files, stamps) {

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mloc_core::ledger::entry::{Failure, FailureClass};
+use mloc_core::{
+    ledger::entry::{Failure, FailureClass},
+    task::spec::Pin,
+};
 
 /// A transfer that did not come off. The text says where, what was found, and what would work; it never holds
 /// credentials.
@@ -137,13 +140,25 @@ pub enum StoreError {
         /// Whose result it is.
         task: String,
     },
-    /// A kind of place this build cannot reach.
-    #[error("{place}: this build cannot reach places of type `{scheme}`\nhint: it offers local and s3")]
-    Unsupported {
+    /// It is another version than the task's first attempt met.
+    #[error(
+        "{place} has changed since this task's first attempt: then {}, now {}\nhint: put back what was there, or submit the task again to run on what is there now",
+        shown(pinned),
+        shown(found)
+    )]
+    OtherVersion {
         /// The place.
         place: String,
-        /// Its type.
-        scheme: String,
+        /// What the first attempt met.
+        pinned: Pin,
+        /// What is there now.
+        found: Pin,
+    },
+    /// A kind of place this build cannot reach.
+    #[error("this build cannot reach places of type `{scheme}`")]
+    Unsupported {
+        /// The type.
+        scheme: &'static str,
     },
     /// This machine's disk or its files.
     #[error("cannot {action} {path}: {source}")]
@@ -184,6 +199,7 @@ impl StoreError {
             | Escapes { .. }
             | BadName { .. }
             | Taken { .. }
+            | OtherVersion { .. }
             | Unsupported { .. } => FailureClass::Fatal,
         }
     }
@@ -220,4 +236,8 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         error.failure()
     }
+}
+/// A version, for people.
+fn shown(pin: &Pin) -> String {
+    format!("{} ({} files, {} bytes)", pin.version, pin.files, pin.bytes)
 }

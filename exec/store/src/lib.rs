@@ -24,6 +24,7 @@ mod meter;
 mod place;
 mod publish;
 mod pull;
+mod remote;
 mod transfer;
 mod transfers;
 mod volume;

@@ -38,12 +38,14 @@ impl Place {
             Location::S3 { bucket, path, endpoint, region } => {
                 Ok(Place::Bucket(Bucket::open(config, client, bucket, path, endpoint.as_deref(), region.as_deref())?))
             }
-            Location::HuggingFace { identifier, .. }
-            | Location::Task { identifier, .. }
-            | Location::Other { identifier, .. } => Err(StoreError::Unsupported {
-                place: format!("{}:{identifier}", location.scheme()),
-                scheme: location.scheme().to_owned(),
-            }),
+            Location::Gcs { .. }
+            | Location::Azblob { .. }
+            | Location::Http { .. }
+            | Location::HuggingFace { .. }
+            | Location::Git { .. }
+            | Location::Task { .. }
+            | Location::Submitted { .. }
+            | Location::Kept { .. } => Err(StoreError::Unsupported { scheme: location.scheme() }),
         }
     }
 

@@ -7,18 +7,18 @@ use std::{
     time::Duration,
 };
 
-use mloc_core::task::spec::Location;
+use mloc_core::task::spec::{Location, Pin};
 use mloc_exec::{MakeRoom, OnMoved};
 
 use crate::{
     Store,
-    bucket::{Bucket, Object},
-    disk::{self, Stamp, off_thread},
+    disk::{self, off_thread},
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
     place::Place,
-    transfer,
+    remote::{Object, Remote},
+    transfer::{self, Fetched},
     volume::{self, Inside},
 };
 
@@ -38,6 +38,8 @@ pub struct Pulled {
     pub bytes: u64,
     /// Bytes that went over the line for this pull.
     pub fetched: u64,
+    /// What it was: a later pull with this gets the same or an error. `local` sources have no versions.
+    pub pin: Option<Pin>,
 }
 
 /// A file of a source.
@@ -54,20 +56,21 @@ pub struct PulledFile {
 impl Store {
     /// Brings a source to this node, below `folder`, and goes on where an earlier try of the same source stopped.
     /// `local` sources are used where they lie. Two pulls into one folder wait for one another, whatever process
-    /// they are in. Dropped, it leaves parts that the next one uses. Where the disk is too full, `room` is asked first.
+    /// they are in. With a `pin` it is what was pinned, or [`StoreError::OtherVersion`]. Dropped, it leaves parts that the next one uses. Where the disk is too full, `room` is asked first.
     ///
     /// # Errors
     /// See [`StoreError`]; [`StoreError::class`] says which are worth another try.
     pub async fn pull(
         &self,
         source: &Location,
+        pin: Option<&Pin>,
         folder: &Path,
         room: MakeRoom,
         tell: OnMoved,
     ) -> Result<Pulled, StoreError> {
         match self.place(source)? {
             Place::Folder { given, inside } => off_thread(move || use_in_place(&given, &inside, &tell)).await,
-            Place::Bucket(bucket) => pull_bucket(&bucket, folder, self.config.reserve_bytes, room, tell).await,
+            Place::Bucket(bucket) => pull_remote(&bucket, pin, folder, self.config.reserve_bytes, room, tell).await,
         }
     }
 }
@@ -99,21 +102,23 @@ fn use_in_place(given: &str, inside: &Inside, tell: &OnMoved) -> Result<Pulled, 
     let bytes = files.iter().map(|f| f.bytes).sum();
     Meter::new(bytes, tell.clone()).found(bytes);
     let files = files.into_iter().map(|f| PulledFile { path: f.path, bytes: f.bytes, sha256: None }).collect();
-    Ok(Pulled { path: inside.path.clone(), in_place: true, files, bytes, fetched: 0 })
+    Ok(Pulled { path: inside.path.clone(), in_place: true, files, bytes, fetched: 0, pin: None })
 }
 
-async fn pull_bucket(
-    bucket: &Bucket,
+async fn pull_remote(
+    remote: &dyn Remote,
+    pin: Option<&Pin>,
     folder: &Path,
     reserve: u64,
     room: MakeRoom,
     tell: OnMoved,
 ) -> Result<Pulled, StoreError> {
-    let objects = bucket.objects().await?;
+    let listing = remote.list(pin).await?;
+    let objects = &listing.objects;
     if objects.is_empty() {
-        return Err(StoreError::Empty { place: bucket.url("") });
+        return Err(StoreError::Empty { place: remote.url("") });
     }
-    let one = objects.len() == 1 && bucket.url("") == format!("s3://{}/{}", bucket.name(), objects[0].key);
+    still(remote, pin, &listing.pin(objects.iter()))?;
     let _alone = alone(folder).await?;
     let (known, into) = (objects.clone(), folder.to_owned());
     off_thread(move || {
@@ -123,19 +128,31 @@ async fn pull_bucket(
     .await?;
     let bytes = objects.iter().map(|o| o.bytes).sum();
     let meter = Meter::new(bytes, tell);
-    let stamps = transfer::fetch(bucket, &objects, folder, &meter).await?;
-    if let Err(damaged) = check_manifest(bucket, &objects, &stamps, folder) {
+    let fetched = transfer::fetch(remote, objects, folder, &meter).await?;
+    if let Err(damaged) = check_manifest(remote, &fetched, folder) {
         // What lies here is not to be taken for whole by the next try.
         disk::remove_all(&folder.join(transfer::UNDER_WAY))?;
         return Err(damaged);
     }
-    let path = if one { folder.join(&objects[0].name) } else { folder.to_owned() };
-    let files: Vec<_> = std::iter::zip(&objects, stamps)
-        .map(|(o, s)| PulledFile { path: o.name.clone(), bytes: s.bytes, sha256: Some(s.sha256) })
-        .collect();
+    // A file that changed under way has come in another version than was listed.
+    let arrived = listing.pin(fetched.iter().map(|f| &f.object));
+    still(remote, pin, &arrived)?;
+    let path = if listing.one { folder.join(&objects[0].name) } else { folder.to_owned() };
+    let file = |f: Fetched| PulledFile { path: f.object.name, bytes: f.stamp.bytes, sha256: Some(f.stamp.sha256) };
+    let files: Vec<_> = fetched.into_iter().map(file).collect();
     // Sizes may have changed with a file that was begun again.
     let bytes = files.iter().map(|f| f.bytes).sum();
-    Ok(Pulled { path, in_place: false, files, bytes, fetched: meter.fetched() })
+    Ok(Pulled { path, in_place: false, files, bytes, fetched: meter.fetched(), pin: Some(arrived) })
+}
+
+/// Whether a source is what was pinned.
+fn still(remote: &dyn Remote, pin: Option<&Pin>, found: &Pin) -> Result<(), StoreError> {
+    match pin {
+        Some(pin) if pin != found => {
+            Err(StoreError::OtherVersion { place: remote.url(""), pinned: pin.clone(), found: found.clone() })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Says it before the first byte when they will not all fit, even with what `room` could free.
@@ -154,15 +171,15 @@ fn enough_room(objects: &[Object], folder: &Path, reserve: u64, room: &MakeRoom)
 }
 
 /// A result that MLOC published says what its bytes must be.
-fn check_manifest(bucket: &Bucket, objects: &[Object], stamps: &[Stamp], folder: &Path) -> Result<(), StoreError> {
-    if !objects.iter().any(|o| o.name == MANIFEST) {
+fn check_manifest(remote: &dyn Remote, fetched: &[Fetched], folder: &Path) -> Result<(), StoreError> {
+    if !fetched.iter().any(|f| f.object.name == MANIFEST) {
         return Ok(());
     }
-    let place = bucket.url(MANIFEST);
+    let place = remote.url(MANIFEST);
     let Some(bytes) = disk::read(&folder.join(MANIFEST), MANIFEST_BYTES_MAX)? else { return Ok(()) };
-    let there: BTreeMap<_, _> = std::iter::zip(objects, stamps).map(|(o, s)| (o.name.as_str(), s)).collect();
+    let there: BTreeMap<_, _> = fetched.iter().map(|f| (f.object.name.as_str(), &f.stamp)).collect();
     for file in Manifest::read(&place, &bytes)?.files {
-        let place = bucket.url(&file.path);
+        let place = remote.url(&file.path);
         match there.get(file.path.as_str()) {
             None => return Err(StoreError::Damaged { place, found: "missing; the manifest names it".into() }),
             Some(stamp) if stamp.sha256 != file.sha256 => {

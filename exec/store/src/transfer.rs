@@ -1,4 +1,4 @@
-//! Objects of a bucket into files: in chunks side by side, each going on where the line broke, and a process that
+//! Files of a remote source into files: in chunks side by side, each going on where the line broke, and a process that
 //! died in the middle is taken up where its last whole chunk ended.
 //!
 //! A file is written as `.mloc-pull/VERSION.part` and described by `.mloc-pull/NAME.json`: which version of the object
@@ -20,10 +20,10 @@ use tokio::sync::Semaphore;
 use mloc_exec::failpoint;
 
 use crate::{
-    bucket::{Bucket, Object},
     disk::{self, Halt, Stamp, off_thread},
     error::StoreError,
     meter::Meter,
+    remote::{Object, Remote},
 };
 
 /// Folder of what is under way, below the one that is filled.
@@ -189,28 +189,37 @@ pub(crate) fn remove_others(objects: &[Object], folder: &Path) -> Result<(), Sto
     Ok(())
 }
 
+/// A file that is there.
+#[derive(Clone, Debug)]
+pub(crate) struct Fetched {
+    /// The version that came.
+    pub object: Object,
+    /// Its bytes.
+    pub stamp: Stamp,
+}
+
 /// Fetches objects into a folder. Files that are there already, in this version, are left as they are.
 pub(crate) async fn fetch(
-    bucket: &Bucket,
+    remote: &dyn Remote,
     objects: &[Object],
     folder: &Path,
     meter: &Meter,
-) -> Result<Vec<Stamp>, StoreError> {
+) -> Result<Vec<Fetched>, StoreError> {
     disk::make_folder(&folder.join(UNDER_WAY))?;
     let lanes = Arc::new(Semaphore::new(AT_ONCE));
     // Collected first: as a lazy closure over references these futures could not be sent between threads.
-    let files: Vec<_> = objects.iter().map(|object| fetch_file(bucket, object, folder, meter, &lanes)).collect();
+    let files: Vec<_> = objects.iter().map(|object| fetch_file(remote, object, folder, meter, &lanes)).collect();
     stream::iter(files).buffered(AT_ONCE).try_collect().await
 }
 
 /// One file, begun again when the object changes meanwhile.
 async fn fetch_file(
-    bucket: &Bucket,
+    remote: &dyn Remote,
     object: &Object,
     folder: &Path,
     meter: &Meter,
     lanes: &Arc<Semaphore>,
-) -> Result<Stamp, StoreError> {
+) -> Result<Fetched, StoreError> {
     let paths = Paths::of(object, folder)?;
     let mut object = object.clone();
     let mut restarts = 0;
@@ -222,24 +231,24 @@ async fn fetch_file(
         };
         if let Some(sha256) = part.sha256 {
             meter.found(part.bytes);
-            return Ok(Stamp { bytes: part.bytes, sha256 });
+            return Ok(Fetched { object, stamp: Stamp { bytes: part.bytes, sha256 } });
         }
         meter.found(part.there());
-        match fetch_chunks(bucket, &object, &paths, part, meter, lanes).await {
+        match fetch_chunks(remote, &object, &paths, part, meter, lanes).await {
             Err(StoreError::Changed { .. }) if restarts < RESTARTS => {
                 restarts += 1;
-                tracing::info!(place = bucket.url(&object.name), "changed while it was read: the file is begun again");
+                tracing::info!(place = remote.url(&object.name), "changed while it was read: the file is begun again");
                 meter.start_over();
-                object = bucket.again(&object).await?;
+                object = remote.again(&object).await?;
             }
-            ended => return ended,
+            ended => return ended.map(|stamp| Fetched { object, stamp }),
         }
     }
 }
 
 /// The missing chunks of one version of one object, then its digest and its name.
 async fn fetch_chunks(
-    bucket: &Bucket,
+    remote: &dyn Remote,
     object: &Object,
     paths: &Paths,
     part: Part,
@@ -257,7 +266,7 @@ async fn fetch_chunks(
         let (file, state) = (file.clone(), state.clone());
         async move {
             let Ok(_lane) = lanes.acquire().await else { return Ok(()) };
-            fetch_range(bucket, object, range, &file, &paths.part, meter).await?;
+            fetch_range(remote, object, range, &file, &paths.part, meter).await?;
             let paths = paths.clone();
             off_thread(move || {
                 file.sync_data().map_err(|e| StoreError::disk("sync", &paths.part, e))?;
@@ -272,12 +281,18 @@ async fn fetch_chunks(
     let all: Vec<()> = stream::iter(chunks).buffer_unordered(AT_ONCE).try_collect().await?;
     drop(all);
     // Servers that know no If-Match would have given us two halves of different files.
-    if !bucket.unchanged(object).await? {
-        return Err(StoreError::Changed { place: bucket.url(&object.name) });
+    let now = remote.again(object).await?;
+    if (&now.etag, now.bytes) != (&object.etag, object.bytes) {
+        return Err(StoreError::Changed { place: remote.url(&object.name) });
     }
-    let paths = paths.clone();
+    let (paths, must, place) = (paths.clone(), object.sha256.clone(), remote.url(&object.name));
     off_thread(move || {
         let stamp = disk::stamp(&paths.part)?;
+        if let Some(must) = must.filter(|must| *must != stamp.sha256) {
+            // What lies here is not to be taken for whole by the next try.
+            disk::remove(&paths.state)?;
+            return Err(StoreError::Damaged { place, found: format!("SHA-256 is {}, not {must}", stamp.sha256) });
+        }
         let mut part = state.lock().unwrap_or_else(PoisonError::into_inner).clone();
         part.sha256 = Some(stamp.sha256.clone());
         // Its name is given after this, which leaves the time as it is.
@@ -304,18 +319,18 @@ fn open_part(paths: &Paths, part: &Part) -> Result<File, StoreError> {
 
 /// One range, going on from the last byte that came whenever the line breaks.
 async fn fetch_range(
-    bucket: &Bucket,
+    remote: &dyn Remote,
     object: &Object,
     range: std::ops::Range<u64>,
     file: &Arc<File>,
     path: &Path,
     meter: &Meter,
 ) -> Result<(), StoreError> {
-    let patience = bucket.patience();
+    let patience = remote.patience();
     let (mut at, mut failures) = (range.start, 0);
     while at < range.end {
         let from = at;
-        let ended = read_on(bucket, object, &mut at, range.end, file, path, meter).await;
+        let ended = read_on(remote, object, &mut at, range.end, file, path, meter).await;
         let Err(error) = ended else { break };
         let broken = matches!(error, StoreError::Unreachable { .. });
         failures = if at > from { 1 } else { failures + 1 };
@@ -323,7 +338,7 @@ async fn fetch_range(
         else {
             return Err(error.after(failures));
         };
-        tracing::debug!(place = bucket.url(&object.name), at, %error, ?wait, "the line broke; going on");
+        tracing::debug!(place = remote.url(&object.name), at, %error, ?wait, "the line broke; going on");
         tokio::time::sleep(wait).await;
     }
     Ok(())
@@ -331,7 +346,7 @@ async fn fetch_range(
 
 /// Reads and writes until the end of the range or of the line; `at` says how far it came.
 async fn read_on(
-    bucket: &Bucket,
+    remote: &dyn Remote,
     object: &Object,
     at: &mut u64,
     end: u64,
@@ -339,7 +354,7 @@ async fn read_on(
     path: &Path,
     meter: &Meter,
 ) -> Result<(), StoreError> {
-    let mut stream = bucket.read(object, *at..end).await?;
+    let mut stream = remote.read(object, *at..end).await?;
     let mut held = Vec::with_capacity(BLOCK);
     loop {
         let next = stream.try_next().await;
@@ -359,7 +374,7 @@ async fn read_on(
         match next {
             Ok(Some(_)) => {}
             Ok(None) if *at == end => return Ok(()),
-            Ok(None) => return Err(bucket.cut_short(object, *at)),
+            Ok(None) => return Err(remote.cut_short(object, *at)),
             Err(error) => return Err(error),
         }
     }

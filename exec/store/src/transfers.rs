@@ -1,24 +1,29 @@
 //! The worker's side of this crate: errors become failures for the ledger.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use async_trait::async_trait;
 use mloc_core::{
     id::AttemptId,
     ledger::entry::{CheckpointRef, Failure, TaskResult},
-    task::spec::Location,
+    task::spec::{Location, Pin},
 };
-use mloc_exec::{MakeRoom, OnMoved, Output, Transfers};
+use mloc_exec::{Arrived, MakeRoom, OnMoved, Output, Transfers};
 
 use crate::Store;
 
 #[async_trait]
 impl Transfers for Store {
-    async fn pull(&self, source: &Location, folder: &Path, room: MakeRoom, tell: OnMoved) -> Result<PathBuf, Failure> {
-        Ok(Store::pull(self, source, folder, room, tell).await?.path)
+    async fn pull(
+        &self,
+        source: &Location,
+        pin: Option<&Pin>,
+        folder: &Path,
+        room: MakeRoom,
+        tell: OnMoved,
+    ) -> Result<Arrived, Failure> {
+        let pulled = Store::pull(self, source, pin, folder, room, tell).await?;
+        Ok(Arrived { path: pulled.path, pin: pulled.pin })
     }
 
     async fn fetch_checkpoint(

@@ -109,7 +109,9 @@ async fn run(case: &str, top: &Path, endpoint: &str, number: u32) {
         "push-s3" => push(at(endpoint, "ckpt")).await,
         "fetch-local" => fetch(local("data/ckpt")).await,
         "fetch-s3" => fetch(at(endpoint, "ckpt")).await,
-        "pull-s3" => drop(store.pull(&at(endpoint, "m"), &top.join("m"), no_room(), unseen()).await.expect("pulled")),
+        "pull-s3" => {
+            drop(store.pull(&at(endpoint, "m"), None, &top.join("m"), no_room(), unseen()).await.expect("pulled"))
+        }
         other => panic!("no case {other}"),
     }
 }
@@ -201,10 +203,13 @@ async fn publishing_to_a_bucket() {
         let back = top.join("back");
         let whole = moto.keys().await.iter().any(|key| key == "out/mloc-manifest.json");
         if whole {
-            store_in(top).pull(&at(url, "out"), &back, no_room(), unseen()).await.expect("a manifest speaks the truth");
+            store_in(top)
+                .pull(&at(url, "out"), None, &back, no_room(), unseen())
+                .await
+                .expect("a manifest speaks the truth");
         }
         run("publish-s3", top, url, 2).await;
-        store_in(top).pull(&at(url, "out"), &back, no_room(), unseen()).await.expect("pulled");
+        store_in(top).pull(&at(url, "out"), None, &back, no_room(), unseen()).await.expect("pulled");
         assert_whole(contents(&back), top);
     })
     .await;

@@ -5,7 +5,7 @@ mod support;
 use std::{collections::BTreeMap, fs, sync::Arc};
 
 use mloc_core::ledger::entry::FailureClass;
-use mloc_exec::Transfers;
+use mloc_exec::{Arrived, Transfers};
 use mloc_store::{MANIFEST, Store, StoreError};
 use support::*;
 
@@ -17,13 +17,14 @@ async fn a_local_source_is_used_where_it_lies() {
     let store = Store::new(config(&top)).unwrap();
     let (tell, told) = seen();
 
-    let model = store.pull(&local("data/model"), &top.join("unused"), no_room(), tell).await.unwrap();
+    let model = store.pull(&local("data/model"), None, &top.join("unused"), no_room(), tell).await.unwrap();
     assert_eq!((model.path, model.in_place, model.bytes), (top.join("model"), true, 5));
     assert_eq!(model.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["config.json", "weights/a.bin"]);
     assert!(!top.join("unused").exists());
     assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((5, 5)));
 
-    let set = store.pull(&local(top.join("set.jsonl").to_str().unwrap()), &top, no_room(), unseen()).await.unwrap();
+    let set =
+        store.pull(&local(top.join("set.jsonl").to_str().unwrap()), None, &top, no_room(), unseen()).await.unwrap();
     assert_eq!((set.path, set.files[0].path.as_str()), (top.join("set.jsonl"), "set.jsonl"));
 }
 
@@ -37,7 +38,7 @@ async fn local_sources_that_cannot_be() {
     let store = Store::new(config(&top.join("data"))).unwrap();
     let mut said = String::new();
     for path in ["data/none", "data/empty", "/etc", "data/../secret", "data/model"] {
-        let error = store.pull(&local(path), &top, no_room(), unseen()).await.unwrap_err();
+        let error = store.pull(&local(path), None, &top, no_room(), unseen()).await.unwrap_err();
         let elsewhere = matches!(error, StoreError::NoVolume { .. });
         assert_eq!(error.class() == FailureClass::Retryable, elsewhere, "another node may have the volume: {error}");
         said += &format!("{}\n", error.to_string().replace(top.to_str().unwrap(), "TOP"));
@@ -126,9 +127,9 @@ async fn a_worker_sees_failures_with_their_class() {
     let top = dir.path().canonicalize().unwrap();
     fill(&top, &[("set.jsonl", b"{}\n")]);
     let transfers: Arc<dyn Transfers> = Arc::new(Store::new(config(&top)).unwrap());
-    let pulled = transfers.pull(&local("data/set.jsonl"), &top, no_room(), unseen()).await;
-    assert_eq!(pulled, Ok(top.join("set.jsonl")));
-    let failure = transfers.pull(&local("nowhere/set.jsonl"), &top, no_room(), unseen()).await.unwrap_err();
+    let pulled = transfers.pull(&local("data/set.jsonl"), None, &top, no_room(), unseen()).await;
+    assert_eq!(pulled, Ok(Arrived { path: top.join("set.jsonl"), pin: None }));
+    let failure = transfers.pull(&local("nowhere/set.jsonl"), None, &top, no_room(), unseen()).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Retryable, "another node may have it");
     assert!(failure.message.contains("hint: write VOLUME/relative/path"), "{}", failure.message);
 }

@@ -42,7 +42,7 @@ async fn a_prefix_or_one_object_is_pulled() {
     moto.put("models/m-other/config.json", b"no").await;
     let (tell, told) = seen();
 
-    let pulled = store.pull(&at(&moto.endpoint, "models/m"), &top.join("m"), no_room(), tell).await.unwrap();
+    let pulled = store.pull(&at(&moto.endpoint, "models/m"), None, &top.join("m"), no_room(), tell).await.unwrap();
     assert_eq!((pulled.path, pulled.in_place), (top.join("m"), false));
     let names: Vec<_> = pulled.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
     assert_eq!(names, [("config.json", 2), ("sub/empty.txt", 0), ("weights.bin", 20 << 20)]);
@@ -53,14 +53,16 @@ async fn a_prefix_or_one_object_is_pulled() {
     assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((total, total)));
 
     // Again: nothing goes over the line, until an object has changed.
-    let again = store.pull(&at(&moto.endpoint, "models/m/"), &top.join("m"), no_room(), unseen()).await.unwrap();
+    let again = store.pull(&at(&moto.endpoint, "models/m/"), None, &top.join("m"), no_room(), unseen()).await.unwrap();
     assert_eq!((again.fetched, again.files), (0, pulled.files));
     moto.put("models/m/config.json", b"[]").await;
-    let again = store.pull(&at(&moto.endpoint, "models/m"), &top.join("m"), no_room(), unseen()).await.unwrap();
+    let again = store.pull(&at(&moto.endpoint, "models/m"), None, &top.join("m"), no_room(), unseen()).await.unwrap();
     assert_eq!((again.fetched, fs::read(top.join("m/config.json")).unwrap()), (2, b"[]".to_vec()));
 
-    let one =
-        store.pull(&at(&moto.endpoint, "models/m/weights.bin"), &top.join("w"), no_room(), unseen()).await.unwrap();
+    let one = store
+        .pull(&at(&moto.endpoint, "models/m/weights.bin"), None, &top.join("w"), no_room(), unseen())
+        .await
+        .unwrap();
     assert_eq!(one.path, top.join("w/weights.bin"));
     assert_eq!(fs::read(one.path).unwrap(), weights);
 }
@@ -72,11 +74,11 @@ async fn what_left_the_source_leaves_the_cache() {
         moto.put(shard, b"{}").await;
     }
     let (source, folder) = (at(&moto.endpoint, "d"), top.join("d"));
-    store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
     for shard in ["/mloc-test/d/b.jsonl", "/mloc-test/d/sub/c.jsonl"] {
         moto.call(Method::DELETE, shard, vec![]).await;
     }
-    let again = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    let again = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
     assert_eq!((again.fetched, again.files.len()), (0, 1));
     assert_eq!(contents(&folder).into_keys().collect::<Vec<_>>(), ["a.jsonl"], "a removed shard would be trained on");
     let known = fs::read_dir(folder.join(".mloc-pull")).unwrap().count();
@@ -89,18 +91,18 @@ async fn a_file_that_was_touched_is_read_again_before_it_is_believed() {
     let bytes = noise(7, 9 << 20);
     moto.put("m/w.bin", &bytes).await;
     let (source, folder) = (at(&moto.endpoint, "m"), top.join("m"));
-    let first = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    let first = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
     // Only its time differs: it is read, and nothing is fetched.
     let file = folder.join("w.bin");
     let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
     fs::File::options().write(true).open(&file).unwrap().set_modified(long_ago).unwrap();
-    let again = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    let again = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
     assert_eq!((again.fetched, &again.files), (0, &first.files));
     // One flipped byte, the size as it was.
     let mut flipped = bytes.clone();
     flipped[5 << 20] ^= 1;
     fs::write(&file, flipped).unwrap();
-    let mended = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    let mended = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
     assert_eq!((mended.fetched, &mended.files), (bytes.len() as u64, &first.files));
     assert!(fs::read(&file).unwrap() == bytes, "a damaged file was used");
 }
@@ -115,7 +117,7 @@ async fn room_is_asked_for_before_it_is_said_that_there_is_none() {
     moto.put("m/a", b"abc").await;
     let (asked, heard) = std::sync::mpsc::channel();
     let room = std::sync::Arc::new(move |bytes| asked.send(bytes).unwrap());
-    let none = store.pull(&at(&moto.endpoint, "m"), &dir.path().join("m"), room, unseen()).await.unwrap_err();
+    let none = store.pull(&at(&moto.endpoint, "m"), None, &dir.path().join("m"), room, unseen()).await.unwrap_err();
     assert!(matches!(none, StoreError::NoSpace { .. }), "{none}");
     assert_eq!(heard.into_iter().collect::<Vec<_>>(), [u64::MAX]);
 }
@@ -128,7 +130,7 @@ async fn a_line_that_breaks_costs_little() {
     let line = Line::to(&moto.endpoint).await;
     line.breaks_after(3 << 20);
 
-    let pulled = store.pull(&at(&line.endpoint, "big.bin"), &top.join("big"), no_room(), unseen()).await.unwrap();
+    let pulled = store.pull(&at(&line.endpoint, "big.bin"), None, &top.join("big"), no_room(), unseen()).await.unwrap();
     assert!(fs::read(&pulled.path).unwrap() == bytes, "other bytes arrived");
     let over = line.down() as f64 / bytes.len() as f64;
     println!("a line that breaks every 3 MiB: {over:.4} × the object came down");
@@ -145,7 +147,7 @@ async fn a_pull_that_was_dropped_goes_on_where_it_stopped() {
     {
         let folder = top.join("big");
         let source = at(&line.endpoint, "big.bin");
-        let pull = store.pull(&source, &folder, no_room(), unseen());
+        let pull = store.pull(&source, None, &folder, no_room(), unseen());
         tokio::select! {
             ended = pull => panic!("it ended: {ended:?}"),
             () = line.paused() => {}
@@ -153,7 +155,7 @@ async fn a_pull_that_was_dropped_goes_on_where_it_stopped() {
     }
     line.go_on();
     let before = line.down();
-    let pulled = store.pull(&at(&line.endpoint, "big.bin"), &top.join("big"), no_room(), unseen()).await.unwrap();
+    let pulled = store.pull(&at(&line.endpoint, "big.bin"), None, &top.join("big"), no_room(), unseen()).await.unwrap();
     assert!(fs::read(&pulled.path).unwrap() == bytes, "other bytes arrived");
     // Four chunks of 8 MiB were on their way at most, and what lay in sockets.
     assert!(pulled.fetched <= (64 - 48 + 4 * 8) << 20, "{} bytes came again", pulled.fetched);
@@ -174,7 +176,7 @@ async fn an_object_that_changes_meanwhile_is_begun_again() {
         moto.put("m/w.bin", &new).await;
         line.go_on();
     };
-    let (pulled, ()) = tokio::join!(store.pull(&source, &folder, no_room(), unseen()), change);
+    let (pulled, ()) = tokio::join!(store.pull(&source, None, &folder, no_room(), unseen()), change);
     let pulled = pulled.unwrap();
     assert!(contents(&folder)["w.bin"] == new, "old bytes, or a mixture");
     assert_eq!(pulled.bytes, new.len() as u64);
@@ -209,13 +211,13 @@ async fn a_result_in_a_bucket_is_published_once() {
     // The winner's retry adopts; and what was published can be pulled, digests checked.
     let StoreError::Taken { task, .. } = lost else { unreachable!() };
     assert_eq!(publish(&task, 2).await.unwrap(), won);
-    store.pull(&to, &top.join("back"), no_room(), unseen()).await.unwrap();
+    store.pull(&to, None, &top.join("back"), no_room(), unseen()).await.unwrap();
     let mut back = contents(&top.join("back"));
     back.remove(MANIFEST);
     assert!(back == contents(&run), "other bytes came back");
 
     moto.put("out/one/logs/training_log.jsonl", b"no\n").await;
-    let damaged = store.pull(&to, &top.join("back"), no_room(), unseen()).await.unwrap_err();
+    let damaged = store.pull(&to, None, &top.join("back"), no_room(), unseen()).await.unwrap_err();
     assert!(
         matches!(&damaged, StoreError::Damaged { place, .. } if place.ends_with("training_log.jsonl")),
         "{damaged}"
@@ -232,7 +234,7 @@ async fn a_result_gets_through_a_line_that_breaks() {
     line.breaks_up_after(10 << 20);
     let (to, files) = (at(&line.endpoint, "out"), outputs(&["model.safetensors"]));
     store.publish(&attempt("t", 1), Some(&to), &run, &files, BTreeMap::new(), unseen()).await.unwrap();
-    store.pull(&at(&moto.endpoint, "out"), &top.join("back"), no_room(), unseen()).await.unwrap();
+    store.pull(&at(&moto.endpoint, "out"), None, &top.join("back"), no_room(), unseen()).await.unwrap();
     assert!(contents(&top.join("back"))["model.safetensors"] == noise(3, 40 << 20), "other bytes came back");
 }
 
@@ -274,21 +276,21 @@ async fn what_is_said_when_s3_does_not_give() {
     let fatal = FailureClass::Fatal;
     let here = |path: &str| at(&moto.endpoint, path);
 
-    say("no such object", store.pull(&here("none/at/all"), &top, no_room(), unseen()).await.unwrap_err(), fatal);
-    say("empty bucket", store.pull(&here(""), &top, no_room(), unseen()).await.unwrap_err(), fatal);
+    say("no such object", store.pull(&here("none/at/all"), None, &top, no_room(), unseen()).await.unwrap_err(), fatal);
+    say("empty bucket", store.pull(&here(""), None, &top, no_room(), unseen()).await.unwrap_err(), fatal);
     let mut other = here("x");
     if let mloc_core::task::spec::Location::S3 { bucket, .. } = &mut other {
         *bucket = "nobodys-bucket".into();
     }
-    say("no such bucket", store.pull(&other, &top, no_room(), unseen()).await.unwrap_err(), fatal);
+    say("no such bucket", store.pull(&other, None, &top, no_room(), unseen()).await.unwrap_err(), fatal);
     moto.put("tricks/..%2F..%2Fetc/passwd", b"x").await;
-    let tricks = store.pull(&here("tricks"), &top.join("tricks"), no_room(), unseen()).await;
+    let tricks = store.pull(&here("tricks"), None, &top.join("tricks"), no_room(), unseen()).await;
     assert!(!top.join("etc").exists(), "{tricks:?}");
     say("path tricks", tricks.unwrap_err(), fatal);
 
     // An address where nobody listens: bound once, and let go.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let down = store.pull(&at(&format!("http://{gone}"), "m"), &top, no_room(), unseen()).await.unwrap_err();
+    let down = store.pull(&at(&format!("http://{gone}"), "m"), None, &top, no_room(), unseen()).await.unwrap_err();
     let down_text = down.to_string().replace(&gone.to_string(), "HOST:PORT");
     assert!(!down_text.contains("hunter2"));
     assert_eq!(down.class(), FailureClass::Retryable, "{down}");
@@ -296,7 +298,7 @@ async fn what_is_said_when_s3_does_not_give() {
     moto.put("m/a", b"a").await;
     moto.check_credentials().await;
     let retryable = FailureClass::Retryable;
-    say("unknown credentials", store.pull(&here("m"), &top, no_room(), unseen()).await.unwrap_err(), retryable);
+    say("unknown credentials", store.pull(&here("m"), None, &top, no_room(), unseen()).await.unwrap_err(), retryable);
     let to = here("out");
     fill(&top, &[("a", b"abc")]);
     let put = store.publish(&attempt("t", 1), Some(&to), &top, &outputs(&["a"]), BTreeMap::new(), unseen()).await;
@@ -312,8 +314,8 @@ async fn two_pulls_of_one_source_wait_for_one_another() {
     moto.put("w.bin", &bytes).await;
     let (source, folder) = (at(&moto.endpoint, "w.bin"), top.join("w"));
     let (one, two) = tokio::join!(
-        store.pull(&source, &folder, no_room(), unseen()),
-        store.pull(&source, &folder, no_room(), unseen())
+        store.pull(&source, None, &folder, no_room(), unseen()),
+        store.pull(&source, None, &folder, no_room(), unseen())
     );
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!(one.fetched + two.fetched, bytes.len() as u64, "it came twice");
@@ -329,7 +331,7 @@ async fn a_silent_endpoint_is_given_up() {
     config.patience = Patience { tries: 2, silence: Duration::from_millis(50), ..config.patience };
     let store = Store::new(config).unwrap();
     let source = at(&format!("http://{}", silent.local_addr().unwrap()), "m");
-    let error = store.pull(&source, dir.path(), no_room(), unseen()).await.unwrap_err();
+    let error = store.pull(&source, None, dir.path(), no_room(), unseen()).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Retryable);
     assert!(error.to_string().contains("after 2 tries"), "{error}");
 }
@@ -353,7 +355,7 @@ async fn without_credentials() {
     let store = Store::new(config(dir.path())).unwrap();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let source = at(&format!("http://{}", nobody.local_addr().unwrap()), "m");
-    let error = store.pull(&source, dir.path(), no_room(), unseen()).await.unwrap_err();
+    let error = store.pull(&source, None, dir.path(), no_room(), unseen()).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Retryable, "another node may have some: {error:?}");
     let said = "s3://mloc-test/m: access denied: signing http request: failed to load signing credential\n\
                 hint: this node has no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the worker, \
@@ -400,7 +402,8 @@ async fn on_a_small_disk() {
     moto.put("large/a.bin", &noise(5, 62 << 20)).await;
     moto.put("m/a.bin", &bytes).await;
 
-    let early = store.pull(&at(&moto.endpoint, "large"), &disk.join("large"), no_room(), unseen()).await.unwrap_err();
+    let early =
+        store.pull(&at(&moto.endpoint, "large"), None, &disk.join("large"), no_room(), unseen()).await.unwrap_err();
     assert!(matches!(&early, StoreError::NoSpace { needed, .. } if *needed == 66 << 20), "{early}");
     // Publishing to a volume and fetching from one say it before the first byte as well.
     let roomy = tempfile::tempdir().unwrap();
@@ -431,13 +434,13 @@ async fn on_a_small_disk() {
         fs::write(disk.join("somebody-elses"), noise(1, 30 << 20)).unwrap();
         line.go_on();
     };
-    let (full, ()) = tokio::join!(store.pull(&source, &folder, no_room(), unseen()), others);
+    let (full, ()) = tokio::join!(store.pull(&source, None, &folder, no_room(), unseen()), others);
     let full = full.unwrap_err();
     assert!(matches!(full, StoreError::NoSpace { .. }), "{full}");
     assert_eq!(full.class(), FailureClass::Retryable);
 
     fs::remove_file(disk.join("somebody-elses")).unwrap();
-    let pulled = store.pull(&source, &folder, no_room(), unseen()).await.unwrap();
+    let pulled = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
     assert!(fs::read(folder.join("a.bin")).unwrap() == bytes, "other bytes arrived");
     assert!(pulled.fetched < bytes.len() as u64, "nothing was kept");
 }
@@ -456,6 +459,7 @@ async fn https_is_spoken_with_ring() {
     config.s3.access_key_id = Some(Secret::new("AKIAEXAMPLE"));
     config.s3.secret_access_key = Some(Secret::new("hunter2"));
     let store = Store::new(config).unwrap();
-    let error = store.pull(&at(&format!("https://{gone}"), "m"), dir.path(), no_room(), unseen()).await.unwrap_err();
+    let error =
+        store.pull(&at(&format!("https://{gone}"), "m"), None, dir.path(), no_room(), unseen()).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable { .. } | StoreError::Unready { .. }), "{error}");
 }

@@ -1,17 +1,22 @@
 //! What leader and worker say to each other. Every message is idempotent and carries the attempt (the fence) and,
 //! from the leader, its term: a worker journals the highest term it has seen and refuses lower ones.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     capability::Grant,
     id::{AttemptId, NodeId},
     ledger::entry::{CheckpointRef, Failure, TaskResult},
-    task::TaskSpec,
+    task::{
+        TaskSpec,
+        spec::{Input, Pin},
+    },
 };
 
 /// Version of these types: a node of another version is told so instead of being misread.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 
 /// From the leader to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,12 +41,14 @@ pub struct Assign {
     pub term: u64,
     /// The attempt: the fence.
     pub attempt: AttemptId,
-    /// The task.
+    /// The task, its sources resolved.
     pub spec: TaskSpec,
     /// What it holds.
     pub grant: Grant,
     /// Where to go on from.
     pub checkpoint: Option<CheckpointRef>,
+    /// What its sources must be still.
+    pub pins: BTreeMap<Input, Pin>,
     /// The lease in milliseconds: without contact for so long the worker loses the attempt.
     pub lease_ms: u64,
 }
@@ -162,6 +169,8 @@ pub struct Progress {
 pub enum Report {
     /// It is journalled and starts.
     Started,
+    /// Its inputs are there, and this is what they were.
+    Pinned(BTreeMap<Input, Pin>),
     /// A checkpoint is whole at the shared place.
     Checkpointed(CheckpointRef),
     /// It is done computing and asks for the right to publish.

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,11 +20,11 @@ use mloc_core::{
     task::{
         TaskSpec,
         kind::{Kind, TaskType},
-        spec::{Checkpointing, Location},
+        spec::{Checkpointing, Location, Pin},
     },
     wire::{Assign, AttemptProgress, FromLeader, FromWorker, Heartbeat, Report, StopReason, ToLeader, ToWorker},
 };
-use mloc_exec::{MakeRoom, Moved, OnMoved, Output, Transfers};
+use mloc_exec::{Arrived, MakeRoom, Moved, OnMoved, Output, Transfers};
 use mloc_runtime::{LeaderLink, LinkDown, Worker, WorkerMessage, WorkerSettings};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -66,7 +66,15 @@ pub fn attempt(number: u32) -> AttemptId {
 
 pub fn assign(number: u32, spec: TaskSpec) -> Assign {
     let grant = Grant { cpu_millis: 1000, ..Default::default() };
-    Assign { term: TERM, attempt: attempt(number), spec, grant, checkpoint: None, lease_ms: 60_000 }
+    Assign {
+        term: TERM,
+        attempt: attempt(number),
+        spec,
+        grant,
+        checkpoint: None,
+        pins: Default::default(),
+        lease_ms: 60_000,
+    }
 }
 
 /// Commits everything, while it can be reached.
@@ -178,10 +186,17 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
 
 #[async_trait]
 impl Transfers for Folders {
-    async fn pull(&self, source: &Location, _: &Path, _: MakeRoom, _: OnMoved) -> Result<PathBuf, Failure> {
+    async fn pull(
+        &self,
+        source: &Location,
+        _: Option<&Pin>,
+        _: &Path,
+        _: MakeRoom,
+        _: OnMoved,
+    ) -> Result<Arrived, Failure> {
         let path = path_of(source);
         match path.exists() {
-            true => Ok(path.to_owned()),
+            true => Ok(Arrived { path: path.to_owned(), pin: None }),
             false => Err(Failure { class: FailureClass::Fatal, message: format!("{}: not there", path.display()) }),
         }
     }

@@ -93,12 +93,14 @@ impl Leader {
     }
 
     fn assign(&self, ledger: &Ledger, attempt: &Attempt, term: u64) -> Option<ToWorker> {
+        let task = ledger.tasks.get(&attempt.id.task)?;
         Some(ToWorker::Assign(Box::new(Assign {
             term,
             attempt: attempt.id.clone(),
-            spec: ledger.tasks.get(&attempt.id.task)?.spec.clone(),
+            spec: ledger.resolved(task),
             grant: attempt.grant.clone(),
             checkpoint: ledger.replica(&attempt.id)?.checkpoint.clone(),
+            pins: task.pins.clone(),
             lease_ms: self.settings.lease_ms,
         })))
     }

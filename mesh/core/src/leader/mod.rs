@@ -188,6 +188,7 @@ impl Leader {
         let at = now;
         Reaction::Propose(match report {
             Report::Started => Entry::Started { attempt, at },
+            Report::Pinned(pins) => Entry::Pinned { attempt, pins, at },
             Report::Checkpointed(checkpoint) => Entry::Checkpointed { attempt, checkpoint, at },
             Report::Publish => Entry::Publishing { attempt, at },
             Report::Finished(result) => Entry::Finished { attempt, result, at },

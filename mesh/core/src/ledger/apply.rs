@@ -54,6 +54,7 @@ impl Ledger {
                 self.assigned(attempt, node, grant, capacity, *at, guards)
             }
             Entry::Started { attempt, at } => self.started(attempt, *at, guards),
+            Entry::Pinned { attempt, pins, at: _ } => self.pinned(attempt, pins, guards),
             Entry::Checkpointed { attempt, checkpoint, at: _ } => self.checkpointed(attempt, checkpoint, guards),
             Entry::Publishing { attempt, at } => self.publishing(attempt, *at, guards),
             Entry::Finished { attempt, result, at } => self.finished(attempt, result, *at, guards),

@@ -1,6 +1,6 @@
 //! Entries about attempts: assignment with its recheck, the way to the right to publish, every kind of end.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     apply::Guards,
@@ -10,7 +10,7 @@ use super::{
 use crate::{
     capability::Grant,
     id::{AttemptId, NodeId},
-    task::spec::Retry,
+    task::spec::{Input, Pin, Retry},
     time::Millis,
 };
 
@@ -108,6 +108,19 @@ impl Ledger {
             cpu_millis: grant.cpu_millis,
         };
         self.usage.insert(id.clone(), row);
+    }
+
+    /// First come, first kept: a source does not change under a task.
+    pub(super) fn pinned(&mut self, id: &AttemptId, pins: &BTreeMap<Input, Pin>, guards: Guards) -> Outcome {
+        if let Err(outcome) = self.speaking(id, guards) {
+            return outcome;
+        }
+        let Some(task) = self.tasks.get_mut(&id.task) else { return Outcome::Stale };
+        let had = task.pins.len();
+        for (input, pin) in pins {
+            task.pins.entry(*input).or_insert_with(|| pin.clone());
+        }
+        if task.pins.len() == had { Outcome::Duplicate(id.task.clone()) } else { Outcome::Applied }
     }
 
     pub(super) fn checkpointed(&mut self, id: &AttemptId, checkpoint: &CheckpointRef, guards: Guards) -> Outcome {

@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     capability::Grant,
     id::{AttemptId, NodeId, RequestId, TaskId},
-    task::TaskSpec,
+    task::{
+        TaskSpec,
+        spec::{Input, Pin},
+    },
     time::Millis,
 };
 
@@ -49,6 +52,15 @@ pub enum Entry {
     Started {
         /// The attempt.
         attempt: AttemptId,
+        /// When.
+        at: Millis,
+    },
+    /// The attempt has its inputs, and this is what they were: every later attempt gets the same.
+    Pinned {
+        /// The attempt.
+        attempt: AttemptId,
+        /// By input; what was pinned before stays.
+        pins: BTreeMap<Input, Pin>,
         /// When.
         at: Millis,
     },

@@ -55,6 +55,7 @@ pub fn of_entry(ledger: &Ledger, entry: &Entry) -> Holds {
             &attempt.task
         }
         Entry::Started { attempt, .. }
+        | Entry::Pinned { attempt, .. }
         | Entry::Checkpointed { attempt, .. }
         | Entry::Finished { attempt, .. }
         | Entry::Failed { attempt, .. }

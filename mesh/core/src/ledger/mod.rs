@@ -8,6 +8,7 @@ mod attempts;
 pub mod entry;
 pub mod invariants;
 mod members;
+mod resolve;
 pub mod state;
 pub mod submit;
 pub mod task_state;

@@ -8,7 +8,10 @@ use super::entry::{CheckpointRef, Failure, Member, TaskResult};
 use crate::{
     capability::Grant,
     id::{AttemptId, NodeId, RequestId, TaskId},
-    task::TaskSpec,
+    task::{
+        TaskSpec,
+        spec::{Input, Pin},
+    },
     time::Millis,
 };
 
@@ -53,6 +56,9 @@ pub struct Task {
     pub replicas: Vec<Replica>,
     /// The terminal entry, once there is one: the first wins.
     pub ended: Option<TaskEnd>,
+    /// What its sources were as they were first met.
+    #[serde(default)]
+    pub pins: BTreeMap<Input, Pin>,
 }
 
 /// How a task ended.

@@ -1,5 +1,7 @@
 //! Entries about whole tasks: submission, cancellation, what they depend on, how they end.
 
+use std::collections::BTreeMap;
+
 use super::{
     entry::{Failure, FailureClass, Outcome, Reason},
     state::{AttemptState, Key, Ledger, Replica, Task, TaskEnd},
@@ -54,9 +56,10 @@ impl Ledger {
             submitted_at: at,
             replicas: vec![replica; spec.replicas.clamp(1, REPLICAS_MAX) as usize],
             ended: None,
+            pins: BTreeMap::new(),
         };
-        if let Some(on) = spec.depends_on.iter().find(|on| self.dependency(&task, on) == Dependency::Unknown) {
-            return Outcome::Rejected(Reason::UnknownDependency(on.clone()));
+        if let Some(on) = spec.waits_for().find(|on| self.dependency(&task, on) == Dependency::Unknown) {
+            return Outcome::Rejected(Reason::UnknownDependency(on.to_owned()));
         }
         self.next_seq += 1;
         self.tasks.insert(id.clone(), task);
@@ -114,7 +117,7 @@ impl Ledger {
     fn fail_broken_dependents(&mut self, at: Millis) {
         loop {
             let broken = self.tasks.iter().filter(|(_, t)| t.ended.is_none()).find_map(|(id, task)| {
-                task.spec.depends_on.iter().find_map(|name| match self.dependency(task, name) {
+                task.spec.waits_for().find_map(|name| match self.dependency(task, name) {
                     Dependency::Broken(on) => Some((id.clone(), on)),
                     Dependency::Done | Dependency::Waiting(_) | Dependency::Unknown => None,
                 })
@@ -133,14 +136,19 @@ impl Ledger {
         }
     }
 
-    /// Where one of `dependsOn` stands: the task of this id, else the owner's newest earlier task of this name.
-    pub fn dependency(&self, task: &Task, on: &str) -> Dependency {
+    /// The task that another one means by this text: the one of this id, else the owner's newest earlier one of this
+    /// name.
+    pub(super) fn meant(&self, task: &Task, on: &str) -> Option<(&TaskId, &Task)> {
         let named = |t: &&Task| {
             t.spec.metadata.name == on && t.spec.metadata.owner == task.spec.metadata.owner && t.seq < task.seq
         };
         let by_id = self.tasks.get_key_value(&TaskId::new(on));
-        let by_name = || self.tasks.iter().filter(|(_, t)| named(t)).max_by_key(|(_, t)| t.seq);
-        let Some((id, found)) = by_id.or_else(by_name) else { return Dependency::Unknown };
+        by_id.or_else(|| self.tasks.iter().filter(|(_, t)| named(t)).max_by_key(|(_, t)| t.seq))
+    }
+
+    /// Where one of [`TaskSpec::waits_for`] stands.
+    pub fn dependency(&self, task: &Task, on: &str) -> Dependency {
+        let Some((id, found)) = self.meant(task, on) else { return Dependency::Unknown };
         match &found.ended {
             Some(TaskEnd::Completed { .. }) => Dependency::Done,
             Some(TaskEnd::Failed { .. } | TaskEnd::Cancelled { .. }) => Dependency::Broken(id.clone()),
@@ -150,6 +158,6 @@ impl Ledger {
 
     /// Whether everything this task depends on has completed.
     pub fn dependencies_done(&self, task: &Task) -> bool {
-        task.spec.depends_on.iter().all(|on| self.dependency(task, on) == Dependency::Done)
+        task.spec.waits_for().all(|on| self.dependency(task, on) == Dependency::Done)
     }
 }

@@ -97,7 +97,7 @@ fn waits_for(problem: &Problem<'_>, task: &crate::ledger::state::Task) -> Vec<St
         let seconds = replica.not_before.since(problem.now).div_ceil(1000);
         waits.push(format!("backoff: tried again in {seconds} s, because {}", replica.pending_reason));
     }
-    for on in &task.spec.depends_on {
+    for on in task.spec.waits_for() {
         match problem.ledger.dependency(task, on) {
             Dependency::Done => {}
             Dependency::Waiting(id) => waits.push(format!("dependsOn {on}: {id} has not completed yet")),

@@ -26,12 +26,10 @@ pub fn value(spec: &TaskSpec) -> Value {
         body.insert("model".into(), self::model(model));
     }
     if let Some(dataset) = &spec.dataset {
-        let mut source = location(&dataset.source);
-        set(&mut source, "split", dataset.split.as_deref().map(Value::from));
         let mut preprocessing = json!({});
         set(&mut preprocessing, "prompt_template", dataset.prompt_template.as_deref().map(Value::from));
         set(&mut preprocessing, "max_seq_length", dataset.max_seq_length.map(Value::from));
-        let mut value = json!({ "source": source, "preprocessing": preprocessing });
+        let mut value = json!({ "source": location(&dataset.source), "preprocessing": preprocessing });
         set(&mut value, "eval", dataset.eval.as_ref().map(|eval| json!({ "source": location(eval) })));
         body.insert("dataset".into(), value);
     }
@@ -122,15 +120,43 @@ fn location(location: &Location) -> Value {
             put("endpoint", endpoint.as_ref());
             put("region", region.as_ref());
         }
-        Location::HuggingFace { identifier, revision } => {
+        Location::Gcs { bucket, path, endpoint } => {
+            put("bucket", Some(bucket));
+            put("path", Some(path));
+            put("endpoint", endpoint.as_ref());
+        }
+        Location::Azblob { container, path, account, endpoint } => {
+            put("bucket", Some(container));
+            put("path", Some(path));
+            put("account", account.as_ref());
+            put("endpoint", endpoint.as_ref());
+        }
+        Location::Http { url, sha256 } => {
+            put("identifier", Some(url));
+            put("sha256", sha256.as_ref());
+        }
+        Location::HuggingFace { identifier, revision, repo: _, path, config, split } => {
             put("identifier", Some(identifier));
             put("revision", Some(revision));
+            put("path", path.as_ref());
+            put("config", config.as_ref());
+            put("split", split.as_ref());
+        }
+        Location::Git { url, revision, path } => {
+            put("identifier", Some(url));
+            put("revision", revision.as_ref());
+            put("path", path.as_ref());
         }
         Location::Task { identifier, path } => {
             put("identifier", Some(identifier));
             put("path", path.as_ref());
         }
-        Location::Other { identifier, .. } => put("identifier", Some(identifier)),
+        // Both are the mesh's own words for what the task said otherwise.
+        Location::Submitted { path, .. } => put("path", Some(path)),
+        Location::Kept { attempt, path, .. } => {
+            put("identifier", Some(&attempt.task.to_string()));
+            put("path", path.as_ref());
+        }
     }
     value
 }

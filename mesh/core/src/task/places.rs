@@ -5,14 +5,16 @@ use super::{
     names,
     problem::{Problem, Problems, nearest},
     raw::{RawLocation, Text},
-    spec::Location,
+    spec::{HubRepo, Location},
 };
 
 /// Whether bytes are read or written there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// A source.
-    Source,
+    /// The source of a model, an adapter or a program.
+    Model,
+    /// The source of data.
+    Data,
     /// A destination.
     Destination,
 }
@@ -34,7 +36,7 @@ pub fn location(raw: &RawLocation, used: Use, problems: &mut Problems) -> Option
     let kind = raw.kind.as_ref()?;
     let known = TYPES.iter().find(|(name, _)| *name == kind.value);
     let Some((name, as_destination)) = known else {
-        let names = TYPES.iter().filter(|(_, d)| *d || used == Use::Source).map(|(name, _)| *name);
+        let names = TYPES.iter().filter(|(_, d)| *d || used != Use::Destination).map(|(name, _)| *name);
         let list = names.clone().collect::<Vec<_>>().join(", ");
         let problem = kind.problem(format!("one of {list}"));
         problems.push(match alias(&kind.value).or_else(|| nearest(&kind.value, names)) {
@@ -44,16 +46,19 @@ pub fn location(raw: &RawLocation, used: Use, problems: &mut Problems) -> Option
         return None;
     };
     if used == Use::Destination && !as_destination {
-        problems.push(kind.problem("a place that can be written to: local, s3 or huggingface"));
+        problems.push(kind.problem("a place that can be written to: local, s3, gcs, azblob or huggingface"));
         return None;
     }
     let mut place = Place { raw, problems, failed: false };
     let location = match *name {
         "local" => place.local(),
         "s3" => place.s3(),
-        "huggingface" => place.hugging_face(),
+        "huggingface" => place.hugging_face(used),
         "task" => place.task(),
-        scheme => place.other(scheme),
+        "gcs" => place.gcs(),
+        "azblob" => place.azblob(),
+        "http" => place.http(),
+        _ => place.git(),
     };
     if place.failed { None } else { location }
 }
@@ -94,13 +99,17 @@ impl Place<'_, '_> {
     /// Refuses keys that other types have and this one has not.
     fn only(&mut self, keys: &[&str]) {
         let raw = self.raw;
-        let all: [(&str, &Text); 6] = [
+        let all: [(&str, &Text); 10] = [
             ("identifier", &raw.identifier),
             ("path", &raw.location_path),
             ("bucket", &raw.bucket),
             ("endpoint", &raw.endpoint),
             ("region", &raw.region),
             ("revision", &raw.revision),
+            ("account", &raw.account),
+            ("sha256", &raw.sha256),
+            ("config", &raw.config),
+            ("split", &raw.split),
         ];
         for (name, text) in all {
             if let Some(text) = text
@@ -138,49 +147,36 @@ impl Place<'_, '_> {
     fn s3(&mut self) -> Option<Location> {
         self.only(&["identifier", "path", "bucket", "endpoint", "region"]);
         let raw = self.raw;
-        let (bucket, path) = match (&raw.identifier, &raw.bucket, &raw.location_path) {
-            (Some(identifier), None, None) => {
-                let whole = identifier.value.strip_prefix("s3://").unwrap_or(&identifier.value);
-                let Some((bucket, path)) = whole.split_once('/') else {
-                    self.fail(identifier.problem("`bucket/path`, or the keys `bucket` and `path`"));
-                    return None;
-                };
-                (identifier.with(bucket.to_owned()), identifier.with(path.to_owned()))
-            }
-            (Some(identifier), ..) => {
-                self.fail(identifier.problem("either `identifier`, or `bucket` and `path`"));
-                return None;
-            }
-            (None, Some(bucket), Some(path)) => (bucket.clone(), path.clone()),
-            (None, bucket, path) => {
-                if bucket.is_none() {
-                    self.missing("bucket", "a bucket's name");
-                }
-                if path.is_none() {
-                    self.missing("path", "a key or prefix in the bucket");
-                }
-                return None;
-            }
-        };
+        let (bucket, path) = self.bucket_and_path("s3://")?;
         let bucket_name = self.kept(bucket_name(&bucket));
         let path = self.kept(names::path(&path, false));
-        let endpoint = match &raw.endpoint {
-            Some(endpoint) => self.kept(url(endpoint)),
-            None => None,
-        };
+        let endpoint = self.endpoint();
         let region = match &raw.region {
             Some(region) => self.kept(names::name(region, "", 64)),
             None => None,
         };
-        Some(Location::S3 { bucket: bucket_name?, path: path?, endpoint, region })
+        Some(Location::S3 { bucket: bucket_name?, path: path?, endpoint: endpoint?, region })
     }
 
-    fn hugging_face(&mut self) -> Option<Location> {
-        self.only(&["identifier", "revision"]);
+    fn hugging_face(&mut self, used: Use) -> Option<Location> {
+        self.only(match used {
+            Use::Data => &["identifier", "revision", "path", "config", "split"],
+            Use::Model => &["identifier", "revision", "path"],
+            Use::Destination => &["identifier", "revision", "path"],
+        });
         let raw = self.raw;
         let revision = match &raw.revision {
             Some(revision) => self.kept(revision_name(revision)),
             None => Some("main".to_owned()),
+        };
+        let path = self.path_inside();
+        let config = match &raw.config {
+            Some(config) => self.kept(names::name(config, "", 128)),
+            None => None,
+        };
+        let split = match &raw.split {
+            Some(split) => self.kept(names::split(split)),
+            None => None,
         };
         let Some(identifier) = &raw.identifier else {
             self.missing("identifier", "a repository, `owner/name`");
@@ -196,7 +192,9 @@ impl Place<'_, '_> {
                 None => problem,
             });
         }
-        Some(Location::HuggingFace { identifier: identifier.value.clone(), revision: revision? })
+        let repo = if used == Use::Data { HubRepo::Dataset } else { HubRepo::Model };
+        let identifier = identifier.value.clone();
+        Some(Location::HuggingFace { identifier, revision: revision?, repo, path: path?, config, split })
     }
 
     fn task(&mut self) -> Option<Location> {
@@ -214,28 +212,111 @@ impl Place<'_, '_> {
         Some(Location::Task { identifier, path })
     }
 
-    fn other(&mut self, scheme: &str) -> Option<Location> {
-        self.only(&["identifier", "path", "bucket", "endpoint", "region", "revision"]);
-        let raw = self.raw;
-        let given: Vec<&Typed<String>> = match scheme {
-            "gcs" | "azblob" => [&raw.bucket, &raw.identifier, &raw.location_path].into_iter().flatten().collect(),
-            _ => [&raw.identifier, &raw.location_path].into_iter().flatten().collect(),
+    fn gcs(&mut self) -> Option<Location> {
+        self.only(&["identifier", "path", "bucket", "endpoint"]);
+        let (bucket, path) = self.bucket_and_path("gs://")?;
+        let bucket = self.kept(gcs_bucket_name(&bucket));
+        let path = self.kept(names::path(&path, false));
+        let endpoint = self.endpoint()?;
+        Some(Location::Gcs { bucket: bucket?, path: path?, endpoint })
+    }
+
+    fn azblob(&mut self) -> Option<Location> {
+        self.only(&["identifier", "path", "bucket", "account", "endpoint"]);
+        let (container, path) = self.bucket_and_path("az://")?;
+        let container = self.kept(container_name(&container));
+        let path = self.kept(names::path(&path, false));
+        let account = match &self.raw.account {
+            Some(account) => Some(self.kept(account_name(account))?),
+            None => None,
         };
-        if given.is_empty() {
-            self.missing("identifier", "what to get: a URL, a repository, or `bucket/path`");
+        let endpoint = self.endpoint()?;
+        Some(Location::Azblob { container: container?, path: path?, account, endpoint })
+    }
+
+    fn http(&mut self) -> Option<Location> {
+        self.only(&["identifier", "sha256"]);
+        let raw = self.raw;
+        let sha256 = match &raw.sha256 {
+            Some(digest) => Some(self.kept(sha256(digest))?),
+            None => None,
+        };
+        let Some(identifier) = &raw.identifier else {
+            self.missing("identifier", "the URL of a file");
+            return None;
+        };
+        let url = self.kept(url(identifier))?;
+        Some(Location::Http { url, sha256 })
+    }
+
+    fn git(&mut self) -> Option<Location> {
+        self.only(&["identifier", "revision", "path"]);
+        let raw = self.raw;
+        let revision = match &raw.revision {
+            Some(revision) => Some(self.kept(revision_name(revision))?),
+            None => None,
+        };
+        let path = self.path_inside()?;
+        let Some(identifier) = &raw.identifier else {
+            self.missing("identifier", "a repository's URL");
+            return None;
+        };
+        let url = self.kept(git_url(identifier))?;
+        Some(Location::Git { url, revision, path })
+    }
+
+    /// `path` where it is optional; `None` when it is wrong.
+    fn path_inside(&mut self) -> Option<Option<String>> {
+        match &self.raw.location_path {
+            Some(path) => Some(Some(self.kept(names::path(path, false))?)),
+            None => Some(None),
+        }
+    }
+
+    /// `endpoint` where it is optional; `None` when it is wrong.
+    fn endpoint(&mut self) -> Option<Option<String>> {
+        match &self.raw.endpoint {
+            Some(endpoint) => Some(Some(self.kept(url(endpoint))?)),
+            None => Some(None),
+        }
+    }
+
+    /// `identifier: bucket/path`, or `bucket` and `path`.
+    fn bucket_and_path(&mut self, scheme: &str) -> Option<(Typed<String>, Typed<String>)> {
+        let raw = self.raw;
+        let tokens: Vec<_> = [&raw.identifier, &raw.bucket, &raw.location_path]
+            .into_iter()
+            .flatten()
+            .filter_map(|text| credentials(&text.value).map(|found| with_credentials(text, found)))
+            .collect();
+        if !tokens.is_empty() {
+            tokens.into_iter().for_each(|problem| self.fail(problem));
             return None;
         }
-        for text in &given {
-            if let Some(found) = credentials(&text.value) {
-                self.fail(with_credentials(text, found));
-                continue;
+        match (&raw.identifier, &raw.bucket, &raw.location_path) {
+            (Some(identifier), None, None) => {
+                let whole = identifier.value.strip_prefix(scheme).unwrap_or(&identifier.value);
+                let Some((bucket, path)) = whole.split_once('/') else {
+                    self.fail(identifier.problem("`bucket/path`, or the keys `bucket` and `path`"));
+                    return None;
+                };
+                Some((identifier.with(bucket.to_owned()), identifier.with(path.to_owned())))
             }
-            if text.value.contains(|c: char| c.is_control()) || text.value.split('/').any(|part| part == "..") {
-                self.fail(text.problem("a place without `..` and control characters"));
+            (Some(identifier), ..) => {
+                self.fail(identifier.problem("either `identifier`, or `bucket` and `path`"));
+                None
+            }
+            (None, Some(bucket), Some(path)) => Some((bucket.clone(), path.clone())),
+            (None, bucket, path) => {
+                if bucket.is_none() {
+                    self.missing("bucket", "a bucket's name");
+                }
+                if path.is_none() {
+                    self.missing("path", "a key or prefix in the bucket");
+                }
+                None
             }
         }
-        let identifier = given.iter().map(|t| t.value.as_str()).collect::<Vec<_>>().join("/");
-        Some(Location::Other { scheme: scheme.to_owned(), identifier })
     }
 }
 
@@ -297,6 +378,76 @@ const SECRET_NAMES: [&str; 11] = [
     "jwt",
 ];
 
+/// Google's rules: 3 to 222 lower-case letters, digits, `.`, `_` and `-`.
+fn gcs_bucket_name(typed: &Typed<String>) -> Result<String, Problem> {
+    let text = typed.value.as_str();
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let good = (3..=222).contains(&text.len())
+        && text.chars().all(|c| edge(c) || "._-".contains(c))
+        && text.starts_with(edge)
+        && text.ends_with(edge)
+        && !text.contains("..");
+    if good {
+        return Ok(text.to_owned());
+    }
+    Err(typed.problem("a bucket's name: 3 to 222 lower-case letters, digits, `.`, `_` and `-`"))
+}
+
+/// Azure's rules: 3 to 63 lower-case letters, digits and single `-`.
+fn container_name(typed: &Typed<String>) -> Result<String, Problem> {
+    let text = typed.value.as_str();
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let good = (3..=63).contains(&text.len())
+        && text.chars().all(|c| edge(c) || c == '-')
+        && text.starts_with(edge)
+        && text.ends_with(edge)
+        && !text.contains("--");
+    if good {
+        return Ok(text.to_owned());
+    }
+    Err(typed.problem("a container's name: 3 to 63 lower-case letters, digits and single `-`"))
+}
+
+/// Azure's rules: 3 to 24 lower-case letters and digits.
+fn account_name(typed: &Typed<String>) -> Result<String, Problem> {
+    let text = typed.value.as_str();
+    let good = (3..=24).contains(&text.len()) && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    if good {
+        Ok(text.to_owned())
+    } else {
+        Err(typed.problem("a storage account: 3 to 24 lower-case letters and digits"))
+    }
+}
+
+/// A digest, 64 hex digits; `sha256:` before them is fine.
+fn sha256(typed: &Typed<String>) -> Result<String, Problem> {
+    let text = typed.value.strip_prefix("sha256:").unwrap_or(&typed.value).to_ascii_lowercase();
+    let good = text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    if good { Ok(text) } else { Err(typed.problem("a SHA-256: 64 hex digits")) }
+}
+
+/// A URL that git takes: `https://…`, `ssh://…`, `git://…`, or `user@host:path`.
+fn git_url(typed: &Typed<String>) -> Result<String, Problem> {
+    let text = typed.value.as_str();
+    if let Some(found) = credentials(text) {
+        return Err(with_credentials(typed, found));
+    }
+    let schemes = ["https://", "http://", "ssh://", "git://"];
+    let by_scheme = schemes.iter().find_map(|scheme| text.strip_prefix(scheme));
+    let by_host = || text.split_once(':').is_some_and(|(host, path)| host.contains('@') && !path.is_empty());
+    let good = by_scheme.map_or_else(by_host, |rest| rest.split_once('/').is_some_and(|(host, _)| !host.is_empty()))
+        // A program's option, where ssh or git would read one.
+        && !text.starts_with('-')
+        && !text.contains("://-")
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+    if good {
+        return Ok(text.to_owned());
+    }
+    let problem = typed.problem("a repository's URL: https://…, ssh://… or git@host:path");
+    let bare = text.split('/').count() == 2 && !text.contains([':', ' ']);
+    Err(if bare { problem.hint(format!("write https://github.com/{text}")) } else { problem })
+}
+
 fn with_credentials(typed: &Typed<String>, found: &str) -> Problem {
     Problem::new(&typed.path, typed.at, format!("a URL with credentials ({found})"), "a URL without credentials")
         .hint("credentials come from the worker's environment or node.yaml, never from a task")
@@ -314,6 +465,9 @@ fn url(typed: &Typed<String>) -> Result<String, Problem> {
     }
     if host.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(typed.problem("a URL with a host"));
+    }
+    if text.split('/').any(|part| part == "..") {
+        return Err(typed.problem("a URL without `..`"));
     }
     Ok(text.to_owned())
 }

@@ -118,6 +118,9 @@ pub struct RawLocation {
     pub endpoint: Text,
     pub region: Text,
     pub revision: Text,
+    pub account: Text,
+    pub sha256: Text,
+    pub config: Text,
     pub split: Text,
 }
 
@@ -334,9 +337,16 @@ fn location(parent: &mut Fields<'_>, name: &'static str, used: Use, problems: &m
         endpoint: fields.text("endpoint", problems),
         region: fields.text("region", problems),
         revision: fields.text("revision", problems),
+        account: fields.text("account", problems),
+        sha256: None,
+        config: None,
         split: None,
     };
+    if used != Use::Destination {
+        raw.sha256 = fields.text("sha256", problems);
+    }
     if used == Use::Data {
+        raw.config = fields.text("config", problems);
         raw.split = fields.text("split", problems);
     }
     if fields.get("type").is_none() {

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::kind::{Kind, TaskType};
-use crate::capability::Request;
+use crate::{
+    capability::Request,
+    id::{AttemptId, NodeId},
+};
 
 /// The feature of a build whose modules compute on more than one GPU of a node. No module of this one does.
 pub const SEVERAL_GPUS: &str = "parallel:gpus";
@@ -88,12 +91,56 @@ pub enum Location {
         /// Region; the worker's configuration or environment when absent.
         region: Option<String>,
     },
+    /// A Google Cloud Storage bucket.
+    Gcs {
+        /// Bucket.
+        bucket: String,
+        /// Key or prefix.
+        path: String,
+        /// Endpoint URL; the worker's configuration or Google's own when absent.
+        endpoint: Option<String>,
+    },
+    /// A container of Azure Blob Storage.
+    Azblob {
+        /// Container.
+        container: String,
+        /// Key or prefix.
+        path: String,
+        /// Storage account; the worker's configuration or environment when absent.
+        account: Option<String>,
+        /// Endpoint URL; the account's own when absent.
+        endpoint: Option<String>,
+    },
+    /// One file by its URL.
+    Http {
+        /// `http://` or `https://`, without credentials.
+        url: String,
+        /// SHA-256 of its bytes, hex: another file is refused.
+        sha256: Option<String>,
+    },
     /// A repository of the Hugging Face Hub.
     HuggingFace {
         /// `owner/name`.
         identifier: String,
         /// Branch, tag or commit.
         revision: String,
+        /// Models and data sets have name spaces of their own.
+        repo: HubRepo,
+        /// A file or folder of the repository; all of it when absent.
+        path: Option<String>,
+        /// Configuration of a data set; its only or its default one when absent.
+        config: Option<String>,
+        /// Split of a data set, such as `train`; every split when absent.
+        split: Option<String>,
+    },
+    /// A git repository.
+    Git {
+        /// Any URL that git takes, without credentials.
+        url: String,
+        /// Branch, tag or commit; the remote's HEAD when absent.
+        revision: Option<String>,
+        /// A file or folder of the tree; all of it when absent.
+        path: Option<String>,
     },
     /// An artifact of a finished task.
     Task {
@@ -102,13 +149,64 @@ pub enum Location {
         /// Path among its artifacts; all of them when absent.
         path: Option<String>,
     },
-    /// A place this build can name and not reach: the mesh queues such a task and says what it lacks.
-    Other {
-        /// `gcs`, `azblob`, `http`, `git`.
-        scheme: String,
-        /// What was given.
-        identifier: String,
+    /// Files that came with the task: the node that took it serves them by digest.
+    Submitted {
+        /// That node.
+        node: NodeId,
+        /// SHA-256 of the list of them, hex.
+        tree: String,
+        /// Their path as the task names it, for people.
+        path: String,
+        /// Bytes of them all.
+        bytes: u64,
     },
+    /// Artifacts that stayed on a worker's disk: what [`Location::Task`] comes to where the task had no destination.
+    Kept {
+        /// The worker.
+        node: NodeId,
+        /// The attempt that made them.
+        attempt: AttemptId,
+        /// Path among them; all of them when absent.
+        path: Option<String>,
+    },
+}
+
+/// The two kinds of repository that tasks use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HubRepo {
+    /// A model.
+    Model,
+    /// A data set.
+    Dataset,
+}
+
+/// What a source was as a task's first attempt met it. Later attempts get the same, or an error that says so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// The version in the source's own terms: a commit; the ETag of a single object; else the SHA-256 of the sorted list
+    /// of names, sizes and ETags.
+    pub version: String,
+    /// Files.
+    pub files: u64,
+    /// Bytes of them all.
+    pub bytes: u64,
+}
+
+/// What a task's inputs are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Input {
+    /// The base model.
+    Model,
+    /// The adapter to start from.
+    Adapter,
+    /// The data.
+    Dataset,
+    /// Held-out data.
+    Eval,
+    /// The program of a `command` task.
+    Code,
 }
 
 impl Location {
@@ -121,20 +219,67 @@ impl Location {
             }
             Location::Local { .. }
             | Location::S3 { .. }
+            | Location::Gcs { .. }
+            | Location::Azblob { .. }
+            | Location::Http { .. }
             | Location::HuggingFace { .. }
+            | Location::Git { .. }
             | Location::Task { .. }
-            | Location::Other { .. } => None,
+            | Location::Submitted { .. }
+            | Location::Kept { .. } => None,
         }
     }
 
     /// The name after `type:` in a file, and in the features `source:NAME` and `destination:NAME`.
-    pub fn scheme(&self) -> &str {
+    pub fn scheme(&self) -> &'static str {
         match self {
             Location::Local { .. } => "local",
             Location::S3 { .. } => "s3",
+            Location::Gcs { .. } => "gcs",
+            Location::Azblob { .. } => "azblob",
+            Location::Http { .. } => "http",
             Location::HuggingFace { .. } => "huggingface",
-            Location::Task { .. } => "task",
-            Location::Other { scheme, .. } => scheme,
+            Location::Git { .. } => "git",
+            Location::Task { .. } | Location::Kept { .. } => "task",
+            Location::Submitted { .. } => "submitted",
+        }
+    }
+
+    /// The place below this one; itself without a path. A URL, a task and what a task brought have none below.
+    pub fn below(&self, path: Option<&str>) -> Self {
+        let mut place = self.clone();
+        let Some(path) = path else { return place };
+        let join = |whole: &mut String| *whole = format!("{}/{path}", whole.trim_end_matches('/'));
+        match &mut place {
+            Location::Local { path: whole }
+            | Location::S3 { path: whole, .. }
+            | Location::Gcs { path: whole, .. }
+            | Location::Azblob { path: whole, .. } => join(whole),
+            Location::HuggingFace { path: whole, .. }
+            | Location::Git { path: whole, .. }
+            | Location::Task { path: whole, .. }
+            | Location::Kept { path: whole, .. } => match whole {
+                Some(whole) => join(whole),
+                None => *whole = Some(path.to_owned()),
+            },
+            Location::Http { .. } | Location::Submitted { .. } => {}
+        }
+        place
+    }
+
+    /// The split of a data set that it names.
+    pub fn split(&self) -> Option<&str> {
+        match self {
+            Location::HuggingFace { split, .. } => split.as_deref(),
+            Location::Local { .. }
+            | Location::S3 { .. }
+            | Location::Gcs { .. }
+            | Location::Azblob { .. }
+            | Location::Http { .. }
+            | Location::Git { .. }
+            | Location::Task { .. }
+            | Location::Submitted { .. }
+            | Location::Kept { .. } => None,
         }
     }
 }
@@ -192,8 +337,6 @@ impl AdapterKind {
 pub struct Dataset {
     /// Where it is.
     pub source: Location,
-    /// Split of a hub's data set.
-    pub split: Option<String>,
     /// Held-out data: the loss on it is measured before and after training.
     pub eval: Option<Location>,
     /// `{column}` template; `None` for the data set's own format.
@@ -258,20 +401,58 @@ pub struct Checkpointing {
 }
 
 impl TaskSpec {
+    /// Its inputs, and where they come from.
+    pub fn sources(&self) -> impl Iterator<Item = (Input, &Location)> {
+        let (model, dataset) = (self.model.as_ref(), self.dataset.as_ref());
+        let sources = [
+            (Input::Model, model.map(|m| &m.source)),
+            (Input::Adapter, model.and_then(|m| m.adapter.as_ref()?.source.as_ref())),
+            (Input::Dataset, dataset.map(|d| &d.source)),
+            (Input::Eval, dataset.and_then(|d| d.eval.as_ref())),
+        ];
+        sources.into_iter().filter_map(|(input, source)| Some((input, source?)))
+    }
+
+    /// [`Self::sources`], to be changed.
+    pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut Location> {
+        let (model, adapter) = match &mut self.model {
+            Some(model) => (Some(&mut model.source), model.adapter.as_mut().and_then(|a| a.source.as_mut())),
+            None => (None, None),
+        };
+        let (data, eval) = match &mut self.dataset {
+            Some(dataset) => (Some(&mut dataset.source), dataset.eval.as_mut()),
+            None => (None, None),
+        };
+        [model, adapter, data, eval].into_iter().flatten()
+    }
+
+    /// Names or ids of the tasks that must have completed before this one may run: those of `dependsOn`, and those whose
+    /// artifacts it takes.
+    pub fn waits_for(&self) -> impl Iterator<Item = &str> {
+        let taken = self.sources().filter_map(|(_, source)| match source {
+            Location::Task { identifier, .. } => Some(identifier.as_str()),
+            Location::Local { .. }
+            | Location::S3 { .. }
+            | Location::Gcs { .. }
+            | Location::Azblob { .. }
+            | Location::Http { .. }
+            | Location::HuggingFace { .. }
+            | Location::Git { .. }
+            | Location::Submitted { .. }
+            | Location::Kept { .. } => None,
+        });
+        self.depends_on.iter().map(String::as_str).chain(taken)
+    }
+
     /// The features a node must offer to run this: the module, its sources, destinations and volumes, its adapter, its
     /// secrets, and data parallelism where it asks for several GPUs.
     pub fn needs(&self) -> BTreeSet<String> {
         let mut needs = BTreeSet::from([self.task_type.name().to_owned()]);
-        let sources = [
-            self.model.as_ref().map(|m| &m.source),
-            self.model.as_ref().and_then(|m| m.adapter.as_ref()?.source.as_ref()),
-            self.dataset.as_ref().map(|d| &d.source),
-            self.dataset.as_ref().and_then(|d| d.eval.as_ref()),
-        ];
-        needs.extend(sources.into_iter().flatten().map(|l| format!("source:{}", l.scheme())));
+        let sources: Vec<&Location> = self.sources().map(|(_, source)| source).collect();
+        needs.extend(sources.iter().map(|l| format!("source:{}", l.scheme())));
         let destinations = [self.output.destination.as_ref(), self.checkpoint.destination.as_ref()];
         needs.extend(destinations.into_iter().flatten().map(|l| format!("destination:{}", l.scheme())));
-        needs.extend(sources.into_iter().chain(destinations).flatten().filter_map(Location::volume));
+        needs.extend(sources.into_iter().chain(destinations.into_iter().flatten()).filter_map(Location::volume));
         if let Some(adapter) = self.model.as_ref().and_then(|m| m.adapter.as_ref()) {
             needs.insert(format!("adapter:{}", adapter.kind.name()));
         }

@@ -236,7 +236,11 @@ impl Validation<'_> {
     }
 
     fn source(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
-        self.location(raw.as_ref()?, Use::Source)
+        self.location(raw.as_ref()?, Use::Model)
+    }
+
+    fn data(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
+        self.location(raw.as_ref()?, Use::Data)
     }
 
     fn destination(&mut self, raw: &Option<RawLocation>) -> Option<Location> {

@@ -164,6 +164,10 @@ impl Worker {
                 running.row.checkpoint = Some(checkpoint);
                 self.write_row(id, now, actions);
             }
+            ChildEvent::Pinned(pins) => {
+                running.row.outbox.push_back(Report::Pinned(pins));
+                self.write_row(id, now, actions);
+            }
             ChildEvent::Pushed(checkpoint) => {
                 // Of several that wait only the newest matters, so that the outbox has a bound. The first may be under way.
                 if running.row.outbox.len() > 1 && matches!(running.row.outbox.back(), Some(Report::Checkpointed(_))) {

@@ -39,6 +39,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{AttemptId, NodeId},
     ledger::entry::{CheckpointRef, Failure, TaskResult},
+    task::spec::{Input, Pin},
     wire::{Assign, FromLeader, FromWorker, Heartbeat, Phase, Progress, Report, ToWorker},
 };
 
@@ -133,6 +134,8 @@ pub enum ChildEvent {
     },
     /// A checkpoint is whole on this node's disk, file and folder synced.
     Checkpoint(LocalCheckpoint),
+    /// Its inputs are there, and this is what they were.
+    Pinned(BTreeMap<Input, Pin>),
     /// A checkpoint is whole at the shared place.
     Pushed(CheckpointRef),
     /// Everything is computed and on this node's disk, ready to publish. The child may go.

@@ -99,7 +99,15 @@ impl Env {
 
 fn assign(id: &AttemptId, term: u64) -> Event {
     let grant = Grant { gpus: vec![0], ..Grant::default() };
-    let assign = Assign { term, attempt: id.clone(), spec: spec("t"), grant, checkpoint: None, lease_ms: LEASE };
+    let assign = Assign {
+        term,
+        attempt: id.clone(),
+        spec: spec("t"),
+        grant,
+        checkpoint: None,
+        pins: Default::default(),
+        lease_ms: LEASE,
+    };
     Event::Message { request: 1, message: ToWorker::Assign(Box::new(assign)) }
 }
 

@@ -9,7 +9,8 @@ use crate::{
     task::{
         kind::Kind,
         spec::{
-            Adapter, AdapterKind, Checkpointing, Dataset, Location, Metadata, Model, Output, Placement, Retry, Timeouts,
+            Adapter, AdapterKind, Checkpointing, Dataset, HubRepo, Location, Metadata, Model, Output, Placement, Retry,
+            Timeouts,
         },
     },
 };
@@ -74,7 +75,7 @@ fn name() -> impl Strategy<Value = String> {
     "[a-zA-Z0-9]([a-z0-9_-]{0,8}[a-z0-9])?"
 }
 
-fn location(writable: bool) -> BoxedStrategy<Location> {
+fn location(source_of: Option<HubRepo>) -> BoxedStrategy<Location> {
     let path = || "[a-z0-9_.-]{0,3}[a-z0-9](/[a-z0-9]{1,5}){0,2}".prop_filter("tricks", |p| !p.contains(".."));
     let local = path().prop_map(|path| Location::Local { path });
     let s3 = (
@@ -84,14 +85,35 @@ fn location(writable: bool) -> BoxedStrategy<Location> {
         prop::option::of(name()),
     )
         .prop_map(|(bucket, path, endpoint, region)| Location::S3 { bucket, path, endpoint, region });
-    let hub = (name(), name(), "[0-9]{1,3}(\\.[0-9]{1,2})?|main|refs/pr/1")
-        .prop_map(|(a, b, revision)| Location::HuggingFace { identifier: format!("{a}/{b}"), revision });
-    let gcs = path().prop_map(|p| Location::Other { scheme: "gcs".into(), identifier: format!("bucket/{p}") });
-    if writable {
-        return prop_oneof![local, s3, hub, gcs].boxed();
+    let hub = (name(), name(), "[0-9]{1,3}(\\.[0-9]{1,2})?|main|refs/pr/1").prop_map(move |(a, b, revision)| {
+        Location::HuggingFace {
+            identifier: format!("{a}/{b}"),
+            revision,
+            repo: source_of.unwrap_or(HubRepo::Model),
+            path: None,
+            config: None,
+            split: None,
+        }
+    });
+    let gcs = path().prop_map(|path| Location::Gcs { bucket: "bucket".into(), path, endpoint: None });
+    let azblob = path().prop_map(|path| Location::Azblob {
+        container: "box".into(),
+        path,
+        account: Some("lab1".into()),
+        endpoint: None,
+    });
+    if source_of.is_none() {
+        return prop_oneof![local, s3, hub, gcs, azblob].boxed();
     }
     let task = (name(), prop::option::of(path())).prop_map(|(identifier, path)| Location::Task { identifier, path });
-    prop_oneof![local, s3, hub, gcs, task].boxed()
+    let http = (path(), any::<bool>()).prop_map(|(path, known)| Location::Http {
+        url: format!("https://example.org/{path}"),
+        sha256: known.then(|| "0a".repeat(32)),
+    });
+    let git = (path(), prop::option::of(name()), prop::option::of(path())).prop_map(|(repo, revision, path)| {
+        Location::Git { url: format!("https://example.org/{repo}"), revision, path }
+    });
+    prop_oneof![local, s3, hub, gcs, azblob, task, http, git].boxed()
 }
 
 fn texts() -> impl Strategy<Value = std::collections::BTreeMap<String, String>> {
@@ -129,8 +151,9 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
     }));
     let request = (1..1_000_000u64, any::<u64>(), any::<u64>(), gpu)
         .prop_map(|(cpu_millis, memory_bytes, disk_bytes, gpu)| Request { cpu_millis, memory_bytes, disk_bytes, gpu });
-    let places = (location(false), prop::option::of(adapter), location(false), prop::option::of(location(false)));
-    let ends = (prop::option::of(location(true)), prop::option::of(location(true)));
+    let data = || location(Some(HubRepo::Dataset));
+    let places = (location(Some(HubRepo::Model)), prop::option::of(adapter), data(), prop::option::of(data()));
+    let ends = (prop::option::of(location(None)), prop::option::of(location(None)));
     let rest = (texts(), texts(), texts(), -1_000_000..1_000_000i32, 0..1_000u32, 1..1_000_000_000u64);
     (name(), request, places, ends, hyperparameters, rest).prop_map(
         |(name, request, (model, adapter, data, eval), (out, checkpoint), hyperparameters, rest)| {
@@ -144,7 +167,6 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                 model: Some(Model { source: model, adapter }),
                 dataset: Some(Dataset {
                     source: data,
-                    split: None,
                     eval,
                     prompt_template: Some("{a}: {{}}\n".into()),
                     max_seq_length: None,

@@ -7,7 +7,7 @@ use crate::task::{
     names,
     problem::{Problem, show},
     raw::{RawAdapter, RawDataset, RawSpec},
-    spec::{Adapter, AdapterKind, Dataset, Location, Model},
+    spec::{Adapter, AdapterKind, Dataset, Model},
 };
 
 impl Validation<'_> {
@@ -95,11 +95,8 @@ impl Validation<'_> {
     }
 
     pub(super) fn dataset(&mut self, raw: &RawDataset) -> Option<Dataset> {
-        let source = self.source(&raw.source);
-        let eval = self.source(&raw.eval);
-        if let Some(split) = raw.eval.as_ref().and_then(|eval| eval.split.as_ref()) {
-            self.problems.push(split.problem("no `split` with held-out data: name its own file"));
-        }
+        let source = self.data(&raw.source);
+        let eval = self.data(&raw.eval);
         let prompt_template = raw.prompt_template.as_ref().and_then(|template| self.template(template));
         let max_seq_length = raw.max_seq_length.as_ref().map(|length| {
             if !(1..=1 << 24).contains(&length.value) {
@@ -108,15 +105,7 @@ impl Validation<'_> {
             }
             u32::try_from(length.value).unwrap_or(1)
         });
-        let split = raw.source.as_ref().and_then(|source| source.split.as_ref());
-        let split = split.and_then(|split| {
-            let hub = !matches!(source, Some(Location::Local { .. } | Location::S3 { .. } | Location::Task { .. }));
-            if !hub {
-                self.problems.push(split.problem("no `split` here: a path names the file itself"));
-            }
-            self.told(names::split(split))
-        });
-        Some(Dataset { source: source?, split, eval, prompt_template, max_seq_length })
+        Some(Dataset { source: source?, eval, prompt_template, max_seq_length })
     }
 
     /// A template with at least one `{column}`; `...` stands for none.

@@ -109,7 +109,15 @@ impl Slow {
                 (spec.timeouts.run_ms, spec.timeouts.stop_ms) = (run_ms, stop_ms);
                 spec.placement.offline_for_ms = offline_for_ms;
                 let grant = Grant { gpus: vec![0], ..Grant::default() };
-                let assign = Assign { term: 1, attempt: id, spec, grant, checkpoint: None, lease_ms: LEASE };
+                let assign = Assign {
+                    term: 1,
+                    attempt: id,
+                    spec,
+                    grant,
+                    checkpoint: None,
+                    pins: Default::default(),
+                    lease_ms: LEASE,
+                };
                 self.on(Event::Message { request: 1, message: ToWorker::Assign(Box::new(assign)) });
             }
             Op::Stop(attempt) => {
