@@ -302,8 +302,8 @@ pub struct HealthzArgs {
     /// Ask whether it has joined and serves, not only whether it lives
     #[arg(long)]
     pub ready: bool,
-    /// The node's REST address [default: the one in its data directory's node.json]
-    #[arg(long, env = "MLOC_NODE")]
+    /// The node's REST address, HOST:PORT [default: the one in its data directory's node.json]
+    #[arg(long)]
     pub node: Option<String>,
     /// The node's data directory [default: node.yaml's dataDir]
     #[arg(long, env = "MLOC_DATA_DIR")]

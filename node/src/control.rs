@@ -464,9 +464,13 @@ impl Control for MeshControl {
     async fn metrics(&self) -> String {
         let (dir, simulated) = (self.host.data_dir.clone(), self.simulated_gpus());
         let host = tokio::task::spawn_blocking(move || mloc_runtime::host(&dir)).await.unwrap_or_default();
+        let health = self.mesh.health();
         let seen = metrics::Seen {
             leader: self.mesh.leader(),
-            health: self.mesh.health(),
+            raft: (health.raft.last_log, health.raft.applied),
+            gossip: health.gossip,
+            links: health.links,
+            refusals: health.refusals,
             heard: self.mesh.views().values().filter(|view| view.alive).count(),
             host: HostFigures { gpus: host.gpus.into_iter().chain(simulated).collect(), ..host },
             bytes_moved: mloc_store::bytes_moved(),

@@ -7,9 +7,11 @@ mod config;
 mod control;
 mod follow;
 mod front;
+mod init;
 mod logs;
 mod metrics;
 mod node;
+mod reload;
 mod show;
 mod tail;
 mod telemetry;
@@ -28,6 +30,9 @@ fn main() -> ExitCode {
     // A child runs on plain threads: no runtime, no sockets.
     if let Command::Attempt { run } = &cli.command {
         return mloc_runtime::child::main(run, mloc_modules::registry());
+    }
+    if init::is_first() && matches!(cli.command, Command::Up(_) | Command::Join(_) | Command::Run(_)) {
+        return init::stand_before().unwrap_or_else(|error| client::Refusal::from(error).report());
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

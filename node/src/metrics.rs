@@ -8,15 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mloc_api::view::{NodeView, TASK_STATES};
 use mloc_core::{
-    ledger::{
-        Ledger,
-        state::AttemptEnd,
-        task_state::TaskState,
-    },
+    ledger::{Ledger, state::AttemptEnd, task_state::TaskState},
     survival::Survival,
     time::Millis,
 };
-use mloc_mesh::handle::{LeaderView, MeshHealth};
+use mloc_mesh::{handle::LeaderView, quic_transport::TransportStats};
 use mloc_runtime::HostFigures;
 use prometheus_client::{
     collector::Collector,
@@ -80,9 +76,8 @@ impl Family {
     }
 
     fn each<'s>(self, label: &'static str, values: impl IntoIterator<Item = (&'s str, u64)>) -> Self {
-        let one = |family: Self, (name, value): (&str, u64)| {
-            family.with(vec![(label, name.to_owned())], Value::Whole(value))
-        };
+        let one =
+            |family: Self, (name, value): (&str, u64)| family.with(vec![(label, name.to_owned())], Value::Whole(value));
         values.into_iter().fold(self, one)
     }
 }
@@ -140,8 +135,14 @@ pub struct ConfigFigures {
 pub struct Seen {
     /// Who leads.
     pub leader: LeaderView,
-    /// Its parts.
-    pub health: MeshHealth,
+    /// Last entry in its log, and in its ledger.
+    pub raft: (u64, u64),
+    /// Its gossip connections.
+    pub gossip: TransportStats,
+    /// Members with a link.
+    pub links: usize,
+    /// Reasons for refusals of late.
+    pub refusals: usize,
     /// Members it hears.
     pub heard: usize,
     /// Its machine; simulated GPUs among it, which do nothing.
@@ -154,7 +155,7 @@ pub struct Seen {
 
 /// What every node says.
 pub fn own(seen: Seen) -> Vec<Family> {
-    let Seen { leader, health, heard, host, bytes_moved, config } = seen;
+    let Seen { leader, raft, gossip, links, refusals, heard, host, bytes_moved, config } = seen;
     let leads = matches!(leader, LeaderView::Here { .. });
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     let gauge = Family::gauge;
@@ -164,13 +165,13 @@ pub fn own(seen: Seen) -> Vec<Family> {
         gauge("mloc_leader", "1 when this node leads, else 0.").is(leads.into()),
         gauge("mloc_term", "Term of the leader this node knows, 0 for none.").is(leader.parts().1),
         gauge("mloc_members_heard", "Members this node hears by gossip, itself included.").is(heard as u64),
-        gauge("mloc_raft_last_log_index", "Last entry in this node's log.").is(health.raft.last_log),
-        gauge("mloc_raft_applied_index", "Last entry in this node's ledger.").is(health.raft.applied),
-        gauge("mloc_gossip_connections", "Members with a gossip connection.").is(health.gossip.connected),
-        Family::counter("mloc_gossip_dials_failed", "Gossip dials that came to nothing.").is(health.gossip.dials_failed),
-        gauge("mloc_links", "Members with a link.").is(health.links as u64),
+        gauge("mloc_raft_last_log_index", "Last entry in this node's log.").is(raft.0),
+        gauge("mloc_raft_applied_index", "Last entry in this node's ledger.").is(raft.1),
+        gauge("mloc_gossip_connections", "Members with a gossip connection.").is(gossip.connected),
+        Family::counter("mloc_gossip_dials_failed", "Gossip dials that came to nothing.").is(gossip.dials_failed),
+        gauge("mloc_links", "Members with a link.").is(links as u64),
         gauge("mloc_refusals", "Reasons for which peers were refused, or refused this node, of late.")
-            .is(health.refusals as u64),
+            .is(refusals as u64),
         Family::counter("mloc_store_transferred", "Bytes that pulls, checkpoints and publications moved.")
             .of(Unit::Bytes)
             .is(bytes_moved),
@@ -303,8 +304,9 @@ fn usage(ledger: &Ledger, now: Millis) -> Vec<Family> {
         // As in stats: cores beside a GPU cost nothing of their own.
         *cpu_milli_ms += if row.gpu_count == 0 { held_ms * u128::from(row.cpu_millis) } else { 0 };
     }
-    let mut gpu = Family::gauge("mloc_usage_gpu", "GPU time by user and project: time × GPUs, running attempts included.")
-        .of(Unit::Seconds);
+    let mut gpu =
+        Family::gauge("mloc_usage_gpu", "GPU time by user and project: time × GPUs, running attempts included.")
+            .of(Unit::Seconds);
     let mut cpu = Family::gauge("mloc_usage_cpu_core", "Core time by user and project, of attempts without a GPU.")
         .of(Unit::Seconds);
     for ((user, project), (gpu_ms, cpu_milli_ms)) in sums {
@@ -313,4 +315,160 @@ fn usage(ledger: &Ledger, now: Millis) -> Vec<Family> {
         cpu = cpu.with(labels, Value::Real(cpu_milli_ms as f64 / 1e6));
     }
     [gpu, cpu].into_iter().filter(|family| !family.samples.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use mloc_core::{id::AttemptId, ledger::state::UsageRow, survival::survival};
+
+    use super::*;
+    use crate::views::tests::ledger;
+
+    fn whole(families: Vec<Family>) -> String {
+        text(families).unwrap()
+    }
+
+    fn seen() -> Seen {
+        let gpu = mloc_runtime::GpuFigures {
+            index: 1,
+            kind: "simulated:nvidia-l40".into(),
+            utilisation_percent: 25,
+            memory_bytes: 100,
+            memory_used_bytes: 7,
+        };
+        Seen {
+            leader: LeaderView::There { node: mloc_core::id::NodeId::new("b"), term: 3 },
+            raft: (5, 4),
+            gossip: TransportStats::default(),
+            links: 2,
+            refusals: 0,
+            heard: 3,
+            host: HostFigures { cpu_millis: 1500, gpus: vec![gpu], ..HostFigures::default() },
+            bytes_moved: 9,
+            config: ConfigFigures { broken: true, waiting: 2 },
+        }
+    }
+
+    fn led(ledger: &Ledger) -> Vec<Family> {
+        of_leader(ledger, &[], (3, 2), &survival(&[]), Millis(9_000_000))
+    }
+
+    fn has(text: &str, lines: &[&str]) {
+        for line in lines {
+            assert!(text.lines().any(|l| l == *line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_does_not_lead_claims_nothing_of_the_ledger() {
+        let text = whole(own(seen()));
+        has(
+            &text,
+            &[
+                "mloc_leader 0",
+                "mloc_term 3",
+                "mloc_members_heard 3",
+                "mloc_config_broken 1",
+                "mloc_node_cpu_cores 1.5",
+                "mloc_store_transferred_bytes_total 9",
+                "mloc_gpu_utilisation_ratio{gpu=\"1\",type=\"simulated:nvidia-l40\"} 0.25",
+            ],
+        );
+        for name in ["mloc_tasks", "mloc_queue", "mloc_voters", "mloc_members ", "mloc_usage"] {
+            assert!(!text.contains(name), "{name} in {text}");
+        }
+    }
+
+    #[test]
+    fn the_leader_counts_the_ledger() {
+        let (ledger, _) = ledger(vec![0, 1]);
+        let text = whole(led(&ledger));
+        has(
+            &text,
+            &[
+                "mloc_tasks{state=\"RUNNING\"} 1",
+                "mloc_tasks{state=\"FAILED\"} 0",
+                "mloc_queue_length 0",
+                "mloc_queue_oldest_wait_seconds 0.0",
+                "mloc_attempts_running 1",
+                "mloc_attempts_total{end=\"FAILED\"} 1",
+                "mloc_attempts_total{end=\"LOST\"} 0",
+                "mloc_members 1",
+                "mloc_nodes{state=\"LOST\"} 0",
+                "mloc_voters 3",
+                "mloc_voters_alive 2",
+                // Two GPUs for two halves of an hour, the second of which is not over.
+                "mloc_usage_gpu_seconds{user=\"john-doe\",project=\"p\"} 7200.0",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_task_that_waits_is_timed_from_when_it_came_to_the_queue() {
+        let (mut ledger, id) = ledger(vec![]);
+        let task = ledger.tasks.get_mut(&id).unwrap();
+        task.replicas[0].attempts.clear();
+        task.replicas[0].pending_since = Millis(8_000_000);
+        has(&whole(led(&ledger)), &["mloc_queue_length 1", "mloc_queue_oldest_wait_seconds 1000.0"]);
+    }
+
+    /// What a server of OpenMetrics holds a text to.
+    #[test]
+    fn every_family_has_one_head_and_its_unit_ends_its_name() {
+        let (ledger, _) = ledger(vec![0]);
+        let text = whole(own(seen()).into_iter().chain(led(&ledger)).collect());
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        let heads = |word: &str| {
+            let lines = text.lines().filter_map(|line| line.strip_prefix(&format!("# {word} ")));
+            lines.map(|line| line.split_once(' ').unwrap()).collect::<Vec<_>>()
+        };
+        let types = heads("TYPE");
+        let names: BTreeSet<_> = types.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names.len(), types.len(), "each once");
+        assert_eq!(heads("HELP").into_iter().map(|(name, _)| name).collect::<BTreeSet<_>>(), names);
+        for (name, unit) in heads("UNIT") {
+            assert!(name.ends_with(&format!("_{unit}")), "{name} {unit}");
+        }
+        for (name, kind) in types {
+            assert!(name.starts_with("mloc_"), "{name}");
+            let suffix = match kind {
+                "counter" => "_total",
+                "info" => "_info",
+                _ => "",
+            };
+            let sample = format!("{name}{suffix}");
+            let is = |line: &str| line.strip_prefix(&sample).is_some_and(|rest| rest.starts_with([' ', '{']));
+            assert!(text.lines().any(is), "{name} has no sample");
+            assert!(!matches!(kind, "gauge") || !name.ends_with("_total"), "{name}");
+        }
+    }
+
+    #[test]
+    fn payers_that_came_first_keep_their_series_and_nothing_is_lost_of_the_others() {
+        let (mut ledger, id) = ledger(vec![]);
+        ledger.usage.clear();
+        // Named so that the alphabet's order is the reverse of the one they came in.
+        let came = 3 * PAYERS_MAX as u64;
+        for n in 0..came {
+            let row = UsageRow {
+                owner: format!("user-{:04}", 9999 - n),
+                project: "p".into(),
+                start: Millis(n),
+                end: Some(Millis(n + 1000)),
+                gpu_kind: "nvidia-l40".into(),
+                gpu_count: 2,
+                cpu_millis: 1000,
+            };
+            ledger.usage.insert(AttemptId { task: id.clone(), replica: 0, attempt: n as u32 }, row);
+        }
+        let text = whole(led(&ledger));
+        let series: Vec<&str> = text.lines().filter(|l| l.starts_with("mloc_usage_gpu_seconds{")).collect();
+        assert_eq!(series.len(), PAYERS_MAX + 1);
+        has(&text, &["mloc_usage_gpu_seconds{user=\"user-9999\",project=\"p\"} 2.0"]);
+        let rest = 2.0 * (came - PAYERS_MAX as u64) as f64;
+        has(&text, &[&format!("mloc_usage_gpu_seconds{{user=\"{OTHERS}\",project=\"{OTHERS}\"}} {rest:?}")]);
+        let stats = mloc_core::ledger::usage::stats(&ledger, &Default::default(), Millis(0));
+        let sum: f64 = series.iter().map(|l| l.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum();
+        assert!((sum / 3600.0 - stats.total_gpu_hours).abs() < 1e-9, "{sum} {stats:?}");
+    }
 }

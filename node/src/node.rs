@@ -34,7 +34,7 @@ use mloc_mesh::{
 };
 use mloc_runtime::{AttemptLogs, LeaderLink, LinkDown, ProbeSettings, Worker, WorkerSettings};
 use mloc_store::{Secret, Store, StoreConfig};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -43,9 +43,12 @@ use tracing::{info, warn};
 
 use crate::{
     config::{NodeConfig, Profile, Vote},
-    control::MeshControl,
+    control::{Host, MeshControl},
     front::Front,
     logs::Logs,
+    metrics::ConfigFigures,
+    reload::{self, Reload},
+    telemetry,
 };
 
 /// Messages to this node's worker that wait.
@@ -66,6 +69,8 @@ pub struct Node {
     front: Front,
     data_dir: PathBuf,
     worker: Option<Worker>,
+    offers: watch::Sender<(NodeConfig, Offers)>,
+    figures: watch::Sender<ConfigFigures>,
     tracker: TaskTracker,
     cancel: CancellationToken,
     /// A start that is given up takes its listener with it.
@@ -101,8 +106,10 @@ impl Node {
         let secrets = secrets(&config).context(BadConfig)?;
         let offers = Offers::settle(&config, store.features()).context(BadConfig)?;
         let data_dir = config.data_dir.clone().context("dataDir is settled before")?;
-        std::fs::create_dir_all(&data_dir)
-            .with_context(|| format!("create the data directory {}", data_dir.display()))?;
+        std::fs::create_dir_all(&data_dir).with_context(|| {
+            let dir = data_dir.display();
+            format!("create the data directory {dir} (--data-dir, MLOC_DATA_DIR or node.yaml's dataDir takes another)")
+        })?;
         let data_dir = data_dir.canonicalize().context("the data directory's path")?;
         let name = config.name.clone().unwrap_or_else(host_name);
         let times = config.durations();
@@ -178,7 +185,9 @@ impl Node {
         };
         let local_logs = worker.as_ref().map_or_else(|| Arc::new(AttemptLogs::new(&data_dir)), Worker::logs);
         let logs = Arc::new(Logs::new(local_logs));
-        let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone()));
+        let figures = watch::Sender::default();
+        let host = Host { data_dir: data_dir.clone(), config: figures.subscribe() };
+        let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone(), host));
 
         // Known before REST serves: the first `mloc nodes` shows this node as it is.
         mesh.handle.publish_capability(&capability).await.context(
@@ -188,7 +197,8 @@ impl Node {
         let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             tracker.spawn(cancel.clone().run_until_cancelled_owned(task));
         };
-        own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), offers)));
+        let offers = watch::Sender::new((config, offers));
+        own(Box::pin(keep_capability(mesh.handle.clone(), settings, name.clone(), offers.subscribe())));
         own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
 
@@ -198,12 +208,31 @@ impl Node {
         let forward = Arc::new(MeshForward(mesh.handle.clone()));
         let app = mloc_api::rest_router(control, forward, access);
         front.serve(app, mesh.handle.node(), mesh.gossip_address)?;
-        Ok(Self { name, mesh, rest, front, data_dir, worker, tracker, cancel, _drop: dropped })
+        Ok(Self { name, mesh, rest, front, data_dir, worker, offers, figures, tracker, cancel, _drop: dropped })
     }
 
     /// The file that holds the join token.
     pub fn token_file(&self) -> PathBuf {
         self.data_dir.join(TOKEN_FILE)
+    }
+
+    /// Reads `file` again whenever it changes, and does what it says as far as a running node can.
+    pub fn follow(&self, file: PathBuf, read: reload::Read, level: telemetry::Level) {
+        let (offers, tools) = (self.offers.clone(), self.worker.as_ref().map(Worker::tools));
+        let running = offers.borrow().0.clone();
+        let apply = move |config: &NodeConfig| {
+            let store = Store::new(store_config(config)?)?;
+            let (secrets, cache) = (secrets(config)?, config.cache_bytes_max()?);
+            let offer = Offers::settle(config, store.features())?;
+            if let Some(tools) = &tools {
+                tools.change(secrets, Arc::new(store), cache);
+            }
+            level.choose(config.log.as_deref());
+            offers.send_replace((config.clone(), offer));
+            Ok(())
+        };
+        let reload = Reload { file, read, running, figures: self.figures.clone() };
+        self.tracker.spawn(self.cancel.clone().run_until_cancelled_owned(async move { reload.keep(apply).await }));
     }
 
     /// Returns when the node can't go on, with the reason.
@@ -391,11 +420,16 @@ fn capability(settings: &ProbeSettings, config: &NodeConfig, name: &str, offers:
 }
 
 /// Gossips what this node offers whenever it changes, with the measured matmul rate once that is there.
-async fn keep_capability(mesh: MeshHandle, settings: ProbeSettings, config: NodeConfig, name: String, offers: Offers) {
+async fn keep_capability(
+    mesh: MeshHandle,
+    settings: ProbeSettings,
+    name: String,
+    mut offers: watch::Receiver<(NodeConfig, Offers)>,
+) {
     let measured = tokio::task::spawn_blocking(mloc_modules::measure_matmul).await.ok();
     let mut ticks = tokio::time::interval(LOAD_EVERY);
     loop {
-        let (again, with, named, offered) = (settings.clone(), config.clone(), name.clone(), offers.clone());
+        let (again, named, (with, offered)) = (settings.clone(), name.clone(), offers.borrow_and_update().clone());
         let probed = tokio::task::spawn_blocking(move || capability(&again, &with, &named, &offered)).await;
         if let Ok(mut found) = probed {
             found.matmul_gflops = measured;
@@ -405,7 +439,11 @@ async fn keep_capability(mesh: MeshHandle, settings: ProbeSettings, config: Node
                 warn!(%error, "this node's hardware is gossiped as it was before");
             }
         }
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // Ends with the node, and this with it.
+            Ok(()) = offers.changed() => {}
+        }
     }
 }
 

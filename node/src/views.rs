@@ -154,7 +154,7 @@ pub fn history(ledger: &Ledger, task: &Task) -> Vec<(Millis, Event)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use mloc_core::{
         capability::Grant,
         id::{AttemptId, RequestId},
@@ -170,7 +170,7 @@ mod tests {
                         spec: {taskType: echo, resources: {hardware: {cpu: '2'}}, hyperparameters: {steps: 1}}\n";
 
     /// A ledger with one node and one task, of which one attempt failed after half an hour and another has run since.
-    fn ledger(gpus: Vec<u32>) -> (Ledger, TaskId) {
+    pub(crate) fn ledger(gpus: Vec<u32>) -> (Ledger, TaskId) {
         let (node, id) = (NodeId::new("n"), TaskId::new("task-1"));
         let mut ledger = Ledger::default();
         let member = Member {

@@ -15,7 +15,7 @@ use mloc_core::{
     worker::{ChildEvent, Exit},
 };
 use mloc_exec::{
-    Arrived, Inputs, Moved, OnMoved, Run, Transfers, checkpoint,
+    Arrived, Inputs, Moved, OnMoved, Run, checkpoint,
     child::read_result,
     event::{MESSAGE_BYTES_MAX, bounded},
     failpoint,
@@ -37,6 +37,7 @@ use crate::{
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
     relay::{Local, Relay, Said, copy},
+    tools::Tools,
 };
 
 /// Once the processes are gone nothing holds their pipes; should something, it is not waited for.
@@ -63,8 +64,7 @@ pub(crate) enum Wish {
 pub(crate) struct Bench {
     pub folders: Folders,
     pub program: PathBuf,
-    pub secrets: BTreeMap<String, String>,
-    pub transfers: Arc<dyn Transfers>,
+    pub tools: Arc<Tools>,
     pub cache: Arc<Cache>,
     pub disk: Arc<DiskWatch>,
 }
@@ -198,7 +198,7 @@ impl Start {
     async fn pull(&mut self, log: &LogFile) -> Result<Inputs, NoChild> {
         let bench = self.bench.clone();
         let spec = self.assign.spec.clone();
-        let transfers = &bench.transfers;
+        let transfers = bench.tools.transfers();
         if let Some(destination) = &spec.output.destination
             && transfers.published(self.id(), destination).await?.is_some()
         {
@@ -232,7 +232,7 @@ impl Start {
         let evicting = cache.clone();
         let room = Arc::new(move |bytes| evicting.make_room(bytes));
         let pin = self.assign.pins.get(&input);
-        let arrived = self.bench.transfers.pull(source, pin, &folder, room, told).await?;
+        let arrived = self.bench.tools.transfers().pull(source, pin, &folder, room, told).await?;
         if let Some(pin) = &arrived.pin {
             log.line(&format!(
                 "mloc: the {what} is version {} ({} files, {} bytes)",
@@ -259,7 +259,7 @@ impl Start {
         }
         let into = all.join(".fetched");
         let told = self.tell(Phase::Pulling, "checkpoint");
-        let Some(fetched) = self.bench.transfers.fetch_checkpoint(self.id(), shared, &into, told).await? else {
+        let Some(fetched) = self.bench.tools.transfers().fetch_checkpoint(self.id(), shared, &into, told).await? else {
             return Ok(());
         };
         if here.is_some_and(|here| here.step >= fetched.step) {
@@ -307,12 +307,12 @@ impl Start {
         let spec = &self.assign.spec;
         let mut environment = spec.env.clone();
         for name in &spec.secrets_from {
-            let secret = self.bench.secrets.get(name).ok_or_else(|| Failure {
+            let secret = self.bench.tools.secret(name).ok_or_else(|| Failure {
                 // Another node may have it.
                 class: FailureClass::Retryable,
                 message: format!("this node has no secret `{name}`\nhint: add it under `secrets` in its node.yaml, or name a node that has it in spec.placement"),
             })?;
-            environment.insert(name.clone(), secret.clone());
+            environment.insert(name.clone(), secret);
         }
         environment.extend(devices::environment(&self.assign.grant).into_iter().map(|(k, v)| (k.to_owned(), v)));
         Ok(environment)
@@ -456,7 +456,13 @@ impl Start {
             // The child computes on meanwhile: its figures are the attempt's, not those of the push.
             let untold: OnMoved = Arc::new(|_| {});
             let Local { step, held, keep } = &local;
-            match self.bench.transfers.push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold).await {
+            match self
+                .bench
+                .tools
+                .transfers()
+                .push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold)
+                .await
+            {
                 Ok(reference) => {
                     failpoint::reached("attempt.pushed");
                     log.line(&format!("mloc: the checkpoint of step {step} is at the shared place"));

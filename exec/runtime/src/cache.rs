@@ -19,7 +19,7 @@ const USED: &str = ".mloc-used";
 #[derive(Debug)]
 pub(crate) struct Cache {
     root: PathBuf,
-    bytes_max: Option<u64>,
+    bytes_max: Mutex<Option<u64>>,
     in_use: Mutex<BTreeMap<PathBuf, usize>>,
 }
 
@@ -45,7 +45,12 @@ impl Drop for InUse {
 impl Cache {
     /// A cache in a folder; without a bound it may take half of the disk it lies on.
     pub fn new(root: PathBuf, bytes_max: Option<u64>) -> Self {
-        Self { root, bytes_max, in_use: Mutex::default() }
+        Self { root, bytes_max: Mutex::new(bytes_max), in_use: Mutex::default() }
+    }
+
+    /// Another bound from now on.
+    pub fn bound_to(&self, bytes_max: Option<u64>) {
+        *self.bytes_max.lock().unwrap_or_else(PoisonError::into_inner) = bytes_max;
     }
 
     /// Holds a source's folder, which need not exist yet.
@@ -72,7 +77,8 @@ impl Cache {
     /// Evicts until the sources are within their bound. Blocks.
     pub fn keep_bound(&self) {
         let half = || statvfs(&self.root).map_or(u64::MAX, |s| s.blocks() * s.fragment_size() / 2);
-        let bytes_max = self.bytes_max.unwrap_or_else(half);
+        let bytes_max = *self.bytes_max.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes_max = bytes_max.unwrap_or_else(half);
         self.evict_while(|bytes| bytes > bytes_max);
     }
 

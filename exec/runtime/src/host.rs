@@ -49,7 +49,8 @@ pub struct GpuFigures {
 pub fn host(data_dir: &Path) -> HostFigures {
     let kernel = Kernel::here();
     let disk = statvfs(data_dir).ok();
-    let disk = |blocks: fn(&nix::sys::statvfs::Statvfs) -> u64| disk.as_ref().map_or(0, |s| blocks(s) * s.fragment_size());
+    let disk =
+        |blocks: fn(&nix::sys::statvfs::Statvfs) -> u64| disk.as_ref().map_or(0, |s| blocks(s) * s.fragment_size());
     HostFigures {
         cpu_millis: kernel.cpu_millis(),
         cpu_used_us: kernel.cpu_used_us(),

@@ -8,6 +8,7 @@
 //!             │    └─ tree     every process that belongs to it, and its end
 //!             ├─ publish    Transfers::publish, again and again while the right is held
 //!             ├─ logs       attempt.log: bounded, readable, followable
+//!             ├─ tools       what the node's owner gives attempts, changed while they run
 //!             ├─ tidy       what attempts leave when they are over
 //!             └─ cache      pulled sources, evicted when room is short; disk stops attempts before the disk is full
 //! probe, gpu     what this machine is, as its container sees it; host what it does right now
@@ -34,6 +35,7 @@ mod publish;
 mod relay;
 mod service;
 mod tidy;
+mod tools;
 mod tree;
 
 pub use mloc_exec::child;
@@ -44,4 +46,5 @@ pub use self::{
     logs::AttemptLogs,
     probe::{ProbeSettings, probe},
     service::{LeaderLink, LinkDown, Worker, WorkerMessage, WorkerSettings, WorkerStartError},
+    tools::Tools,
 };

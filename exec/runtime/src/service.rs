@@ -33,6 +33,7 @@ use crate::{
     logs::AttemptLogs,
     publish::Publication,
     tidy,
+    tools::Tools,
 };
 
 /// Events that wait for the worker; a child that says more waits with its next checkpoint.
@@ -105,6 +106,7 @@ pub enum WorkerStartError {
 /// A running worker. Dropped without [`Worker::stop`] it stops at once; its children notice and stop too.
 pub struct Worker {
     logs: Arc<AttemptLogs>,
+    tools: Arc<Tools>,
     failed: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
     tracker: TaskTracker,
@@ -132,6 +134,7 @@ impl Worker {
         // A journal that was just made knows of nothing: what lies here may be of use to attempts that come again.
         let fresh = rows.highest_term == 0 && known.is_empty();
         let cache = Arc::new(Cache::new(folders.cache(), settings.cache_bytes_max));
+        let tools = Arc::new(Tools::new(settings.secrets, transfers, cache.clone()));
         let (all, those, evicting) = (folders.clone(), known.clone(), cache.clone());
         let clear = move || {
             // After the lock: another daemon's children are its own.
@@ -159,8 +162,7 @@ impl Worker {
             bench: Arc::new(Bench {
                 folders,
                 program: settings.program,
-                secrets: settings.secrets,
-                transfers,
+                tools: tools.clone(),
                 disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, cache.clone())),
                 cache,
             }),
@@ -185,12 +187,17 @@ impl Worker {
         };
         let span = info_span!("worker");
         tracker.spawn(service.run(actions, inbox, heard, said, cancel.clone()).instrument(span));
-        Ok(Self { logs, failed, cancel: cancel.clone(), tracker, stop_grace, _drop: cancel.drop_guard() })
+        Ok(Self { logs, tools, failed, cancel: cancel.clone(), tracker, stop_grace, _drop: cancel.drop_guard() })
     }
 
     /// Logs of the attempts that ran here.
     pub fn logs(&self) -> Arc<AttemptLogs> {
         self.logs.clone()
+    }
+
+    /// What attempts are given, to be changed while they run.
+    pub fn tools(&self) -> Arc<Tools> {
+        self.tools.clone()
     }
 
     /// Returns when the worker cannot go on, with the reason: its journal is lost to it.

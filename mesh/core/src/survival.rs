@@ -172,8 +172,7 @@ mod tests {
     fn one_more_than_it_survives_is_one_too_many() {
         for voters in 1..=7usize {
             for silent in 0..=voters {
-                let standing =
-                    |n: usize| Standing { name: format!("n{n}"), votes: true, alive: n >= silent };
+                let standing = |n: usize| Standing { name: format!("n{n}"), votes: true, alive: n >= silent };
                 let found = survival(&(0..voters).map(standing).collect::<Vec<_>>()).failures;
                 let works = |left: usize| left * 2 > voters;
                 let left = voters - silent;

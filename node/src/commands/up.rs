@@ -4,6 +4,7 @@ use std::{
     io::IsTerminal,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,8 @@ use crate::{
     config::NodeConfig,
     front,
     node::{BadConfig, Node, user_tokens},
-    show::say,
+    reload::Read,
+    show::{indented, say},
     telemetry,
 };
 
@@ -26,18 +28,26 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// `mloc up`.
 pub async fn up(args: UpArgs) -> Result<(), Refusal> {
-    let mut config = settle(&args.node)?;
-    if !args.seeds.is_empty() {
-        config.seeds = args.seeds;
-    }
-    serve(config, &args.node).await
+    let flags = args.node.clone();
+    let read = move || {
+        let mut config = settle(&args.node)?;
+        if !args.seeds.is_empty() {
+            config.seeds.clone_from(&args.seeds);
+        }
+        Ok(config)
+    };
+    serve(Arc::new(read), &flags).await
 }
 
 /// `mloc join`.
 pub async fn join(args: JoinArgs) -> Result<(), Refusal> {
-    let mut config = settle(&args.node)?;
-    config.seeds.insert(0, args.seed);
-    serve(config, &args.node).await
+    let flags = args.node.clone();
+    let read = move || {
+        let mut config = settle(&args.node)?;
+        config.seeds.insert(0, args.seed.clone());
+        Ok(config)
+    };
+    serve(Arc::new(read), &flags).await
 }
 
 /// `mloc token`.
@@ -124,17 +134,25 @@ fn given_token(config: &NodeConfig) -> anyhow::Result<Option<JoinToken>> {
     }
 }
 
-async fn serve(config: NodeConfig, args: &DaemonArgs) -> Result<(), Refusal> {
-    telemetry::start(args.log_json);
+async fn serve(read: Read, args: &DaemonArgs) -> Result<(), Refusal> {
+    let config = read()?;
+    let level = telemetry::start(args.log_json);
+    level.choose(config.log.as_deref());
     let token = given_token(&config).context(BadConfig)?;
     let stop = stop_signal()?;
     let node = tokio::select! {
         started = Node::start(config, token) => started?,
         () = stop.clone().cancelled_owned() => return Ok(()),
     };
+    if let Some(file) = &args.config {
+        node.follow(file.clone(), read, level);
+    }
     greet(&node);
     tokio::select! {
-        said = survives(&node) => say!("safety   {said}"),
+        said = survives(&node) => {
+            tracing::info!("the mesh {}", said.replace('\n', "; "));
+            say!("safety   {}", indented(&said));
+        }
         () = stop.clone().cancelled_owned() => {}
     }
     tokio::select! {
@@ -195,8 +213,10 @@ async fn survives(node: &Node) -> String {
     };
     match tokio::time::timeout(GREETING, ask).await {
         Ok(Ok(mesh)) => mesh.advice,
-        Ok(Err(refusal)) => format!("not known just now: {}", refusal.text),
-        Err(_) => "not known just now: the mesh has no leader yet; `mloc mesh` says it when it has".to_owned(),
+        Ok(Err(refusal)) => format!("survives what is not known just now: {}", refusal.text),
+        Err(_) => {
+            "survives what is not known just now: it has no leader yet; `mloc mesh` says it when it has".to_owned()
+        }
     }
 }
 
