@@ -16,7 +16,7 @@ use mloc_core::{
     worker::{ChildEvent, Exit},
 };
 use mloc_exec::{
-    Arrived, Inputs, Moved, OnMoved, OnSaid, Programs, Run, Transfers, checkpoint,
+    Arrived, Inputs, Moved, OnMoved, OnSaid, Run, checkpoint,
     child::read_result,
     event::{MESSAGE_BYTES_MAX, bounded},
     failpoint,
@@ -36,6 +36,7 @@ use crate::{
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
     relay::{Local, Relay, Said, copy},
+    tools::Tools,
 };
 
 /// Once the processes are gone nothing holds their pipes; should something, it is not waited for.
@@ -62,9 +63,7 @@ pub(crate) enum Wish {
 pub(crate) struct Bench {
     pub folders: Folders,
     pub program: PathBuf,
-    pub secrets: BTreeMap<String, String>,
-    pub programs: Option<Programs>,
-    pub transfers: Arc<dyn Transfers>,
+    pub tools: Arc<Tools>,
     pub disk: Arc<DiskWatch>,
 }
 
@@ -197,7 +196,7 @@ impl Start {
     async fn pull(&mut self, log: &Arc<LogFile>) -> Result<Inputs, NoChild> {
         let bench = self.bench.clone();
         let spec = self.assign.spec.clone();
-        let transfers = &bench.transfers;
+        let transfers = bench.tools.transfers();
         if let Some(destination) = &spec.output.destination
             && transfers.published(self.id(), destination).await?.is_some()
         {
@@ -224,7 +223,7 @@ impl Start {
         log.line(&format!("mloc: pulling the {what}"));
         let (told, said) = (self.tell(Phase::Pulling, what), self.say(what, log));
         let pin = self.assign.pins.get(&input);
-        let mut arrived = self.bench.transfers.pull(source, pin, told, said).await?;
+        let mut arrived = self.bench.tools.transfers().pull(source, pin, told, said).await?;
         if let Some(pin) = &arrived.pin {
             log.line(&format!(
                 "mloc: the {what} is version {} ({} files, {} bytes)",
@@ -251,7 +250,7 @@ impl Start {
         }
         let into = all.join(".fetched");
         let told = self.tell(Phase::Pulling, "checkpoint");
-        let Some(fetched) = self.bench.transfers.fetch_checkpoint(self.id(), shared, &into, told).await? else {
+        let Some(fetched) = self.bench.tools.transfers().fetch_checkpoint(self.id(), shared, &into, told).await? else {
             return Ok(());
         };
         if here.is_some_and(|here| here.step >= fetched.step) {
@@ -290,7 +289,7 @@ impl Start {
             result: folders.result(id),
             threads: devices::threads(&self.assign.grant),
             work: folders.work(id),
-            programs: self.bench.programs.clone(),
+            programs: self.bench.tools.programs(),
             keep_checkpoints: keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(0),
         };
         run.write(&path).map_err(|e| disk("write", &path, &e))?;
@@ -301,12 +300,12 @@ impl Start {
         let spec = &self.assign.spec;
         let mut environment = spec.env.clone();
         for name in &spec.secrets_from {
-            let secret = self.bench.secrets.get(name).ok_or_else(|| Failure {
+            let secret = self.bench.tools.secret(name).ok_or_else(|| Failure {
                 // Another node may have it.
                 class: FailureClass::Retryable,
                 message: format!("this node has no secret `{name}`\nhint: add it under `secrets` in its node.yaml, or name a node that has it in spec.placement"),
             })?;
-            environment.insert(name.clone(), secret.clone());
+            environment.insert(name.clone(), secret);
         }
         environment.extend(devices::environment(&self.assign.grant).into_iter().map(|(k, v)| (k.to_owned(), v)));
         Ok(environment)
@@ -460,7 +459,13 @@ impl Start {
             // The child computes on meanwhile: its figures are the attempt's, not those of the push.
             let untold: OnMoved = Arc::new(|_| {});
             let Local { step, held, keep } = &local;
-            match self.bench.transfers.push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold).await {
+            match self
+                .bench
+                .tools
+                .transfers()
+                .push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold)
+                .await
+            {
                 Ok(reference) => {
                     failpoint::reached("attempt.pushed");
                     log.line(&format!("mloc: the checkpoint of step {step} is at the shared place"));

@@ -100,13 +100,18 @@ impl Publication {
         let published = match &made {
             // Computed without a result of its own: an earlier attempt published.
             None => match &self.destination {
-                Some(destination) => bench.transfers.published(id, destination).await,
+                Some(destination) => bench.tools.transfers().published(id, destination).await,
                 None => Ok(None),
             },
             Some(made) => {
                 let (artifacts, summary) = (bench.folders.artifacts(id), made.summary.clone());
                 let destination = self.destination.as_ref();
-                bench.transfers.publish(id, destination, &artifacts, &made.outputs, summary, tell).await.map(Some)
+                bench
+                    .tools
+                    .transfers()
+                    .publish(id, destination, &artifacts, &made.outputs, summary, tell)
+                    .await
+                    .map(Some)
             }
         };
         match published {
@@ -194,7 +199,7 @@ mod tests {
     use mloc_exec::{Arrived, OnSaid, Output, Transfers};
 
     use super::*;
-    use crate::disk::DiskWatch;
+    use crate::{disk::DiskWatch, tools::Tools};
 
     /// Its publications leave a thread behind that writes on until it is let go.
     struct Stubborn {
@@ -268,10 +273,13 @@ mod tests {
         let (release, let_go) = std::sync::mpsc::channel();
         let bench = Arc::new(Bench {
             disk: Arc::new(DiskWatch::new(top.path().to_owned(), 0, Arc::new(|_| {}))),
+            tools: Arc::new(Tools::new(
+                BTreeMap::new(),
+                Arc::new(Stubborn { began, let_go: Mutex::new(Some(let_go)) }),
+                None,
+            )),
             folders,
             program: PathBuf::new(),
-            secrets: BTreeMap::new(),
-            transfers: Arc::new(Stubborn { began, let_go: Mutex::new(Some(let_go)) }),
         });
         let (events, mut said) = mpsc::channel(1);
         let stopped = CancellationToken::new();

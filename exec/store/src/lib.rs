@@ -60,6 +60,7 @@ pub use self::{
     config::{AzblobConfig, GcsConfig, HttpAccount, HubConfig, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, Manifest},
+    meter::bytes_moved,
     mirror::Mirror,
     pull::{Pulled, PulledFile},
 };
