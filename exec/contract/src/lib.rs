@@ -17,6 +17,7 @@
 //! | [`run`] | `run.json`: what a child is told |
 //! | [`event`] | what it says, one JSON object a line, versioned |
 //! | [`child`] | the child's main |
+//! | [`lineage`] | what the manifest of a result says of its run |
 //! | [`transfers`] | how bytes come and go, as the worker needs it |
 //! | [`failpoint`] | places where a test may kill the process |
 //!
@@ -27,6 +28,7 @@ pub mod child;
 pub mod context;
 pub mod event;
 pub mod failpoint;
+pub mod lineage;
 pub mod module;
 pub mod run;
 pub mod transfers;
@@ -35,6 +37,7 @@ pub use self::{
     checkpoint::Checkpoint,
     context::{Asked, RunContext},
     event::Event,
+    lineage::Lineage,
     module::{Module, ModuleError, ModuleOutput, Output},
     run::{DeviceChoice, Inputs, Run},
     transfers::{Arrived, MakeRoom, Moved, OnMoved, Transfers},

@@ -52,6 +52,8 @@ fn main() -> Result<()> {
         attempt: AttemptId { task: TaskId::new("run_task"), replica: 0, attempt: 1 },
         grant: Grant::default(),
         inputs,
+        pins: BTreeMap::new(),
+        started_unix_ms: 0,
         artifacts: work.join("artifacts"),
         checkpoints: work.join("checkpoints"),
         result: work.join("result.json"),

@@ -19,6 +19,7 @@ mod checkpoints;
 mod config;
 mod disk;
 mod error;
+mod leftovers;
 mod manifest;
 mod meter;
 mod place;
@@ -37,6 +38,7 @@ pub use self::{
     checkpoints::Fetched,
     config::{Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
+    leftovers::UPLOADING,
     manifest::{FORMAT, MANIFEST, Manifest},
     pull::{Pulled, PulledFile},
 };

@@ -69,7 +69,7 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
             model: None,
             dataset: None,
             hyperparameters: BTreeMap::new(),
-            output: spec::Output { destination, artifacts: Vec::new() },
+            output: spec::Output { destination, artifacts: Vec::new(), keep_ms: None },
             priority,
             depends_on,
             retry,

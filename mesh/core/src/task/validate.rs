@@ -6,7 +6,7 @@ mod model;
 use std::collections::BTreeMap;
 
 use super::{
-    Parsed,
+    Parsed, artifacts,
     fields::Typed,
     hyperparameters::{self, Read},
     kind::{Kind, TASK_TYPES, TaskType, TaskTypeRow},
@@ -21,8 +21,6 @@ use crate::{
     quantity::{self, BadQuantity},
 };
 
-/// Kinds of artifact that modules of this build make.
-pub const ARTIFACTS: [&str; 4] = ["adapter_weights", "full_model", "training_logs", "tokenizer"];
 /// The project of a task that names none.
 pub const DEFAULT_PROJECT: &str = "default";
 
@@ -263,25 +261,20 @@ impl Validation<'_> {
         let adapter = spec.model.as_ref().is_some_and(|model| model.adapter.is_some());
         let mut artifacts = Vec::new();
         for artifact in &spec.artifacts {
-            let name = artifact.value.as_str();
-            if !ARTIFACTS.contains(&name) {
-                let problem = artifact.problem(format!("one of {}", ARTIFACTS.join(", ")));
-                self.problems.push(match nearest(name, ARTIFACTS) {
-                    Some(near) => problem.hint(format!("did you mean `{near}`?")),
-                    None => problem,
-                });
-            } else if name == "adapter_weights" && !adapter {
-                let hint = "add `model.adapter`, or ask for full_model";
-                self.problems.push(artifact.problem("an artifact of a task without an adapter").hint(hint));
-            } else if name == "full_model" && adapter {
-                let hint = "merging an adapter into its base is not in this build: ask for adapter_weights";
-                self.problems.push(artifact.problem("an artifact of a task with an adapter").hint(hint));
+            if let Some(problem) = bad_artifact(artifact, adapter) {
+                self.problems.push(problem);
             }
             if !artifacts.contains(&artifact.value) {
                 artifacts.push(artifact.value.clone());
             }
         }
-        Output { destination: self.destination(&spec.destination), artifacts }
+        let destination = self.destination(&spec.destination);
+        let keep_ms = self.time(&spec.keep, true);
+        if let (Some(keep), Some(_)) = (&spec.keep, &destination) {
+            let hint = "what lies at a destination is its owner's: give the bucket a lifecycle rule";
+            self.problems.push(keep.problem("no `keep` beside a `destination`").hint(hint));
+        }
+        Output { destination, artifacts, keep_ms }
     }
 
     fn retry(&mut self, spec: &RawSpec) -> Retry {
@@ -346,5 +339,37 @@ impl Validation<'_> {
             env.extend(name.map(|name| (name, value.value.clone())));
         }
         env
+    }
+}
+
+/// Why a task may not ask for this.
+fn bad_artifact(artifact: &Typed<String>, adapter: bool) -> Option<Problem> {
+    let name = artifact.value.as_str();
+    if let Some(pattern) = name.strip_prefix(artifacts::FILES) {
+        let why = artifacts::pattern(pattern).err()?;
+        let problem = artifact.problem("a pattern of paths, such as `files:plots/**/*.png`");
+        return Some(problem.hint(why));
+    }
+    if !artifacts::KINDS.contains(&name) {
+        let problem = artifact.problem(format!("one of {}, or files:PATTERN", artifacts::KINDS.join(", ")));
+        return Some(match nearest(name, artifacts::KINDS) {
+            Some(near) => problem.hint(format!("did you mean `{near}`?")),
+            None => problem,
+        });
+    }
+    match (name, adapter) {
+        ("adapter_weights", false) => {
+            let problem = artifact.problem("an artifact of a task without an adapter");
+            Some(problem.hint("add `model.adapter`, or ask for full_model"))
+        }
+        ("merged_model", false) => {
+            let problem = artifact.problem("an artifact of a task without an adapter");
+            Some(problem.hint("without an adapter the whole model is trained: ask for full_model"))
+        }
+        ("full_model", true) => {
+            let problem = artifact.problem("an artifact of a task with an adapter");
+            Some(problem.hint("ask for adapter_weights, or for merged_model: the base with the adapter in it"))
+        }
+        _ => None,
     }
 }
