@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use mloc_core::id::AttemptId;
 use serde::{Deserialize, Serialize};
 
-use crate::{disk, error::StoreError, manifest::Manifest, meter::Meter, place::Place};
+use crate::{disk, error::StoreError, manifest::Manifest, meter::Meter, place::Area};
 
 /// The record's name. It lies at a destination while somebody publishes there, and after one who died.
 pub const UPLOADING: &str = "mloc-uploading.json";
@@ -24,11 +24,14 @@ struct Uploading {
 
 /// Writes down what is about to be put there.
 pub(crate) async fn announce<'p>(
-    place: &Place,
+    place: &dyn Area,
     attempt: &AttemptId,
     paths: impl Iterator<Item = &'p str>,
     meter: &Meter,
 ) -> Result<(), StoreError> {
+    if place.appears_whole() {
+        return Ok(());
+    }
     let mut paths: BTreeSet<_> = paths.map(str::to_owned).collect();
     paths.extend(recorded(place).await?.into_iter().flatten());
     let record = Uploading { attempt: attempt.clone(), paths };
@@ -42,13 +45,16 @@ pub(crate) async fn announce<'p>(
 
 /// Takes away what was announced and is not in the manifest. The result is whole without it: what cannot be taken away
 /// now is said, and stays for the next one to find.
-pub(crate) async fn clear(place: &Place, manifest: &Manifest) {
+pub(crate) async fn clear(place: &dyn Area, manifest: &Manifest) {
     if let Err(error) = try_clear(place, manifest).await {
         tracing::warn!(place = place.url(), %error, "files of an earlier attempt stay");
     }
 }
 
-async fn try_clear(place: &Place, manifest: &Manifest) -> Result<(), StoreError> {
+async fn try_clear(place: &dyn Area, manifest: &Manifest) -> Result<(), StoreError> {
+    if place.appears_whole() {
+        return Ok(());
+    }
     let Some(paths) = recorded(place).await? else { return Ok(()) };
     let named: BTreeSet<&str> = manifest.files.iter().map(|f| f.path.as_str()).collect();
     for path in paths.iter().filter(|path| !named.contains(path.as_str())) {
@@ -59,7 +65,7 @@ async fn try_clear(place: &Place, manifest: &Manifest) -> Result<(), StoreError>
 }
 
 /// Paths that an earlier record names. One that cannot be read names none.
-async fn recorded(place: &Place) -> Result<Option<BTreeSet<String>>, StoreError> {
+async fn recorded(place: &dyn Area) -> Result<Option<BTreeSet<String>>, StoreError> {
     let Some(bytes) = place.get(UPLOADING, BYTES_MAX).await? else { return Ok(None) };
     let record: Option<Uploading> = serde_json::from_slice(&bytes).ok();
     // It lies where others may write: a path out of there is nobody's leftover.

@@ -20,7 +20,7 @@ use crate::{
     leftovers::{self, UPLOADING},
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
-    place::Place,
+    place::Area,
 };
 
 impl Store {
@@ -71,11 +71,11 @@ impl Store {
         let Some(destination) = destination else {
             return stay(folder, outputs, manifest, &meter).await;
         };
-        let place = self.place(destination)?;
-        let all = || outputs.iter().map(|o| o.path.as_str()).chain([MANIFEST]);
-        if let Some(there) = published(&place, attempt).await? {
-            place.sweep(all()).await;
-            leftovers::clear(&place, &there).await;
+        let place = self.area(destination)?;
+        let all: Vec<&str> = outputs.iter().map(|o| o.path.as_str()).chain([MANIFEST]).collect();
+        if let Some(there) = published(&*place, attempt).await? {
+            place.sweep(&all).await;
+            leftovers::clear(&*place, &there).await;
             return Ok(there.into_result(place.url()));
         }
         // Said before the first byte when they will not all fit.
@@ -85,7 +85,7 @@ impl Store {
                 return Err(StoreError::NoSpace { folder, needed, free });
             }
         }
-        leftovers::announce(&place, attempt, outputs.iter().map(|o| o.path.as_str()), &meter).await?;
+        leftovers::announce(&*place, attempt, outputs.iter().map(|o| o.path.as_str()), &meter).await?;
         let mut files = Vec::with_capacity(outputs.len());
         for output in outputs {
             let stamp = place.put(&output.path, &folder.join(&output.path), &meter).await?;
@@ -95,12 +95,12 @@ impl Store {
         let manifest = manifest(files);
         if !place.put_new(MANIFEST, manifest.to_bytes()?, &meter).await? {
             // Somebody was faster; perhaps this very attempt, whose answer was lost.
-            let there = published(&place, attempt).await?;
+            let there = published(&*place, attempt).await?;
             return there.map(|m| m.into_result(place.url())).ok_or_else(|| StoreError::Changed { place: place.url() });
         }
         // What dead attempts were writing when they died; the result is whole without it.
-        place.sweep(all()).await;
-        leftovers::clear(&place, &manifest).await;
+        place.sweep(&all).await;
+        leftovers::clear(&*place, &manifest).await;
         Ok(manifest.into_result(place.url()))
     }
 
@@ -114,12 +114,12 @@ impl Store {
         attempt: &AttemptId,
         destination: &Location,
     ) -> Result<Option<TaskResult>, StoreError> {
-        let place = self.place(destination)?;
-        Ok(published(&place, attempt).await?.map(|manifest| manifest.into_result(place.url())))
+        let place = self.area(destination)?;
+        Ok(published(&*place, attempt).await?.map(|manifest| manifest.into_result(place.url())))
     }
 }
 
-async fn published(place: &Place, attempt: &AttemptId) -> Result<Option<Manifest>, StoreError> {
+async fn published(place: &dyn Area, attempt: &AttemptId) -> Result<Option<Manifest>, StoreError> {
     let Some(bytes) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? else { return Ok(None) };
     let manifest = Manifest::read(&place.join(MANIFEST).url(), &bytes)?;
     let of = &manifest.attempt;
