@@ -144,22 +144,26 @@ async fn what_a_dead_attempt_left_is_taken_away_and_nothing_else() {
     let store = Store::new(config(&data)).unwrap();
     let to = local("data/out");
 
-    // One that dies before its manifest still leaves word of what was there before it.
-    let stuck = attempt("t", 2);
-    let missing = outputs(&["model.bin"]);
-    {
-        let publish = store.publish(&stuck, Some(&to), &run, &missing, BTreeMap::new(), unseen());
-        tokio::pin!(publish);
-        // The record is the first thing that is written.
-        while !fs::read_to_string(out.join(UPLOADING)).unwrap().contains("\"attempt\": 2") {
-            assert!(futures::poll!(&mut publish).is_pending());
-            tokio::task::yield_now().await;
+    // One that dies in its first file still leaves word of what was there before it.
+    let (reached, mut at_block) = tokio::sync::mpsc::channel(64);
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let tell = Arc::new(move |moved: mloc_exec::Moved| {
+        if moved.done > 0 {
+            reached.try_send(moved.done).ok();
+            wait.lock().unwrap().recv().ok();
         }
+    });
+    let (made, dead) = (outputs(&["model.bin"]), attempt("t", 2));
+    tokio::select! {
+        ended = store.publish(&dead, Some(&to), &run, &made, BTreeMap::new(), tell) => panic!("it ended: {ended:?}"),
+        block = at_block.recv() => assert!(block.is_some()),
     }
+    drop(go_on);
     let said: serde_json::Value = serde_json::from_slice(&fs::read(out.join(UPLOADING)).unwrap()).unwrap();
     assert_eq!(said["paths"], serde_json::json!(["gone", "model.bin", "old/shard-1"]));
 
-    store.publish(&attempt("t", 3), Some(&to), &run, &missing, BTreeMap::new(), unseen()).await.unwrap();
+    store.publish(&attempt("t", 3), Some(&to), &run, &made, BTreeMap::new(), unseen()).await.unwrap();
     let there: Vec<_> = contents(&out).into_keys().collect();
     assert_eq!(there, ["kept.txt", MANIFEST, "model.bin"]);
     assert_eq!(fs::read(out.join("model.bin")).unwrap(), b"whole");
