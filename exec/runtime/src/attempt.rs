@@ -9,9 +9,9 @@ use std::{
 };
 
 use mloc_core::{
-    id::AttemptId,
+    id::{AttemptId, NodeId},
     ledger::entry::{Failure, FailureClass},
-    task::spec::{Input, Location},
+    task::spec::{Input, Location, Pin},
     wire::{Assign, Phase, Progress},
     worker::{ChildEvent, Exit},
 };
@@ -29,7 +29,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    bounds, devices,
+    bounds, clock, devices,
     disk::DiskWatch,
     ending::{exit_of, unsaid},
     folders::Folders,
@@ -61,6 +61,7 @@ pub(crate) enum Wish {
 
 /// What is the same for every attempt of this node.
 pub(crate) struct Bench {
+    pub node: NodeId,
     pub folders: Folders,
     pub program: PathBuf,
     pub tools: Arc<Tools>,
@@ -101,6 +102,12 @@ impl Outlet {
     pub fn figures(&self, phase: Phase, progress: Progress) {
         self.events.try_send((self.attempt.clone(), self.run, ChildEvent::Progress { phase, progress })).ok();
     }
+}
+
+/// What a child is given to read.
+struct Pulled {
+    inputs: Inputs,
+    pins: BTreeMap<Input, Pin>,
 }
 
 /// Why there is no child to speak of.
@@ -152,6 +159,7 @@ impl Start {
 
     /// Inputs, checkpoint, run file, process.
     async fn prepare(&mut self) -> Result<(Arc<LogFile>, Child), NoChild> {
+        let started_unix_ms = clock::unix_ms();
         let (bench, id) = (self.bench.clone(), self.id().clone());
         let dir = bench.folders.attempt(&id);
         std::fs::create_dir_all(&dir).map_err(|e| disk("make", &dir, &e))?;
@@ -175,12 +183,12 @@ impl Start {
         // Before anything is pulled for nothing.
         let environment = self.environment()?;
         let mut wish = self.wish.clone();
-        let inputs = tokio::select! {
+        let pulled = tokio::select! {
             biased;
             _ = wish.wait_for(|wish| *wish > Wish::Go) => return Err(NoChild::Stopped),
             pulled = self.pull(&log) => pulled?,
         };
-        let run_file = self.write_run_file(&inputs).await?;
+        let run_file = self.write_run_file(pulled, started_unix_ms).await?;
         failpoint::reached("attempt.run_file");
         let child = launch::start(&bench.program, &run_file, &dir, &environment, &self.held)
             .map_err(|e| Failure { class: FailureClass::Retryable, message: e.to_string() })?;
@@ -193,7 +201,7 @@ impl Start {
         tokio::task::spawn_blocking(move || watch.short()).await.ok().flatten()
     }
 
-    async fn pull(&mut self, log: &Arc<LogFile>) -> Result<Inputs, NoChild> {
+    async fn pull(&mut self, log: &Arc<LogFile>) -> Result<Pulled, NoChild> {
         let bench = self.bench.clone();
         let spec = self.assign.spec.clone();
         let transfers = bench.tools.transfers();
@@ -211,11 +219,15 @@ impl Start {
             pins.extend(arrived.pin.map(|pin| (input, pin)));
             *inputs.of(input) = Some(arrived.path);
         }
-        pins.retain(|input, _| !self.assign.pins.contains_key(input));
-        if !pins.is_empty() {
-            self.outlet.say(ChildEvent::Pinned(pins)).await;
+        let new: BTreeMap<_, _> = pins
+            .iter()
+            .filter(|(input, _)| !self.assign.pins.contains_key(input))
+            .map(|(i, p)| (*i, p.clone()))
+            .collect();
+        if !new.is_empty() {
+            self.outlet.say(ChildEvent::Pinned(new)).await;
         }
-        Ok(inputs)
+        Ok(Pulled { inputs, pins })
     }
 
     async fn pull_one(&mut self, input: Input, source: &Location, log: &Arc<LogFile>) -> Result<Arrived, Failure> {
@@ -267,7 +279,7 @@ impl Start {
         Ok(())
     }
 
-    async fn write_run_file(&self, inputs: &Inputs) -> Result<PathBuf, NoChild> {
+    async fn write_run_file(&self, pulled: Pulled, started_unix_ms: u64) -> Result<PathBuf, NoChild> {
         let (folders, id) = (&self.bench.folders, self.id());
         let artifacts = folders.artifacts(id);
         // A start from a checkpoint writes all of it again.
@@ -283,7 +295,9 @@ impl Start {
             attempt: id.clone(),
             spec,
             grant: self.assign.grant.clone(),
-            inputs: inputs.clone(),
+            inputs: pulled.inputs,
+            pins: pulled.pins,
+            started_unix_ms,
             artifacts,
             checkpoints: folders.checkpoints(id),
             result: folders.result(id),

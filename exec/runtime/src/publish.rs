@@ -14,7 +14,7 @@ use mloc_core::{
     wire::Progress,
     worker::Event,
 };
-use mloc_exec::{ModuleOutput, Moved, OnMoved, child::read_result, failpoint};
+use mloc_exec::{Lineage, ModuleOutput, Moved, OnMoved, Run, child::read_result, failpoint};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::{
     attempt::Bench,
-    bounds,
+    bounds, clock,
     folders::Folders,
     logs::{LOG_BYTES_MAX, LogFile},
 };
@@ -104,14 +104,13 @@ impl Publication {
                 None => Ok(None),
             },
             Some(made) => {
-                let (artifacts, summary) = (bench.folders.artifacts(id), made.summary.clone());
+                let artifacts = bench.folders.artifacts(id);
+                // A run file that cannot be read costs the lineage, not the result.
+                let run = Run::read(&bench.folders.run_file(id)).ok();
+                let lineage = run.map(|run| Lineage::of(&run, &bench.node, clock::unix_ms()));
                 let destination = self.destination.as_ref();
-                bench
-                    .tools
-                    .transfers()
-                    .publish(id, destination, &artifacts, &made.outputs, summary, tell)
-                    .await
-                    .map(Some)
+                let transfers = bench.tools.transfers();
+                transfers.publish(id, destination, &artifacts, made, lineage, tell).await.map(Some)
             }
         };
         match published {
@@ -195,8 +194,12 @@ mod tests {
     };
 
     use async_trait::async_trait;
-    use mloc_core::{id::TaskId, ledger::entry::CheckpointRef, task::spec::Pin};
-    use mloc_exec::{Arrived, OnSaid, Output, Transfers};
+    use mloc_core::{
+        id::{NodeId, TaskId},
+        ledger::entry::CheckpointRef,
+        task::spec::Pin,
+    };
+    use mloc_exec::{Arrived, OnSaid, Transfers};
 
     use super::*;
     use crate::{disk::DiskWatch, tools::Tools};
@@ -248,8 +251,8 @@ mod tests {
             _: &AttemptId,
             _: Option<&Location>,
             _: &Path,
-            _: &[Output],
-            _: BTreeMap<String, serde_json::Value>,
+            _: &ModuleOutput,
+            _: Option<Lineage>,
             tell: OnMoved,
         ) -> Result<TaskResult, Failure> {
             let let_go = self.let_go.lock().unwrap().take().unwrap();
@@ -279,6 +282,7 @@ mod tests {
                 None,
             )),
             folders,
+            node: NodeId::new("n"),
             program: PathBuf::new(),
         });
         let (events, mut said) = mpsc::channel(1);

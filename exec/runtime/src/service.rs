@@ -35,6 +35,8 @@ use crate::{
     tools::Tools,
 };
 
+/// Between two looks at what is kept for a time.
+const TIDY_EVERY: Duration = Duration::from_secs(600);
 /// Events that wait for the worker; a child that says more waits with its next checkpoint.
 const EVENTS: usize = 256;
 /// Heartbeats under way: one that hangs on a dead connection must not hold up the next.
@@ -164,6 +166,7 @@ impl Worker {
         let service = Service {
             worker,
             bench: Arc::new(Bench {
+                node: settings.node.clone(),
                 folders,
                 program: settings.program,
                 disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, room)),
@@ -188,6 +191,7 @@ impl Worker {
             beating: Arc::default(),
             tell_failed,
         };
+        tracker.spawn(tidy_now_and_then(service.bench.folders.clone(), cancel.clone()));
         let span = info_span!("worker");
         tracker.spawn(service.run(actions, inbox, heard, said, cancel.clone()).instrument(span));
         Ok(Self { logs, tools, failed, cancel: cancel.clone(), tracker, stop_grace, _drop: cancel.drop_guard() })
@@ -272,6 +276,14 @@ struct Service {
     reporting: Arc<Mutex<BTreeSet<AttemptId>>>,
     beating: Arc<Mutex<u32>>,
     tell_failed: watch::Sender<Option<String>>,
+}
+
+/// The time of a kept result ends whether or not anything else happens on this node.
+async fn tidy_now_and_then(folders: Folders, cancel: CancellationToken) {
+    while timeout(TIDY_EVERY, cancel.cancelled()).await.is_err() {
+        let folders = folders.clone();
+        tokio::task::spawn_blocking(move || tidy::now_and_then(&folders)).await.ok();
+    }
 }
 
 impl Service {
