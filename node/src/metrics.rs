@@ -166,8 +166,8 @@ pub fn own(seen: Seen) -> Vec<Family> {
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     let gauge = Family::gauge;
     let cores = || Unit::Other("cores".to_owned());
-    let mut moved = Family::counter("mloc_stream", "Bytes of streams to and from members, by what they are about.")
-        .of(Unit::Bytes);
+    let mut moved =
+        Family::counter("mloc_stream", "Bytes of streams to and from members, by what they are about.").of(Unit::Bytes);
     for (kind, traffic) in streams {
         for (direction, bytes) in [("received", traffic.received), ("sent", traffic.sent)] {
             let labels = vec![("about", kind.name().to_owned()), ("direction", direction.to_owned())];
