@@ -99,6 +99,18 @@ pub struct MirrorOf {
 }
 
 impl Places {
+    /// Files with credentials.
+    pub fn secret_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = [
+            &self.gcs.credential_file,
+            &self.gcs.token_file,
+            &self.azblob.account_key_file,
+            &self.azblob.sas_token_file,
+            &self.huggingface.token_file,
+        ];
+        own.into_iter().flatten().chain(self.http.iter().map(|account| &account.token_file))
+    }
+
     /// What serde cannot see.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, num::NonZeroU64, path::PathBuf, time::Dura
 
 use serde::Deserialize;
 
-use crate::mirror::Mirror;
+use crate::{cache::CacheConfig, mirror::Mirror};
 
 /// A node's places. Part of node.yaml; credentials may stay out of it and in the environment.
 #[derive(Clone, Debug, Deserialize)]
@@ -33,6 +33,9 @@ pub struct StoreConfig {
     /// How long a transfer bears with a bad line.
     #[serde(skip)]
     pub patience: Patience,
+    /// Where pulled sources are kept.
+    #[serde(skip)]
+    pub cache: CacheConfig,
     /// Bytes a pull leaves free on the disk it fills.
     #[serde(skip)]
     pub reserve_bytes: u64,
@@ -53,6 +56,7 @@ impl Default for StoreConfig {
             offline: false,
             mirrors: Vec::new(),
             patience: Patience::default(),
+            cache: CacheConfig::default(),
             reserve_bytes: 256 << 20,
         }
     }

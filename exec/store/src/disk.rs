@@ -160,11 +160,16 @@ fn pass_through(
     }
 }
 
-/// Where a file is written before it gets its name. Drawn by lot: process numbers are the same in all containers that
-/// share a volume, and two writers of one name must not share a temporary.
+/// Where a file is written before it gets its name.
 fn temporary(path: &Path) -> PathBuf {
+    path.with_file_name(lot())
+}
+
+/// A name for something aside. Drawn by lot: process numbers are the same in all containers that share a volume, and two
+/// writers of one name must not share a temporary.
+pub(crate) fn lot() -> String {
     let lot = RandomState::new().build_hasher().finish();
-    path.with_file_name(format!(".mloc-{lot:016x}-{}.tmp", std::process::id()))
+    format!(".mloc-{lot:016x}-{}.tmp", std::process::id())
 }
 
 /// Copies a file under a name, whole or not at all, durable but for the folder's entry. What had the name is replaced.

@@ -149,7 +149,9 @@ pub enum StoreError {
         place: String,
     },
     /// Bytes that are not those that were written.
-    #[error("{place}: damaged: {found}")]
+    #[error(
+        "{place}: damaged: {found}\nhint: the next try fetches it anew; if it stays so, the source is damaged, or the digest is another file's"
+    )]
     Damaged {
         /// The file.
         place: String,
@@ -191,12 +193,14 @@ pub enum StoreError {
         here: String,
     },
     /// The node may not ask anybody.
-    #[error(
-        "{place}: this node is offline (store.offline in node.yaml), and neither its cache nor a mirror in its volumes holds it\nhint: pull it once while the node is online, or declare a mirror in a volume (store.mirrors)"
-    )]
+    #[error("{place}: this node is offline (store.offline in node.yaml){found}\nhint: {hint}")]
     Offline {
         /// The place.
         place: String,
+        /// What else was looked at.
+        found: &'static str,
+        /// What would work.
+        hint: &'static str,
     },
     /// A kind of place this build cannot reach.
     #[error("this build cannot reach places of type `{scheme}`")]
@@ -258,6 +262,21 @@ impl StoreError {
     /// For the ledger.
     pub fn failure(&self) -> Failure {
         Failure { class: self.class(), message: self.to_string() }
+    }
+
+    /// A source that an offline node has not.
+    pub(crate) fn offline_source(place: String) -> Self {
+        StoreError::Offline {
+            place,
+            found: ", and neither its cache nor a mirror in its volumes holds it",
+            hint: "pull it once while the node is online, or declare a mirror in a volume (store.mirrors)",
+        }
+    }
+
+    /// A destination that an offline node cannot write to.
+    pub(crate) fn offline_destination(place: String) -> Self {
+        let hint = "write to a volume, or name nodes that are online in placement.nodes";
+        StoreError::Offline { place, found: "", hint }
     }
 
     /// No way of this build leads there.

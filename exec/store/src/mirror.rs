@@ -122,9 +122,14 @@ pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError>
         if store.config.offline && !here {
             continue;
         }
-        let remote: Box<dyn Remote> = match kinds::source(store, &to)? {
-            Source::Folder(folder) => Box::new(folder.as_remote(store.config.patience)),
-            Source::Remote(remote) => remote,
+        let remote: Box<dyn Remote> = match kinds::source(store, &to) {
+            Ok(Source::Folder(folder)) => Box::new(folder.as_remote(store.config.patience)),
+            Ok(Source::Remote(remote)) => remote,
+            Err(error) if mirror.only => return Err(error),
+            Err(error) => {
+                tracing::warn!(from = mirror.from, %error, "the mirror is left aside");
+                continue;
+            }
         };
         if mirror.only || store.config.offline {
             return Ok(Way::Instead { remote, mark: mirror.mark() });
@@ -132,9 +137,14 @@ pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError>
         beside.push(remote);
     }
     if store.config.offline {
-        return Err(StoreError::Offline { place: origin.url("") });
+        return Err(StoreError::offline_source(origin.url("")));
     }
     Ok(if beside.is_empty() { Way::Origin(origin) } else { Way::Beside(Beside::new(origin, beside)) })
+}
+
+/// A pin with the mark of the way that made it.
+pub(crate) fn marked(pin: Pin, mark: &str) -> Pin {
+    Pin { version: format!("{mark}{}", pin.version), ..pin }
 }
 
 /// The pin without the mark of the way that made it; an error when it was another way than this one.

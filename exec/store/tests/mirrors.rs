@@ -98,6 +98,7 @@ async fn a_mirror_that_lacks_it_is_down_or_breaks_is_passed_over() {
         .await;
     for (what, to) in [
         ("lacks it", local("data/nothing-here")),
+        ("has no such volume", local("nowhere/at/all")),
         ("is down", http(format!("http://{gone}"))),
         ("breaks in the middle", http(breaks.endpoint.clone())),
     ] {
@@ -193,6 +194,45 @@ async fn an_offline_node_asks_nobody() {
     assert!(web.asked().is_empty(), "{:?}", web.asked());
     let offers = alone.features();
     assert!(offers.contains(&"destination:local".into()) && !offers.contains(&"destination:s3".into()), "{offers:?}");
+}
+
+/// What the cache holds is there as it was pulled last, whether a task is pinned to it or not.
+#[tokio::test]
+async fn an_offline_node_has_what_its_cache_holds() {
+    let bench = Bench::new();
+    let newer = Arc::new(AtomicBool::new(false));
+    let changed = newer.clone();
+    let web = Web::start(move |asked| match changed.load(Ordering::SeqCst) {
+        false => Reply::file(asked, b"old", "\"v1\""),
+        true => Reply::file(asked, b"newer", "\"v2\""),
+    })
+    .await;
+    let source = Location::Http { url: format!("{}/data.csv", web.endpoint), sha256: None };
+    let node = |offline| {
+        bench.store(|config| {
+            config.offline = offline;
+            config.cache.dir = bench.top.join("cache");
+        })
+    };
+    let said = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let heard = said.clone();
+    let say: mloc_exec::OnSaid = Arc::new(move |text| heard.lock().unwrap().push(text.to_owned()));
+    let pull = |store: Store, pin: Option<Pin>| {
+        let (source, say) = (source.clone(), say.clone());
+        async move { store.pull_cached(&source, pin.as_ref(), unseen(), say).await }
+    };
+    let old = pull(node(false), None).await.unwrap();
+    newer.store(true, Ordering::SeqCst);
+    let new = pull(node(false), None).await.unwrap();
+    let asked = web.asked().len();
+    let alone = pull(node(true), None).await.unwrap();
+    assert_eq!((fs::read(&alone.path).unwrap().as_slice(), &alone.pin), (b"newer".as_slice(), &new.pin));
+    assert_eq!(*said.lock().unwrap(), ["this node is offline: it is what was pulled last"]);
+    let pinned = pull(node(true), old.pin.clone()).await.unwrap();
+    assert_eq!((fs::read(&pinned.path).unwrap().as_slice(), &pinned.pin), (b"old".as_slice(), &old.pin));
+    let never = Pin { version: "\"v0\"".into(), ..old.pin.unwrap() };
+    assert!(matches!(pull(node(true), Some(never)).await, Err(StoreError::Offline { .. })));
+    assert_eq!(web.asked().len(), asked, "somebody was asked");
 }
 
 /// Two pulls side by side share what the node may have.

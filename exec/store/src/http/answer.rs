@@ -35,7 +35,7 @@ pub(super) fn held(version: &str) -> Option<HeaderValue> {
 
 /// An answer that is not the file. `account`: whether one from node.yaml was shown.
 pub(super) fn failed(status: StatusCode, url: &Url, account: bool) -> StoreError {
-    const NO_ACCOUNT: &str = "give the worker an account for this host: store.http in node.yaml (host and tokenFile)";
+    const NO_ACCOUNT: &str = "if it is not for everybody, give the worker an account for this host: store.http in node.yaml (host and tokenFile)";
     const OLD_ACCOUNT: &str = "the account for this host in node.yaml (store.http) is not let in: has its token expired, and may it read this file?";
     let (place, found) = (url.to_string(), format!("HTTP {status}"));
     let endpoint = url.origin().ascii_serialization();

@@ -24,6 +24,8 @@ pub struct Line {
 struct State {
     /// Bytes that came down, over all connections.
     down: AtomicU64,
+    /// Requests that went up: heads of HTTP/1 messages.
+    requests: AtomicU64,
     /// A connection breaks after so many bytes down.
     breaks_after: AtomicU64,
     /// So often.
@@ -44,6 +46,7 @@ impl Line {
         let near = listener.local_addr().unwrap();
         let state = Arc::new(State {
             down: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
             breaks_after: AtomicU64::new(u64::MAX),
             breaks_left: AtomicU64::new(u64::MAX),
             breaks_up_after: AtomicU64::new(u64::MAX),
@@ -92,6 +95,11 @@ impl Line {
         self.state.down.load(Ordering::SeqCst)
     }
 
+    /// Requests that went up so far.
+    pub fn requests(&self) -> u64 {
+        self.state.requests.load(Ordering::SeqCst)
+    }
+
     /// Holds everything once so many bytes came down; [`Line::paused`] tells, [`Line::go_on`] lets go.
     pub fn pause_at(&self, bytes: u64) {
         *self.state.pause.lock().unwrap() = Some(bytes);
@@ -113,8 +121,19 @@ async fn carry(client: TcpStream, server: &str, state: &State) -> std::io::Resul
     let (mut from_server, mut to_server) = TcpStream::connect(server).await?.into_split();
     let up = async {
         let most = state.breaks_up_after.load(Ordering::SeqCst);
-        let copied = tokio::io::copy(&mut (&mut from_client).take(most), &mut to_server).await?;
-        if copied == most {
+        let mut from_client = (&mut from_client).take(most);
+        let mut block = vec![0; 16 << 10];
+        loop {
+            let n = from_client.read(&mut block).await?;
+            if n == 0 {
+                break;
+            }
+            // Bodies of ours hold no such line.
+            let heads = block[..n].windows(11).filter(|w| *w == b" HTTP/1.1\r\n").count();
+            state.requests.fetch_add(heads as u64, Ordering::SeqCst);
+            to_server.write_all(&block[..n]).await?;
+        }
+        if from_client.limit() == 0 {
             return Err(std::io::ErrorKind::ConnectionReset.into());
         }
         to_server.shutdown().await

@@ -9,8 +9,8 @@ use crate::{
     task::{
         kind::Kind,
         spec::{
-            Adapter, AdapterKind, Checkpointing, Dataset, HubRepo, Location, Metadata, Model, Output, Placement, Retry,
-            Timeouts,
+            Adapter, AdapterKind, Checkpointing, Code, Command, Dataset, HubRepo, Location, Metadata, Model, Output,
+            Placement, Retry, Timeouts,
         },
     },
 };
@@ -172,8 +172,13 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                     prompt_template: Some("{a}: {{}}\n".into()),
                     max_seq_length: None,
                 }),
+                command: None,
                 hyperparameters,
-                output: Output { destination: out, artifacts: vec!["training_logs".into()] },
+                output: Output {
+                    keep_ms: out.is_none().then_some(ms),
+                    destination: out,
+                    artifacts: vec!["training_logs".into(), "files:a/*".into()],
+                },
                 priority,
                 depends_on: vec![],
                 retry: Retry { limit, backoff_ms: ms, backoff_max_ms: 2 * ms },
@@ -208,6 +213,23 @@ proptest! {
         let files = [files("configs"), files("tests/fixtures/tasks/good"), files("tests/fixtures/tasks/bad")].concat();
         let (_, bytes) = which.get(&files).clone();
         holds(&changed(bytes, &changes))?;
+    }
+
+    #[test]
+    fn a_program_means_the_same_after_its_canonical_form(
+        spec in spec(),
+        argv in prop::collection::vec("[^\u{0}]{1,24}", 1..4),
+        code in prop::option::of((location(Some(HubRepo::Model)), prop::option::of(name()))),
+    ) {
+        let code = code.map(|(source, workdir)| Code { source, workdir });
+        let command = Some(Command { argv, code });
+        let hyperparameters = [("any_name".to_owned(), json!({"nested": [1, 0.5, "x", null]}))].into();
+        let spec = TaskSpec { task_type: TaskType::Command, command, hyperparameters, ..spec };
+        let canonical = canonical::write(&spec).map_err(TestCaseError::fail)?;
+        match parse(&canonical, "canonical") {
+            Ok(again) => prop_assert_eq!(again.spec, spec),
+            Err(problems) => return Err(TestCaseError::fail(format!("{problems}\n{canonical}"))),
+        }
     }
 
     #[test]
