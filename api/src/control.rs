@@ -85,6 +85,8 @@ pub trait Control: Send + Sync + 'static {
     async fn stats(&self, fresh: Freshness, query: StatsQuery) -> Result<StatsView, ControlError>;
     /// Leader, voters and what the mesh survives.
     async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError>;
+    /// All of the ledger, as the bytes of a backup file.
+    async fn backup(&self, caller: &Caller) -> Result<Bytes, ControlError>;
     /// Figures in Prometheus' text format.
     async fn metrics(&self) -> String;
     /// Whether this node has joined and serves.

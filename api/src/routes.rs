@@ -88,6 +88,7 @@ fn table() -> Vec<Route> {
         row(POST, "/api/v1/nodes/{id}/revoke", Leader, post(revoke)),
         row(GET, "/api/v1/stats", LeaderUnlessStale, get(stats)),
         row(GET, "/api/v1/mesh", LeaderUnlessStale, get(mesh)),
+        row(GET, "/api/v1/backup", Leader, get(backup)),
         row(GET, "/", Here, get(dashboard::page)),
         row(GET, "/openapi.json", Here, get(dashboard::openapi)),
         row(GET, "/healthz", Here, get(|| async { "ok\n" })),
@@ -367,6 +368,11 @@ async fn stats(State(app): State<App>, Params(query): Params<StatsQuery>) -> Res
 
 async fn mesh(State(app): State<App>, Params(read): Params<ReadParams>) -> Result<Response, ControlError> {
     Ok(Json(app.mesh(freshness(read.stale)).await?).into_response())
+}
+
+async fn backup(State(app): State<App>, Extension(caller): Extension<Caller>) -> Result<Response, ControlError> {
+    let bytes = app.backup(&caller).await?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
 }
 
 async fn readyz(State(app): State<App>) -> Response {

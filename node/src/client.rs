@@ -132,6 +132,16 @@ impl Client {
         self.json(Method::POST, "/api/v1/tasks", query, &headers, body).await
     }
 
+    /// GET of bytes, whole.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; an answer that breaks off is said.
+    pub async fn bytes(&self, path: &str) -> Result<Bytes, Refusal> {
+        let response = self.send(Method::GET, path, &[], &[], Bytes::new()).await?;
+        let broke = |e| Refusal::new(4, format!("{}: the answer broke off: {e}", self.base));
+        Ok(response.into_body().collect().await.map_err(broke)?.to_bytes())
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         method: Method,

@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use mloc_core::quantity;
+use mloc_exec::Sandbox;
 use serde::{Deserialize, Serialize};
+
+use crate::places::Places;
 
 /// node.yaml. Unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,10 +46,12 @@ pub struct NodeConfig {
     pub volumes: BTreeMap<String, PathBuf>,
     /// What to offer instead of what was found.
     pub hardware: Hardware,
-    /// Modules to offer; all when absent.
-    pub modules: Option<Vec<String>>,
+    /// Modules to offer.
+    pub modules: Modules,
     /// S3 defaults; credentials come from the environment or from files.
     pub s3: S3,
+    /// Other places, and the way there.
+    pub store: Places,
     /// Pulled models and data sets.
     pub cache: CacheConfig,
     /// Files that come along with tasks.
@@ -172,6 +177,26 @@ pub struct SimulatedGpus {
     pub count: u32,
 }
 
+/// Modules to offer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Modules {
+    /// These; all of this build when absent. `command` is neither named here nor among them.
+    pub offer: Option<Vec<String>>,
+    /// Programs of users.
+    pub command: CommandModule,
+}
+
+/// Programs of users: whoever may submit a task runs what they like here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CommandModule {
+    /// Whether this node runs them.
+    pub enabled: bool,
+    /// Whether they are held to their folders.
+    pub sandbox: Sandbox,
+}
+
 /// S3 defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -194,8 +219,32 @@ pub struct S3 {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct CacheConfig {
+    /// Their folder; `cache` in the data directory when absent. Nodes on one host may share it.
+    pub dir: Option<PathBuf>,
     /// What they may take while no task uses them; half of their disk when absent.
     pub max_bytes: Option<String>,
+    /// How closely they are looked at before an attempt gets them.
+    pub verify: Verify,
+}
+
+/// How closely cached files are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// Those whose size or time changed are read.
+    #[default]
+    Changed,
+    /// All are read.
+    Always,
+}
+
+impl From<Verify> for mloc_store::Verify {
+    fn from(verify: Verify) -> Self {
+        match verify {
+            Verify::Changed => Self::Changed,
+            Verify::Always => Self::Always,
+        }
+    }
 }
 
 /// Files that come along with tasks.
@@ -297,6 +346,12 @@ impl NodeConfig {
         if s3.access_key_id_file.is_some() != s3.secret_access_key_file.is_some() {
             bail!("s3: accessKeyIdFile and secretAccessKeyFile go together");
         }
+        self.store.check()?;
+        if self.modules.offer.iter().flatten().any(|name| name == "command") {
+            bail!(
+                "modules.offer: `command` runs whatever a user sends: switch it on with modules.command.enabled: true"
+            );
+        }
         let d = self.durations();
         if d.election.0 >= d.election.1 {
             bail!("timing: electionMinMs must be less than electionMaxMs");
@@ -321,6 +376,27 @@ impl NodeConfig {
             })
         };
         self.cache.max_bytes.as_ref().map(bytes).transpose()
+    }
+
+    /// The cache of pulled sources, as the store takes it.
+    ///
+    /// # Errors
+    /// Those of [`Self::cache_bytes_max`].
+    pub fn cache(&self) -> anyhow::Result<mloc_store::CacheConfig> {
+        let of_data_dir = || self.data_dir.as_ref().map(|dir| dir.join("cache"));
+        let usual = mloc_store::CacheConfig::default().dir;
+        Ok(mloc_store::CacheConfig {
+            dir: self.cache.dir.clone().or_else(of_data_dir).unwrap_or(usual),
+            bytes_max: self.cache_bytes_max()?,
+            verify: self.cache.verify.into(),
+        })
+    }
+
+    /// Files of this node that no program of a user may read.
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let s3 = [&self.s3.access_key_id_file, &self.s3.secret_access_key_file, &self.s3.session_token_file];
+        let some = s3.into_iter().chain([&self.token_file]).flatten();
+        some.chain(self.secrets.values()).chain(self.store.secret_files()).cloned().collect()
     }
 
     /// Durations after profile and file.
@@ -365,6 +441,23 @@ mod tests {
     }
 
     #[test]
+    fn programs_of_users_are_off_and_held_to_their_folders_unless_somebody_says_otherwise() {
+        let modules = |text: &str| NodeConfig::parse(text).map(|config| config.modules);
+        assert_eq!(modules("name: a").unwrap().command, CommandModule { enabled: false, sandbox: Sandbox::Required });
+        let on = modules("modules: {offer: [sft], command: {enabled: true, sandbox: best-effort}}").unwrap();
+        assert_eq!((on.command.enabled, on.command.sandbox), (true, Sandbox::BestEffort));
+        assert!(
+            format!("{:#}", modules("modules: {offer: [command]}").unwrap_err()).contains("modules.command.enabled")
+        );
+        assert!(
+            format!("{:#}", modules("modules: {command: {sandbox: perhaps}}").unwrap_err()).contains("best-effort")
+        );
+        let config =
+            NodeConfig::parse("tokenFile: /t\nsecrets: {A: /a}\ns3: {accessKeyIdFile: /i, secretAccessKeyFile: /k}");
+        assert_eq!(config.unwrap().secret_files(), ["/i", "/k", "/t", "/a"].map(PathBuf::from));
+    }
+
+    #[test]
     fn durations_follow_the_profile_and_single_ones_win() {
         let config = NodeConfig::parse("profile: wan\ntiming: {leaseMs: 30000}\n").unwrap();
         assert_eq!(config.durations().election.0, Duration::from_secs(4));
@@ -375,8 +468,7 @@ mod tests {
 
     #[test]
     fn what_hints_name_is_taken_and_what_cannot_be_meant_is_refused() {
-        let s3 =
-            "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB}\n";
+        let s3 = "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB, dir: /srv/mloc, verify: always}\n";
         assert_eq!(NodeConfig::parse(s3).unwrap().cache_bytes_max().unwrap(), Some(200 << 30));
         assert!(NodeConfig::parse("s3: {anonymous: true}\n").unwrap().s3.anonymous);
         let uploads = "uploads: {maxBytes: 10GiB, keepFor: 2h}\n";

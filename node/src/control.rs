@@ -136,7 +136,13 @@ impl MeshControl {
         let live = self.mesh.views();
         let found = self.mesh.read(|ledger| {
             let gossip = |id| live.get(id).and_then(|v| v.capability.as_ref()).map(|c| c.name.as_str());
-            views::named(text, ledger.members.iter().map(|(id, m)| (id, m.name.as_str(), gossip(id))))
+            let named = |revoked: bool| {
+                let members = ledger.members.iter().filter(|(_, m)| m.revoked_at.is_some() == revoked);
+                views::named(text, members.map(|(id, m)| (id, m.name.as_str(), gossip(id))))
+            };
+            // A machine that came back under a new key bears the name of its revoked self; after a restore all do.
+            let present = named(false);
+            if present.is_empty() { named(true) } else { present }
         });
         match found.as_slice() {
             [one] => Ok(one.clone()),
@@ -455,6 +461,11 @@ impl Control for MeshControl {
             survives_failures: survives,
             advice: advice(members, voters.len(), survives),
         })
+    }
+
+    async fn backup(&self, caller: &Caller) -> Result<Bytes, ControlError> {
+        caller.may_act_for(mloc_api::auth::ADMIN)?;
+        self.mesh.backup(env!("CARGO_PKG_VERSION")).await.map_err(unavailable)
     }
 
     async fn metrics(&self) -> String {

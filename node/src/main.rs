@@ -10,6 +10,7 @@ mod files;
 mod follow;
 mod logs;
 mod node;
+mod places;
 mod show;
 mod tail;
 mod telemetry;
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> Result<(), client::Refusal> {
     use cli::ArtifactsVerb;
-    use commands::{artifacts, client as ask, run, up};
+    use commands::{artifacts, backup, client as ask, restore, run, up};
     match command {
         Command::Up(args) => up::up(args).await,
         Command::Join(args) => up::join(args).await,
@@ -64,7 +65,10 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Revoke(args) => ask::revoke(args).await,
         Command::Stats(args) => ask::stats(args).await,
         Command::Mesh(args) => ask::mesh(args).await,
+        Command::Cache(args) => commands::cache::cache(&args),
         Command::Token(args) => up::token(&args),
+        Command::Backup(args) => backup::backup(args).await,
+        Command::Restore(args) => restore::restore(args),
         // Handled before the runtime was built.
         Command::Attempt { .. } => Ok(()),
     }

@@ -23,6 +23,7 @@ use mloc_core::{
     leader::Settings as LeaderSettings,
     quantity,
 };
+use mloc_exec::{Programs, Sandbox};
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle},
     link::{LinkAdvertise, StreamKind},
@@ -38,7 +39,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    config::{NodeConfig, Profile, Vote},
+    config::{CommandModule, NodeConfig, Profile, Vote},
     control::MeshControl,
     files::{self, NodeFiles},
     logs::Logs,
@@ -162,7 +163,11 @@ impl Node {
                 heartbeat: times.worker_heartbeat,
                 lease: times.lease,
                 secrets,
-                cache_bytes_max: config.cache_bytes_max()?,
+                programs: config
+                    .modules
+                    .command
+                    .enabled
+                    .then(|| Programs { sandbox: config.modules.command.sandbox, hidden: config.secret_files() }),
                 disk_reserve_bytes: WorkerSettings::DISK_RESERVE_BYTES,
             };
             let link = Arc::new(MeshLink(mesh.handle.clone()));
@@ -269,7 +274,8 @@ fn leader_settings(lease: Duration) -> LeaderSettings {
     }
 }
 
-fn host_name() -> String {
+/// This machine's name.
+pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "node".to_owned())
 }
 
@@ -335,13 +341,15 @@ fn secrets(config: &NodeConfig) -> anyhow::Result<std::collections::BTreeMap<Str
 }
 
 fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
-    let mut store = StoreConfig { volumes: config.volumes.clone(), ..StoreConfig::default() };
+    let cache = config.cache()?;
+    let mut store = StoreConfig { volumes: config.volumes.clone(), cache, ..StoreConfig::default() };
     store.s3.endpoint = config.s3.endpoint.clone().or_else(|| std::env::var("AWS_ENDPOINT_URL").ok());
     store.s3.region.clone_from(&config.s3.region);
     store.s3.access_key_id = config.s3.access_key_id_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.secret_access_key = config.s3.secret_access_key_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.session_token = config.s3.session_token_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.anonymous = config.s3.anonymous;
+    config.store.settle(&mut store, secret)?;
     Ok(store)
 }
 
@@ -352,6 +360,27 @@ fn upload_limits(config: &NodeConfig) -> anyhow::Result<Limits> {
     let (bytes_max, keep_for) = config.uploads.settle()?;
     let reserve = StoreConfig::default().reserve_bytes;
     Ok(Limits { bytes_max, reserve, keep_for, silence: UPLOAD_SILENCE })
+}
+
+/// The module that runs programs of users.
+const COMMAND: &str = "command";
+
+/// What is said of programs of users before any is run; an error when they must be held and cannot be.
+fn runs_programs(command: &CommandModule) -> anyhow::Result<()> {
+    if !command.enabled {
+        return Ok(());
+    }
+    match (command.sandbox, mloc_modules::sandbox_available()) {
+        (Sandbox::Required | Sandbox::BestEffort, Ok(())) => info!("programs of users run here, held to their folders"),
+        (Sandbox::Off, _) => warn!("programs of users run here and can do whatever this node's user can"),
+        (Sandbox::BestEffort, Err(why)) => {
+            warn!(%why, "programs of users run here and can do whatever this node's user can");
+        }
+        (Sandbox::Required, Err(why)) => bail!(
+            "modules.command: programs of users cannot be held to their folders here: {why}\nhint: allow Landlock (Linux 6.2, and a container whose filter lets it pass), or set modules.command.sandbox: best-effort"
+        ),
+    }
+    Ok(())
 }
 
 /// What the configuration says of this node's offers.
@@ -394,10 +423,18 @@ impl Offers {
             simulated.extend((0..gpus.count).map(|_| gpu.clone()));
         }
         let known: BTreeSet<&str> = mloc_modules::registry().iter().map(|module| module.name()).collect();
-        if let Some(odd) = config.modules.iter().flatten().find(|name| !known.contains(name.as_str())) {
-            bail!("modules: this build has no `{odd}`; it has {}", known.into_iter().collect::<Vec<_>>().join(", "));
+        if let Some(odd) = config.modules.offer.iter().flatten().find(|name| !known.contains(name.as_str())) {
+            bail!(
+                "modules.offer: this build has no `{odd}`; it has {}",
+                known.into_iter().collect::<Vec<_>>().join(", ")
+            );
         }
-        let wanted = |name: &str| config.modules.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
+        let offer = config.modules.offer.as_ref();
+        let wanted = |name: &str| match name {
+            COMMAND => config.modules.command.enabled,
+            _ => offer.is_none_or(|names| names.iter().any(|n| n == name)),
+        };
+        runs_programs(&config.modules.command)?;
         let modules: Vec<_> = mloc_modules::registry().iter().filter(|m| wanted(m.name())).collect();
         let mut features: BTreeSet<String> = modules.iter().map(|m| m.name().to_owned()).collect();
         features.extend(of_store);
@@ -533,6 +570,14 @@ mod tests {
         for feature in ["secret:HUB_TOKEN", "source:s3", "destination:s3"] {
             assert!(offers.features.contains(feature), "{:?}", offers.features);
         }
+    }
+
+    #[test]
+    fn programs_of_users_are_offered_only_where_that_is_switched_on() {
+        let features = |yaml: &str| Offers::settle(&NodeConfig::parse(yaml).unwrap(), vec![]).unwrap().features;
+        assert!(!features("name: a").contains(COMMAND) && features("name: a").contains("sft"));
+        let on = features("modules: {offer: [echo], command: {enabled: true, sandbox: off}}");
+        assert!(on.contains(COMMAND) && on.contains("echo") && !on.contains("sft"), "{on:?}");
     }
 
     fn advertised(links: Option<&str>, gossip: Option<&str>) -> anyhow::Result<Option<LinkAdvertise>> {

@@ -32,6 +32,27 @@ fn print(table: &Table) {
     }
 }
 
+/// `mloc cache ls`.
+pub fn holdings(holdings: &[mloc_store::Holding]) {
+    if holdings.is_empty() {
+        return;
+    }
+    let mut rows = table(&["SOURCE", "VERSION", "FILES", "BYTES", "LAST USE"]);
+    for holding in holdings {
+        let ago = holding.used.elapsed().map_or(0, |ago| ago.as_secs());
+        let used = if holding.in_use { "now".to_owned() } else { format!("{ago} s ago") };
+        let (pin, version) = (&holding.pin, &holding.pin.version);
+        rows.add_row([
+            holding.place.as_str(),
+            version.get(..20).unwrap_or(version),
+            &pin.files.to_string(),
+            &show_bytes(pin.bytes),
+            &used,
+        ]);
+    }
+    print(&rows);
+}
+
 /// `mloc artifacts ls`.
 pub fn artifacts(result: &ResultView) {
     let place = match &result.destination {

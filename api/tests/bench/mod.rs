@@ -45,6 +45,9 @@ metadata: {name: echo, owner: OWNER, project: p}
 spec: {taskType: echo, resources: {hardware: {cpu: 100m}}, hyperparameters: {steps: 1}}
 ";
 
+/// Not text.
+pub const BACKUP: &[u8] = b"MLOCBKUP\x00\xff and more";
+
 pub fn tokens() -> UserTokens {
     UserTokens::new([7; 32])
 }
@@ -163,6 +166,12 @@ impl Control for Fake {
             survives_failures: 0,
             advice: "one node".into(),
         })
+    }
+
+    async fn backup(&self, caller: &Caller) -> Result<Bytes, ControlError> {
+        self.note(format!("backup by {}", caller.user));
+        caller.may_act_for(mloc_api::auth::ADMIN)?;
+        Ok(Bytes::from_static(BACKUP))
     }
 
     async fn metrics(&self) -> String {

@@ -17,6 +17,7 @@
 //! | [`run`] | `run.json`: what a child is told |
 //! | [`event`] | what it says, one JSON object a line, versioned |
 //! | [`child`] | the child's main |
+//! | [`tree`] | every process that belongs to an attempt, and its end |
 //! | [`transfers`] | how bytes come and go, as the worker needs it |
 //! | [`peers`] | how bytes come from another node, as whoever pulls needs it |
 //! | [`failpoint`] | places where a test may kill the process |
@@ -32,6 +33,7 @@ pub mod module;
 pub mod peers;
 pub mod run;
 pub mod transfers;
+pub mod tree;
 
 pub use self::{
     checkpoint::Checkpoint,
@@ -39,8 +41,8 @@ pub use self::{
     event::Event,
     module::{Module, ModuleError, ModuleOutput, Output},
     peers::{PeerBytes, PeerError, Peers},
-    run::{DeviceChoice, Inputs, Run},
-    transfers::{Arrived, MakeRoom, Moved, OnMoved, Transfers},
+    run::{DeviceChoice, Inputs, Programs, Run, Sandbox},
+    transfers::{Arrived, MakeRoom, Moved, OnMoved, OnSaid, Transfers},
 };
 
 /// Version of this crate, the same as the binary's.

@@ -5,11 +5,10 @@
 //!             ├─ journal    redb, one writer thread, group commit: inbox and outbox
 //!             ├─ attempt    one start of a child: pull, launch, relay its events, push its checkpoints
 //!             │    ├─ launch   `mloc __attempt run.json` in a process group of its own
-//!             │    └─ tree     every process that belongs to it, and its end
 //!             ├─ publish    Transfers::publish, again and again while the right is held
 //!             ├─ logs       attempt.log: bounded, readable, followable
 //!             ├─ tidy       what attempts leave when they are over
-//!             └─ cache      pulled sources, evicted when room is short; disk stops attempts before the disk is full
+//!             └─ disk       stops attempts before it is full
 //! probe, gpu     what this machine is, as its container sees it
 //! ```
 //!
@@ -17,7 +16,6 @@
 
 mod attempt;
 mod bounds;
-mod cache;
 mod clock;
 mod devices;
 mod disk;
@@ -33,7 +31,6 @@ mod publish;
 mod relay;
 mod service;
 mod tidy;
-mod tree;
 
 pub use mloc_exec::child;
 

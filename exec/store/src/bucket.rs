@@ -216,6 +216,7 @@ impl Area for Bucket {
                     break;
                 }
                 hasher.update(&block);
+                meter.pass(n as u64).await;
                 writer.write(block).await.map_err(|e| failed(&e))?;
                 failpoint::reached("store.upload.part");
                 bytes += n as u64;
@@ -350,7 +351,10 @@ fn check_endpoint(place: &str, endpoint: &str) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use mloc_core::task::spec::Location;
+
     use super::*;
+    use crate::{Secret, StoreConfig};
 
     fn open(config: &StoreConfig, endpoint: &str) -> Result<Bucket, StoreError> {
         let location = Location::S3 {

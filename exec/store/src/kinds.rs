@@ -7,7 +7,7 @@ use crate::{
     Store, azblob,
     error::StoreError,
     folder::Folder,
-    gcs,
+    gcs, http, hub,
     peer::Peer,
     place::{Area, Source},
     s3,
@@ -32,6 +32,8 @@ pub(crate) const KINDS: &[Kind] = &[
     // What it comes to where the task had no destination.
     Kind { name: "task", source: Some(Peer::source), area: None },
     Kind { name: "azblob", source: Some(azblob::source), area: Some(azblob::area) },
+    Kind { name: "huggingface", source: Some(hub::source), area: Some(hub::area) },
+    Kind { name: "http", source: Some(http::source), area: None },
 ];
 
 /// What of a kind tasks ask for: `source:KIND`, `destination:KIND`.

@@ -28,7 +28,8 @@ pub(crate) enum Source {
     Remote(Box<dyn Remote>),
 }
 
-/// Something to write to: a folder of a volume, a prefix of a bucket. Results and checkpoints lie in areas. Names have
+/// Something to write to: a folder of a volume, a prefix of a bucket, a branch of a repository of the Hub, where nothing
+/// that was put is seen before [`Area::put_new`] commits it. Results and checkpoints lie in areas. Names have
 /// been checked by [`crate::disk::below`], or are ours.
 ///
 /// Every call tries again by itself as long as the node's patience lasts.

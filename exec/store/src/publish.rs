@@ -40,7 +40,7 @@ impl Store {
         tell: OnMoved,
     ) -> Result<TaskResult, StoreError> {
         let sizes = sizes(folder, outputs)?;
-        let meter = Meter::new(sizes.iter().sum(), tell);
+        let meter = Meter::new(sizes.iter().sum(), tell).at(&self.limit);
         let Some(destination) = destination else {
             return stay(attempt, folder, outputs, summary, &meter).await;
         };

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use mloc_core::{
     capability::Capability,
     id::{AttemptId, MeshId, NodeId, TaskId},
@@ -29,7 +30,7 @@ use crate::{
         files::{FileError, FileRequest, FileSource, IncomingFile},
     },
     quic_transport::{GossipEndpoint, LeaderHint, TransportStats},
-    raft::{Consensus, ProposeError, RaftHealth, ReadError},
+    raft::{Backup, Consensus, ProposeError, RaftHealth, ReadError},
     voting::Voting,
 };
 
@@ -216,6 +217,22 @@ impl MeshHandle {
             ReadError::NotLeader { leader } => MeshUnavailable::NotLeader { leader },
             ReadError::NoQuorum | ReadError::Stopped(_) => MeshUnavailable::NoQuorum(error.to_string()),
         })
+    }
+
+    /// All of the ledger as of now, as the bytes of a backup file. On the leader only.
+    ///
+    /// # Errors
+    /// When this node does not lead or no majority answers.
+    pub async fn backup(&self, mloc: &str) -> Result<Bytes, MeshUnavailable> {
+        // Asked before: what is committed meanwhile is in it too.
+        let as_of = self.now();
+        self.linearize().await?;
+        let (ledger, term, index) = self.inner.consensus.ledger().copy();
+        let backup = Backup::new(self.inner.mesh.clone(), (term, index), as_of, mloc, ledger);
+        let encoded = tokio::task::spawn_blocking(move || backup.to_bytes()).await;
+        let encoded = encoded.map_err(io::Error::other).and_then(|bytes| bytes);
+        encoded
+            .map_err(|error| MeshUnavailable::Impossible(format!("the ledger can't be written as a backup: {error}")))
     }
 
     /// Looks at the ledger as this node has it. The closure must be short: appliers wait for it.

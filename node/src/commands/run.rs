@@ -17,7 +17,7 @@ use crate::{
     bring::Beside,
     cli::RunArgs,
     client::{Client, Refusal},
-    config::{Listen, NodeConfig, RestListen},
+    config::{CommandModule, Listen, Modules, NodeConfig, RestListen},
     node::Node,
     show::{self, say},
     telemetry,
@@ -44,6 +44,11 @@ pub async fn run(args: RunArgs) -> Result<(), Refusal> {
         links: Listen { bind: Some(any), advertise: None },
         rest: RestListen { bind: Some(any) },
         volumes: volumes_beside(&args.file)?,
+        // Who types this could as well start the program in the file.
+        modules: Modules {
+            offer: None,
+            command: CommandModule { enabled: true, sandbox: mloc_exec::Sandbox::BestEffort },
+        },
         ..NodeConfig::default()
     };
     let node = Node::start(config, None).await?;

@@ -12,6 +12,7 @@ mod places;
 pub mod problem;
 mod raw;
 pub mod spec;
+pub mod split;
 mod validate;
 pub mod yaml;
 
@@ -19,7 +20,7 @@ pub use hyperparameters::settings;
 pub use kind::TaskType;
 pub use problem::{At, Note, Problem, Problems};
 pub use spec::TaskSpec;
-pub use validate::{ARTIFACTS, DEFAULT_PROJECT};
+pub use validate::{ARTIFACTS, DEFAULT_PROJECT, FILES};
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,6 @@
 //! From what was typed to what it means. Every problem is collected; past this file nobody checks again.
 
+mod command;
 mod hardware;
 mod model;
 
@@ -24,6 +25,8 @@ use crate::{
 
 /// Kinds of artifact that modules of this build make.
 pub const ARTIFACTS: [&str; 4] = ["adapter_weights", "full_model", "training_logs", "tokenizer"];
+/// The kind of a program's files that are of none of these.
+pub const FILES: &str = "files";
 /// The project of a task that names none.
 pub const DEFAULT_PROJECT: &str = "default";
 
@@ -76,6 +79,7 @@ impl Validation<'_> {
         let replicas = self.replicas(spec, kind);
         let model = self.model(spec);
         let dataset = spec.dataset.as_ref().map(|dataset| self.dataset(dataset));
+        let command = self.command(spec, row, kind);
         let read = match row {
             Some(row) => {
                 self.needs(spec, row, &request);
@@ -84,12 +88,12 @@ impl Validation<'_> {
             None => Read::default(),
         };
         self.lengths(spec, &read);
-        let output = self.output(spec);
+        let output = self.output(spec, row);
         let retry = self.retry(spec);
         let timeouts =
             Timeouts { run_ms: self.time(&spec.timeout_run, true), stop_ms: self.time(&spec.timeout_stop, false) };
         let placement = self.placement(spec);
-        let checkpoint = Checkpointing { destination: self.destination(&spec.checkpoint) };
+        let checkpoint = Checkpointing { destination: self.checkpoints(&spec.checkpoint) };
         let priority = self.priority(spec);
         let depends_on = self.depends_on(raw);
         let env = self.env(&spec.env);
@@ -102,6 +106,7 @@ impl Validation<'_> {
             request,
             model: model.flatten(),
             dataset: dataset.flatten(),
+            command,
             hyperparameters: read.values,
             output,
             priority,
@@ -259,6 +264,20 @@ impl Validation<'_> {
         self.location(raw.as_ref()?, Use::Destination)
     }
 
+    fn checkpoints(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
+        let location = self.destination(raw)?;
+        if let Location::HuggingFace { .. } = location {
+            let kind = raw.as_ref()?.kind.as_ref()?;
+            let problem = kind.problem("a place where checkpoints can be replaced: local, s3, gcs or azblob");
+            self.problems.push(problem.hint(
+                "a repository of the hub keeps every checkpoint for ever in its history; publish the result there, \
+                 with output.destination",
+            ));
+            return None;
+        }
+        Some(location)
+    }
+
     fn location(&mut self, raw: &RawLocation, used: Use) -> Option<Location> {
         if used != Use::Destination
             && let Some(text) = places::local(raw).filter(|text| files::is_beside(&text.value))
@@ -295,21 +314,24 @@ impl Validation<'_> {
         place
     }
 
-    fn output(&mut self, spec: &RawSpec) -> Output {
+    fn output(&mut self, spec: &RawSpec, row: Option<&TaskTypeRow>) -> Output {
         let adapter = spec.model.as_ref().is_some_and(|model| model.adapter.is_some());
+        // A program makes what it likes, files of no kind we know among it.
+        let own_program = row.is_some_and(|row| row.task_type == TaskType::Command);
+        let kinds = || ARTIFACTS.into_iter().chain(own_program.then_some(FILES));
         let mut artifacts = Vec::new();
         for artifact in &spec.artifacts {
             let name = artifact.value.as_str();
-            if !ARTIFACTS.contains(&name) {
-                let problem = artifact.problem(format!("one of {}", ARTIFACTS.join(", ")));
-                self.problems.push(match nearest(name, ARTIFACTS) {
+            if !kinds().any(|kind| kind == name) {
+                let problem = artifact.problem(format!("one of {}", kinds().collect::<Vec<_>>().join(", ")));
+                self.problems.push(match nearest(name, kinds()) {
                     Some(near) => problem.hint(format!("did you mean `{near}`?")),
                     None => problem,
                 });
-            } else if name == "adapter_weights" && !adapter {
+            } else if name == "adapter_weights" && !adapter && !own_program {
                 let hint = "add `model.adapter`, or ask for full_model";
                 self.problems.push(artifact.problem("an artifact of a task without an adapter").hint(hint));
-            } else if name == "full_model" && adapter {
+            } else if name == "full_model" && adapter && !own_program {
                 let hint = "merging an adapter into its base is not in this build: ask for adapter_weights";
                 self.problems.push(artifact.problem("an artifact of a task with an adapter").hint(hint));
             }
