@@ -76,18 +76,27 @@ fn stream_bytes(sandbox: &Sandbox, node: usize, about: &str, direction: &str) ->
     Ok(line.with_context(|| format!("{name} in {text}"))?.trim().parse()?)
 }
 
-/// Whether a pull has chunks on a node's disk and is not at its end.
+/// Whether a pull has chunks on a node's disk and is not at its end: by what it writes of its files under way.
 fn in_the_middle_of_a_pull(data: &Path) -> bool {
-    let Ok(sources) = fs::read_dir(data.join("cache")) else { return false };
-    sources.flatten().any(|source| {
-        let states = fs::read_dir(source.path().join(".mloc-pull")).into_iter().flatten().flatten();
-        let states = states.filter(|state| state.path().extension().is_some_and(|e| e == "json"));
-        let parts = states.filter_map(|state| serde_json::from_slice::<Value>(&fs::read(state.path()).ok()?).ok());
-        parts.into_iter().any(|part| {
-            let done = part["done"].as_array().map_or(0, Vec::len);
-            part["name"] == "ballast.bin" && part["sha256"].is_null() && done > 0 && done < BALLAST / (8 << 20)
-        })
-    })
+    let mut left = vec![data.join("cache")];
+    while let Some(here) = left.pop() {
+        // What is there one moment may be gone the next.
+        for entry in fs::read_dir(here).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push(path);
+            } else if path.extension().is_some_and(|e| e == "json")
+                && let Some(part) = fs::read(&path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok())
+            {
+                let done = part["done"].as_array().map_or(0, Vec::len);
+                let under_way = part["name"] == "ballast.bin" && part["sha256"].is_null();
+                if under_way && done > 0 && done < BALLAST / (8 << 20) {
+                    return true;
+                }
+            }
+        }
+    }
+    false
 }
 
 fn adapter(sandbox: &Sandbox, ask: usize, id: &str, dir: &str) -> anyhow::Result<Vec<u8>> {
