@@ -12,14 +12,19 @@ use crate::{
     s3,
 };
 
+/// Makes something to read from a location of its kind. Touches the local disk, never the network.
+type OpenSource = fn(&Store, &Location) -> Result<Source, StoreError>;
+/// The same for something to write to.
+type OpenArea = fn(&Store, &Location) -> Result<Box<dyn Area>, StoreError>;
+
 /// A kind of place.
 pub(crate) struct Kind {
     /// Its name: [`Location::scheme`].
     pub name: &'static str,
-    /// Makes something to read from it, where it can be read. Touches the local disk, never the network.
-    pub source: Option<fn(&Store, &Location) -> Result<Source, StoreError>>,
-    /// Makes something to write to it, where it can be written.
-    pub area: Option<fn(&Store, &Location) -> Result<Box<dyn Area>, StoreError>>,
+    /// Where it can be read.
+    pub source: Option<OpenSource>,
+    /// Where it can be written.
+    pub area: Option<OpenArea>,
 }
 
 /// All kinds.
