@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use mloc_core::quantity;
+use mloc_exec::Sandbox;
 use serde::{Deserialize, Serialize};
 
 use crate::places::Places;
@@ -45,14 +46,16 @@ pub struct NodeConfig {
     pub volumes: BTreeMap<String, PathBuf>,
     /// What to offer instead of what was found.
     pub hardware: Hardware,
-    /// Modules to offer; all when absent.
-    pub modules: Option<Vec<String>>,
+    /// Modules to offer.
+    pub modules: Modules,
     /// S3 defaults; credentials come from the environment or from files.
     pub s3: S3,
     /// Other places, and the way there.
     pub store: Places,
     /// Pulled models and data sets.
     pub cache: CacheConfig,
+    /// Files that come along with tasks.
+    pub uploads: UploadsConfig,
     /// Secrets for `secretsFrom`: name → file that holds it.
     pub secrets: BTreeMap<String, PathBuf>,
     /// Labels for `placement.nodeSelector`.
@@ -174,6 +177,26 @@ pub struct SimulatedGpus {
     pub count: u32,
 }
 
+/// Modules to offer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Modules {
+    /// These; all of this build when absent. `command` is neither named here nor among them.
+    pub offer: Option<Vec<String>>,
+    /// Programs of users.
+    pub command: CommandModule,
+}
+
+/// Programs of users: whoever may submit a task runs what they like here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CommandModule {
+    /// Whether this node runs them.
+    pub enabled: bool,
+    /// Whether they are held to their folders.
+    pub sandbox: Sandbox,
+}
+
 /// S3 defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -221,6 +244,34 @@ impl From<Verify> for mloc_store::Verify {
             Verify::Changed => Self::Changed,
             Verify::Always => Self::Always,
         }
+    }
+}
+
+/// Files that come along with tasks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct UploadsConfig {
+    /// What they may take; half of their disk when absent.
+    pub max_bytes: Option<String>,
+    /// How long they stay once no task names them any more; a day when absent.
+    pub keep_for: Option<String>,
+}
+
+impl UploadsConfig {
+    /// What they may take, when it is said, and how long they stay.
+    ///
+    /// # Errors
+    /// When a text is no number of bytes, or no time.
+    pub fn settle(&self) -> anyhow::Result<(Option<u64>, Duration)> {
+        let bad = |key: &str, text: &str, e: quantity::BadQuantity| {
+            let hint = e.hint.map(|h| format!("; {h}")).unwrap_or_default();
+            anyhow::anyhow!("uploads.{key}: `{text}`: expected {}{hint}", e.expected)
+        };
+        let max = self.max_bytes.as_ref();
+        let max = max.map(|text| quantity::bytes(text).map_err(|e| bad("maxBytes", text, e))).transpose()?;
+        let keep = self.keep_for.as_ref();
+        let keep = keep.map(|text| quantity::duration_ms(text).map_err(|e| bad("keepFor", text, e))).transpose()?;
+        Ok((max, keep.map_or(Duration::from_secs(24 * 3600), Duration::from_millis)))
     }
 }
 
@@ -286,6 +337,7 @@ impl NodeConfig {
         if let Some(text) = &self.cache.max_bytes {
             self.cache_bytes_max().with_context(|| format!("cache.maxBytes: `{text}`"))?;
         }
+        self.uploads.settle()?;
         let s3 = &self.s3;
         let files = [&s3.access_key_id_file, &s3.secret_access_key_file, &s3.session_token_file];
         if s3.anonymous && files.iter().any(|file| file.is_some()) {
@@ -295,6 +347,11 @@ impl NodeConfig {
             bail!("s3: accessKeyIdFile and secretAccessKeyFile go together");
         }
         self.store.check()?;
+        if self.modules.offer.iter().flatten().any(|name| name == "command") {
+            bail!(
+                "modules.offer: `command` runs whatever a user sends: switch it on with modules.command.enabled: true"
+            );
+        }
         let d = self.durations();
         if d.election.0 >= d.election.1 {
             bail!("timing: electionMinMs must be less than electionMaxMs");
@@ -333,6 +390,13 @@ impl NodeConfig {
             bytes_max: self.cache_bytes_max()?,
             verify: self.cache.verify.into(),
         })
+    }
+
+    /// Files of this node that no program of a user may read.
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let s3 = [&self.s3.access_key_id_file, &self.s3.secret_access_key_file, &self.s3.session_token_file];
+        let some = s3.into_iter().chain([&self.token_file]).flatten();
+        some.chain(self.secrets.values()).chain(self.store.secret_files()).cloned().collect()
     }
 
     /// Durations after profile and file.
@@ -377,6 +441,23 @@ mod tests {
     }
 
     #[test]
+    fn programs_of_users_are_off_and_held_to_their_folders_unless_somebody_says_otherwise() {
+        let modules = |text: &str| NodeConfig::parse(text).map(|config| config.modules);
+        assert_eq!(modules("name: a").unwrap().command, CommandModule { enabled: false, sandbox: Sandbox::Required });
+        let on = modules("modules: {offer: [sft], command: {enabled: true, sandbox: best-effort}}").unwrap();
+        assert_eq!((on.command.enabled, on.command.sandbox), (true, Sandbox::BestEffort));
+        assert!(
+            format!("{:#}", modules("modules: {offer: [command]}").unwrap_err()).contains("modules.command.enabled")
+        );
+        assert!(
+            format!("{:#}", modules("modules: {command: {sandbox: perhaps}}").unwrap_err()).contains("best-effort")
+        );
+        let config =
+            NodeConfig::parse("tokenFile: /t\nsecrets: {A: /a}\ns3: {accessKeyIdFile: /i, secretAccessKeyFile: /k}");
+        assert_eq!(config.unwrap().secret_files(), ["/i", "/k", "/t", "/a"].map(PathBuf::from));
+    }
+
+    #[test]
     fn durations_follow_the_profile_and_single_ones_win() {
         let config = NodeConfig::parse("profile: wan\ntiming: {leaseMs: 30000}\n").unwrap();
         assert_eq!(config.durations().election.0, Duration::from_secs(4));
@@ -390,6 +471,11 @@ mod tests {
         let s3 = "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB, dir: /srv/mloc, verify: always}\n";
         assert_eq!(NodeConfig::parse(s3).unwrap().cache_bytes_max().unwrap(), Some(200 << 30));
         assert!(NodeConfig::parse("s3: {anonymous: true}\n").unwrap().s3.anonymous);
+        let uploads = "uploads: {maxBytes: 10GiB, keepFor: 2h}\n";
+        let two_hours = Duration::from_secs(7200);
+        assert_eq!(NodeConfig::parse(uploads).unwrap().uploads.settle().unwrap(), (Some(10 << 30), two_hours));
+        let error = format!("{:#}", NodeConfig::parse("uploads: {keepFor: long}\n").unwrap_err());
+        assert!(error.starts_with("uploads.keepFor: `long`: expected "), "{error}");
         for bad in [
             "s3: {anonymous: true, sessionTokenFile: /c}\n",
             "s3: {accessKeyIdFile: /a}\n",

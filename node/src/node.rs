@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use mloc_api::{
     Access, Control, UserTokens,
-    forward::{Duplex, Forward, Leader},
+    forward::{Asking, Duplex, Forward, Leader},
 };
 use mloc_core::{
     capability::{Capability, Gpu, SIMULATED},
@@ -23,6 +23,7 @@ use mloc_core::{
     leader::Settings as LeaderSettings,
     quantity,
 };
+use mloc_exec::{Programs, Sandbox};
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle},
     link::{LinkAdvertise, StreamKind},
@@ -38,9 +39,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    config::{NodeConfig, Profile, Vote},
+    config::{CommandModule, NodeConfig, Profile, Vote},
     control::MeshControl,
+    files::{self, NodeFiles},
     logs::Logs,
+    uploads::{Limits, Uploads},
 };
 
 /// Messages to this node's worker that wait.
@@ -138,6 +141,12 @@ impl Node {
         )
         .await?;
 
+        let uploads = Uploads::open(&data_dir, upload_limits(&config).context(BadConfig)?);
+        let uploads = Arc::new(uploads.with_context(|| format!("make uploads/ in {}", data_dir.display()))?);
+        let files = NodeFiles::new(mesh.handle.clone(), store.clone(), uploads.clone(), data_dir.clone());
+        let files = Arc::new(files);
+        let store = store.with_peers(files.clone());
+
         let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
         let capability = capability(&settings, &config, &name, &offers);
         info!(
@@ -154,6 +163,11 @@ impl Node {
                 heartbeat: times.worker_heartbeat,
                 lease: times.lease,
                 secrets,
+                programs: config
+                    .modules
+                    .command
+                    .enabled
+                    .then(|| Programs { sandbox: config.modules.command.sandbox, hidden: config.secret_files() }),
                 disk_reserve_bytes: WorkerSettings::DISK_RESERVE_BYTES,
             };
             let link = Arc::new(MeshLink(mesh.handle.clone()));
@@ -177,6 +191,10 @@ impl Node {
         own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), offers)));
         own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
+        own(Box::pin(mesh.handle.serve_files(files.clone())?));
+        let forward: Arc<dyn Forward> = Arc::new(MeshForward(mesh.handle.clone()));
+        let asking = Asking::new(control.clone(), forward.clone());
+        own(Box::pin(files::collect_uploads(uploads, mesh.handle.node().clone(), asking)));
 
         let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
         let listener = TcpListener::bind(bind).await.with_context(|| {
@@ -185,8 +203,7 @@ impl Node {
         let rest = listener.local_addr().context("the REST address")?;
         let tokens = user_tokens(&mesh.token);
         let access = if rest.ip().is_loopback() { Access::Trusted(tokens) } else { Access::TokenOnly(tokens) };
-        let forward = Arc::new(MeshForward(mesh.handle.clone()));
-        let app = mloc_api::rest_router(control, forward, access);
+        let app = mloc_api::rest_router(control, files, forward, access);
         let stopping = cancel.clone();
         tracker.spawn(async move {
             let serve = axum::serve(listener, app);
@@ -257,7 +274,8 @@ fn leader_settings(lease: Duration) -> LeaderSettings {
     }
 }
 
-fn host_name() -> String {
+/// This machine's name.
+pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "node".to_owned())
 }
 
@@ -335,6 +353,36 @@ fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
     Ok(store)
 }
 
+/// An upload that says nothing for so long has broken off: its client goes on with another.
+const UPLOAD_SILENCE: Duration = Duration::from_secs(60);
+
+fn upload_limits(config: &NodeConfig) -> anyhow::Result<Limits> {
+    let (bytes_max, keep_for) = config.uploads.settle()?;
+    let reserve = StoreConfig::default().reserve_bytes;
+    Ok(Limits { bytes_max, reserve, keep_for, silence: UPLOAD_SILENCE })
+}
+
+/// The module that runs programs of users.
+const COMMAND: &str = "command";
+
+/// What is said of programs of users before any is run; an error when they must be held and cannot be.
+fn runs_programs(command: &CommandModule) -> anyhow::Result<()> {
+    if !command.enabled {
+        return Ok(());
+    }
+    match (command.sandbox, mloc_modules::sandbox_available()) {
+        (Sandbox::Required | Sandbox::BestEffort, Ok(())) => info!("programs of users run here, held to their folders"),
+        (Sandbox::Off, _) => warn!("programs of users run here and can do whatever this node's user can"),
+        (Sandbox::BestEffort, Err(why)) => {
+            warn!(%why, "programs of users run here and can do whatever this node's user can");
+        }
+        (Sandbox::Required, Err(why)) => bail!(
+            "modules.command: programs of users cannot be held to their folders here: {why}\nhint: allow Landlock (Linux 6.2, and a container whose filter lets it pass), or set modules.command.sandbox: best-effort"
+        ),
+    }
+    Ok(())
+}
+
 /// What the configuration says of this node's offers.
 #[derive(Clone, Debug)]
 struct Offers {
@@ -375,10 +423,18 @@ impl Offers {
             simulated.extend((0..gpus.count).map(|_| gpu.clone()));
         }
         let known: BTreeSet<&str> = mloc_modules::registry().iter().map(|module| module.name()).collect();
-        if let Some(odd) = config.modules.iter().flatten().find(|name| !known.contains(name.as_str())) {
-            bail!("modules: this build has no `{odd}`; it has {}", known.into_iter().collect::<Vec<_>>().join(", "));
+        if let Some(odd) = config.modules.offer.iter().flatten().find(|name| !known.contains(name.as_str())) {
+            bail!(
+                "modules.offer: this build has no `{odd}`; it has {}",
+                known.into_iter().collect::<Vec<_>>().join(", ")
+            );
         }
-        let wanted = |name: &str| config.modules.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
+        let offer = config.modules.offer.as_ref();
+        let wanted = |name: &str| match name {
+            COMMAND => config.modules.command.enabled,
+            _ => offer.is_none_or(|names| names.iter().any(|n| n == name)),
+        };
+        runs_programs(&config.modules.command)?;
         let modules: Vec<_> = mloc_modules::registry().iter().filter(|m| wanted(m.name())).collect();
         let mut features: BTreeSet<String> = modules.iter().map(|m| m.name().to_owned()).collect();
         features.extend(of_store);
@@ -514,6 +570,14 @@ mod tests {
         for feature in ["secret:HUB_TOKEN", "source:s3", "destination:s3"] {
             assert!(offers.features.contains(feature), "{:?}", offers.features);
         }
+    }
+
+    #[test]
+    fn programs_of_users_are_offered_only_where_that_is_switched_on() {
+        let features = |yaml: &str| Offers::settle(&NodeConfig::parse(yaml).unwrap(), vec![]).unwrap().features;
+        assert!(!features("name: a").contains(COMMAND) && features("name: a").contains("sft"));
+        let on = features("modules: {offer: [echo], command: {enabled: true, sandbox: off}}");
+        assert!(on.contains(COMMAND) && on.contains("echo") && !on.contains("sft"), "{on:?}");
     }
 
     fn advertised(links: Option<&str>, gossip: Option<&str>) -> anyhow::Result<Option<LinkAdvertise>> {

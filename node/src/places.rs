@@ -18,6 +18,8 @@ pub struct Places {
     pub gcs: Gcs,
     /// Azure Blob Storage.
     pub azblob: Azblob,
+    /// The Hugging Face Hub.
+    pub huggingface: HuggingFace,
     /// Accounts at web servers, each for its own host.
     pub http: Vec<Http>,
     /// Most that may come and go, all transfers together: `50MiB/s`.
@@ -58,6 +60,18 @@ pub struct Azblob {
     pub anonymous: bool,
 }
 
+/// The Hugging Face Hub.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct HuggingFace {
+    /// URL of the Hub or of a mirror that speaks as it does; `HF_ENDPOINT`, or the Hub itself, when absent.
+    pub endpoint: Option<String>,
+    /// File with a user access token; `HF_TOKEN` when absent.
+    pub token_file: Option<PathBuf>,
+    /// Whether the repository of a destination is made, private, where it is missing.
+    pub create_repos: bool,
+}
+
 /// An account at a web server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -85,6 +99,18 @@ pub struct MirrorOf {
 }
 
 impl Places {
+    /// Files with credentials.
+    pub fn secret_files(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = [
+            &self.gcs.credential_file,
+            &self.gcs.token_file,
+            &self.azblob.account_key_file,
+            &self.azblob.sas_token_file,
+            &self.huggingface.token_file,
+        ];
+        own.into_iter().flatten().chain(self.http.iter().map(|account| &account.token_file))
+    }
+
     /// What serde cannot see.
     ///
     /// # Errors
@@ -139,6 +165,9 @@ impl Places {
         store.azblob.account_key = read(&self.azblob.account_key_file)?;
         store.azblob.sas_token = read(&self.azblob.sas_token_file)?;
         store.azblob.anonymous = self.azblob.anonymous;
+        store.hugging_face.endpoint.clone_from(&self.huggingface.endpoint);
+        store.hugging_face.token = read(&self.huggingface.token_file)?;
+        store.hugging_face.create_repos = self.huggingface.create_repos;
         for account in &self.http {
             let token = Secret::new(secret(&account.token_file)?);
             store.http.push(HttpAccount { host: account.host.clone(), header: account.header.clone(), token });
@@ -188,6 +217,7 @@ mod tests {
         let text = "
 gcs: {credentialFile: /etc/mloc/gcs.json}
 azblob: {account: lab, accountKeyFile: /etc/mloc/azure}
+huggingface: {endpoint: \"https://hub.example.org\", tokenFile: /etc/mloc/hf, createRepos: true}
 http: [{host: data.example.org, tokenFile: /etc/mloc/data}, {host: \"http://10.0.0.1:80\", tokenFile: /t, header: private-token}]
 rateLimit: 50MiB/s
 mirrors:
@@ -198,6 +228,9 @@ mirrors:
         parse(text).unwrap().settle(&mut store, |path| Ok(format!("in {}", path.display()))).unwrap();
         assert_eq!(store.rate_limit.unwrap().get(), 50 << 20);
         assert_eq!(store.azblob.account_key, Some(Secret::new("in /etc/mloc/azure")));
+        assert_eq!(store.hugging_face.token, Some(Secret::new("in /etc/mloc/hf")));
+        let hub = &store.hugging_face;
+        assert_eq!((hub.endpoint.as_deref(), hub.create_repos), (Some("https://hub.example.org"), true));
         assert_eq!((store.http.len(), store.http[1].header.as_deref()), (2, Some("private-token")));
         assert_eq!((store.mirrors.len(), store.mirrors[0].only), (2, true));
         assert!(!format!("{store:?}").contains("in /etc"), "a secret shows");

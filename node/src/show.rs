@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use mloc_api::view::{Accepted, MeshView, NodeView, StatsView, TaskPage, TaskView, UsageRow};
+use mloc_api::view::{Accepted, MeshView, NodeView, ResultView, StatsView, TaskPage, TaskView, UsageRow};
 use mloc_core::quantity::{show_bytes, show_cpu};
 
 /// `println!` for what a verb answers: a closed pipe (`mloc tasks | head`) is the reader's way to say enough.
@@ -51,6 +51,23 @@ pub fn holdings(holdings: &[mloc_store::Holding]) {
         ]);
     }
     print(&rows);
+}
+
+/// `mloc artifacts ls`.
+pub fn artifacts(result: &ResultView) {
+    let place = match &result.destination {
+        Some(_) => result.location.clone(),
+        None => format!("on {}", result.node_name),
+    };
+    let mut rows = table(&["KIND", "PATH", "SIZE", "SHA256", "WHERE"]);
+    for artifact in &result.artifacts {
+        let (size, sha256) = (show_bytes(artifact.bytes), artifact.sha256.get(..12).unwrap_or(&artifact.sha256));
+        rows.add_row([artifact.kind.as_str(), &artifact.path, &size, sha256, &place]);
+    }
+    print(&rows);
+    if let Some(left_out) = result.summary.get("artifacts_left_out").and_then(|text| text.as_str()) {
+        say!("{left_out}");
+    }
 }
 
 /// `mloc tasks`.

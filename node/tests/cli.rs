@@ -154,7 +154,8 @@ fn a_wrong_configuration_is_exit_code_2_and_founds_nothing() {
         ("rest: {advertise: 'a:1'}", "advertise"),
         ("hardware: {cpu: lots}", "hardware.cpu: `lots`"),
         ("hardware: {simulated: {gpus: [{type: a, memory: '40', count: 1}]}}", "40GiB"),
-        ("modules: [sfft]", "sfft"),
+        ("modules: {offer: [sfft]}", "sfft"),
+        ("modules: {offer: [command]}", "modules.command.enabled"),
         ("secrets: {hf: /no/such}", "/no/such"),
         ("timing: {leaseMs: 1}", "leaseMs"),
     ] {
@@ -236,7 +237,7 @@ fn explain_names_all_that_the_reference_task_lacks_on_a_small_node() {
     let id = accepted["task"]["id"].as_str().unwrap();
     let explained = node.ask(&["explain", id]);
     let says = text(&explained.stdout);
-    for lack in ["node small", "source `huggingface`", "adapter `qlora`", "cpu 8 asked", "GPU", "hint: "] {
+    for lack in ["node small", "adapter `qlora`", "cpu 8 asked", "GPU", "hint: "] {
         assert!(says.contains(lack), "{lack}: {says}");
     }
     assert!(text(&node.ask(&["task", id]).stdout).contains("PENDING"));

@@ -2,7 +2,7 @@
 //!
 //! Its stdout becomes the events' own descriptor and everything else that prints goes to stderr, the attempt's log;
 //! its stdin brings asks. When stdin ends the daemon is gone, and with it everyone who could stop this process: it
-//! is asked to stop, and kills its whole process group when it does not.
+//! is asked to stop, and kills its whole process group and all it started when it does not.
 
 use std::{
     fs::File,
@@ -24,6 +24,7 @@ use crate::{
     failpoint,
     module::{Module, ModuleError, ModuleOutput},
     run::Run,
+    tree,
 };
 
 /// A module that notices has long stopped by then; one that does not must not hold a GPU for ever.
@@ -40,6 +41,9 @@ pub fn main(run_file: &Path, modules: &[&'static dyn Module]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Err(e) = tree::take_in_orphans() {
+        eprintln!("what is orphaned below this process may be overlooked when it is killed: {e}");
+    }
     let asked = Asked::default();
     let tell = teller(events, asked.stop.clone());
     tell(&Event::Hello {
@@ -170,7 +174,10 @@ fn listen(asks: File, asked: Asked) -> io::Result<()> {
         }
         asked.stop.store(true, Ordering::Relaxed);
         std::thread::sleep(ORPHAN_GRACE);
-        eprintln!("the daemon is gone and the module has not stopped: killing this process group");
+        eprintln!("the daemon is gone and the module has not stopped: killing it and what it started");
+        if let Err(e) = tree::kill_descendants() {
+            eprintln!("{e}");
+        }
         let group = nix::unistd::getpgrp();
         // A child that was not given a group of its own must not take its neighbours along.
         if group == nix::unistd::getpid() {

@@ -111,6 +111,11 @@ impl RunContext {
         self.asked.stop.load(Ordering::Relaxed)
     }
 
+    /// What it is asked, for a thread beside the module's own.
+    pub fn asked(&self) -> Asked {
+        self.asked.clone()
+    }
+
     /// The only cancel point: call it at least once a second.
     ///
     /// # Errors

@@ -38,6 +38,33 @@ pub struct Run {
     pub threads: usize,
     /// Checkpoints to keep on this disk; 0 keeps all.
     pub keep_checkpoints: usize,
+    /// This attempt's own folder for whatever a module needs while it runs; may hold what an earlier start left.
+    pub work: PathBuf,
+    /// How this node runs programs of its users; absent when it does not.
+    #[serde(default)]
+    pub programs: Option<Programs>,
+}
+
+/// How a node runs programs of its users.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Programs {
+    /// Whether they are held to their folders.
+    pub sandbox: Sandbox,
+    /// Files and folders of the node that none of them may read: keys, tokens, what other attempts have.
+    pub hidden: Vec<PathBuf>,
+}
+
+/// Whether programs are held to their folders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sandbox {
+    /// They are, or they do not run.
+    #[default]
+    Required,
+    /// They are, as far as this machine can do it.
+    BestEffort,
+    /// They are not: they can do whatever the node's own user can.
+    Off,
 }
 
 /// Pulled inputs, by what they are for.

@@ -18,7 +18,7 @@ use mloc_core::{
     id::{AttemptId, TaskId},
     task::{self, spec::Location},
 };
-use mloc_exec::{Event, Inputs, Run, child, event::Level, run::RUN_VERSION};
+use mloc_exec::{Event, Inputs, Programs, Run, Sandbox, child, event::Level, run::RUN_VERSION};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -46,6 +46,7 @@ fn main() -> Result<()> {
         adapter: model.and_then(|m| m.adapter.as_ref()?.source.as_ref()).map(&resolve).transpose()?,
         dataset: spec.dataset.as_ref().map(|d| resolve(&d.source)).transpose()?,
         eval: spec.dataset.as_ref().and_then(|d| d.eval.as_ref()).map(&resolve).transpose()?,
+        code: spec.command.as_ref().and_then(|c| c.code.as_ref()).map(|c| resolve(&c.source)).transpose()?,
     };
     let run = Run {
         v: RUN_VERSION,
@@ -57,6 +58,9 @@ fn main() -> Result<()> {
         result: work.join("result.json"),
         threads: std::thread::available_parallelism()?.get(),
         keep_checkpoints: 0,
+        work: work.join("work"),
+        // The user's own process and the user's own program.
+        programs: Some(Programs { sandbox: Sandbox::BestEffort, hidden: Vec::new() }),
         spec,
     };
     let began = Instant::now();

@@ -176,6 +176,7 @@ mod tests {
             request: Default::default(),
             model: None,
             dataset: None,
+            command: None,
             hyperparameters: hyperparameters.collect(),
             output: Default::default(),
             priority: 0,
@@ -198,6 +199,8 @@ mod tests {
             result: dir.join("result.json"),
             threads: 1,
             keep_checkpoints: 0,
+            work: dir.join("work"),
+            programs: None,
         }
     }
 

@@ -23,9 +23,9 @@ fn inputs(spec: &TaskSpec) -> Inputs {
     let data = spec.dataset.as_ref();
     Inputs {
         model: spec.model.as_ref().map(|m| place(&m.source)),
-        adapter: None,
         dataset: data.map(|d| place(&d.source)),
         eval: data.and_then(|d| d.eval.as_ref()).map(place),
+        ..Inputs::default()
     }
 }
 

@@ -16,7 +16,7 @@ use mloc_core::{
     worker::{ChildEvent, Exit},
 };
 use mloc_exec::{
-    Arrived, Inputs, Moved, OnMoved, OnSaid, Run, Transfers, checkpoint,
+    Arrived, Inputs, Moved, OnMoved, OnSaid, Programs, Run, Transfers, checkpoint,
     child::read_result,
     event::{MESSAGE_BYTES_MAX, bounded},
     failpoint,
@@ -63,6 +63,7 @@ pub(crate) struct Bench {
     pub folders: Folders,
     pub program: PathBuf,
     pub secrets: BTreeMap<String, String>,
+    pub programs: Option<Programs>,
     pub transfers: Arc<dyn Transfers>,
     pub disk: Arc<DiskWatch>,
 }
@@ -288,6 +289,8 @@ impl Start {
             checkpoints: folders.checkpoints(id),
             result: folders.result(id),
             threads: devices::threads(&self.assign.grant),
+            work: folders.work(id),
+            programs: self.bench.programs.clone(),
             keep_checkpoints: keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(0),
         };
         run.write(&path).map_err(|e| disk("write", &path, &e))?;

@@ -31,6 +31,11 @@ impl Folders {
         self.attempts().join(one_name(&id.to_string()))
     }
 
+    /// Whatever its module needs while it runs.
+    pub fn work(&self, id: &AttemptId) -> PathBuf {
+        self.attempt(id).join("work")
+    }
+
     pub fn log(&self, id: &AttemptId) -> PathBuf {
         self.attempt(id).join(Self::LOG)
     }
@@ -60,6 +65,11 @@ impl Folders {
     pub fn checkpoints(&self, id: &AttemptId) -> PathBuf {
         self.all_checkpoints().join(one_name(&format!("{}.{}", id.task, id.replica)))
     }
+}
+
+/// Where a result without a destination lies on its worker, below the data directory.
+pub fn result_folder(data_dir: &Path, attempt: &AttemptId) -> PathBuf {
+    Folders::new(data_dir).artifacts(attempt)
 }
 
 /// A name that stays below its folder, whatever it was made from.

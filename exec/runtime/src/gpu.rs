@@ -6,11 +6,10 @@ use std::{
 };
 
 use mloc_core::capability::{Gpu, normalise_gpu};
+use mloc_exec::tree;
 use nvml_wrapper::{
     Device, Nvml, enums::device::UsedGpuMemory, error::NvmlError, struct_wrappers::device::ProcessInfo,
 };
-
-use crate::tree;
 
 /// Loading takes long and leaks a little: once.
 static NVML: LazyLock<Option<Nvml>> = LazyLock::new(|| match Nvml::init() {

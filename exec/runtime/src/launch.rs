@@ -10,14 +10,16 @@ use std::{
     sync::Arc,
 };
 
-use mloc_exec::{checkpoint::write_whole, event, failpoint};
+use mloc_exec::{
+    checkpoint::write_whole,
+    event, failpoint,
+    tree::{self, MARK, Process},
+};
 use nix::libc;
 use tokio::{
     io::AsyncWriteExt,
     process::{Child as TokioChild, ChildStderr, ChildStdin, ChildStdout, Command},
 };
-
-use crate::tree::{self, MARK, Process};
 
 /// The private subcommand; its argument is the run file.
 pub(crate) const SUBCOMMAND: &str = "__attempt";

@@ -5,7 +5,6 @@
 //!             ├─ journal    redb, one writer thread, group commit: inbox and outbox
 //!             ├─ attempt    one start of a child: pull, launch, relay its events, push its checkpoints
 //!             │    ├─ launch   `mloc __attempt run.json` in a process group of its own
-//!             │    └─ tree     every process that belongs to it, and its end
 //!             ├─ publish    Transfers::publish, again and again while the right is held
 //!             ├─ logs       attempt.log: bounded, readable, followable
 //!             ├─ tidy       what attempts leave when they are over
@@ -32,11 +31,11 @@ mod publish;
 mod relay;
 mod service;
 mod tidy;
-mod tree;
 
 pub use mloc_exec::child;
 
 pub use self::{
+    folders::result_folder,
     journal::{Journal, JournalError},
     logs::AttemptLogs,
     probe::{ProbeSettings, probe},

@@ -14,7 +14,7 @@ use mloc_core::{
     wire::{FromLeader, FromWorker, Report, ToLeader, ToWorker},
     worker::{self, Action, ChildEvent, Event, Write},
 };
-use mloc_exec::Transfers;
+use mloc_exec::{Programs, Transfers};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
@@ -73,6 +73,8 @@ pub struct WorkerSettings {
     pub lease: Duration,
     /// Secrets that tasks may name in `secretsFrom`.
     pub secrets: BTreeMap<String, String>,
+    /// How programs of users are run; absent when they are not. The data directory is hidden from them anyway.
+    pub programs: Option<Programs>,
     /// Bytes of the data directory's disk that are kept for the journal and the ledger: below it attempts stop.
     pub disk_reserve_bytes: u64,
 }
@@ -152,6 +154,10 @@ impl Worker {
         let (tell_failed, failed) = watch::channel(None);
         let cancel = CancellationToken::new();
         let tracker = TaskTracker::new();
+        let programs = settings.programs.map(|mut programs| {
+            programs.hidden.push(settings.data_dir.clone());
+            programs
+        });
         let service = Service {
             worker,
             bench: Arc::new(Bench {
@@ -159,6 +165,7 @@ impl Worker {
                 program: settings.program,
                 secrets: settings.secrets,
                 disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, room)),
+                programs,
                 transfers,
             }),
             link,

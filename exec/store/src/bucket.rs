@@ -256,6 +256,12 @@ impl Area for Bucket {
         put.map(drop).map_err(|e| self.error(&self.key(name), self.patience.tries, &e))
     }
 
+    async fn read(&self, name: &str, range: std::ops::Range<u64>) -> Result<Body, StoreError> {
+        let (name, key) = (name.to_owned(), self.key(name));
+        let object = Object { name, key, bytes: range.end, etag: None, sha256: None };
+        Remote::read(self, &object, range).await
+    }
+
     async fn remove(&self, name: &str) -> Result<(), StoreError> {
         self.patient.delete(&self.key(name)).await.map_err(|e| self.error(&self.key(name), self.patience.tries, &e))
     }

@@ -18,6 +18,9 @@ pub struct StoreConfig {
     pub gcs: GcsConfig,
     /// Its account at Azure Blob Storage.
     pub azblob: AzblobConfig,
+    /// Its account at the Hugging Face Hub.
+    #[serde(rename = "huggingface")]
+    pub hugging_face: HubConfig,
     /// Its accounts at web servers; a host without one is asked without credentials.
     pub http: Vec<HttpAccount>,
     /// Bytes a second that may come and go, all transfers of this node together; as many as the line takes when absent.
@@ -47,6 +50,7 @@ impl Default for StoreConfig {
             s3: S3Config::default(),
             gcs: GcsConfig::default(),
             azblob: AzblobConfig::default(),
+            hugging_face: HubConfig::default(),
             http: Vec::new(),
             rate_limit: None,
             offline: false,
@@ -106,6 +110,18 @@ pub struct AzblobConfig {
     pub sas_token: Option<Secret>,
     /// Sends unsigned requests: public containers without credentials.
     pub anonymous: bool,
+}
+
+/// An account at the Hugging Face Hub. What is absent comes from `HF_ENDPOINT` and `HF_TOKEN`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct HubConfig {
+    /// The Hub, or a mirror of it; `https://huggingface.co` when nobody says another one.
+    pub endpoint: Option<String>,
+    /// A user access token: to read what is private or gated, to write, and for higher limits.
+    pub token: Option<Secret>,
+    /// Whether a destination's repository is made, private, where it is missing.
+    pub create_repos: bool,
 }
 
 /// An account at a web server: shown to this host, and to no other that it leads to.

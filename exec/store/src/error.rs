@@ -48,6 +48,30 @@ pub enum StoreError {
         /// The server's words.
         found: String,
     },
+    /// The Hugging Face Hub does not give it, or does not take it.
+    #[error("{place}: {found}\nhint: {hint}")]
+    Hub {
+        /// The place.
+        place: String,
+        /// Why.
+        found: String,
+        /// What would work.
+        hint: String,
+        /// Whether another node, with a token of its own, may be let in.
+        here: bool,
+    },
+    /// The server answers, and has had enough of this node for now.
+    #[error(
+        "{place}: the server limits how much this node may ask: {found}\nhint: give the worker a token (HF_TOKEN), for limits are higher with one; the task will be tried again"
+    )]
+    Busy {
+        /// The place.
+        place: String,
+        /// The server's words.
+        found: String,
+        /// When to come again, where it says so.
+        wait: Option<std::time::Duration>,
+    },
     /// There is no such thing.
     #[error("{place}: {found}\nhint: {hint}")]
     NotFound {
@@ -210,7 +234,7 @@ impl StoreError {
     pub fn class(&self) -> FailureClass {
         use StoreError::*;
         match self {
-            Unreachable { .. } | NoSpace { .. } | Changed { .. } | Disk { .. } | Damaged { .. } => {
+            Unreachable { .. } | Busy { .. } | NoSpace { .. } | Changed { .. } | Disk { .. } | Damaged { .. } => {
                 FailureClass::Retryable
             }
             // Another node may have the volume, the certificates, the credentials, the way.
@@ -219,9 +243,11 @@ impl StoreError {
             | Unready { .. }
             | OtherWay { .. }
             | Offline { .. }
+            | Hub { here: true, .. }
             | Denied { here: true, .. } => FailureClass::Retryable,
             // These would be the same everywhere.
             Denied { here: false, .. }
+            | Hub { here: false, .. }
             | Refused { .. }
             | NotFound { .. }
             | Empty { .. }

@@ -17,6 +17,7 @@ use mloc_core::{
     task::spec::{Location, Pin},
 };
 use mloc_exec::OnMoved;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::{
     Store,
@@ -29,6 +30,9 @@ use crate::{
     remote::{Body, Listing, Object, Remote},
     volume::{self, Inside},
 };
+
+/// Bytes of a file read at once.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// A file or folder of a declared volume.
 #[derive(Clone, Debug)]
@@ -43,6 +47,16 @@ impl Folder {
     fn open(store: &Store, location: &Location) -> Result<Self, StoreError> {
         let Location::Local { path } = location else { return Err(StoreError::unsupported(location)) };
         Ok(Self { given: path.clone(), inside: volume::resolve(&store.config.volumes, path)? })
+    }
+
+    /// A folder of ours, wherever it lies; `None` when there is none. Blocks.
+    pub fn at(folder: &Path) -> Result<Option<Self>, StoreError> {
+        let given = folder.display().to_string();
+        match folder.canonicalize() {
+            Ok(root) => Ok(Some(Self { given, inside: Inside { path: root.clone(), root } })),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StoreError::disk("follow", folder, e)),
+        }
     }
 
     /// A `local` source.
@@ -172,6 +186,41 @@ impl Area for Folder {
         volume::all_inside(&self.given, &self.inside, &there.map(found).collect::<Vec<_>>())?;
         let (here, to, files, meter) = (self.clone(), folder.to_owned(), files.to_vec(), meter.clone());
         until_dropped(move |halt| here.copy_all(&to, &files, halt, &meter)).await
+    }
+
+    async fn read(&self, name: &str, range: Range<u64>) -> Result<Body, StoreError> {
+        let bad = || StoreError::BadName { place: self.given.clone(), name: name.to_owned() };
+        let path = self.inside.path.join(disk::below(name).ok_or_else(bad)?);
+        let (root, given) = (self.inside.root.clone(), self.given.clone());
+        // A link may have been put in its place.
+        let path = off_thread(move || {
+            let real = path.canonicalize().map_err(|e| StoreError::disk("follow", &path, e))?;
+            if real.starts_with(&root) {
+                return Ok(real);
+            }
+            Err(StoreError::Escapes { path: given, found: format!("a link leads to {}", real.display()) })
+        })
+        .await?;
+        let opening = async {
+            let mut file = tokio::fs::File::open(&path).await?;
+            file.seek(std::io::SeekFrom::Start(range.start)).await?;
+            Ok::<_, std::io::Error>(file)
+        };
+        let file = opening.await.map_err(|e| StoreError::disk("open", &path, e))?;
+        let left = range.end.saturating_sub(range.start);
+        let pieces = stream::try_unfold((file.take(left), left, path), |(mut file, left, path)| async move {
+            if left == 0 {
+                return Ok(None);
+            }
+            let mut piece = Vec::with_capacity(PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES)));
+            let read = file.read_buf(&mut piece).await.and_then(|read| match read {
+                0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                read => Ok(read as u64),
+            });
+            let read = read.map_err(|e| StoreError::disk("read", &path, e))?;
+            Ok(Some((Bytes::from(piece), (file, left - read, path))))
+        });
+        Ok(pieces.boxed())
     }
 
     async fn remove(&self, name: &str) -> Result<(), StoreError> {

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! Location + StoreConfig → kinds: one row each kind of place
-//!     → Source  a folder of a volume, or a Remote   (files of one version, read in ranges)
-//!     → Area    a folder of a volume, a prefix of a bucket
+//!     → Source  a folder of a volume, or a Remote   (files of one version, read in ranges; other nodes' too)
+//!     → Area    a folder of a volume, a prefix of a bucket, a branch of a repository (a result is one commit there)
 //!   pull         Source → where the attempt can open it       (cache: each content once; transfer: chunks, resumed)
 //!   checkpoints  folder → TASK/REPLICA/step-N/ and back       (manifest last, digests checked)
 //!   publish      outputs → destination, once                  (manifest last, only where there is none)
+//!   artifact     a file of a result → whoever asks for it     (what the manifest names, nothing else)
 //! ```
 //!
 //! Every file is whole under its name or not there; every error says where, what was found and what would work, and
@@ -18,6 +19,7 @@
 //! Deliberately absent: burn, redb, libp2p.
 
 mod answer;
+mod artifact;
 mod azblob;
 mod bucket;
 mod cache;
@@ -29,10 +31,12 @@ mod error;
 mod folder;
 mod gcs;
 mod http;
+mod hub;
 mod kinds;
 mod manifest;
 mod meter;
 mod mirror;
+mod peer;
 mod place;
 mod publish;
 mod pull;
@@ -47,11 +51,13 @@ mod volume;
 use std::sync::Arc;
 
 use mloc_core::task::spec::Location;
+use mloc_exec::Peers;
 
 pub use self::{
+    artifact::ArtifactFile,
     cache::{Cache, CacheConfig, Holding, Verified, Verify},
     checkpoints::Fetched,
-    config::{AzblobConfig, GcsConfig, HttpAccount, Patience, S3Config, Secret, StoreConfig},
+    config::{AzblobConfig, GcsConfig, HttpAccount, HubConfig, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, Manifest},
     mirror::Mirror,
@@ -65,6 +71,7 @@ pub struct Store {
     client: client::Client,
     limit: rate::Limit,
     cache: cache::Cache,
+    peers: Option<Arc<dyn Peers>>,
 }
 
 impl Store {
@@ -82,7 +89,13 @@ impl Store {
         let client = client::Client::new(&config.patience)?;
         let limit = rate::Limit::new(config.rate_limit);
         let cache = cache::Cache::new(config.cache.clone());
-        Ok(Self { config: Arc::new(config), client, limit, cache })
+        Ok(Self { config: Arc::new(config), client, limit, cache, peers: None })
+    }
+
+    /// The same with a way to the files of other nodes.
+    #[must_use]
+    pub fn with_peers(self, peers: Arc<dyn Peers>) -> Self {
+        Self { peers: Some(peers), ..self }
     }
 
     /// Where pulled sources are kept.

@@ -25,7 +25,7 @@ use crate::{
     disk::{self, Halt, Stamp, off_thread},
     error::StoreError,
     meter::Meter,
-    remote::{Object, Remote},
+    remote::{Digest, Object, Remote},
 };
 
 /// Folder of what is under way, below the one that is filled.
@@ -305,13 +305,13 @@ async fn name_it(remote: &dyn Remote, object: &Object, paths: &Paths, mut part: 
     if (&now.etag, now.bytes) != (&object.etag, object.bytes) {
         return Err(StoreError::Changed { place: remote.url(&object.name) });
     }
-    let (paths, must, place) = (paths.clone(), object.sha256.clone(), remote.url(&object.name));
+    let (paths, must, place) = (paths.clone(), remote.digest(object), remote.url(&object.name));
     off_thread(move || {
         let stamp = disk::stamp(&paths.part)?;
-        if let Some(must) = must.filter(|must| *must != stamp.sha256) {
+        if let Some(found) = must.map(|must| differs(&paths.part, &stamp, &must)).transpose()?.flatten() {
             // What lies here is not to be taken for whole by the next try.
             disk::remove(&paths.state)?;
-            return Err(StoreError::Damaged { place, found: format!("SHA-256 is {}, not {must}", stamp.sha256) });
+            return Err(StoreError::Damaged { place, found });
         }
         part.sha256 = Some(stamp.sha256.clone());
         // Its name is given after this, which leaves the time as it is.
@@ -326,6 +326,15 @@ async fn name_it(remote: &dyn Remote, object: &Object, paths: &Paths, mut part: 
         Ok(stamp)
     })
     .await
+}
+
+/// What a file has for a digest, when it is another one than it must have.
+fn differs(path: &Path, stamp: &Stamp, must: &Digest) -> Result<Option<String>, StoreError> {
+    let (what, found, must) = match must {
+        Digest::Sha256(must) => ("SHA-256", stamp.sha256.clone(), must),
+        Digest::GitBlob(must) => ("git blob", disk::git_blob(path)?, must),
+    };
+    Ok((found != *must).then(|| format!("its {what} is {found}, not {must}")))
 }
 
 /// The file chunks are written to, at its full length.

@@ -108,6 +108,8 @@ impl Bench {
             result: self.folder.path().join("result.json"),
             threads: 2,
             keep_checkpoints: 0,
+            work: self.folder.path().join("work"),
+            programs: None,
         }
     }
 

@@ -43,6 +43,7 @@ pub fn spec(steps: u64, mode: &str) -> TaskSpec {
         request: Default::default(),
         model: None,
         dataset: None,
+        command: None,
         hyperparameters: BTreeMap::from([
             number("steps", steps),
             number("save_steps", 2),
@@ -318,6 +319,7 @@ impl Node {
             heartbeat: Duration::from_millis(50),
             lease: Duration::from_secs(60),
             secrets: BTreeMap::from([("TOKEN".into(), "hunter2".into())]),
+            programs: None,
             disk_reserve_bytes: 1 << 20,
         };
         change(&mut settings);

@@ -14,7 +14,7 @@ use crate::{
     config::Patience,
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
-    remote::{Body, Listing, Object, Remote},
+    remote::{Body, Digest, Listing, Object, Remote},
 };
 
 /// An origin with mirrors beside it: what it is, the origin says; bytes come from the first mirror that has them.
@@ -136,6 +136,11 @@ impl Remote for Beside {
 
     async fn again(&self, object: &Object) -> Result<Object, StoreError> {
         self.origin.again(object).await
+    }
+
+    /// A digest that a mirror's bytes are held to is the origin's, or its manifest's.
+    fn digest(&self, object: &Object) -> Option<Digest> {
+        self.origin.digest(object)
     }
 
     fn one_stream(&self) -> bool {

@@ -73,6 +73,7 @@ pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
         },
         model: None,
         dataset: None,
+        command: None,
         hyperparameters: BTreeMap::new(),
         output: spec::Output { destination: (replicas == 1).then_some(output), artifacts: Vec::new() },
         priority: rng.random_range(0..3),
