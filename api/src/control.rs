@@ -87,7 +87,7 @@ pub trait Control: Send + Sync + 'static {
     async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError>;
     /// All of the ledger, as the bytes of a backup file.
     async fn backup(&self, caller: &Caller) -> Result<Bytes, ControlError>;
-    /// Figures in Prometheus' text format.
+    /// Figures in the OpenMetrics text format, which Prometheus reads.
     async fn metrics(&self) -> String;
     /// Whether this node has joined and serves.
     fn ready(&self) -> Result<(), String>;

@@ -24,6 +24,7 @@ use crate::{
     body,
     control::{Freshness, LogsFrom, Submission},
     dashboard,
+    door::not_ready,
     files::{self, Files, Here},
     forward::{self, Asking, Forward, Way},
     view::{StatsQuery, TASK_STATES, TaskFilter},
@@ -50,6 +51,9 @@ enum Answers {
     /// The leader, or with `?stale=true` the node that took the request.
     LeaderUnlessStale,
 }
+
+/// What [`Control::metrics`] is written in.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 struct Route {
     method: Method,
@@ -378,12 +382,12 @@ async fn backup(State(app): State<App>, Extension(caller): Extension<Caller>) ->
 async fn readyz(State(app): State<App>) -> Response {
     match app.ready() {
         Ok(()) => "ready\n".into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
+        Err(why) => not_ready(&why),
     }
 }
 
 async fn metrics(State(app): State<App>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics().await).into_response()
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], app.metrics().await).into_response()
 }
 
 async fn unknown_path(request: Request) -> ControlError {

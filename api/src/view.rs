@@ -310,7 +310,7 @@ pub struct MeshView {
     pub members: usize,
     /// How many voters may fail right now without the mesh stopping to take tasks.
     pub survives_failures: usize,
-    /// The same in words.
+    /// The same in words, with what each loss would take: a few lines.
     pub advice: String,
 }
 

@@ -339,3 +339,37 @@ async fn every_answer_is_what_openapi_says() {
     }
     assert!(held >= 16, "{held}");
 }
+
+#[tokio::test]
+async fn before_the_node_serves_it_lives_and_says_what_it_waits_for() {
+    let waiting = tokio::sync::watch::Sender::new("joining: asking a:7946".to_owned());
+    let door = mloc_api::Door::closed(waiting.subscribe());
+    let app = door.router();
+    let text = async |line: &str| {
+        let response = ask(&app, request(line, &[], "")).await;
+        let (status, retry) = (response.status(), response.headers().get("retry-after").cloned());
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+        (status, retry.is_some(), String::from_utf8(body.to_vec()).unwrap())
+    };
+    assert_eq!(text("GET /healthz").await, (StatusCode::OK, false, "ok\n".into()));
+    waiting.send_replace("joining: waiting for a seed".into());
+    let not_ready = (StatusCode::SERVICE_UNAVAILABLE, true, "not ready: joining: waiting for a seed\n".into());
+    assert_eq!(text("GET /readyz").await, not_ready);
+    for line in ["GET /api/v1/tasks", "POST /api/v1/tasks", "GET /metrics", "GET /", "GET /nope", "POST /healthz"] {
+        let response = ask(&app, request(line, &[LOCAL], TASK)).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{line}");
+        assert_eq!(response.headers()["content-type"], "application/problem+json", "{line}");
+        assert!(response.headers().contains_key("retry-after"), "{line}");
+        let detail = json(response).await["detail"].to_string();
+        assert!(detail.contains("does not serve yet: joining: waiting for a seed"), "{detail}");
+    }
+
+    // It opens for connections that are there already, and stays open for answers while it leaves.
+    door.open(trusted(&Arc::new(Fake::default())));
+    assert_eq!(text("GET /readyz").await.0, StatusCode::OK);
+    assert_eq!(status(&app, "GET /api/v1/tasks", &[LOCAL], "").await, StatusCode::OK);
+    door.leave();
+    assert_eq!(text("GET /readyz").await.2, "not ready: stopping\n");
+    assert_eq!(text("GET /healthz").await.0, StatusCode::OK);
+    assert_eq!(status(&app, "GET /api/v1/tasks", &[LOCAL], "").await, StatusCode::OK);
+}

@@ -57,6 +57,8 @@ pub enum Command {
     Mesh(ListArgs),
     /// Show, read through or empty the cache of pulled models and data sets on this machine
     Cache(CacheArgs),
+    /// Probe this machine's node: exit code 0 when its process lives (with --ready: when it has joined and serves), else 1
+    Healthz(HealthzArgs),
     /// Print the REST bearer token of a user, from this node's data directory; or mint a join token for a new mesh
     Token(TokenArgs),
     /// Keep all that the mesh has committed in one file, checked: tasks, usage, members; from any node, while it works
@@ -353,9 +355,29 @@ pub struct TokenArgs {
     /// (`bootstrapExpect` in node.yaml)
     #[arg(long)]
     pub new_mesh: bool,
-    /// The node's data directory
+    /// The node's data directory [default: node.yaml's dataDir]
     #[arg(long, env = "MLOC_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
+    /// The node's node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// `mloc healthz`.
+#[derive(Debug, Args)]
+pub struct HealthzArgs {
+    /// Ask whether it has joined and serves, not only whether it lives
+    #[arg(long)]
+    pub ready: bool,
+    /// The node's REST address, HOST:PORT [default: the one in its data directory's node.json]
+    #[arg(long)]
+    pub node: Option<String>,
+    /// The node's data directory [default: node.yaml's dataDir]
+    #[arg(long, env = "MLOC_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The node's node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
 }
 
 const ABOUT_BACKUPS: &str = "\

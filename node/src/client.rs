@@ -159,6 +159,17 @@ impl Client {
             .map_err(Refusal::from)
     }
 
+    /// GET, as text.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn text(&self, path: &str) -> Result<String, Refusal> {
+        let response = self.send(Method::GET, path, &[], &[], Bytes::new()).await?;
+        let broke = |e| Refusal::new(4, format!("{}: the answer broke off: {e}", self.base));
+        let bytes = response.into_body().collect().await.map_err(broke)?.to_bytes();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
     /// GET of a stream of text, to standard output as it comes.
     ///
     /// # Errors

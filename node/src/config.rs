@@ -22,6 +22,8 @@ use crate::places::Places;
 pub struct NodeConfig {
     /// Name for people; the host's when absent.
     pub name: Option<String>,
+    /// What is logged, as `RUST_LOG` would say it, which stands above it.
+    pub log: Option<String>,
     /// Key, ledger, journal, cache, attempts.
     pub data_dir: Option<PathBuf>,
     /// Gossip, QUIC.
@@ -328,6 +330,9 @@ impl NodeConfig {
             bail!(
                 "bootstrapExpect: 0 nodes found no mesh; write the number of seeds that must be there, or leave it out"
             );
+        }
+        if let Some(log) = &self.log {
+            crate::telemetry::check(log).with_context(|| format!("log: `{log}`"))?;
         }
         for name in self.volumes.keys() {
             if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {

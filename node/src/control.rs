@@ -1,6 +1,6 @@
 //! REST's questions answered from the mesh: the one place where ledger state becomes what clients see.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use mloc_api::{
     },
 };
 use mloc_core::{
+    capability::{Gpu, SIMULATED},
     files::Brought,
     id::{NodeId, TaskId},
     ledger::{
@@ -22,18 +23,22 @@ use mloc_core::{
         task_state::TaskState,
         usage,
     },
+    survival::{Standing, survival},
     task,
 };
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle, MeshUnavailable},
     voting::RevokeError,
 };
+use mloc_runtime::{GpuFigures, HostFigures};
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use crate::{
     files, follow,
     logs::Logs,
-    views::{self, Figure, Figures, LedgerFigures, advice, attempt_view, gpu_view, history, usage_rows},
+    metrics::{self, ConfigFigures},
+    views::{self, attempt_view, gpu_view, history, usage_rows},
 };
 
 /// Most tasks on a page.
@@ -45,12 +50,21 @@ const PAGE: usize = 100;
 pub struct MeshControl {
     mesh: MeshHandle,
     logs: Arc<Logs>,
+    host: Host,
+}
+
+/// What /metrics asks of this machine.
+pub struct Host {
+    /// The disk that counts is this folder's.
+    pub data_dir: PathBuf,
+    /// How node.yaml is read.
+    pub config: watch::Receiver<ConfigFigures>,
 }
 
 impl MeshControl {
     /// Answers from this mesh; `logs` finds what attempts print.
-    pub fn new(mesh: MeshHandle, logs: Arc<Logs>) -> Self {
-        Self { mesh, logs }
+    pub fn new(mesh: MeshHandle, logs: Arc<Logs>, host: Host) -> Self {
+        Self { mesh, logs, host }
     }
 
     /// Makes the reads that follow see every acknowledged commit.
@@ -199,6 +213,35 @@ impl MeshControl {
             };
             ledger.members.iter().map(one).collect()
         })
+    }
+
+    /// Members and voters as this node sees them, revoked ones left out.
+    fn standings(&self) -> Vec<Standing> {
+        let (views, voters) = (self.mesh.views(), self.mesh.voters());
+        let one = |(id, member): (&NodeId, &mloc_core::ledger::entry::Member)| {
+            let view = views.get(id);
+            let gossip = view.and_then(|v| v.capability.as_ref()).map(|c| c.name.clone());
+            Standing {
+                name: gossip.unwrap_or_else(|| member.name.clone()),
+                votes: voters.contains(id),
+                alive: view.is_some_and(|v| v.alive),
+            }
+        };
+        self.mesh.read(|l| l.members.iter().filter(|(_, m)| m.revoked_at.is_none()).map(one).collect())
+    }
+
+    /// GPUs of this node that are only in its node.yaml: named so everywhere, they do nothing.
+    fn simulated_gpus(&self) -> Vec<GpuFigures> {
+        let offered = self.mesh.views().remove(self.mesh.node()).and_then(|view| view.capability);
+        let gpus = offered.into_iter().flat_map(|capability| capability.gpus);
+        let one = |gpu: Gpu| GpuFigures {
+            index: gpu.index,
+            kind: gpu.kind,
+            utilisation_percent: 0,
+            memory_bytes: gpu.memory_bytes,
+            memory_used_bytes: 0,
+        };
+        gpus.filter(|gpu| gpu.kind.starts_with(SIMULATED)).map(one).collect()
     }
 
     fn node_view(&self, id: &NodeId) -> Result<NodeView, ControlError> {
@@ -443,23 +486,20 @@ impl Control for MeshControl {
 
     async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError> {
         self.fresh(fresh).await?;
-        let views = self.mesh.views();
-        let voters = self.mesh.voters();
-        let alive = voters.iter().filter(|v| views.get(*v).is_some_and(|view| view.alive)).count();
-        let members = self.mesh.read(|l| l.members.values().filter(|m| m.revoked_at.is_none()).count());
         let (leader, term) = self.mesh.leader().parts();
-        let quorum = voters.len() / 2 + 1;
-        let survives = alive.saturating_sub(quorum);
+        let standings = self.standings();
+        let survival = survival(&standings);
+        let voters = self.mesh.voters();
         Ok(MeshView {
             mesh: self.mesh.mesh_id().to_string(),
             node: self.mesh.node().to_string(),
             leader: leader.map(|l| l.to_string()),
             term,
             voters: voters.iter().map(ToString::to_string).collect(),
-            voters_alive: alive,
-            members,
-            survives_failures: survives,
-            advice: advice(members, voters.len(), survives),
+            voters_alive: standings.iter().filter(|s| s.votes && s.alive).count(),
+            members: standings.len(),
+            survives_failures: survival.failures,
+            advice: survival.text,
         })
     }
 
@@ -469,41 +509,31 @@ impl Control for MeshControl {
     }
 
     async fn metrics(&self) -> String {
-        let (leader, health) = (self.mesh.leader(), self.mesh.health());
-        let ledger = self.holds_ledger().then(|| self.mesh.read(|l| LedgerFigures::of(l, self.mesh.voters().len())));
-        let streams = health
-            .streams
-            .iter()
-            .flat_map(|(kind, traffic)| [(*kind, "received", traffic.received), (*kind, "sent", traffic.sent)]);
-        let streams =
-            streams.map(|(kind, way, bytes)| (format!("{{about=\"{}\",direction=\"{way}\"}}", kind.name()), bytes));
-        views::metrics_text(&Figures {
-            ledger,
-            leads: matches!(leader, LeaderView::Here { .. }),
-            term: leader.parts().1,
+        let (dir, simulated) = (self.host.data_dir.clone(), self.simulated_gpus());
+        let host = tokio::task::spawn_blocking(move || mloc_runtime::host(&dir)).await.unwrap_or_default();
+        let health = self.mesh.health();
+        let seen = metrics::Seen {
+            leader: self.mesh.leader(),
+            raft: (health.raft.last_log, health.raft.applied),
+            gossip: health.gossip,
+            links: health.links,
+            streams: health.streams,
+            refusals: health.refusals,
             heard: self.mesh.views().values().filter(|view| view.alive).count(),
-            health: vec![
-                Figure::gauge("mloc_raft_last_log_index", "Last entry in this node's log.", health.raft.last_log),
-                Figure::gauge("mloc_raft_applied_index", "Last entry in this node's ledger.", health.raft.applied),
-                Figure::gauge("mloc_gossip_connections", "Members with a gossip connection.", health.gossip.connected),
-                Figure::counter(
-                    "mloc_gossip_dials_failed_total",
-                    "Gossip dials that came to nothing.",
-                    health.gossip.dials_failed,
-                ),
-                Figure::gauge("mloc_links", "Members with a link.", health.links as u64),
-                Figure::labelled_counter(
-                    "mloc_stream_bytes_total",
-                    "Bytes of streams to and from members, by what they are about.",
-                    streams.collect(),
-                ),
-                Figure::gauge(
-                    "mloc_refusals",
-                    "Reasons for which peers were refused, or refused this node, of late.",
-                    health.refusals as u64,
-                ),
-            ],
-        })
+            host: HostFigures { gpus: host.gpus.into_iter().chain(simulated).collect(), ..host },
+            bytes_moved: mloc_store::bytes_moved(),
+            config: *self.host.config.borrow(),
+        };
+        let leads = matches!(seen.leader, LeaderView::Here { .. });
+        let mut families = metrics::own(seen);
+        if leads {
+            let (nodes, standings) = (self.node_views(), self.standings());
+            let voters = standings.iter().filter(|s| s.votes);
+            let voters = (voters.clone().count(), voters.filter(|s| s.alive).count());
+            let (survival, now) = (survival(&standings), self.mesh.now());
+            families.extend(self.mesh.read(|ledger| metrics::of_leader(ledger, &nodes, voters, &survival, now)));
+        }
+        metrics::text(families).unwrap_or_default()
     }
 
     fn ready(&self) -> Result<(), String> {

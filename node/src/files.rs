@@ -6,7 +6,7 @@ use std::{
     io,
     ops::Range,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -46,7 +46,7 @@ const COLLECT_EVERY: Duration = Duration::from_secs(600);
 /// Files of this node, and the way to those of others.
 pub struct NodeFiles {
     mesh: MeshHandle,
-    store: Store,
+    store: RwLock<Store>,
     uploads: Arc<Uploads>,
     data_dir: PathBuf,
 }
@@ -54,7 +54,16 @@ pub struct NodeFiles {
 impl NodeFiles {
     /// Files below this data directory; published results are read through the store.
     pub fn new(mesh: MeshHandle, store: Store, uploads: Arc<Uploads>, data_dir: PathBuf) -> Self {
-        Self { mesh, store, uploads, data_dir }
+        Self { mesh, store: RwLock::new(store), uploads, data_dir }
+    }
+
+    /// Reads published results through this store from now on.
+    pub fn change(&self, store: Store) {
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
+    }
+
+    fn store(&self) -> Store {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn blocking<T: Send + 'static>(
@@ -76,10 +85,10 @@ impl NodeFiles {
             }
             PeerFile::Artifact { attempt, destination, path } => {
                 let file = match destination {
-                    Some(destination) => self.store.open_published(attempt, destination, path, offset..end).await,
+                    Some(destination) => self.store().open_published(attempt, destination, path, offset..end).await,
                     None => {
                         let folder = result_folder(&self.data_dir, attempt);
-                        self.store.open_kept(attempt, &folder, path, offset..end).await
+                        self.store().open_kept(attempt, &folder, path, offset..end).await
                     }
                 };
                 let file = file.map_err(|error| refusal(&error))?;

@@ -8,9 +8,13 @@ mod config;
 mod control;
 mod files;
 mod follow;
+mod front;
+mod init;
 mod logs;
+mod metrics;
 mod node;
 mod places;
+mod reload;
 mod show;
 mod tail;
 mod telemetry;
@@ -32,6 +36,9 @@ fn main() -> ExitCode {
     if let Command::Attempt { run } = &cli.command {
         return mloc_runtime::child::main(run, mloc_modules::registry());
     }
+    if init::is_first() && matches!(cli.command, Command::Up(_) | Command::Join(_) | Command::Run(_)) {
+        return init::stand_before().unwrap_or_else(|error| client::Refusal::from(error).report());
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -47,7 +54,7 @@ fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> Result<(), client::Refusal> {
     use cli::ArtifactsVerb;
-    use commands::{artifacts, backup, client as ask, restore, run, up};
+    use commands::{artifacts, backup, client as ask, healthz, restore, run, up};
     match command {
         Command::Up(args) => up::up(args).await,
         Command::Join(args) => up::join(args).await,
@@ -66,6 +73,7 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Stats(args) => ask::stats(args).await,
         Command::Mesh(args) => ask::mesh(args).await,
         Command::Cache(args) => commands::cache::cache(&args),
+        Command::Healthz(args) => healthz::healthz(args).await,
         Command::Token(args) => up::token(&args),
         Command::Backup(args) => backup::backup(args).await,
         Command::Restore(args) => restore::restore(args),

@@ -1,5 +1,6 @@
-//! A node, assembled: mesh, worker, REST. Order matters: links before joining, the worker before the orchestrator can
-//! send to it, REST last, so that whoever reaches it reaches a whole node.
+//! A node, assembled: mesh, worker, REST. Order matters: REST's listener first, to say what the node waits for; links
+//! before joining, the worker before the orchestrator can send to it, what REST asks last, so that whoever reaches it
+//! reaches a whole node.
 
 use std::{
     collections::BTreeSet,
@@ -34,15 +35,22 @@ use mloc_mesh::{
 };
 use mloc_runtime::{AttemptLogs, LeaderLink, LinkDown, ProbeSettings, Worker, WorkerSettings};
 use mloc_store::{Secret, Store, StoreConfig};
-use tokio::{net::TcpListener, sync::mpsc};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::sync::{mpsc, watch};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::{info, warn};
 
 use crate::{
     config::{CommandModule, NodeConfig, Profile, Vote},
-    control::MeshControl,
+    control::{Host, MeshControl},
     files::{self, NodeFiles},
+    front::Front,
     logs::Logs,
+    metrics::ConfigFigures,
+    reload::{self, Reload},
+    telemetry,
     uploads::{Limits, Uploads},
 };
 
@@ -50,8 +58,6 @@ use crate::{
 const WORKER_INBOX: usize = 256;
 /// Volatile figures (GPU use, free disk) are read and gossiped this often.
 const LOAD_EVERY: Duration = Duration::from_secs(5);
-/// Where the daemon writes its addresses, for scripts and tests.
-const ADDRESS_FILE: &str = "node.json";
 /// How long REST has to answer what it has when the node stops.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -63,10 +69,16 @@ pub struct Node {
     pub mesh: Mesh,
     /// Where REST listens.
     pub rest: SocketAddr,
+    front: Front,
+    files: Arc<NodeFiles>,
     data_dir: PathBuf,
     worker: Option<Worker>,
+    offers: watch::Sender<(NodeConfig, Offers)>,
+    figures: watch::Sender<ConfigFigures>,
     tracker: TaskTracker,
     cancel: CancellationToken,
+    /// A start that is given up takes its listener with it.
+    _drop: DropGuard,
 }
 
 /// Marks an error that another flag, environment variable or node.yaml would mend.
@@ -98,11 +110,19 @@ impl Node {
         let secrets = secrets(&config).context(BadConfig)?;
         let offers = Offers::settle(&config, store.features()).context(BadConfig)?;
         let data_dir = config.data_dir.clone().context("dataDir is settled before")?;
-        std::fs::create_dir_all(&data_dir)
-            .with_context(|| format!("create the data directory {}", data_dir.display()))?;
+        std::fs::create_dir_all(&data_dir).with_context(|| {
+            let dir = data_dir.display();
+            format!("create the data directory {dir} (--data-dir, MLOC_DATA_DIR or node.yaml's dataDir takes another)")
+        })?;
         let data_dir = data_dir.canonicalize().context("the data directory's path")?;
         let name = config.name.clone().unwrap_or_else(host_name);
         let times = config.durations();
+
+        // First of all: whoever probes this node learns what it waits for, and a taken port founds no mesh.
+        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let dropped = cancel.clone().drop_guard();
+        let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
+        let front = Front::open(bind, &data_dir, &tracker, &cancel).await?;
 
         let (to_worker, worker_inbox) = mpsc::channel(WORKER_INBOX);
         let raft = match config.profile {
@@ -120,6 +140,7 @@ impl Node {
                 link_advertise,
                 work: config.role.work,
                 seeds: config.seeds.clone(),
+                waiting: front.waiting.clone(),
                 bootstrap_expect: config.bootstrap_expect.and_then(|nodes| usize::try_from(nodes).ok()),
                 token,
                 gossip_interval: times.gossip_interval,
@@ -140,6 +161,7 @@ impl Node {
             to_worker,
         )
         .await?;
+        front.waiting.send_replace("starting: the mesh is there, this node looks at its hardware".into());
 
         let uploads = Uploads::open(&data_dir, upload_limits(&config).context(BadConfig)?);
         let uploads = Arc::new(uploads.with_context(|| format!("make uploads/ in {}", data_dir.display()))?);
@@ -177,18 +199,20 @@ impl Node {
         };
         let local_logs = worker.as_ref().map_or_else(|| Arc::new(AttemptLogs::new(&data_dir)), Worker::logs);
         let logs = Arc::new(Logs::new(local_logs));
-        let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone()));
+        let figures = watch::Sender::default();
+        let host = Host { data_dir: data_dir.clone(), config: figures.subscribe() };
+        let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone(), host));
 
         // Known before REST serves: the first `mloc nodes` shows this node as it is.
         mesh.handle.publish_capability(&capability).await.context(
             "this node's hardware can't be gossiped (hint: fewer labels, secrets, volumes, modules or kinds of simulated GPUs in node.yaml)",
         )?;
 
-        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             tracker.spawn(cancel.clone().run_until_cancelled_owned(task));
         };
-        own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), offers)));
+        let offers = watch::Sender::new((config, offers));
+        own(Box::pin(keep_capability(mesh.handle.clone(), settings, name.clone(), offers.subscribe())));
         own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
         own(Box::pin(mesh.handle.serve_files(files.clone())?));
@@ -196,33 +220,38 @@ impl Node {
         let asking = Asking::new(control.clone(), forward.clone());
         own(Box::pin(files::collect_uploads(uploads, mesh.handle.node().clone(), asking)));
 
-        let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
-        let listener = TcpListener::bind(bind).await.with_context(|| {
-            format!("REST can't listen on {bind}: is another node running here? --rest-bind takes another address")
-        })?;
-        let rest = listener.local_addr().context("the REST address")?;
+        let rest = front.rest;
         let tokens = user_tokens(&mesh.token);
         let access = if rest.ip().is_loopback() { Access::Trusted(tokens) } else { Access::TokenOnly(tokens) };
-        let app = mloc_api::rest_router(control, files, forward, access);
-        let stopping = cancel.clone();
-        tracker.spawn(async move {
-            let serve = axum::serve(listener, app);
-            let ended = tokio::select! {
-                ended = serve => ended,
-                () = stopping.cancelled() => Ok(()),
-            };
-            if let Err(error) = ended {
-                warn!(%error, "REST ended");
-            }
-        });
-        let node = Self { name, mesh, rest, data_dir, worker, tracker, cancel };
-        node.write_addresses()?;
-        Ok(node)
+        let app = mloc_api::rest_router(control, files.clone(), forward, access);
+        front.serve(app, mesh.handle.node(), mesh.gossip_address)?;
+        Ok(Self { name, mesh, rest, front, files, data_dir, worker, offers, figures, tracker, cancel, _drop: dropped })
     }
 
     /// The file that holds the join token.
     pub fn token_file(&self) -> PathBuf {
         self.data_dir.join(TOKEN_FILE)
+    }
+
+    /// Reads `file` again whenever it changes, and does what it says as far as a running node can.
+    pub fn follow(&self, file: PathBuf, read: reload::Read, level: telemetry::Level) {
+        let (offers, tools) = (self.offers.clone(), self.worker.as_ref().map(Worker::tools));
+        let files = self.files.clone();
+        let running = offers.borrow().0.clone();
+        let apply = move |config: &NodeConfig| {
+            let store = Store::new(store_config(config)?)?;
+            let secrets = secrets(config)?;
+            let offer = Offers::settle(config, store.features())?;
+            files.change(store.clone());
+            if let Some(tools) = &tools {
+                tools.change(secrets, Arc::new(store.with_peers(files.clone())), config.secret_files());
+            }
+            level.choose(config.log.as_deref());
+            offers.send_replace((config.clone(), offer));
+            Ok(())
+        };
+        let reload = Reload { file, read, running, figures: self.figures.clone() };
+        self.tracker.spawn(self.cancel.clone().run_until_cancelled_owned(async move { reload.keep(apply).await }));
     }
 
     /// Returns when the node can't go on, with the reason.
@@ -235,6 +264,7 @@ impl Node {
 
     /// Saves checkpoints, hands the lead over, leaves.
     pub async fn stop(self) {
+        self.front.leave();
         if let Some(worker) = self.worker {
             worker.stop().await;
         }
@@ -244,20 +274,6 @@ impl Node {
             warn!(seconds = GOODBYE.as_secs(), "some requests were not answered");
         }
         self.mesh.stop().await;
-    }
-
-    fn write_addresses(&self) -> anyhow::Result<()> {
-        let text = serde_json::json!({
-            "node": self.mesh.handle.node(),
-            "gossip": self.mesh.gossip_address.to_string(),
-            "rest": self.rest.to_string(),
-        });
-        let path = self.data_dir.join(ADDRESS_FILE);
-        // Renamed into place: a reader sees all of it or nothing.
-        let draft = path.with_extension("json.new");
-        std::fs::write(&draft, format!("{text:#}\n"))
-            .and_then(|()| std::fs::rename(&draft, &path))
-            .with_context(|| format!("write {}", path.display()))
     }
 }
 
@@ -464,11 +480,16 @@ fn capability(settings: &ProbeSettings, config: &NodeConfig, name: &str, offers:
 }
 
 /// Gossips what this node offers whenever it changes, with the measured matmul rate once that is there.
-async fn keep_capability(mesh: MeshHandle, settings: ProbeSettings, config: NodeConfig, name: String, offers: Offers) {
+async fn keep_capability(
+    mesh: MeshHandle,
+    settings: ProbeSettings,
+    name: String,
+    mut offers: watch::Receiver<(NodeConfig, Offers)>,
+) {
     let measured = tokio::task::spawn_blocking(mloc_modules::measure_matmul).await.ok();
     let mut ticks = tokio::time::interval(LOAD_EVERY);
     loop {
-        let (again, with, named, offered) = (settings.clone(), config.clone(), name.clone(), offers.clone());
+        let (again, named, (with, offered)) = (settings.clone(), name.clone(), offers.borrow_and_update().clone());
         let probed = tokio::task::spawn_blocking(move || capability(&again, &with, &named, &offered)).await;
         if let Ok(mut found) = probed {
             found.matmul_gflops = measured;
@@ -478,7 +499,11 @@ async fn keep_capability(mesh: MeshHandle, settings: ProbeSettings, config: Node
                 warn!(%error, "this node's hardware is gossiped as it was before");
             }
         }
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // Ends with the node, and this with it.
+            Ok(()) = offers.changed() => {}
+        }
     }
 }
 

@@ -198,6 +198,11 @@ pub fn notes(notes: &[String]) {
     }
 }
 
+/// Lines below one that began with a word of nine columns.
+pub fn indented(text: &str) -> String {
+    text.replace('\n', "\n         ")
+}
+
 /// `mloc nodes`.
 pub fn nodes(nodes: &[NodeView], mesh: &MeshView) {
     let mut rows = table(&[
@@ -239,7 +244,7 @@ pub fn nodes(nodes: &[NodeView], mesh: &MeshView) {
         ]);
     }
     print(&rows);
-    say!("{}", mesh.advice);
+    say!("the mesh {}", mesh.advice);
 }
 
 /// The last characters of a PeerId tell nodes apart; the first are the same for all of them.
@@ -280,7 +285,7 @@ pub fn mesh(mesh: &MeshView, nodes: &[NodeView]) {
     say!("members  {}", mesh.members);
     let voters: Vec<_> = mesh.voters.iter().map(name).collect();
     say!("voters   {} of {} answer: {}", mesh.voters_alive, mesh.voters.len(), voters.join(", "));
-    say!("{}", mesh.advice);
+    say!("safety   {}", indented(&mesh.advice));
 }
 
 /// `mloc stats`.

@@ -5,6 +5,7 @@
 //! is asked to stop, and kills its whole process group and all it started when it does not.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, BufRead, BufReader, Write},
     os::fd::AsFd,
@@ -16,6 +17,8 @@ use std::{
     },
     time::Duration,
 };
+
+use mloc_core::task::artifacts;
 
 use crate::{
     checkpoint,
@@ -96,17 +99,32 @@ fn run_asked(run: Run, asked: Asked, tell: Tell, modules: &[&'static dyn Module]
     for dir in [&run.artifacts, &run.checkpoints] {
         std::fs::create_dir_all(dir).map_err(|e| ModuleError::disk("make", dir, &e))?;
     }
-    let (artifacts, result) = (run.artifacts.clone(), run.result.clone());
+    let (folder, result) = (run.artifacts.clone(), run.result.clone());
     let mut ctx = RunContext::new(run, asked, tell)?;
-    let output = module.run(&mut ctx)?;
+    let mut output = module.run(&mut ctx)?;
+    let asked = &ctx.run().spec.output.artifacts;
+    output.outputs.retain(|made| artifacts::wanted(asked, &made.kind, &made.path));
+    let made_of = |wish: &String| {
+        let wish = std::slice::from_ref(wish);
+        output.outputs.iter().any(|made| artifacts::wanted(wish, &made.kind, &made.path))
+    };
+    let missed: Vec<String> = asked.iter().filter(|wish| !made_of(wish)).cloned().collect();
+    for wish in missed {
+        ctx.warn(format!("output.artifacts asks for {wish}, and nothing of that was made"));
+    }
     ctx.flush();
     for file in &output.outputs {
-        let path = artifacts.join(&file.path);
+        let path = folder.join(&file.path);
         File::open(&path)
             .and_then(|f| f.sync_all())
             .map_err(|e| ModuleError::Fatal(format!("module `{wanted}` names the output {}: {e}", path.display())))?;
     }
-    checkpoint::sync_dir(&artifacts).map_err(|e| ModuleError::disk("sync", &artifacts, &e))?;
+    let folders: BTreeSet<&Path> =
+        output.outputs.iter().flat_map(|made| Path::new(&made.path).ancestors().skip(1)).collect();
+    for below in folders.into_iter().chain([Path::new("")]) {
+        let dir = folder.join(below);
+        checkpoint::sync_dir(&dir).map_err(|e| ModuleError::disk("sync", &dir, &e))?;
+    }
     failpoint::reached("result.sync");
     let written = serde_json::to_vec_pretty(&output).map_err(io::Error::from);
     let written = written.and_then(|bytes| checkpoint::write_whole(&result, &bytes));

@@ -18,6 +18,7 @@
 //! | [`event`] | what it says, one JSON object a line, versioned |
 //! | [`child`] | the child's main |
 //! | [`tree`] | every process that belongs to an attempt, and its end |
+//! | [`lineage`] | what the manifest of a result says of its run |
 //! | [`transfers`] | how bytes come and go, as the worker needs it |
 //! | [`peers`] | how bytes come from another node, as whoever pulls needs it |
 //! | [`failpoint`] | places where a test may kill the process |
@@ -29,6 +30,7 @@ pub mod child;
 pub mod context;
 pub mod event;
 pub mod failpoint;
+pub mod lineage;
 pub mod module;
 pub mod peers;
 pub mod run;
@@ -39,6 +41,7 @@ pub use self::{
     checkpoint::Checkpoint,
     context::{Asked, RunContext},
     event::Event,
+    lineage::Lineage,
     module::{Module, ModuleError, ModuleOutput, Output},
     peers::{PeerBytes, PeerError, Peers},
     run::{DeviceChoice, Inputs, Programs, Run, Sandbox},

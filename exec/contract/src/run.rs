@@ -1,6 +1,7 @@
 //! `run.json`: what a child is told.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
 };
@@ -8,7 +9,10 @@ use std::{
 use mloc_core::{
     capability::Grant,
     id::AttemptId,
-    task::{TaskSpec, spec::Input},
+    task::{
+        TaskSpec,
+        spec::{Input, Pin},
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +32,12 @@ pub struct Run {
     pub grant: Grant,
     /// What was pulled.
     pub inputs: Inputs,
+    /// What the inputs are, where their sources have versions.
+    #[serde(default)]
+    pub pins: BTreeMap<Input, Pin>,
+    /// When the attempt started on this node, in milliseconds of its wall clock.
+    #[serde(default)]
+    pub started_unix_ms: u64,
     /// An empty folder for what it makes.
     pub artifacts: PathBuf,
     /// Its checkpoints, those of earlier attempts on this node included.

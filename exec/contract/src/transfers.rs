@@ -1,7 +1,6 @@
 //! How bytes come and go, as the worker needs it. Behind it stand `mloc-store` and, in tests, folders.
 
 use std::{
-    collections::BTreeMap,
     fs::File,
     path::{Path, PathBuf},
     sync::Arc,
@@ -14,7 +13,7 @@ use mloc_core::{
     task::spec::{Location, Pin},
 };
 
-use crate::module::Output;
+use crate::{lineage::Lineage, module::ModuleOutput};
 
 /// A source that can be opened.
 #[derive(Clone, Debug)]
@@ -85,14 +84,15 @@ pub trait Transfers: Send + Sync + 'static {
     /// What an earlier attempt of this task and replica published and could not report: nothing is left to compute.
     async fn published(&self, attempt: &AttemptId, destination: &Location) -> Result<Option<TaskResult>, Failure>;
 
-    /// Publishes, only after the ledger has granted the right. Without a destination the files stay where they are.
+    /// Publishes, only after the ledger has granted the right. Without a destination the files stay where they are, with
+    /// the manifest beside them.
     async fn publish(
         &self,
         attempt: &AttemptId,
         destination: Option<&Location>,
         folder: &Path,
-        outputs: &[Output],
-        summary: BTreeMap<String, serde_json::Value>,
+        made: &ModuleOutput,
+        lineage: Option<Lineage>,
         tell: OnMoved,
     ) -> Result<TaskResult, Failure>;
 }

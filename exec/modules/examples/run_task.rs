@@ -40,19 +40,17 @@ fn main() -> Result<()> {
         let (volume, rest) = path.split_once('/').unwrap_or((path, ""));
         Ok(volumes.get(volume).cloned().unwrap_or_else(|| beside.join(volume)).join(rest))
     };
-    let model = spec.model.as_ref();
-    let inputs = Inputs {
-        model: model.map(|m| resolve(&m.source)).transpose()?,
-        adapter: model.and_then(|m| m.adapter.as_ref()?.source.as_ref()).map(&resolve).transpose()?,
-        dataset: spec.dataset.as_ref().map(|d| resolve(&d.source)).transpose()?,
-        eval: spec.dataset.as_ref().and_then(|d| d.eval.as_ref()).map(&resolve).transpose()?,
-        code: spec.command.as_ref().and_then(|c| c.code.as_ref()).map(|c| resolve(&c.source)).transpose()?,
-    };
+    let mut inputs = Inputs::default();
+    for (input, source) in spec.sources() {
+        *inputs.of(input) = Some(resolve(source)?);
+    }
     let run = Run {
         v: RUN_VERSION,
         attempt: AttemptId { task: TaskId::new("run_task"), replica: 0, attempt: 1 },
         grant: Grant::default(),
         inputs,
+        pins: BTreeMap::new(),
+        started_unix_ms: 0,
         artifacts: work.join("artifacts"),
         checkpoints: work.join("checkpoints"),
         result: work.join("result.json"),

@@ -194,6 +194,8 @@ mod tests {
             spec,
             grant: Default::default(),
             inputs: Default::default(),
+            pins: BTreeMap::new(),
+            started_unix_ms: 0,
             artifacts: dir.join("artifacts"),
             checkpoints: dir.join("checkpoints"),
             result: dir.join("result.json"),

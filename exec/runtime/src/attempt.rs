@@ -9,14 +9,14 @@ use std::{
 };
 
 use mloc_core::{
-    id::AttemptId,
+    id::{AttemptId, NodeId},
     ledger::entry::{Failure, FailureClass},
-    task::spec::{Input, Location},
+    task::spec::{Input, Location, Pin},
     wire::{Assign, Phase, Progress},
     worker::{ChildEvent, Exit},
 };
 use mloc_exec::{
-    Arrived, Inputs, Moved, OnMoved, OnSaid, Programs, Run, Transfers, checkpoint,
+    Arrived, Inputs, Moved, OnMoved, OnSaid, Run, checkpoint,
     child::read_result,
     event::{MESSAGE_BYTES_MAX, bounded},
     failpoint,
@@ -29,13 +29,14 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    bounds, devices,
+    bounds, clock, devices,
     disk::DiskWatch,
     ending::{exit_of, unsaid},
     folders::Folders,
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
     relay::{Local, Relay, Said, copy},
+    tools::Tools,
 };
 
 /// Once the processes are gone nothing holds their pipes; should something, it is not waited for.
@@ -60,11 +61,10 @@ pub(crate) enum Wish {
 
 /// What is the same for every attempt of this node.
 pub(crate) struct Bench {
+    pub node: NodeId,
     pub folders: Folders,
     pub program: PathBuf,
-    pub secrets: BTreeMap<String, String>,
-    pub programs: Option<Programs>,
-    pub transfers: Arc<dyn Transfers>,
+    pub tools: Arc<Tools>,
     pub disk: Arc<DiskWatch>,
 }
 
@@ -102,6 +102,12 @@ impl Outlet {
     pub fn figures(&self, phase: Phase, progress: Progress) {
         self.events.try_send((self.attempt.clone(), self.run, ChildEvent::Progress { phase, progress })).ok();
     }
+}
+
+/// What a child is given to read.
+struct Pulled {
+    inputs: Inputs,
+    pins: BTreeMap<Input, Pin>,
 }
 
 /// Why there is no child to speak of.
@@ -153,6 +159,7 @@ impl Start {
 
     /// Inputs, checkpoint, run file, process.
     async fn prepare(&mut self) -> Result<(Arc<LogFile>, Child), NoChild> {
+        let started_unix_ms = clock::unix_ms();
         let (bench, id) = (self.bench.clone(), self.id().clone());
         let dir = bench.folders.attempt(&id);
         std::fs::create_dir_all(&dir).map_err(|e| disk("make", &dir, &e))?;
@@ -176,12 +183,12 @@ impl Start {
         // Before anything is pulled for nothing.
         let environment = self.environment()?;
         let mut wish = self.wish.clone();
-        let inputs = tokio::select! {
+        let pulled = tokio::select! {
             biased;
             _ = wish.wait_for(|wish| *wish > Wish::Go) => return Err(NoChild::Stopped),
             pulled = self.pull(&log) => pulled?,
         };
-        let run_file = self.write_run_file(&inputs).await?;
+        let run_file = self.write_run_file(pulled, started_unix_ms).await?;
         failpoint::reached("attempt.run_file");
         let child = launch::start(&bench.program, &run_file, &dir, &environment, &self.held)
             .map_err(|e| Failure { class: FailureClass::Retryable, message: e.to_string() })?;
@@ -194,10 +201,10 @@ impl Start {
         tokio::task::spawn_blocking(move || watch.short()).await.ok().flatten()
     }
 
-    async fn pull(&mut self, log: &Arc<LogFile>) -> Result<Inputs, NoChild> {
+    async fn pull(&mut self, log: &Arc<LogFile>) -> Result<Pulled, NoChild> {
         let bench = self.bench.clone();
         let spec = self.assign.spec.clone();
-        let transfers = &bench.transfers;
+        let transfers = bench.tools.transfers();
         if let Some(destination) = &spec.output.destination
             && transfers.published(self.id(), destination).await?.is_some()
         {
@@ -212,11 +219,15 @@ impl Start {
             pins.extend(arrived.pin.map(|pin| (input, pin)));
             *inputs.of(input) = Some(arrived.path);
         }
-        pins.retain(|input, _| !self.assign.pins.contains_key(input));
-        if !pins.is_empty() {
-            self.outlet.say(ChildEvent::Pinned(pins)).await;
+        let new: BTreeMap<_, _> = pins
+            .iter()
+            .filter(|(input, _)| !self.assign.pins.contains_key(input))
+            .map(|(i, p)| (*i, p.clone()))
+            .collect();
+        if !new.is_empty() {
+            self.outlet.say(ChildEvent::Pinned(new)).await;
         }
-        Ok(inputs)
+        Ok(Pulled { inputs, pins })
     }
 
     async fn pull_one(&mut self, input: Input, source: &Location, log: &Arc<LogFile>) -> Result<Arrived, Failure> {
@@ -224,7 +235,7 @@ impl Start {
         log.line(&format!("mloc: pulling the {what}"));
         let (told, said) = (self.tell(Phase::Pulling, what), self.say(what, log));
         let pin = self.assign.pins.get(&input);
-        let mut arrived = self.bench.transfers.pull(source, pin, told, said).await?;
+        let mut arrived = self.bench.tools.transfers().pull(source, pin, told, said).await?;
         if let Some(pin) = &arrived.pin {
             log.line(&format!(
                 "mloc: the {what} is version {} ({} files, {} bytes)",
@@ -251,7 +262,7 @@ impl Start {
         }
         let into = all.join(".fetched");
         let told = self.tell(Phase::Pulling, "checkpoint");
-        let Some(fetched) = self.bench.transfers.fetch_checkpoint(self.id(), shared, &into, told).await? else {
+        let Some(fetched) = self.bench.tools.transfers().fetch_checkpoint(self.id(), shared, &into, told).await? else {
             return Ok(());
         };
         if here.is_some_and(|here| here.step >= fetched.step) {
@@ -268,7 +279,7 @@ impl Start {
         Ok(())
     }
 
-    async fn write_run_file(&self, inputs: &Inputs) -> Result<PathBuf, NoChild> {
+    async fn write_run_file(&self, pulled: Pulled, started_unix_ms: u64) -> Result<PathBuf, NoChild> {
         let (folders, id) = (&self.bench.folders, self.id());
         let artifacts = folders.artifacts(id);
         // A start from a checkpoint writes all of it again.
@@ -284,13 +295,15 @@ impl Start {
             attempt: id.clone(),
             spec,
             grant: self.assign.grant.clone(),
-            inputs: inputs.clone(),
+            inputs: pulled.inputs,
+            pins: pulled.pins,
+            started_unix_ms,
             artifacts,
             checkpoints: folders.checkpoints(id),
             result: folders.result(id),
             threads: devices::threads(&self.assign.grant),
             work: folders.work(id),
-            programs: self.bench.programs.clone(),
+            programs: self.bench.tools.programs(),
             keep_checkpoints: keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(0),
         };
         run.write(&path).map_err(|e| disk("write", &path, &e))?;
@@ -301,12 +314,12 @@ impl Start {
         let spec = &self.assign.spec;
         let mut environment = spec.env.clone();
         for name in &spec.secrets_from {
-            let secret = self.bench.secrets.get(name).ok_or_else(|| Failure {
+            let secret = self.bench.tools.secret(name).ok_or_else(|| Failure {
                 // Another node may have it.
                 class: FailureClass::Retryable,
                 message: format!("this node has no secret `{name}`\nhint: add it under `secrets` in its node.yaml, or name a node that has it in spec.placement"),
             })?;
-            environment.insert(name.clone(), secret.clone());
+            environment.insert(name.clone(), secret);
         }
         environment.extend(devices::environment(&self.assign.grant).into_iter().map(|(k, v)| (k.to_owned(), v)));
         Ok(environment)
@@ -460,7 +473,13 @@ impl Start {
             // The child computes on meanwhile: its figures are the attempt's, not those of the push.
             let untold: OnMoved = Arc::new(|_| {});
             let Local { step, held, keep } = &local;
-            match self.bench.transfers.push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold).await {
+            match self
+                .bench
+                .tools
+                .transfers()
+                .push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold)
+                .await
+            {
                 Ok(reference) => {
                     failpoint::reached("attempt.pushed");
                     log.line(&format!("mloc: the checkpoint of step {step} is at the shared place"));

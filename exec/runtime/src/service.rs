@@ -32,8 +32,11 @@ use crate::{
     logs::AttemptLogs,
     publish::Publication,
     tidy,
+    tools::Tools,
 };
 
+/// Between two looks at what is kept for a time.
+const TIDY_EVERY: Duration = Duration::from_secs(600);
 /// Events that wait for the worker; a child that says more waits with its next checkpoint.
 const EVENTS: usize = 256;
 /// Heartbeats under way: one that hangs on a dead connection must not hold up the next.
@@ -104,6 +107,7 @@ pub enum WorkerStartError {
 /// A running worker. Dropped without [`Worker::stop`] it stops at once; its children notice and stop too.
 pub struct Worker {
     logs: Arc<AttemptLogs>,
+    tools: Arc<Tools>,
     failed: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
     tracker: TaskTracker,
@@ -130,9 +134,14 @@ impl Worker {
         let known: BTreeSet<AttemptId> = rows.attempts.iter().map(|row| row.assign.attempt.clone()).collect();
         // A journal that was just made knows of nothing: what lies here may be of use to attempts that come again.
         let fresh = rows.highest_term == 0 && known.is_empty();
-        let evicting = transfers.clone();
-        let room = Arc::new(move |bytes| evicting.make_room(bytes));
-        let (all, those, sources) = (folders.clone(), known.clone(), transfers.clone());
+        let programs = settings.programs.map(|mut programs| {
+            programs.hidden.push(settings.data_dir.clone());
+            programs
+        });
+        let tools = Arc::new(Tools::new(settings.secrets, transfers, programs));
+        let (evicting, sources) = (tools.clone(), tools.transfers());
+        let room = Arc::new(move |bytes| evicting.transfers().make_room(bytes));
+        let (all, those) = (folders.clone(), known.clone());
         let clear = move || {
             // After the lock: another daemon's children are its own.
             launch::kill_leftovers(&attempts);
@@ -154,19 +163,14 @@ impl Worker {
         let (tell_failed, failed) = watch::channel(None);
         let cancel = CancellationToken::new();
         let tracker = TaskTracker::new();
-        let programs = settings.programs.map(|mut programs| {
-            programs.hidden.push(settings.data_dir.clone());
-            programs
-        });
         let service = Service {
             worker,
             bench: Arc::new(Bench {
+                node: settings.node.clone(),
                 folders,
                 program: settings.program,
-                secrets: settings.secrets,
                 disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, room)),
-                programs,
-                transfers,
+                tools: tools.clone(),
             }),
             link,
             journal: Some(journal),
@@ -187,14 +191,20 @@ impl Worker {
             beating: Arc::default(),
             tell_failed,
         };
+        tracker.spawn(tidy_now_and_then(service.bench.folders.clone(), cancel.clone()));
         let span = info_span!("worker");
         tracker.spawn(service.run(actions, inbox, heard, said, cancel.clone()).instrument(span));
-        Ok(Self { logs, failed, cancel: cancel.clone(), tracker, stop_grace, _drop: cancel.drop_guard() })
+        Ok(Self { logs, tools, failed, cancel: cancel.clone(), tracker, stop_grace, _drop: cancel.drop_guard() })
     }
 
     /// Logs of the attempts that ran here.
     pub fn logs(&self) -> Arc<AttemptLogs> {
         self.logs.clone()
+    }
+
+    /// What attempts are given, to be changed while they run.
+    pub fn tools(&self) -> Arc<Tools> {
+        self.tools.clone()
     }
 
     /// Returns when the worker cannot go on, with the reason: its journal is lost to it.
@@ -266,6 +276,14 @@ struct Service {
     reporting: Arc<Mutex<BTreeSet<AttemptId>>>,
     beating: Arc<Mutex<u32>>,
     tell_failed: watch::Sender<Option<String>>,
+}
+
+/// The time of a kept result ends whether or not anything else happens on this node.
+async fn tidy_now_and_then(folders: Folders, cancel: CancellationToken) {
+    while timeout(TIDY_EVERY, cancel.cancelled()).await.is_err() {
+        let folders = folders.clone();
+        tokio::task::spawn_blocking(move || tidy::now_and_then(&folders)).await.ok();
+    }
 }
 
 impl Service {

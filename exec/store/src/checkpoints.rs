@@ -49,8 +49,14 @@ impl Store {
             return Err(StoreError::Empty { place: folder.display().to_string() });
         }
         let meter = Meter::new(files.iter().map(|f| f.bytes).sum(), tell).at(&self.limit);
-        let mut manifest =
-            Manifest { format: FORMAT, attempt: attempt.clone(), step: Some(step), files, summary: Default::default() };
+        let mut manifest = Manifest {
+            format: FORMAT,
+            attempt: attempt.clone(),
+            step: Some(step),
+            files,
+            summary: Default::default(),
+            lineage: None,
+        };
         if let Some(there) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? {
             let same = Manifest::read(&place.url(), &there).is_ok_and(|m| m == manifest);
             if same {

@@ -33,6 +33,7 @@ mod gcs;
 mod http;
 mod hub;
 mod kinds;
+mod leftovers;
 mod manifest;
 mod meter;
 mod mirror;
@@ -59,7 +60,9 @@ pub use self::{
     checkpoints::Fetched,
     config::{AzblobConfig, GcsConfig, HttpAccount, HubConfig, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
+    leftovers::UPLOADING,
     manifest::{FORMAT, MANIFEST, Manifest},
+    meter::bytes_moved,
     mirror::Mirror,
     pull::{Pulled, PulledFile},
 };

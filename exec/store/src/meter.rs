@@ -8,6 +8,13 @@ use std::sync::{
 use mloc_exec::{Moved, OnMoved};
 
 use crate::rate::Limit;
+/// Bytes that went over a line or between disks since this process started, useless ones included.
+static MOVED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that transfers of this process have moved, in whichever direction: a figure for whoever watches.
+pub fn bytes_moved() -> u64 {
+    MOVED.load(Ordering::Relaxed)
+}
 
 /// Counts the bytes of one transfer.
 #[derive(Clone)]
@@ -47,6 +54,7 @@ impl Meter {
     /// Bytes were moved just now.
     pub fn moved(&self, bytes: u64) {
         self.fetched.fetch_add(bytes, Ordering::Relaxed);
+        MOVED.fetch_add(bytes, Ordering::Relaxed);
         self.found(bytes);
     }
 

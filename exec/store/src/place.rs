@@ -76,6 +76,11 @@ pub(crate) trait Area: fmt::Debug + Send + Sync {
     /// Removes all below this area.
     async fn remove_all(&self) -> Result<(), StoreError>;
 
+    /// Whether the files of a result appear with its manifest, all at once, so that a dead writer leaves none.
+    fn appears_whole(&self) -> bool {
+        false
+    }
+
     /// Clears away what dead writers left in the folders of these names. Areas whose writers leave nothing have nothing
     /// to do.
     async fn sweep(&self, _names: &[&str]) {}

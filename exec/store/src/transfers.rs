@@ -1,6 +1,6 @@
 //! The worker's side of this crate: errors become failures for the ledger.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use async_trait::async_trait;
 use mloc_core::{
@@ -8,7 +8,7 @@ use mloc_core::{
     ledger::entry::{CheckpointRef, Failure, TaskResult},
     task::spec::{Location, Pin},
 };
-use mloc_exec::{Arrived, OnMoved, OnSaid, Output, Transfers};
+use mloc_exec::{Arrived, Lineage, ModuleOutput, OnMoved, OnSaid, Transfers};
 
 use crate::Store;
 
@@ -60,10 +60,10 @@ impl Transfers for Store {
         attempt: &AttemptId,
         destination: Option<&Location>,
         folder: &Path,
-        outputs: &[Output],
-        summary: BTreeMap<String, serde_json::Value>,
+        made: &ModuleOutput,
+        lineage: Option<Lineage>,
         tell: OnMoved,
     ) -> Result<TaskResult, Failure> {
-        Ok(Store::publish(self, attempt, destination, folder, outputs, summary, tell).await?)
+        Ok(self.publish_made(attempt, destination, folder, made, lineage, tell).await?)
     }
 }

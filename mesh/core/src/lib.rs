@@ -16,6 +16,7 @@
 //! | [`files`] | files by their digests: what a submission brings along, what a node asks another for |
 //! | [`ledger`] | the replicated state: `apply` is total, usage is integers |
 //! | [`schedule`] | `solve(problem)`, and `explain`: why a task does not run |
+//! | [`survival`] | which losses a mesh survives, in words |
 //! | [`leader`] | what the orchestrator does next, from ledger, members and time |
 //! | [`worker`] | what a worker does next, from its journal and what it hears |
 //! | [`wire`] | what leader and worker say to each other |
@@ -33,6 +34,7 @@ pub mod leader;
 pub mod ledger;
 pub mod quantity;
 pub mod schedule;
+pub mod survival;
 pub mod task;
 pub mod time;
 pub mod wire;

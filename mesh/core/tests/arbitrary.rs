@@ -72,7 +72,7 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
             dataset: None,
             command: None,
             hyperparameters: BTreeMap::new(),
-            output: spec::Output { destination, artifacts: Vec::new() },
+            output: spec::Output { destination, artifacts: Vec::new(), keep_ms: None },
             priority,
             depends_on,
             retry,

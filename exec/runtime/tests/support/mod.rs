@@ -24,7 +24,7 @@ use mloc_core::{
     },
     wire::{Assign, AttemptProgress, FromLeader, FromWorker, Heartbeat, Report, StopReason, ToLeader, ToWorker},
 };
-use mloc_exec::{Arrived, Moved, OnMoved, OnSaid, Output, Transfers};
+use mloc_exec::{Arrived, Lineage, ModuleOutput, Moved, OnMoved, OnSaid, Output, Transfers};
 use mloc_runtime::{LeaderLink, LinkDown, Worker, WorkerMessage, WorkerSettings};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -252,8 +252,8 @@ impl Transfers for Folders {
         _: &AttemptId,
         destination: Option<&Location>,
         folder: &Path,
-        outputs: &[Output],
-        summary: BTreeMap<String, Value>,
+        made: &ModuleOutput,
+        _: Option<Lineage>,
         tell: OnMoved,
     ) -> Result<TaskResult, Failure> {
         while self.held.load(Ordering::SeqCst) {
@@ -273,8 +273,8 @@ impl Transfers for Folders {
             bytes: fs::metadata(folder.join(&o.path)).map_or(0, |m| m.len()),
             sha256: String::new(),
         };
-        let artifacts = outputs.iter().map(artifact).collect();
-        let result = TaskResult { location: place.display().to_string(), artifacts, summary };
+        let artifacts = made.outputs.iter().map(artifact).collect();
+        let result = TaskResult { location: place.display().to_string(), artifacts, summary: made.summary.clone() };
         if destination.is_some() {
             fs::write(place.join("done.json"), serde_json::to_vec(&result).unwrap()).unwrap();
         }

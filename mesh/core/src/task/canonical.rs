@@ -44,6 +44,7 @@ pub fn value(spec: &TaskSpec) -> Value {
     body.insert("hyperparameters".into(), json!(spec.hyperparameters));
     let mut output = json!({ "artifacts": spec.output.artifacts });
     set(&mut output, "destination", spec.output.destination.as_ref().map(location));
+    set(&mut output, "keep", spec.output.keep_ms.map(time));
     body.insert("output".into(), output);
     body.insert("priority".into(), json!(spec.priority));
     body.insert("dependsOn".into(), json!(spec.depends_on));

@@ -3,6 +3,7 @@
 //!
 //! [`parse`] is the way in; [`canonical`] writes a spec back as a file that means the same.
 
+pub mod artifacts;
 pub mod canonical;
 mod fields;
 pub mod hyperparameters;
@@ -20,7 +21,7 @@ pub use hyperparameters::settings;
 pub use kind::TaskType;
 pub use problem::{At, Note, Problem, Problems};
 pub use spec::TaskSpec;
-pub use validate::{ARTIFACTS, DEFAULT_PROJECT, FILES};
+pub use validate::DEFAULT_PROJECT;
 
 use std::collections::BTreeSet;
 

@@ -54,6 +54,7 @@ pub struct RawSpec {
     pub hyperparameters: Vec<(Key, Node)>,
     pub destination: Option<RawLocation>,
     pub artifacts: Vec<Typed<String>>,
+    pub keep: Text,
     pub priority: Option<Typed<i64>>,
     pub depends_on: Vec<Typed<String>>,
     pub retry_limit: Option<Typed<i64>>,
@@ -260,6 +261,7 @@ fn spec(mut fields: Fields<'_>, problems: &mut Problems) -> RawSpec {
     if let Some(mut output) = fields.section("output", problems) {
         raw.destination = location(&mut output, "destination", Use::Destination, problems);
         raw.artifacts = output.texts("artifacts", problems).map_or(Vec::new(), |list| list.value);
+        raw.keep = output.text("keep", problems);
         output.finish(NONE, problems);
     }
     raw.priority = fields.integer("priority", problems);

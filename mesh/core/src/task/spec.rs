@@ -371,8 +371,12 @@ pub struct Code {
 pub struct Output {
     /// Where artifacts are published; the worker's disk only when absent.
     pub destination: Option<Location>,
-    /// Kinds of artifact: `adapter_weights`, `full_model`, `training_logs`, … Empty: what the module makes.
+    /// Kinds of artifact and `files:PATTERN`, see [`super::artifacts`]. Empty: what the module makes unasked.
     pub artifacts: Vec<String>,
+    /// How long the worker keeps artifacts that have no destination, in milliseconds; as long as there is room for them
+    /// when absent.
+    #[serde(default)]
+    pub keep_ms: Option<u64>,
 }
 
 /// Tries after the first.

@@ -7,7 +7,7 @@ mod model;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Parsed,
+    Parsed, artifacts,
     fields::Typed,
     hyperparameters::{self, Read},
     kind::{Kind, TASK_TYPES, TaskType, TaskTypeRow},
@@ -23,10 +23,6 @@ use crate::{
     quantity::{self, BadQuantity},
 };
 
-/// Kinds of artifact that modules of this build make.
-pub const ARTIFACTS: [&str; 4] = ["adapter_weights", "full_model", "training_logs", "tokenizer"];
-/// The kind of a program's files that are of none of these.
-pub const FILES: &str = "files";
 /// The project of a task that names none.
 pub const DEFAULT_PROJECT: &str = "default";
 
@@ -318,28 +314,22 @@ impl Validation<'_> {
         let adapter = spec.model.as_ref().is_some_and(|model| model.adapter.is_some());
         // A program makes what it likes, files of no kind we know among it.
         let own_program = row.is_some_and(|row| row.task_type == TaskType::Command);
-        let kinds = || ARTIFACTS.into_iter().chain(own_program.then_some(FILES));
         let mut artifacts = Vec::new();
         for artifact in &spec.artifacts {
-            let name = artifact.value.as_str();
-            if !kinds().any(|kind| kind == name) {
-                let problem = artifact.problem(format!("one of {}", kinds().collect::<Vec<_>>().join(", ")));
-                self.problems.push(match nearest(name, kinds()) {
-                    Some(near) => problem.hint(format!("did you mean `{near}`?")),
-                    None => problem,
-                });
-            } else if name == "adapter_weights" && !adapter && !own_program {
-                let hint = "add `model.adapter`, or ask for full_model";
-                self.problems.push(artifact.problem("an artifact of a task without an adapter").hint(hint));
-            } else if name == "full_model" && adapter && !own_program {
-                let hint = "merging an adapter into its base is not in this build: ask for adapter_weights";
-                self.problems.push(artifact.problem("an artifact of a task with an adapter").hint(hint));
+            if let Some(problem) = bad_artifact(artifact, adapter, own_program) {
+                self.problems.push(problem);
             }
             if !artifacts.contains(&artifact.value) {
                 artifacts.push(artifact.value.clone());
             }
         }
-        Output { destination: self.destination(&spec.destination), artifacts }
+        let destination = self.destination(&spec.destination);
+        let keep_ms = self.time(&spec.keep, true);
+        if let (Some(keep), Some(_)) = (&spec.keep, &destination) {
+            let hint = "what lies at a destination is its owner's: give the bucket a lifecycle rule";
+            self.problems.push(keep.problem("no `keep` beside a `destination`").hint(hint));
+        }
+        Output { destination, artifacts, keep_ms }
     }
 
     fn retry(&mut self, spec: &RawSpec) -> Retry {
@@ -404,5 +394,40 @@ impl Validation<'_> {
             env.extend(name.map(|name| (name, value.value.clone())));
         }
         env
+    }
+}
+
+/// Why a task may not ask for this.
+fn bad_artifact(artifact: &Typed<String>, adapter: bool, own_program: bool) -> Option<Problem> {
+    let name = artifact.value.as_str();
+    if let Some(pattern) = name.strip_prefix(artifacts::FILES) {
+        let why = artifacts::pattern(pattern).err()?;
+        let problem = artifact.problem("a pattern of paths, such as `files:plots/**/*.png`");
+        return Some(problem.hint(why));
+    }
+    let kinds = || artifacts::KINDS.into_iter().chain(own_program.then_some(artifacts::OTHER));
+    if !kinds().any(|kind| kind == name) {
+        let list = kinds().collect::<Vec<_>>().join(", ");
+        let problem = artifact.problem(format!("one of {list}, or files:PATTERN"));
+        return Some(match nearest(name, kinds()) {
+            Some(near) => problem.hint(format!("did you mean `{near}`?")),
+            None => problem,
+        });
+    }
+    match (name, adapter) {
+        _ if own_program => None,
+        ("adapter_weights", false) => {
+            let problem = artifact.problem("an artifact of a task without an adapter");
+            Some(problem.hint("add `model.adapter`, or ask for full_model"))
+        }
+        ("merged_model", false) => {
+            let problem = artifact.problem("an artifact of a task without an adapter");
+            Some(problem.hint("without an adapter the whole model is trained: ask for full_model"))
+        }
+        ("full_model", true) => {
+            let problem = artifact.problem("an artifact of a task with an adapter");
+            Some(problem.hint("ask for adapter_weights, or for merged_model: the base with the adapter in it"))
+        }
+        _ => None,
     }
 }

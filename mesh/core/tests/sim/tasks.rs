@@ -75,7 +75,7 @@ pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
         dataset: None,
         command: None,
         hyperparameters: BTreeMap::new(),
-        output: spec::Output { destination: (replicas == 1).then_some(output), artifacts: Vec::new() },
+        output: spec::Output { destination: (replicas == 1).then_some(output), artifacts: Vec::new(), keep_ms: None },
         priority: rng.random_range(0..3),
         depends_on,
         retry: spec::Retry { limit: rng.random_range(1..7), backoff_ms: 200, backoff_max_ms: 2_000 },

@@ -174,7 +174,11 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                 }),
                 command: None,
                 hyperparameters,
-                output: Output { destination: out, artifacts: vec!["training_logs".into()] },
+                output: Output {
+                    keep_ms: out.is_none().then_some(ms),
+                    destination: out,
+                    artifacts: vec!["training_logs".into(), "files:a/*".into()],
+                },
                 priority,
                 depends_on: vec![],
                 retry: Retry { limit, backoff_ms: ms, backoff_max_ms: 2 * ms },
