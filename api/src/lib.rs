@@ -8,6 +8,7 @@
 //! | [`auth`] | user tokens, and what their holders may do |
 //! | [`access`] | who calls: the machine's own user on loopback, or whom a bearer token names |
 //! | [`routes`] | paths to `Control` calls |
+//! | [`files`] | bytes through the node that took the request: what comes along with a task, and artifacts |
 //! | [`forward`] | any node takes any request: HTTP/1 to the leader over a mesh stream, once |
 //! | [`dashboard`] | the page at `/` |
 //!
@@ -19,7 +20,9 @@ mod body;
 pub mod control;
 pub mod dashboard;
 pub mod error;
+pub mod files;
 pub mod forward;
+mod range;
 pub mod routes;
 pub mod view;
 
@@ -27,6 +30,7 @@ pub use access::Access;
 pub use auth::{Caller, UserTokens};
 pub use control::Control;
 pub use error::ControlError;
+pub use files::Files;
 pub use routes::{link_router, rest_router};
 
 /// The largest task.yaml that is taken, in bytes.

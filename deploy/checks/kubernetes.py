@@ -33,7 +33,7 @@ def plain():
     kustomization = yaml.safe_load((base / "kustomization.yaml").read_text())
     known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images"}
     need(set(kustomization) <= known, f"kustomization.yaml: this check does not know {set(kustomization) - known}")
-    listed = {*kustomization["resources"], "kustomization.yaml", "secret.example.yaml"}
+    listed = {*kustomization["resources"], "kustomization.yaml", "secret.example.yaml", "backup.example.yaml"}
     objects = [o for name in kustomization["resources"] for o in documents((base / name).read_text())]
     for generator in kustomization["configMapGenerator"]:
         data = {}

@@ -14,6 +14,8 @@ use mloc_core::quantity;
 use mloc_exec::Sandbox;
 use serde::{Deserialize, Serialize};
 
+use crate::places::Places;
+
 /// node.yaml. Unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -48,8 +50,12 @@ pub struct NodeConfig {
     pub modules: Modules,
     /// S3 defaults; credentials come from the environment or from files.
     pub s3: S3,
+    /// Other places, and the way there.
+    pub store: Places,
     /// Pulled models and data sets.
     pub cache: CacheConfig,
+    /// Files that come along with tasks.
+    pub uploads: UploadsConfig,
     /// Secrets for `secretsFrom`: name → file that holds it.
     pub secrets: BTreeMap<String, PathBuf>,
     /// Labels for `placement.nodeSelector`.
@@ -213,8 +219,60 @@ pub struct S3 {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct CacheConfig {
+    /// Their folder; `cache` in the data directory when absent. Nodes on one host may share it.
+    pub dir: Option<PathBuf>,
     /// What they may take while no task uses them; half of their disk when absent.
     pub max_bytes: Option<String>,
+    /// How closely they are looked at before an attempt gets them.
+    pub verify: Verify,
+}
+
+/// How closely cached files are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// Those whose size or time changed are read.
+    #[default]
+    Changed,
+    /// All are read.
+    Always,
+}
+
+impl From<Verify> for mloc_store::Verify {
+    fn from(verify: Verify) -> Self {
+        match verify {
+            Verify::Changed => Self::Changed,
+            Verify::Always => Self::Always,
+        }
+    }
+}
+
+/// Files that come along with tasks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct UploadsConfig {
+    /// What they may take; half of their disk when absent.
+    pub max_bytes: Option<String>,
+    /// How long they stay once no task names them any more; a day when absent.
+    pub keep_for: Option<String>,
+}
+
+impl UploadsConfig {
+    /// What they may take, when it is said, and how long they stay.
+    ///
+    /// # Errors
+    /// When a text is no number of bytes, or no time.
+    pub fn settle(&self) -> anyhow::Result<(Option<u64>, Duration)> {
+        let bad = |key: &str, text: &str, e: quantity::BadQuantity| {
+            let hint = e.hint.map(|h| format!("; {h}")).unwrap_or_default();
+            anyhow::anyhow!("uploads.{key}: `{text}`: expected {}{hint}", e.expected)
+        };
+        let max = self.max_bytes.as_ref();
+        let max = max.map(|text| quantity::bytes(text).map_err(|e| bad("maxBytes", text, e))).transpose()?;
+        let keep = self.keep_for.as_ref();
+        let keep = keep.map(|text| quantity::duration_ms(text).map_err(|e| bad("keepFor", text, e))).transpose()?;
+        Ok((max, keep.map_or(Duration::from_secs(24 * 3600), Duration::from_millis)))
+    }
 }
 
 /// Durations after profile and file.
@@ -279,6 +337,7 @@ impl NodeConfig {
         if let Some(text) = &self.cache.max_bytes {
             self.cache_bytes_max().with_context(|| format!("cache.maxBytes: `{text}`"))?;
         }
+        self.uploads.settle()?;
         let s3 = &self.s3;
         let files = [&s3.access_key_id_file, &s3.secret_access_key_file, &s3.session_token_file];
         if s3.anonymous && files.iter().any(|file| file.is_some()) {
@@ -287,6 +346,7 @@ impl NodeConfig {
         if s3.access_key_id_file.is_some() != s3.secret_access_key_file.is_some() {
             bail!("s3: accessKeyIdFile and secretAccessKeyFile go together");
         }
+        self.store.check()?;
         if self.modules.offer.iter().flatten().any(|name| name == "command") {
             bail!(
                 "modules.offer: `command` runs whatever a user sends: switch it on with modules.command.enabled: true"
@@ -318,11 +378,25 @@ impl NodeConfig {
         self.cache.max_bytes.as_ref().map(bytes).transpose()
     }
 
+    /// The cache of pulled sources, as the store takes it.
+    ///
+    /// # Errors
+    /// Those of [`Self::cache_bytes_max`].
+    pub fn cache(&self) -> anyhow::Result<mloc_store::CacheConfig> {
+        let of_data_dir = || self.data_dir.as_ref().map(|dir| dir.join("cache"));
+        let usual = mloc_store::CacheConfig::default().dir;
+        Ok(mloc_store::CacheConfig {
+            dir: self.cache.dir.clone().or_else(of_data_dir).unwrap_or(usual),
+            bytes_max: self.cache_bytes_max()?,
+            verify: self.cache.verify.into(),
+        })
+    }
+
     /// Files of this node that no program of a user may read.
     pub fn secret_files(&self) -> Vec<PathBuf> {
         let s3 = [&self.s3.access_key_id_file, &self.s3.secret_access_key_file, &self.s3.session_token_file];
         let some = s3.into_iter().chain([&self.token_file]).flatten();
-        some.chain(self.secrets.values()).cloned().collect()
+        some.chain(self.secrets.values()).chain(self.store.secret_files()).cloned().collect()
     }
 
     /// Durations after profile and file.
@@ -394,10 +468,14 @@ mod tests {
 
     #[test]
     fn what_hints_name_is_taken_and_what_cannot_be_meant_is_refused() {
-        let s3 =
-            "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB}\n";
+        let s3 = "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB, dir: /srv/mloc, verify: always}\n";
         assert_eq!(NodeConfig::parse(s3).unwrap().cache_bytes_max().unwrap(), Some(200 << 30));
         assert!(NodeConfig::parse("s3: {anonymous: true}\n").unwrap().s3.anonymous);
+        let uploads = "uploads: {maxBytes: 10GiB, keepFor: 2h}\n";
+        let two_hours = Duration::from_secs(7200);
+        assert_eq!(NodeConfig::parse(uploads).unwrap().uploads.settle().unwrap(), (Some(10 << 30), two_hours));
+        let error = format!("{:#}", NodeConfig::parse("uploads: {keepFor: long}\n").unwrap_err());
+        assert!(error.starts_with("uploads.keepFor: `long`: expected "), "{error}");
         for bad in [
             "s3: {anonymous: true, sessionTokenFile: /c}\n",
             "s3: {accessKeyIdFile: /a}\n",

@@ -9,15 +9,16 @@ use mloc_api::{
     Caller, Control, ControlError,
     control::{Freshness, LogsFrom, Submission},
     view::{
-        Accepted, Event, ExplainView, MeshView, NodeView, ResultView, StatsQuery, StatsView, TaskFilter, TaskPage,
-        TaskView,
+        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, ResultView, StatsQuery, StatsView, TaskFilter,
+        TaskPage, TaskView,
     },
 };
 use mloc_core::{
+    files::Brought,
     id::{NodeId, TaskId},
     ledger::{
         Entry, Ledger, Outcome, Reason,
-        state::{Attempt, Task, TaskEnd},
+        state::{Attempt, AttemptEnd, AttemptState, Task, TaskEnd},
         task_state::TaskState,
         usage,
     },
@@ -30,7 +31,7 @@ use mloc_mesh::{
 use sha2::{Digest, Sha256};
 
 use crate::{
-    follow,
+    files, follow,
     logs::Logs,
     views::{self, Figure, Figures, LedgerFigures, advice, attempt_view, gpu_view, history, usage_rows},
 };
@@ -96,11 +97,19 @@ impl MeshControl {
             .then(|| progress.as_ref().map(|p| p.phase.name().to_owned()))
             .flatten();
         let result = match &task.ended {
-            Some(TaskEnd::Completed { result, .. }) => Some(ResultView {
-                location: result.location.clone(),
-                artifacts: result.artifacts.clone(),
-                summary: result.summary.clone(),
-            }),
+            Some(TaskEnd::Completed { result, .. }) => {
+                let finished = |a: &&Attempt| matches!(&a.state, AttemptState::Ended { how: AttemptEnd::Finished, .. });
+                let made = task.replicas.iter().flat_map(|r| &r.attempts).rfind(finished);
+                Some(ResultView {
+                    location: result.location.clone(),
+                    attempt: made.map(|a| a.id.to_string()).unwrap_or_default(),
+                    node: made.map(|a| a.node.to_string()).unwrap_or_default(),
+                    node_name: made.map(|a| attempt_view(ledger, a).node_name).unwrap_or_default(),
+                    destination: task.spec.output.destination.clone(),
+                    artifacts: result.artifacts.clone(),
+                    summary: result.summary.clone(),
+                })
+            }
             _ => None,
         };
         TaskView {
@@ -127,7 +136,13 @@ impl MeshControl {
         let live = self.mesh.views();
         let found = self.mesh.read(|ledger| {
             let gossip = |id| live.get(id).and_then(|v| v.capability.as_ref()).map(|c| c.name.as_str());
-            views::named(text, ledger.members.iter().map(|(id, m)| (id, m.name.as_str(), gossip(id))))
+            let named = |revoked: bool| {
+                let members = ledger.members.iter().filter(|(_, m)| m.revoked_at.is_some() == revoked);
+                views::named(text, members.map(|(id, m)| (id, m.name.as_str(), gossip(id))))
+            };
+            // A machine that came back under a new key bears the name of its revoked self; after a restore all do.
+            let present = named(false);
+            if present.is_empty() { named(true) } else { present }
         });
         match found.as_slice() {
             [one] => Ok(one.clone()),
@@ -213,10 +228,24 @@ fn refused(reason: Reason) -> ControlError {
     }
 }
 
+/// What an Idempotency-Key was used for: the text, and what came along with it. Not the node that took it: the same may
+/// be sent to another.
+fn body_digest(body: &str, brought: &Brought) -> Result<String, ControlError> {
+    let mut hasher = Sha256::new_with_prefix(body.as_bytes());
+    if !brought.trees.is_empty() {
+        let trees = serde_json::to_vec(&brought.trees).map_err(|e| ControlError::Internal(e.to_string()))?;
+        hasher.update([0]);
+        hasher.update(trees);
+    }
+    Ok(hex::encode(hasher.finalize()))
+}
+
 #[async_trait]
 impl Control for MeshControl {
     async fn submit(&self, caller: &Caller, submission: Submission) -> Result<Accepted, ControlError> {
-        let mut parsed = task::parse(&submission.body, &submission.file).map_err(|problems| ControlError::Invalid {
+        let Submission { body, file, brought, request, dry_run } = submission;
+        let parsed = task::parse_with(body.as_bytes(), &file, &brought);
+        let mut parsed = parsed.map_err(|problems| ControlError::Invalid {
             detail: problems.to_string(),
             problems: problems.iter().filter_map(|p| serde_json::to_value(p).ok()).collect(),
         })?;
@@ -235,8 +264,8 @@ impl Control for MeshControl {
         }
         let now = self.mesh.now();
         let id = TaskId::mint(now, rand::random());
-        let digest = hex::encode(Sha256::digest(submission.body.as_bytes()));
-        if submission.dry_run {
+        let digest = body_digest(&body, &brought)?;
+        if dry_run {
             self.fresh(Freshness::Linearizable).await?;
             // Explained on a copy of the ledger that has it: the answer is the scheduler's, not a guess at it.
             let explained = self.mesh.explain_if_submitted(&id, &parsed.spec, now).map_err(refused)?;
@@ -262,13 +291,8 @@ impl Control for MeshControl {
             };
             return Ok(Accepted { task, created: false, notes, explain: Some(ExplainView { explanation, text }) });
         }
-        let entry = Entry::Submit {
-            task: id.clone(),
-            spec: Box::new(parsed.spec),
-            request: submission.request,
-            body_digest: digest,
-            at: now,
-        };
+        let entry =
+            Entry::Submit { task: id.clone(), spec: Box::new(parsed.spec), request, body_digest: digest, at: now };
         let (task, created) = match self.propose(entry).await? {
             Outcome::Applied => (id, true),
             Outcome::Duplicate(first) => (first, false),
@@ -309,6 +333,24 @@ impl Control for MeshControl {
     async fn task(&self, fresh: Freshness, task: &TaskId) -> Result<TaskView, ControlError> {
         self.fresh(fresh).await?;
         self.view(task)
+    }
+
+    async fn brought(&self, node: Option<&str>) -> Result<Vec<BroughtView>, ControlError> {
+        self.fresh(Freshness::Linearizable).await?;
+        Ok(self.mesh.read(|ledger| {
+            let live = ledger.tasks.iter().filter(|(_, task)| task.ended.is_none());
+            let all = live.flat_map(|(id, task)| {
+                let brought = files::brought_of(task.spec.sources().map(|(_, source)| source));
+                brought.map(|(node, tree, path, bytes)| BroughtView {
+                    task: id.to_string(),
+                    node: node.to_string(),
+                    path,
+                    tree,
+                    bytes,
+                })
+            });
+            all.filter(|brought| node.is_none_or(|node| node == brought.node)).collect()
+        }))
     }
 
     async fn cancel(&self, caller: &Caller, task: &TaskId) -> Result<TaskView, ControlError> {
@@ -421,9 +463,20 @@ impl Control for MeshControl {
         })
     }
 
+    async fn backup(&self, caller: &Caller) -> Result<Bytes, ControlError> {
+        caller.may_act_for(mloc_api::auth::ADMIN)?;
+        self.mesh.backup(env!("CARGO_PKG_VERSION")).await.map_err(unavailable)
+    }
+
     async fn metrics(&self) -> String {
         let (leader, health) = (self.mesh.leader(), self.mesh.health());
         let ledger = self.holds_ledger().then(|| self.mesh.read(|l| LedgerFigures::of(l, self.mesh.voters().len())));
+        let streams = health
+            .streams
+            .iter()
+            .flat_map(|(kind, traffic)| [(*kind, "received", traffic.received), (*kind, "sent", traffic.sent)]);
+        let streams =
+            streams.map(|(kind, way, bytes)| (format!("{{about=\"{}\",direction=\"{way}\"}}", kind.name()), bytes));
         views::metrics_text(&Figures {
             ledger,
             leads: matches!(leader, LeaderView::Here { .. }),
@@ -439,6 +492,11 @@ impl Control for MeshControl {
                     health.gossip.dials_failed,
                 ),
                 Figure::gauge("mloc_links", "Members with a link.", health.links as u64),
+                Figure::labelled_counter(
+                    "mloc_stream_bytes_total",
+                    "Bytes of streams to and from members, by what they are about.",
+                    streams.collect(),
+                ),
                 Figure::gauge(
                     "mloc_refusals",
                     "Reasons for which peers were refused, or refused this node, of late.",

@@ -1,16 +1,21 @@
 //! `mloc`: the command line, and the daemon behind `up`, `join` and `run`.
 
+mod bring;
 mod cli;
 mod client;
 mod commands;
 mod config;
 mod control;
+mod files;
 mod follow;
 mod logs;
 mod node;
+mod places;
 mod show;
 mod tail;
 mod telemetry;
+mod transfer_bar;
+mod uploads;
 mod views;
 mod watch;
 
@@ -41,7 +46,8 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(command: Command) -> Result<(), client::Refusal> {
-    use commands::{client as ask, run, up};
+    use cli::ArtifactsVerb;
+    use commands::{artifacts, backup, client as ask, restore, run, up};
     match command {
         Command::Up(args) => up::up(args).await,
         Command::Join(args) => up::join(args).await,
@@ -52,12 +58,17 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Logs(args) => ask::logs(args).await,
         Command::Cancel(args) => ask::cancel(args).await,
         Command::Explain(args) => ask::explain(args).await,
+        Command::Artifacts { verb: ArtifactsVerb::Ls(args) } => artifacts::ls(args).await,
+        Command::Artifacts { verb: ArtifactsVerb::Get(args) } => artifacts::get(args).await,
         Command::Nodes(args) => ask::nodes(args).await,
         Command::Drain(args) => ask::drain(args).await,
         Command::Revoke(args) => ask::revoke(args).await,
         Command::Stats(args) => ask::stats(args).await,
         Command::Mesh(args) => ask::mesh(args).await,
+        Command::Cache(args) => commands::cache::cache(&args),
         Command::Token(args) => up::token(&args),
+        Command::Backup(args) => backup::backup(args).await,
+        Command::Restore(args) => restore::restore(args),
         // Handled before the runtime was built.
         Command::Attempt { .. } => Ok(()),
     }

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use mloc_api::{
     Access, Control, UserTokens,
-    forward::{Duplex, Forward, Leader},
+    forward::{Asking, Duplex, Forward, Leader},
 };
 use mloc_core::{
     capability::{Capability, Gpu, SIMULATED},
@@ -41,7 +41,9 @@ use tracing::{info, warn};
 use crate::{
     config::{CommandModule, NodeConfig, Profile, Vote},
     control::MeshControl,
+    files::{self, NodeFiles},
     logs::Logs,
+    uploads::{Limits, Uploads},
 };
 
 /// Messages to this node's worker that wait.
@@ -139,6 +141,12 @@ impl Node {
         )
         .await?;
 
+        let uploads = Uploads::open(&data_dir, upload_limits(&config).context(BadConfig)?);
+        let uploads = Arc::new(uploads.with_context(|| format!("make uploads/ in {}", data_dir.display()))?);
+        let files = NodeFiles::new(mesh.handle.clone(), store.clone(), uploads.clone(), data_dir.clone());
+        let files = Arc::new(files);
+        let store = store.with_peers(files.clone());
+
         let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
         let capability = capability(&settings, &config, &name, &offers);
         info!(
@@ -160,7 +168,6 @@ impl Node {
                     .command
                     .enabled
                     .then(|| Programs { sandbox: config.modules.command.sandbox, hidden: config.secret_files() }),
-                cache_bytes_max: config.cache_bytes_max()?,
                 disk_reserve_bytes: WorkerSettings::DISK_RESERVE_BYTES,
             };
             let link = Arc::new(MeshLink(mesh.handle.clone()));
@@ -184,6 +191,10 @@ impl Node {
         own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), offers)));
         own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
+        own(Box::pin(mesh.handle.serve_files(files.clone())?));
+        let forward: Arc<dyn Forward> = Arc::new(MeshForward(mesh.handle.clone()));
+        let asking = Asking::new(control.clone(), forward.clone());
+        own(Box::pin(files::collect_uploads(uploads, mesh.handle.node().clone(), asking)));
 
         let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
         let listener = TcpListener::bind(bind).await.with_context(|| {
@@ -192,8 +203,7 @@ impl Node {
         let rest = listener.local_addr().context("the REST address")?;
         let tokens = user_tokens(&mesh.token);
         let access = if rest.ip().is_loopback() { Access::Trusted(tokens) } else { Access::TokenOnly(tokens) };
-        let forward = Arc::new(MeshForward(mesh.handle.clone()));
-        let app = mloc_api::rest_router(control, forward, access);
+        let app = mloc_api::rest_router(control, files, forward, access);
         let stopping = cancel.clone();
         tracker.spawn(async move {
             let serve = axum::serve(listener, app);
@@ -264,7 +274,8 @@ fn leader_settings(lease: Duration) -> LeaderSettings {
     }
 }
 
-fn host_name() -> String {
+/// This machine's name.
+pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "node".to_owned())
 }
 
@@ -330,14 +341,25 @@ fn secrets(config: &NodeConfig) -> anyhow::Result<std::collections::BTreeMap<Str
 }
 
 fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
-    let mut store = StoreConfig { volumes: config.volumes.clone(), ..StoreConfig::default() };
+    let cache = config.cache()?;
+    let mut store = StoreConfig { volumes: config.volumes.clone(), cache, ..StoreConfig::default() };
     store.s3.endpoint = config.s3.endpoint.clone().or_else(|| std::env::var("AWS_ENDPOINT_URL").ok());
     store.s3.region.clone_from(&config.s3.region);
     store.s3.access_key_id = config.s3.access_key_id_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.secret_access_key = config.s3.secret_access_key_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.session_token = config.s3.session_token_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.anonymous = config.s3.anonymous;
+    config.store.settle(&mut store, secret)?;
     Ok(store)
+}
+
+/// An upload that says nothing for so long has broken off: its client goes on with another.
+const UPLOAD_SILENCE: Duration = Duration::from_secs(60);
+
+fn upload_limits(config: &NodeConfig) -> anyhow::Result<Limits> {
+    let (bytes_max, keep_for) = config.uploads.settle()?;
+    let reserve = StoreConfig::default().reserve_bytes;
+    Ok(Limits { bytes_max, reserve, keep_for, silence: UPLOAD_SILENCE })
 }
 
 /// The module that runs programs of users.

@@ -191,24 +191,30 @@ pub struct Figures {
     pub health: Vec<Figure>,
 }
 
-/// One series without labels.
+/// One name, and its series.
 #[derive(Debug)]
 pub struct Figure {
     name: &'static str,
     help: &'static str,
     kind: &'static str,
-    value: u64,
+    /// Labels in braces, or nothing, and the value.
+    samples: Vec<(String, u64)>,
 }
 
 impl Figure {
     /// What goes up and down.
     pub fn gauge(name: &'static str, help: &'static str, value: u64) -> Self {
-        Self { name, help, kind: "gauge", value }
+        Self { name, help, kind: "gauge", samples: vec![(String::new(), value)] }
     }
 
     /// What only rises, from 0 at the start of the process; its name ends in `_total`.
     pub fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
-        Self { name, help, kind: "counter", value }
+        Self::labelled_counter(name, help, vec![(String::new(), value)])
+    }
+
+    /// The same with labels in braces: of names that need no escaping.
+    pub fn labelled_counter(name: &'static str, help: &'static str, samples: Vec<(String, u64)>) -> Self {
+        Self { name, help, kind: "counter", samples }
     }
 }
 
@@ -246,7 +252,7 @@ pub fn metrics_text(figures: &Figures) -> String {
     };
     let one = |value: u64| [(String::new(), value)];
     for figure in &figures.health {
-        series(figure.kind, figure.name, figure.help, &one(figure.value));
+        series(figure.kind, figure.name, figure.help, &figure.samples);
     }
     let mut gauge = |name: &str, help: &str, samples: &[(String, u64)]| series("gauge", name, help, samples);
     gauge("mloc_leader", "1 when this node leads, else 0.", &one(u64::from(figures.leads)));

@@ -19,6 +19,7 @@
 //! | [`child`] | the child's main |
 //! | [`tree`] | every process that belongs to an attempt, and its end |
 //! | [`transfers`] | how bytes come and go, as the worker needs it |
+//! | [`peers`] | how bytes come from another node, as whoever pulls needs it |
 //! | [`failpoint`] | places where a test may kill the process |
 //!
 //! Deliberately absent: burn, libp2p, redb, an async runtime. A module is a plain loop on a thread of its own.
@@ -29,6 +30,7 @@ pub mod context;
 pub mod event;
 pub mod failpoint;
 pub mod module;
+pub mod peers;
 pub mod run;
 pub mod transfers;
 pub mod tree;
@@ -38,8 +40,9 @@ pub use self::{
     context::{Asked, RunContext},
     event::Event,
     module::{Module, ModuleError, ModuleOutput, Output},
+    peers::{PeerBytes, PeerError, Peers},
     run::{DeviceChoice, Inputs, Programs, Run, Sandbox},
-    transfers::{Arrived, MakeRoom, Moved, OnMoved, Transfers},
+    transfers::{Arrived, MakeRoom, Moved, OnMoved, OnSaid, Transfers},
 };
 
 /// Version of this crate, the same as the binary's.

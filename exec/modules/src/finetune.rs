@@ -23,7 +23,8 @@ use mloc_burn::{
 use mloc_core::{
     task::{
         settings::{self, Precision, Save, Training},
-        spec::Dataset,
+        spec::{Dataset, Location},
+        split,
     },
     wire::{Phase, Progress},
 };
@@ -73,7 +74,15 @@ pub fn check_settings(settings: &Training) -> Result<(), ModuleError> {
 pub fn load_options(dataset: Option<&Dataset>) -> Result<LoadOptions, ModuleError> {
     let template = dataset.and_then(|d| d.prompt_template.as_deref());
     let prompt_template = template.map(PromptTemplate::parse).transpose().map_err(fatal)?.flatten();
-    Ok(LoadOptions { split: dataset.and_then(|d| d.source.split().map(str::to_owned)), prompt_template })
+    let split = dataset.and_then(|d| d.source.split()).map(parts_of).transpose()?;
+    Ok(LoadOptions { split, prompt_template })
+}
+
+/// A split as a task names it.
+fn parts_of(text: &str) -> Result<Vec<dataset::Part>, ModuleError> {
+    let parts = split::parse(text).map_err(fatal)?;
+    let slice = |s: split::Slice| dataset::Slice { from: s.from, to: s.to, percent: s.percent };
+    Ok(parts.into_iter().map(|part| dataset::Part { name: part.name, slice: part.slice.map(slice) }).collect())
 }
 
 /// The rows of what was pulled to train on, as they are.
@@ -114,7 +123,9 @@ pub fn data(
     let train = tokenize(ctx, rows, "training", tokenizer, settings)?;
     let eval = match ctx.run().inputs.eval.clone() {
         Some(path) => {
-            let options = LoadOptions { split: None, ..load_options(ctx.run().spec.dataset.as_ref())? };
+            let dataset = ctx.run().spec.dataset.as_ref();
+            let split = dataset.and_then(|d| d.eval.as_ref()).and_then(Location::split).map(parts_of).transpose()?;
+            let options = LoadOptions { split, ..load_options(dataset)? };
             let rows = load_rows(ctx, &path, "held-out", &options)?;
             tokenize(ctx, &rows, "held-out", tokenizer, settings)?
         }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -15,7 +16,7 @@ use mloc_core::{
     worker::{ChildEvent, Exit},
 };
 use mloc_exec::{
-    Arrived, Inputs, Moved, OnMoved, Programs, Run, Transfers, checkpoint,
+    Arrived, Inputs, Moved, OnMoved, OnSaid, Programs, Run, Transfers, checkpoint,
     child::read_result,
     event::{MESSAGE_BYTES_MAX, bounded},
     failpoint,
@@ -28,9 +29,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    bounds,
-    cache::{Cache, InUse},
-    devices,
+    bounds, devices,
     disk::DiskWatch,
     ending::{exit_of, unsaid},
     folders::Folders,
@@ -66,7 +65,6 @@ pub(crate) struct Bench {
     pub secrets: BTreeMap<String, String>,
     pub programs: Option<Programs>,
     pub transfers: Arc<dyn Transfers>,
-    pub cache: Arc<Cache>,
     pub disk: Arc<DiskWatch>,
 }
 
@@ -76,8 +74,8 @@ pub(crate) struct Start {
     pub assign: Box<Assign>,
     pub wish: watch::Receiver<Wish>,
     pub outlet: Outlet,
-    /// Sources of its inputs: they are not evicted while it runs.
-    pub held: Vec<InUse>,
+    /// Marks of its inputs: they are not evicted while it runs.
+    pub held: Vec<Arc<File>>,
 }
 
 /// Where its events go. Figures never wait: only the newest matter.
@@ -154,12 +152,12 @@ impl Start {
     }
 
     /// Inputs, checkpoint, run file, process.
-    async fn prepare(&mut self) -> Result<(LogFile, Child), NoChild> {
+    async fn prepare(&mut self) -> Result<(Arc<LogFile>, Child), NoChild> {
         let (bench, id) = (self.bench.clone(), self.id().clone());
         let dir = bench.folders.attempt(&id);
         std::fs::create_dir_all(&dir).map_err(|e| disk("make", &dir, &e))?;
         let path = bench.folders.log(&id);
-        let log = LogFile::open(&path, LOG_BYTES_MAX).map_err(|e| disk("open", &path, &e))?;
+        let log = Arc::new(LogFile::open(&path, LOG_BYTES_MAX).map_err(|e| disk("open", &path, &e))?);
         if read_result(&bench.folders.result(&id)).is_some() {
             log.line("mloc: it had computed everything before the daemon was started again");
             return Err(NoChild::Done);
@@ -185,7 +183,7 @@ impl Start {
         };
         let run_file = self.write_run_file(&inputs).await?;
         failpoint::reached("attempt.run_file");
-        let child = launch::start(&bench.program, &run_file, &dir, &environment)
+        let child = launch::start(&bench.program, &run_file, &dir, &environment, &self.held)
             .map_err(|e| Failure { class: FailureClass::Retryable, message: e.to_string() })?;
         failpoint::reached("attempt.spawned");
         Ok((log, child))
@@ -196,7 +194,7 @@ impl Start {
         tokio::task::spawn_blocking(move || watch.short()).await.ok().flatten()
     }
 
-    async fn pull(&mut self, log: &LogFile) -> Result<Inputs, NoChild> {
+    async fn pull(&mut self, log: &Arc<LogFile>) -> Result<Inputs, NoChild> {
         let bench = self.bench.clone();
         let spec = self.assign.spec.clone();
         let transfers = &bench.transfers;
@@ -218,29 +216,22 @@ impl Start {
         if !pins.is_empty() {
             self.outlet.say(ChildEvent::Pinned(pins)).await;
         }
-        let cache = bench.cache.clone();
-        // It is told in the log when it fails; the inputs are there.
-        tokio::task::spawn_blocking(move || cache.keep_bound()).await.ok();
         Ok(inputs)
     }
 
-    async fn pull_one(&mut self, input: Input, source: &Location, log: &LogFile) -> Result<Arrived, Failure> {
+    async fn pull_one(&mut self, input: Input, source: &Location, log: &Arc<LogFile>) -> Result<Arrived, Failure> {
         let what = name(input);
-        let (cache, folder) = (self.bench.cache.clone(), self.bench.folders.source(source));
-        self.held.push(cache.hold(&folder));
         log.line(&format!("mloc: pulling the {what}"));
-        let told = self.tell(Phase::Pulling, what);
-        let evicting = cache.clone();
-        let room = Arc::new(move |bytes| evicting.make_room(bytes));
+        let (told, said) = (self.tell(Phase::Pulling, what), self.say(what, log));
         let pin = self.assign.pins.get(&input);
-        let arrived = self.bench.transfers.pull(source, pin, &folder, room, told).await?;
+        let mut arrived = self.bench.transfers.pull(source, pin, told, said).await?;
         if let Some(pin) = &arrived.pin {
             log.line(&format!(
                 "mloc: the {what} is version {} ({} files, {} bytes)",
                 pin.version, pin.files, pin.bytes
             ));
         }
-        tokio::task::spawn_blocking(move || cache.used(&folder)).await.ok();
+        self.held.extend(arrived.held.take());
         Ok(arrived)
     }
 
@@ -324,6 +315,16 @@ impl Start {
     /// Bytes of a transfer as figures.
     fn tell(&self, phase: Phase, what: &str) -> OnMoved {
         tell(&self.outlet, phase, format!("pulling the {what}"))
+    }
+
+    /// What a pull has to say beside its bytes, as lines of the log and as a note.
+    fn say(&self, what: &'static str, log: &Arc<LogFile>) -> OnSaid {
+        let (outlet, log) = (self.outlet.clone(), log.clone());
+        Arc::new(move |text| {
+            log.line(&format!("mloc: the {what}: {text}"));
+            let note = Some(format!("pulling the {what}: {text}"));
+            outlet.figures(Phase::Pulling, Progress { note, ..Progress::default() });
+        })
     }
 
     /// Relays what the child says until it and all it started are gone.

@@ -8,7 +8,7 @@
 //!             ├─ publish    Transfers::publish, again and again while the right is held
 //!             ├─ logs       attempt.log: bounded, readable, followable
 //!             ├─ tidy       what attempts leave when they are over
-//!             └─ cache      pulled sources, evicted when room is short; disk stops attempts before the disk is full
+//!             └─ disk       stops attempts before it is full
 //! probe, gpu     what this machine is, as its container sees it
 //! ```
 //!
@@ -16,7 +16,6 @@
 
 mod attempt;
 mod bounds;
-mod cache;
 mod clock;
 mod devices;
 mod disk;
@@ -36,6 +35,7 @@ mod tidy;
 pub use mloc_exec::child;
 
 pub use self::{
+    folders::result_folder,
     journal::{Journal, JournalError},
     logs::AttemptLogs,
     probe::{ProbeSettings, probe},

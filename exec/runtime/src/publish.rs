@@ -191,10 +191,10 @@ mod tests {
 
     use async_trait::async_trait;
     use mloc_core::{id::TaskId, ledger::entry::CheckpointRef, task::spec::Pin};
-    use mloc_exec::{Arrived, MakeRoom, Output, Transfers};
+    use mloc_exec::{Arrived, OnSaid, Output, Transfers};
 
     use super::*;
-    use crate::{cache::Cache, disk::DiskWatch};
+    use crate::disk::DiskWatch;
 
     /// Its publications leave a thread behind that writes on until it is let go.
     struct Stubborn {
@@ -204,16 +204,13 @@ mod tests {
 
     #[async_trait]
     impl Transfers for Stubborn {
-        async fn pull(
-            &self,
-            _: &Location,
-            _: Option<&Pin>,
-            _: &Path,
-            _: MakeRoom,
-            _: OnMoved,
-        ) -> Result<Arrived, Failure> {
+        async fn pull(&self, _: &Location, _: Option<&Pin>, _: OnMoved, _: OnSaid) -> Result<Arrived, Failure> {
             std::future::pending().await
         }
+
+        fn make_room(&self, _: u64) {}
+
+        fn tidy(&self) {}
 
         async fn fetch_checkpoint(
             &self,
@@ -269,10 +266,8 @@ mod tests {
         std::fs::write(folders.result(&attempt), r#"{"outputs":[],"summary":{}}"#).unwrap();
         let (began, mut beginning) = mpsc::channel(1);
         let (release, let_go) = std::sync::mpsc::channel();
-        let cache = Arc::new(Cache::new(folders.cache(), None));
         let bench = Arc::new(Bench {
-            disk: Arc::new(DiskWatch::new(top.path().to_owned(), 0, cache.clone())),
-            cache,
+            disk: Arc::new(DiskWatch::new(top.path().to_owned(), 0, Arc::new(|_| {}))),
             folders,
             program: PathBuf::new(),
             secrets: BTreeMap::new(),

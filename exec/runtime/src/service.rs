@@ -24,7 +24,6 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::{
     attempt::{self, Bench, Outlet, Start, Wish},
-    cache::Cache,
     clock::boot_ms,
     disk::DiskWatch,
     folders::Folders,
@@ -64,7 +63,7 @@ pub struct LinkDown(pub String);
 pub struct WorkerSettings {
     /// This node.
     pub node: NodeId,
-    /// Journal, cache, attempts.
+    /// Journal, attempts.
     pub data_dir: PathBuf,
     /// The program that is started with `__attempt run.json`.
     pub program: PathBuf,
@@ -76,8 +75,6 @@ pub struct WorkerSettings {
     pub secrets: BTreeMap<String, String>,
     /// How programs of users are run; absent when they are not. The data directory is hidden from them anyway.
     pub programs: Option<Programs>,
-    /// Bytes that pulled sources may take while none of them is in use; half of their disk when absent.
-    pub cache_bytes_max: Option<u64>,
     /// Bytes of the data directory's disk that are kept for the journal and the ledger: below it attempts stop.
     pub disk_reserve_bytes: u64,
 }
@@ -133,15 +130,16 @@ impl Worker {
         let known: BTreeSet<AttemptId> = rows.attempts.iter().map(|row| row.assign.attempt.clone()).collect();
         // A journal that was just made knows of nothing: what lies here may be of use to attempts that come again.
         let fresh = rows.highest_term == 0 && known.is_empty();
-        let cache = Arc::new(Cache::new(folders.cache(), settings.cache_bytes_max));
-        let (all, those, evicting) = (folders.clone(), known.clone(), cache.clone());
+        let evicting = transfers.clone();
+        let room = Arc::new(move |bytes| evicting.make_room(bytes));
+        let (all, those, sources) = (folders.clone(), known.clone(), transfers.clone());
         let clear = move || {
             // After the lock: another daemon's children are its own.
             launch::kill_leftovers(&attempts);
             if !fresh {
                 tidy::at_start(&all, those.iter());
             }
-            evicting.keep_bound();
+            sources.tidy();
         };
         tokio::task::spawn_blocking(clear).await.ok();
         let mut machine = worker::Settings::new(settings.node.clone());
@@ -166,10 +164,9 @@ impl Worker {
                 folders,
                 program: settings.program,
                 secrets: settings.secrets,
+                disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, room)),
                 programs,
                 transfers,
-                disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, cache.clone())),
-                cache,
             }),
             link,
             journal: Some(journal),

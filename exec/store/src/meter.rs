@@ -1,4 +1,4 @@
-//! Bytes moved, told to whoever shows them.
+//! Bytes moved, told to whoever shows them, and held to the node's rate.
 
 use std::sync::{
     Arc,
@@ -6,6 +6,8 @@ use std::sync::{
 };
 
 use mloc_exec::{Moved, OnMoved};
+
+use crate::rate::Limit;
 
 /// Counts the bytes of one transfer.
 #[derive(Clone)]
@@ -16,12 +18,30 @@ pub(crate) struct Meter {
     own: Arc<AtomicU64>,
     total: u64,
     tell: OnMoved,
+    limit: Limit,
 }
 
 impl Meter {
     pub fn new(total: u64, tell: OnMoved) -> Self {
         tell(Moved { done: 0, total });
-        Self { done: Arc::default(), fetched: Arc::default(), own: Arc::default(), total, tell }
+        Self {
+            done: Arc::default(),
+            fetched: Arc::default(),
+            own: Arc::default(),
+            total,
+            tell,
+            limit: Limit::default(),
+        }
+    }
+
+    /// Held to a rate: for transfers that go over a line.
+    pub fn at(self, limit: &Limit) -> Self {
+        Self { limit: limit.clone(), ..self }
+    }
+
+    /// Waits until so many bytes may pass.
+    pub async fn pass(&self, bytes: u64) {
+        self.limit.pass(bytes).await;
     }
 
     /// Bytes were moved just now.

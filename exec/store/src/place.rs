@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use mloc_core::ledger::entry::Artifact;
 
-use crate::{disk::Stamp, error::StoreError, folder::Folder, meter::Meter, remote::Remote};
+use crate::{
+    disk::Stamp,
+    error::StoreError,
+    folder::Folder,
+    meter::Meter,
+    remote::{Body, Remote},
+};
 
 /// Something to read from.
 #[derive(Debug)]
@@ -21,7 +28,8 @@ pub(crate) enum Source {
     Remote(Box<dyn Remote>),
 }
 
-/// Something to write to: a folder of a volume, a prefix of a bucket. Results and checkpoints lie in areas. Names have
+/// Something to write to: a folder of a volume, a prefix of a bucket, a branch of a repository of the Hub, where nothing
+/// that was put is seen before [`Area::put_new`] commits it. Results and checkpoints lie in areas. Names have
 /// been checked by [`crate::disk::below`], or are ours.
 ///
 /// Every call tries again by itself as long as the node's patience lasts.
@@ -52,6 +60,15 @@ pub(crate) trait Area: fmt::Debug + Send + Sync {
     /// Brings files of this area into a folder of this machine, and says what came, in the same order. One that is
     /// missing is [`StoreError::Damaged`]: a manifest has named it.
     async fn fetch(&self, files: &[Artifact], folder: &Path, meter: &Meter) -> Result<Vec<Stamp>, StoreError>;
+
+    /// A part of a file of it, as it arrives. Tries once.
+    async fn read(&self, name: &str, _range: Range<u64>) -> Result<Body, StoreError> {
+        Err(StoreError::NotFound {
+            place: self.join(name).url(),
+            found: "single files are not read from this kind of place".into(),
+            hint: "fetch it from there".into(),
+        })
+    }
 
     /// Removes one file; not there is fine.
     async fn remove(&self, name: &str) -> Result<(), StoreError>;

@@ -15,7 +15,7 @@ use mloc_exec::{OnMoved, Output};
 
 use crate::{
     Store,
-    disk::{self, off_thread},
+    disk::{self, until_dropped},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
@@ -40,9 +40,9 @@ impl Store {
         tell: OnMoved,
     ) -> Result<TaskResult, StoreError> {
         let sizes = sizes(folder, outputs)?;
-        let meter = Meter::new(sizes.iter().sum(), tell);
+        let meter = Meter::new(sizes.iter().sum(), tell).at(&self.limit);
         let Some(destination) = destination else {
-            return stay(folder, outputs, summary, &meter).await;
+            return stay(attempt, folder, outputs, summary, &meter).await;
         };
         let place = self.area(destination)?;
         let all: Vec<&str> = outputs.iter().map(|o| o.path.as_str()).chain([MANIFEST]).collect();
@@ -98,26 +98,31 @@ async fn published(place: &dyn Area, attempt: &AttemptId) -> Result<Option<TaskR
     Ok(Some(manifest.into_result(place.url())))
 }
 
-/// No destination: the artifacts stay in the attempt's folder.
+/// No destination: the artifacts stay in the attempt's folder, with a manifest as at any destination.
 async fn stay(
+    attempt: &AttemptId,
     folder: &Path,
     outputs: &[Output],
     summary: BTreeMap<String, serde_json::Value>,
     meter: &Meter,
 ) -> Result<TaskResult, StoreError> {
-    let (from, all, meter) = (folder.to_owned(), outputs.to_vec(), meter.clone());
-    let mut artifacts = off_thread(move || {
-        let mut artifacts = Vec::with_capacity(all.len());
+    let (from, all, attempt, meter) = (folder.to_owned(), outputs.to_vec(), attempt.clone(), meter.clone());
+    let manifest = until_dropped(move |halt| {
+        let mut files = Vec::with_capacity(all.len());
         for output in &all {
             let stamp = disk::stamp(&from.join(&output.path))?;
             meter.found(stamp.bytes);
-            artifacts.push(artifact(output, stamp));
+            files.push(artifact(output, stamp));
         }
-        Ok::<_, StoreError>(artifacts)
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        let manifest = Manifest { format: FORMAT, attempt, step: None, files, summary };
+        // A module without outputs may have made no folder.
+        disk::make_folder(&from)?;
+        disk::write(&from.join(MANIFEST), &manifest.to_bytes()?, halt)?;
+        Ok::<_, StoreError>(manifest)
     })
     .await?;
-    artifacts.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(TaskResult { location: folder.display().to_string(), artifacts, summary })
+    Ok(manifest.into_result(folder.display().to_string()))
 }
 
 fn sizes(folder: &Path, outputs: &[Output]) -> Result<Vec<u64>, StoreError> {

@@ -5,7 +5,7 @@ mod support;
 use std::{collections::BTreeMap, fs, sync::Arc};
 
 use mloc_core::ledger::entry::FailureClass;
-use mloc_exec::{Arrived, Transfers};
+use mloc_exec::Transfers;
 use mloc_store::{MANIFEST, Store, StoreError};
 use support::*;
 
@@ -127,9 +127,10 @@ async fn a_worker_sees_failures_with_their_class() {
     let top = dir.path().canonicalize().unwrap();
     fill(&top, &[("set.jsonl", b"{}\n")]);
     let transfers: Arc<dyn Transfers> = Arc::new(Store::new(config(&top)).unwrap());
-    let pulled = transfers.pull(&local("data/set.jsonl"), None, &top, no_room(), unseen()).await;
-    assert_eq!(pulled, Ok(Arrived { path: top.join("set.jsonl"), pin: None }));
-    let failure = transfers.pull(&local("nowhere/set.jsonl"), None, &top, no_room(), unseen()).await.unwrap_err();
+    let pulled = transfers.pull(&local("data/set.jsonl"), None, unseen(), unsaid()).await.unwrap();
+    assert_eq!((pulled.path, pulled.pin), (top.join("set.jsonl"), None));
+    assert!(pulled.held.is_none() && !top.join("cache").exists(), "it is used where it lies");
+    let failure = transfers.pull(&local("nowhere/set.jsonl"), None, unseen(), unsaid()).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Retryable, "another node may have it");
     assert!(failure.message.contains("hint: write VOLUME/relative/path"), "{}", failure.message);
 }

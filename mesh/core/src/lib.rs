@@ -13,6 +13,7 @@
 //! | [`id`], [`time`], [`quantity`] | names, moments, amounts |
 //! | [`capability`], [`fit`] | what a node can do, and whether a task fits it |
 //! | [`task`] | what was typed (`raw`), what it means (`spec`), every problem at once (`validate`) |
+//! | [`files`] | files by their digests: what a submission brings along, what a node asks another for |
 //! | [`ledger`] | the replicated state: `apply` is total, usage is integers |
 //! | [`schedule`] | `solve(problem)`, and `explain`: why a task does not run |
 //! | [`leader`] | what the orchestrator does next, from ledger, members and time |
@@ -25,6 +26,7 @@
 pub mod capability;
 #[cfg(test)]
 mod cases;
+pub mod files;
 pub mod fit;
 pub mod id;
 pub mod leader;

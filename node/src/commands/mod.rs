@@ -1,5 +1,9 @@
 //! The verbs.
 
+pub mod artifacts;
+pub mod backup;
+pub mod cache;
 pub mod client;
+pub mod restore;
 pub mod run;
 pub mod up;

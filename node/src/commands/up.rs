@@ -3,7 +3,7 @@
 use std::{
     io::IsTerminal,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -54,7 +54,7 @@ pub fn token(args: &TokenArgs) -> Result<(), Refusal> {
 }
 
 /// File, then environment and flags (clap reads both; a flag stands above its variable).
-fn settle(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
+pub(super) fn settle(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
     settled(args).context(BadConfig)
 }
 
@@ -93,15 +93,15 @@ fn settled(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
 }
 
 /// `$XDG_DATA_HOME/mloc`, or `~/.local/share/mloc`; `./mloc-data` for a user without a home.
-fn default_data_dir() -> PathBuf {
+pub(super) fn default_data_dir() -> PathBuf {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
     let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute()).or_else(home);
     base.map_or_else(|| PathBuf::from("mloc-data"), |base| base.join("mloc"))
 }
 
 /// The join token, where one was given.
-fn given_token(config: &NodeConfig) -> anyhow::Result<Option<JoinToken>> {
-    match &config.token_file {
+pub(super) fn given_token(file: Option<&Path>) -> anyhow::Result<Option<JoinToken>> {
+    match file {
         Some(path) => Ok(Some(JoinToken::from_file(path)?)),
         None if std::env::var_os(TOKEN_VARIABLE).is_some_and(|v| !v.is_empty()) => {
             Ok(Some(JoinToken::from_env(TOKEN_VARIABLE)?))
@@ -112,7 +112,7 @@ fn given_token(config: &NodeConfig) -> anyhow::Result<Option<JoinToken>> {
 
 async fn serve(config: NodeConfig, args: &DaemonArgs) -> Result<(), Refusal> {
     telemetry::start(args.log_json);
-    let token = given_token(&config).context(BadConfig)?;
+    let token = given_token(config.token_file.as_deref()).context(BadConfig)?;
     let stop = stop_signal()?;
     let node = tokio::select! {
         started = Node::start(config, token) => started?,

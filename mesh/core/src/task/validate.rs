@@ -4,7 +4,7 @@ mod command;
 mod hardware;
 mod model;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Parsed,
@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     capability::{Request, SIMULATED},
+    files::{self, Brought},
     quantity::{self, BadQuantity},
 };
 
@@ -29,9 +30,18 @@ pub const FILES: &str = "files";
 /// The project of a task that names none.
 pub const DEFAULT_PROJECT: &str = "default";
 
-/// What a raw task means.
-pub fn validate(raw: &RawTask, problems: &mut Problems) -> Option<Parsed> {
-    let mut v = Validation { problems, notes: Vec::new() };
+/// The paths beside its file that a raw task's sources name.
+pub fn beside(raw: &RawTask) -> BTreeSet<String> {
+    let (brought, mut problems) = (Brought::default(), Problems::none(""));
+    let mut v = Validation { problems: &mut problems, brought: &brought, beside: BTreeSet::new(), notes: Vec::new() };
+    // What is wrong with it is told when it is validated.
+    let _ = v.task(raw);
+    v.beside
+}
+
+/// What a raw task means, with what came along with it.
+pub fn validate(raw: &RawTask, brought: &Brought, problems: &mut Problems) -> Option<Parsed> {
+    let mut v = Validation { problems, brought, beside: BTreeSet::new(), notes: Vec::new() };
     let spec = v.task(raw);
     let mut notes = v.notes;
     notes.sort_by_key(|note| note.at);
@@ -40,6 +50,8 @@ pub fn validate(raw: &RawTask, problems: &mut Problems) -> Option<Parsed> {
 
 struct Validation<'p> {
     problems: &'p mut Problems,
+    brought: &'p Brought,
+    beside: BTreeSet<String>,
     notes: Vec<Note>,
 }
 
@@ -81,7 +93,7 @@ impl Validation<'_> {
         let timeouts =
             Timeouts { run_ms: self.time(&spec.timeout_run, true), stop_ms: self.time(&spec.timeout_stop, false) };
         let placement = self.placement(spec);
-        let checkpoint = Checkpointing { destination: self.destination(&spec.checkpoint) };
+        let checkpoint = Checkpointing { destination: self.checkpoints(&spec.checkpoint) };
         let priority = self.priority(spec);
         let depends_on = self.depends_on(raw);
         let env = self.env(&spec.env);
@@ -252,7 +264,27 @@ impl Validation<'_> {
         self.location(raw.as_ref()?, Use::Destination)
     }
 
+    fn checkpoints(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
+        let location = self.destination(raw)?;
+        if let Location::HuggingFace { .. } = location {
+            let kind = raw.as_ref()?.kind.as_ref()?;
+            let problem = kind.problem("a place where checkpoints can be replaced: local, s3, gcs or azblob");
+            self.problems.push(problem.hint(
+                "a repository of the hub keeps every checkpoint for ever in its history; publish the result there, \
+                 with output.destination",
+            ));
+            return None;
+        }
+        Some(location)
+    }
+
     fn location(&mut self, raw: &RawLocation, used: Use) -> Option<Location> {
+        if used != Use::Destination
+            && let Some(text) = places::local(raw).filter(|text| files::is_beside(&text.value))
+        {
+            let text = text.clone();
+            return self.brought(&text);
+        }
         let location = places::location(raw, used, self.problems)?;
         if let Location::Local { path } = &location
             && path.starts_with('/')
@@ -262,6 +294,24 @@ impl Validation<'_> {
             self.note(&raw.path, raw.at, text);
         }
         Some(location)
+    }
+
+    /// A path beside the task file: its files came along, or nobody on the mesh can know them.
+    fn brought(&mut self, text: &Typed<String>) -> Option<Location> {
+        if text.value.len() > 1024 || text.value.contains(|c: char| c.is_control()) {
+            self.problems.push(text.problem("a path of at most 1024 characters, none of them a control character"));
+            return None;
+        }
+        self.beside.insert(text.value.clone());
+        let place = self.brought.place(&text.value);
+        if place.is_none() {
+            let problem = text.problem("a file or folder that came with the task");
+            self.problems.push(problem.hint(
+                "`mloc submit` sends it when it is there, beside the task file (over REST: PUT /api/v1/files, then `files`); \
+                 what lies on nodes is named `VOLUME/path`",
+            ));
+        }
+        place
     }
 
     fn output(&mut self, spec: &RawSpec, row: Option<&TaskTypeRow>) -> Output {

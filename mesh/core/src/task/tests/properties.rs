@@ -153,7 +153,8 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
         .prop_map(|(cpu_millis, memory_bytes, disk_bytes, gpu)| Request { cpu_millis, memory_bytes, disk_bytes, gpu });
     let data = || location(Some(HubRepo::Dataset));
     let places = (location(Some(HubRepo::Model)), prop::option::of(adapter), data(), prop::option::of(data()));
-    let ends = (prop::option::of(location(None)), prop::option::of(location(None)));
+    let checkpoints = || location(None).prop_filter("no checkpoints in a hub", |at| at.scheme() != "huggingface");
+    let ends = (prop::option::of(location(None)), prop::option::of(checkpoints()));
     let rest = (texts(), texts(), texts(), -1_000_000..1_000_000i32, 0..1_000u32, 1..1_000_000_000u64);
     (name(), request, places, ends, hyperparameters, rest).prop_map(
         |(name, request, (model, adapter, data, eval), (out, checkpoint), hyperparameters, rest)| {
