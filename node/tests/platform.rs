@@ -121,7 +121,12 @@ fn a_seeds_name_is_resolved_again_at_each_try() {
     let (_, port) = gossip.rsplit_once(':').unwrap();
     let hosts = dir.path().join("hosts");
     std::fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
-    let script = format!("mount --bind {} /etc/hosts && exec \"$0\" \"$@\"", hosts.display());
+    // A name that /etc/hosts does not know is asked of nobody outside: nothing listens there.
+    let resolv = dir.path().join("resolv.conf");
+    std::fs::write(&resolv, "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n").unwrap();
+    let mount = |file: &Path, over: &str| format!("mount --bind {} {over}", file.display());
+    let (hosts_over, resolv_over) = (mount(&hosts, "/etc/hosts"), mount(&resolv, "/etc/resolv.conf"));
+    let script = format!("{hosts_over} && {resolv_over} && exec \"$0\" \"$@\"");
     let b = dir.path().join("b");
     let args = Daemon::args(&b, &["join", &format!("seed-0.mloc.test:{port}")], &["--name", "b"]);
     let Some(mut command) = unshared(&["--mount"], &script, &args) else { return };
