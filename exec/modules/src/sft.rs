@@ -5,7 +5,7 @@ use mloc_core::task::{
     settings::Training,
     spec::{Adapter, AdapterKind},
 };
-use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
+use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
 
 use crate::{base_model, fatal, finetune};
 
