@@ -36,6 +36,8 @@ const PARTS_AT_ONCE: usize = 4;
 /// The HTTP client of a node, shared by all its transfers.
 #[derive(Clone)]
 pub(crate) struct Client {
+    /// Follows redirects. For sources with requests of their own.
+    pub http: reqwest::Client,
     transport: HttpTransporter,
     /// Why `https://` cannot be spoken, when it cannot.
     no_tls: Option<String>,
@@ -57,11 +59,22 @@ impl Client {
             found: root_cause(&e),
             hint: "the HTTP client could not be made: check proxy variables",
         };
-        let (client, no_tls) = match client().build() {
+        let (http, no_tls) = match client().build() {
             Ok(client) => (client, None),
             Err(e) => (client().tls_certs_only([]).build().map_err(unready)?, Some(root_cause(&e))),
         };
-        Ok(Self { transport: HttpTransporter::new(ReqwestTransport::new(client)), no_tls })
+        Ok(Self { transport: HttpTransporter::new(ReqwestTransport::new(http.clone())), http, no_tls })
+    }
+
+    /// Whether this node can speak to an endpoint at all: `https://` needs root certificates.
+    pub fn speaks(&self, endpoint: &str) -> Result<(), StoreError> {
+        match &self.no_tls {
+            Some(found) if !endpoint.starts_with("http://") => Err(StoreError::Unready {
+                found: found.clone(),
+                hint: "https needs root certificates on this node: install ca-certificates, or set SSL_CERT_FILE",
+            }),
+            _ => Ok(()),
+        }
     }
 }
 

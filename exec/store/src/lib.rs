@@ -11,7 +11,7 @@
 //! whether another try is worth it. Left to others: when to do any of this (the attempt), and whether it may (the
 //! ledger). Bytes never pass the leader; credentials never leave [`S3Config`].
 //!
-//! Deliberately absent: burn, redb, libp2p. Not here yet: the Hugging Face Hub, git, other clouds.
+//! Deliberately absent: burn, redb, libp2p. Not here yet: the Hugging Face Hub, other clouds.
 
 mod answer;
 mod bucket;
@@ -19,6 +19,7 @@ mod checkpoints;
 mod config;
 mod disk;
 mod error;
+mod git;
 mod manifest;
 mod meter;
 mod place;
@@ -35,14 +36,14 @@ use mloc_core::task::spec::Location;
 
 pub use self::{
     checkpoints::Fetched,
-    config::{Patience, S3Config, Secret, StoreConfig},
+    config::{GitAccount, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, Manifest},
     pull::{Pulled, PulledFile},
 };
 
 /// Kinds of places every node with this crate reaches, as tasks ask for them.
-pub const FEATURES: [&str; 4] = ["source:local", "source:s3", "destination:local", "destination:s3"];
+pub const FEATURES: [&str; 5] = ["source:local", "source:s3", "source:git", "destination:local", "destination:s3"];
 
 /// A node's way to places. Cheap to clone; one is enough.
 #[derive(Clone)]

@@ -14,6 +14,7 @@ use crate::{
     Store,
     disk::{self, off_thread},
     error::StoreError,
+    git::Git,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
     place::Place,
@@ -68,6 +69,10 @@ impl Store {
         room: MakeRoom,
         tell: OnMoved,
     ) -> Result<Pulled, StoreError> {
+        if let Location::Git { url, revision, path } = source {
+            let git = Git::open(&self.config, &self.client, url, revision.as_deref(), path.as_deref())?;
+            return git.pull(pin, folder, room, tell).await;
+        }
         match self.place(source)? {
             Place::Folder { given, inside } => off_thread(move || use_in_place(&given, &inside, &tell)).await,
             Place::Bucket(bucket) => pull_remote(&bucket, pin, folder, self.config.reserve_bytes, room, tell).await,
@@ -193,7 +198,7 @@ fn check_manifest(remote: &dyn Remote, fetched: &[Fetched], folder: &Path) -> Re
 }
 
 /// Waits until no other pull fills this folder. The lock goes with its process.
-async fn alone(folder: &Path) -> Result<File, StoreError> {
+pub(crate) async fn alone(folder: &Path) -> Result<File, StoreError> {
     let way = folder.join(transfer::UNDER_WAY);
     disk::make_folder(&way)?;
     let path = way.join("lock");

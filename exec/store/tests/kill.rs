@@ -9,9 +9,11 @@ use std::{
     process::Command,
 };
 
+use mloc_core::task::spec::Location;
 use mloc_exec::failpoint;
 use mloc_store::{MANIFEST, Store, StoreConfig};
 use support::{
+    gits::{Gits, pointer},
     moto::{Moto, at, with_credentials},
     *,
 };
@@ -22,7 +24,7 @@ const LARGE: usize = 9 << 20;
 const SMALL: usize = 300_000;
 
 /// The places each case dies at; together they are all of this crate's.
-const PLACES: [(&str, &[&str]); 7] = [
+const PLACES: [(&str, &[&str]); 8] = [
     (
         "publish-local",
         &[
@@ -48,6 +50,21 @@ const PLACES: [(&str, &[&str]); 7] = [
     ("fetch-local", &["store.file.written", "store.file.synced", "store.file.renamed", "store.folder.synced"]),
     ("fetch-s3", &FETCHED),
     ("pull-s3", &FETCHED),
+    (
+        "pull-git",
+        &[
+            "store.file.written",
+            "store.file.synced",
+            "store.file.renamed",
+            "store.folder.synced",
+            "store.pull.chunk",
+            "store.pull.whole",
+            "store.pull.renamed",
+            "store.git.received",
+            "store.git.written",
+            "store.git.placed",
+        ],
+    ),
 ];
 const FETCHED: [&str; 7] = [
     "store.file.written",
@@ -112,6 +129,10 @@ async fn run(case: &str, top: &Path, endpoint: &str, number: u32) {
         "pull-s3" => {
             drop(store.pull(&at(endpoint, "m"), None, &top.join("m"), no_room(), unseen()).await.expect("pulled"))
         }
+        "pull-git" => {
+            let from = Location::Git { url: endpoint.to_owned(), revision: None, path: None };
+            drop(store.pull(&from, None, &top.join("m"), no_room(), unseen()).await.expect("pulled"))
+        }
         other => panic!("no case {other}"),
     }
 }
@@ -139,6 +160,11 @@ fn die(case: &str, top: &Path, endpoint: &str, n: u64) -> Option<String> {
 /// Kills a case at each of its failpoints in turn, each in a fresh folder; `proof` looks at what is left and goes on.
 async fn at_every_failpoint(case: &str, endpoint: Option<&Moto>, proof: impl AsyncFn(&Path, &str)) {
     let url = endpoint.map_or("", |m| m.endpoint.as_str());
+    at_every_failpoint_of(case, endpoint, url, proof).await;
+}
+
+/// The same with a server that is no bucket's.
+async fn at_every_failpoint_of(case: &str, endpoint: Option<&Moto>, url: &str, proof: impl AsyncFn(&Path, &str)) {
     let mut died_at = BTreeSet::new();
     for n in 1.. {
         let dir = tempfile::tempdir().expect("a folder");
@@ -276,6 +302,32 @@ async fn pulling_from_a_bucket() {
         run("pull-s3", top, url, 2).await;
         let there = contents(&top.join("m"));
         assert!(there["w.bin"] == bytes && there["config.json"] == b"{}", "other bytes arrived");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulling_from_git() {
+    let Some(server) = Gits::start().await else { return };
+    let work = server.repository("model");
+    let large = noise(6, 9 << 20);
+    server.keep(&large);
+    work.commit(&[("w.bin", pointer(&large).as_bytes()), ("config.json", b"{}")]);
+    at_every_failpoint_of("pull-git", None, &work.url, async |top, url| {
+        let m = top.join("m");
+        // A folder that has its name is whole, whenever the other one died.
+        let named = std::fs::read_dir(&m).expect("it is there").flatten();
+        for tree in named.filter(|entry| entry.file_name().to_string_lossy().starts_with("tree-")) {
+            assert!(contents(&tree.path())["w.bin"] == large, "a tree that is not whole");
+        }
+        run("pull-git", top, url, 2).await;
+        let there = contents(&m);
+        assert_eq!(there.len(), 2, "{:?}", there.keys());
+        for (name, bytes) in there {
+            assert!(bytes == if name.ends_with("w.bin") { &large[..] } else { b"{}" }, "{name}: other bytes arrived");
+        }
+        let left = std::fs::read_dir(m.join(".mloc-pull")).expect("it is there").count();
+        assert_eq!(left, 2, "more than the lock and the record stays");
     })
     .await;
 }

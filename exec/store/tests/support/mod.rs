@@ -1,6 +1,7 @@
 //! What the cases share: attempts, folders of files, an S3 server, a line that breaks.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod gits;
 pub mod line;
 pub mod moto;
 
