@@ -253,7 +253,7 @@ async fn large_files_come_from_lfs() {
     assert!(server.seen().iter().any(|(_, path, _)| path == "/own/info/lfs/objects/batch"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_real_git_lfs_pushes_comes_back() {
     let Some(server) = Gits::start().await else { return };
     if git_lfs().is_none() {
@@ -356,7 +356,10 @@ async fn two_pulls_wait_for_one_another_and_a_dropped_one_is_taken_up() {
     let main = source(&work.url, None, None);
     // Dropped as the first bytes come.
     let (reached, mut bytes) = tokio::sync::mpsc::unbounded_channel();
-    let tell = Arc::new(move |moved: mloc_exec::Moved| drop(reached.send(moved.done)));
+    let tell = Arc::new(move |moved: mloc_exec::Moved| {
+        // The case has seen enough after the first.
+        reached.send(moved.done).ok();
+    });
     let into = top.join("m");
     tokio::select! {
         ended = store.pull(&main, None, &into, no_room(), tell) => panic!("it ended: {ended:?}"),
@@ -383,7 +386,7 @@ async fn gits_own_daemon() {
             stream.set_nonblocking(false).unwrap();
             let ends = (stream.try_clone().unwrap(), stream);
             let mut git = git_command(&root);
-            git.args(["daemon", "--inetd", "--export-all", "--base-path"]).arg(&root);
+            git.args(["daemon", "--inetd", "--export-all", &format!("--base-path={}", root.display())]);
             let as_file = |end: std::net::TcpStream| Stdio::from(std::os::fd::OwnedFd::from(end));
             git.stdin(as_file(ends.0)).stdout(as_file(ends.1)).stderr(Stdio::null());
             let mut child = tokio::process::Command::from(git).kill_on_drop(true).spawn().unwrap();
@@ -406,7 +409,9 @@ async fn gits_own_daemon() {
 /// A stand-in for the ssh program: runs the command here, with this folder's programs before others.
 fn stand_in(folder: &Path, line: &str) -> String {
     fs::create_dir_all(folder).unwrap();
-    let script = format!("#!/bin/sh\nfor last; do :; done\nPATH={}:$PATH\n{line}\nexec sh -c \"$last\"\n", folder.display());
+    // Options, then the host, then the words of the command.
+    let words = "while :; do case \"$1\" in -o|-p) shift 2;; -*) shift;; *) break;; esac; done\nshift\nexec sh -c \"$*\"";
+    let script = format!("#!/bin/sh\nPATH={}:$PATH\n{line}\n{words}\n", folder.display());
     let path = folder.join("ssh");
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();

@@ -87,7 +87,7 @@ impl Shape {
                     shape.add(place, String::new(), entry)?;
                     return Ok(shape);
                 }
-                _ => return Err(no_path(place, &parts[..=n].join("/"), part, &[])),
+                _ => return Err(no_path(place, &parts.join("/"), part, &[])),
             }
         }
         let mut left = vec![(start.0, std::mem::take(&mut start.1), 0)];

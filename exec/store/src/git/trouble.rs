@@ -80,6 +80,12 @@ impl Told {
         }
     }
 
+    /// What a git server said instead of an answer, also where the library took it for the head of a section.
+    pub fn said(&self) -> Option<String> {
+        let inside = || self.words.split_once("\"ERR ").map(|(_, said)| said.trim_end_matches('"').to_owned());
+        self.server.clone().or_else(inside)
+    }
+
     /// Whether the line failed, and another try may do.
     fn is_line(&self) -> bool {
         use io::ErrorKind::*;
@@ -112,11 +118,17 @@ pub(super) fn opening(address: &Address, has_account: bool, told: Told) -> Store
             hint: "install an ssh client on this node, or name the repository by its https:// URL",
         };
     }
-    if let Some(said) = told.server {
+    if let Some(said) = told.said() {
         return none(place, format!("there is no such repository, or it is not served: {said}"));
     }
     if told.denied || matches!(told.status, Some(401 | 403)) {
-        return denied(address, has_account, told.words);
+        let found = match (address.way, told.status, has_account) {
+            (Way::Ssh, ..) => told.words,
+            (_, Some(403), _) => "it is refused (HTTP 403)".into(),
+            (.., true) => "this node's token is not taken (HTTP 401)".into(),
+            (.., false) => "it wants to know who asks, and this node has no token for it (HTTP 401)".into(),
+        };
+        return denied(address, has_account, found);
     }
     match told.status {
         Some(404 | 410) => return none(place, format!("there is no such repository (HTTP {})", told.status.unwrap_or(404))),
@@ -161,6 +173,8 @@ mod tests {
         let wrapped = io::Error::other(gix_error::Error::from_error(io::Error::other(inner)));
         let told = Told::of(&wrapped);
         assert_eq!((told.io, told.is_line(), told.words.as_str()), (Some(io::ErrorKind::ConnectionRefused), true, "refused"));
+        let told = Told { words: "Unknown or unsupported header: \"ERR not our ref\"".into(), ..Told::default() };
+        assert_eq!(told.said().as_deref(), Some("not our ref"));
         let told = Told::of(&io::Error::new(io::ErrorKind::StorageFull, "full"));
         assert!(told.io == Some(io::ErrorKind::StorageFull) && !told.is_line());
     }

@@ -189,8 +189,8 @@ impl Session {
         let place = self.peer.address.url.clone();
         let endpoint = self.peer.address.host.clone();
         let lost = |found| StoreError::Unreachable { place: place.clone(), endpoint: endpoint.clone(), tries: 1, found };
-        if let Some(said) = &told.server {
-            return Failed::NotGiven(said.clone());
+        if let Some(said) = told.said() {
+            return Failed::NotGiven(said);
         }
         Failed::Other(match inflow.ended() {
             Some(Ended::Stopped(error)) => error,
