@@ -1,62 +1,57 @@
-//! What opendal's errors hold of an S3 server's own words, and what a user can do about them.
+//! What opendal's errors hold of a server's own words.
 
-/// What an S3 server said.
+/// What an object store said.
+#[derive(Debug)]
 pub(crate) struct Answer {
     /// Its code, such as `NoSuchBucket`; `None` when the words are not a server's.
     pub code: Option<String>,
+    /// HTTP's status, when there was an answer.
+    pub status: Option<u16>,
     words: String,
 }
 
 impl Answer {
-    /// opendal has the server's XML only as the `Debug` text of its own struct.
+    /// opendal has a server's answer only as the `Debug` text of its own structs, and the status in that of the head.
     pub fn of(error: &opendal::Error) -> Self {
         let text = error.message();
+        let status = (|| error.to_string().split_once("Parts { status: ")?.1.get(..3)?.parse().ok())();
         let field = |name: &str| {
-            let rest = text.split_once(&format!("{name}: \""))?.1;
+            let rest = text.split_once(&format!(" {name}: \""))?.1;
             rest.split_once('"').map(|(value, _)| value.to_owned()).filter(|v| !v.is_empty())
         };
-        if text.starts_with("S3Error") {
-            return Self { code: field("code"), words: field("message").unwrap_or_default() };
+        if text.starts_with("S3Error {") || text.starts_with("AzblobError {") {
+            return Self { code: field("code"), status, words: field("message").unwrap_or_default() };
         }
-        let words = if text.is_empty() { error.kind().to_string() } else { text.to_owned() };
+        if text.starts_with("GcsErrorResponse {") {
+            return Self { code: field("reason"), status, words: field("message").unwrap_or_default() };
+        }
+        let words = match text.trim() {
+            // A page for browsers, of something in between.
+            page if page.starts_with('<') => "a page for browsers; is this the endpoint?".into(),
+            "" => error.kind().to_string(),
+            text => text.to_owned(),
+        };
         let words = match std::error::Error::source(error).map(root_cause) {
             Some(cause) if !words.contains(&cause) => format!("{words}: {cause}"),
             _ => words,
         };
-        Self { code: None, words }
+        Self { code: None, status, words }
+    }
+
+    /// Whether it has that code.
+    pub fn is(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
     }
 
     /// For the user.
     pub fn text(&self) -> String {
-        match &self.code {
-            Some(code) => format!("{code}: {}", self.words),
-            None => self.words.clone(),
-        }
-    }
-
-    /// Whether access was denied for this node's own credentials or clock, not for what they may not do.
-    pub fn blames_node(&self) -> bool {
-        const OWN: [&str; 5] =
-            ["RequestTimeTooSkewed", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"];
-        self.code.as_deref().is_some_and(|code| OWN.contains(&code))
-    }
-
-    /// What would work, when access was denied.
-    pub fn hint(&self) -> &'static str {
-        match self.code.as_deref() {
-            Some("RequestTimeTooSkewed") => "set this node's clock",
-            Some("InvalidAccessKeyId") => {
-                "this endpoint does not know the access key id: check the worker's AWS_ACCESS_KEY_ID or s3.accessKeyIdFile in node.yaml"
-            }
-            Some("SignatureDoesNotMatch") => {
-                "the secret does not belong to the access key id: check the worker's AWS_SECRET_ACCESS_KEY or s3.secretAccessKeyFile in node.yaml"
-            }
-            Some("ExpiredToken") => {
-                "give the worker fresh credentials: AWS_SESSION_TOKEN, or s3.sessionTokenFile in node.yaml"
-            }
-            _ => {
-                "the worker's credentials (AWS_* variables or s3 in node.yaml) need list, read and, for destinations, write on this path"
-            }
+        // Azure adds a request's id and time, which say nothing to the reader and are never twice the same.
+        let words = self.words.split(" RequestId:").next().unwrap_or_default().trim();
+        match (&self.code, self.status) {
+            (Some(code), _) if words.is_empty() => code.clone(),
+            (Some(code), _) => format!("{code}: {words}"),
+            (None, Some(status)) => format!("HTTP {status}: {words}"),
+            (None, None) => words.to_owned(),
         }
     }
 }
@@ -87,10 +82,29 @@ mod tests {
         let said = r#"S3Error { code: "SignatureDoesNotMatch", message: "It does not match.", resource: "", request_id: "1" }"#;
         let answer = Answer::of(&Error::new(ErrorKind::PermissionDenied, said));
         assert_eq!(answer.text(), "SignatureDoesNotMatch: It does not match.");
-        assert!(answer.hint().contains("AWS_SECRET_ACCESS_KEY") && answer.blames_node());
+        assert!(crate::s3::S3.denial(&answer).1.contains("AWS_SECRET_ACCESS_KEY"));
         let said = r#"S3Error { code: "AccessDenied", message: "Access Denied", resource: "", request_id: "1" }"#;
-        assert!(!Answer::of(&Error::new(ErrorKind::PermissionDenied, said)).blames_node());
+        assert!(!crate::s3::S3.denial(&Answer::of(&Error::new(ErrorKind::PermissionDenied, said))).0);
+
+        let said = r#"AzblobError { code: "AuthenticationFailed", message: "Server failed to authenticate. RequestId:7 Time:8" }"#;
+        let answer = Answer::of(&Error::new(ErrorKind::PermissionDenied, said));
+        assert_eq!(answer.text(), "AuthenticationFailed: Server failed to authenticate.");
+        assert!(crate::azblob::AZBLOB.denial(&answer).0);
+
+        let said = r#"GcsErrorResponse { error: GcsError { code: 401, message: "Invalid Credentials", errors: [GcsErrorDetail { domain: "global", location: "Authorization", location_type: "header", message: "Invalid Credentials", reason: "authError" }] } }"#;
+        let answer = Answer::of(&Error::new(ErrorKind::Unexpected, said));
+        assert_eq!(answer.text(), "authError: Invalid Credentials");
+        assert!(crate::gcs::GCS.denies(&answer));
+
         let answer = Answer::of(&Error::new(ErrorKind::Unexpected, "").set_source(std::io::Error::other("gone")));
-        assert_eq!((answer.code, answer.words.as_str()), (None, "Unexpected: gone"));
+        assert_eq!((answer.code.clone(), answer.text()), (None, "Unexpected: gone".into()));
+        let head = http_error(403);
+        assert_eq!((head.status, head.text()), (Some(403), "HTTP 403: PermissionDenied".into()));
+    }
+
+    /// As opendal tells of an answer without a body.
+    fn http_error(status: u16) -> Answer {
+        let context = format!("Parts {{ status: {status}, version: HTTP/1.1, headers: {{}} }}");
+        Answer::of(&Error::new(ErrorKind::PermissionDenied, "").with_context("response", context))
     }
 }

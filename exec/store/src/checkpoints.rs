@@ -11,13 +11,12 @@ use mloc_exec::{OnMoved, failpoint};
 
 use crate::{
     Store,
-    disk::{self, Halt, Stamp, off_thread, until_dropped},
+    disk::{self, off_thread},
     error::StoreError,
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
-    place::Place,
-    remote::Remote as _,
-    transfer, volume,
+    place::Area,
+    transfer,
 };
 
 /// A checkpoint that was brought here.
@@ -41,7 +40,7 @@ impl Store {
         keep: usize,
         tell: OnMoved,
     ) -> Result<CheckpointRef, StoreError> {
-        let all = self.place(destination)?.join(&owner(attempt));
+        let all = self.area(destination)?.join(&owner(attempt));
         let place = all.join(&step_name(step));
         let from = folder.to_owned();
         let files = off_thread(move || stamped(&from)).await?;
@@ -69,9 +68,9 @@ impl Store {
         }
         let bytes = manifest.to_bytes()?;
         place.put_bytes(MANIFEST, bytes.clone(), &meter).await?;
-        place.sweep(manifest.files.iter().map(|f| f.path.as_str())).await;
+        place.sweep(&manifest.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>()).await;
         if keep > 0
-            && let Err(error) = prune(&all, step, keep).await
+            && let Err(error) = prune(&*all, step, keep).await
         {
             tracing::warn!(place = all.url(), %error, "old checkpoints stay");
         }
@@ -80,7 +79,7 @@ impl Store {
 
     /// Steps of the checkpoints at a destination, oldest first. Half-written ones are among them.
     pub async fn list_checkpoints(&self, attempt: &AttemptId, destination: &Location) -> Result<Vec<u64>, StoreError> {
-        steps(&self.place(destination)?.join(&owner(attempt))).await
+        steps(&*self.area(destination)?.join(&owner(attempt))).await
     }
 
     /// Brings the newest whole checkpoint into `folder`, which is emptied first: damaged and half-written ones are
@@ -95,11 +94,11 @@ impl Store {
         folder: &Path,
         tell: OnMoved,
     ) -> Result<Option<Fetched>, StoreError> {
-        let all = self.place(destination)?.join(&owner(attempt));
+        let all = self.area(destination)?.join(&owner(attempt));
         let mut passed_over = Vec::new();
-        for step in steps(&all).await?.into_iter().rev() {
+        for step in steps(&*all).await?.into_iter().rev() {
             let place = all.join(&step_name(step));
-            match fetch_one(&place, step, folder, self.config.reserve_bytes, tell.clone()).await {
+            match fetch_one(&*place, step, folder, self.config.reserve_bytes, tell.clone()).await {
                 Ok(checkpoint) => return Ok(Some(Fetched { checkpoint, passed_over })),
                 Err(
                     error @ (StoreError::Damaged { .. } | StoreError::BadName { .. } | StoreError::NotFound { .. }),
@@ -126,7 +125,7 @@ fn reference(step: u64, manifest: &[u8]) -> CheckpointRef {
     CheckpointRef { step, manifest_sha256: disk::stamp_bytes(manifest).sha256 }
 }
 
-async fn steps(all: &Place) -> Result<Vec<u64>, StoreError> {
+async fn steps(all: &dyn Area) -> Result<Vec<u64>, StoreError> {
     let mut steps: Vec<u64> =
         all.folders().await?.iter().filter_map(|name| name.strip_prefix("step-")?.parse().ok()).collect();
     steps.sort_unstable();
@@ -134,7 +133,7 @@ async fn steps(all: &Place) -> Result<Vec<u64>, StoreError> {
 }
 
 /// The manifest goes first: what is left of a half-removed checkpoint is no checkpoint.
-async fn prune(all: &Place, newest: u64, keep: usize) -> Result<(), StoreError> {
+async fn prune(all: &dyn Area, newest: u64, keep: usize) -> Result<(), StoreError> {
     let steps: Vec<_> = steps(all).await?.into_iter().filter(|step| *step <= newest).collect();
     for step in steps.iter().rev().skip(keep) {
         let old = all.join(&step_name(*step));
@@ -155,7 +154,7 @@ fn stamped(folder: &Path) -> Result<Vec<Artifact>, StoreError> {
 }
 
 async fn fetch_one(
-    place: &Place,
+    place: &dyn Area,
     step: u64,
     folder: &Path,
     reserve: u64,
@@ -175,24 +174,7 @@ async fn fetch_one(
     if needed > free {
         return Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free });
     }
-    let stamps = match place {
-        Place::Folder { given, inside } => {
-            let found = |f: &Artifact| disk::Found { path: f.path.clone(), bytes: f.bytes };
-            let there = manifest.files.iter().filter(|f| inside.path.join(&f.path).exists());
-            volume::all_inside(given, inside, &there.map(found).collect::<Vec<_>>())?;
-            let (from, to, files) = (inside.path.clone(), folder.to_owned(), manifest.files.clone());
-            until_dropped(move |halt| copy_all(&from, &to, &files, halt, &meter)).await?
-        }
-        Place::Bucket(bucket) => {
-            let objects = bucket.list(None).await?.objects;
-            let wanted = |file: &Artifact| {
-                let object = objects.iter().find(|o| o.name == file.path);
-                object.cloned().ok_or_else(|| missing(place, &file.path))
-            };
-            let wanted: Vec<_> = manifest.files.iter().map(wanted).collect::<Result<_, _>>()?;
-            transfer::fetch(bucket, &wanted, folder, &meter).await?.into_iter().map(|f| f.stamp).collect()
-        }
-    };
+    let stamps = place.fetch(&manifest.files, folder, &meter).await?;
     for (file, stamp) in std::iter::zip(&manifest.files, stamps) {
         if (stamp.bytes, &stamp.sha256) != (file.bytes, &file.sha256) {
             let found = format!(
@@ -205,24 +187,4 @@ async fn fetch_one(
     let here = folder.to_owned();
     off_thread(move || disk::remove_all(&here.join(transfer::UNDER_WAY))).await?;
     Ok(reference(step, &bytes))
-}
-
-fn copy_all(from: &Path, to: &Path, files: &[Artifact], halt: &Halt, meter: &Meter) -> Result<Vec<Stamp>, StoreError> {
-    let copied = |file: &Artifact| {
-        let (source, target) = (from.join(&file.path), to.join(&file.path));
-        if !source.is_file() {
-            let place = source.display().to_string();
-            return Err(StoreError::Damaged { place, found: "missing; the manifest names it".into() });
-        }
-        let folder = target.parent().unwrap_or(to);
-        disk::make_folder(folder)?;
-        let stamp = disk::copy(&source, &target, halt, |bytes| meter.moved(bytes))?;
-        disk::sync_folder(folder)?;
-        Ok(stamp)
-    };
-    files.iter().map(copied).collect()
-}
-
-fn missing(place: &Place, name: &str) -> StoreError {
-    StoreError::Damaged { place: place.join(name).url(), found: "missing; the manifest names it".into() }
 }

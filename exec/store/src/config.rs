@@ -12,6 +12,10 @@ pub struct StoreConfig {
     pub volumes: BTreeMap<String, PathBuf>,
     /// The S3 account of this node.
     pub s3: S3Config,
+    /// Its account at Google Cloud Storage.
+    pub gcs: GcsConfig,
+    /// Its account at Azure Blob Storage.
+    pub azblob: AzblobConfig,
     /// Its accounts at git servers; a server without one is asked without credentials.
     pub git: Vec<GitAccount>,
     /// How the `ssh` program is started for repositories that are spoken to through it: a shell's words.
@@ -32,6 +36,8 @@ impl Default for StoreConfig {
         Self {
             volumes: BTreeMap::new(),
             s3: S3Config::default(),
+            gcs: GcsConfig::default(),
+            azblob: AzblobConfig::default(),
             git: Vec::new(),
             // Nobody is there to be asked for a password, and a dead line is noticed after a minute.
             ssh: "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4".into(),
@@ -83,6 +89,38 @@ impl GitAccount {
         let (username, password) = (self.username().to_owned(), self.token.reveal().to_owned());
         gix_sec::identity::Account { username, password, oauth_refresh_token: None }
     }
+}
+
+/// An account at Google Cloud Storage. What is absent comes from `GOOGLE_APPLICATION_CREDENTIALS`, gcloud's own file, or
+/// the cloud's metadata service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct GcsConfig {
+    /// Endpoint URL, `http://` or `https://`; a task's own endpoint goes before it, Google's after it.
+    pub endpoint: Option<String>,
+    /// A file with credentials, as Google makes them: a service account's key, or a workload's federation.
+    pub credential_file: Option<PathBuf>,
+    /// An access token. It goes before the file; nobody renews it.
+    pub token: Option<Secret>,
+    /// Sends unsigned requests: public buckets without credentials.
+    pub anonymous: bool,
+}
+
+/// An account at Azure Blob Storage. What is absent comes from the usual `AZURE_*` variables, or the cloud's metadata
+/// service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct AzblobConfig {
+    /// Endpoint URL, `http://` or `https://`; a task's own endpoint goes before it, the account's after it.
+    pub endpoint: Option<String>,
+    /// Storage account; a task's own goes before it.
+    pub account: Option<String>,
+    /// Its key.
+    pub account_key: Option<Secret>,
+    /// A shared access signature. It goes before the key.
+    pub sas_token: Option<Secret>,
+    /// Sends unsigned requests: public containers without credentials.
+    pub anonymous: bool,
 }
 
 /// Text that shows itself to nobody by accident: `Debug` prints dots, and it cannot be serialised.

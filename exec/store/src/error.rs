@@ -7,7 +7,7 @@ use std::{
 
 use mloc_core::{
     ledger::entry::{Failure, FailureClass},
-    task::spec::Pin,
+    task::spec::{Location, Pin},
 };
 
 /// A transfer that did not come off. The text says where, what was found, and what would work; it never holds
@@ -183,7 +183,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The node's own configuration.
-    #[error("cannot speak to S3 from this node: {found}\nhint: {hint}")]
+    #[error("no way to other machines from this node: {found}\nhint: {hint}")]
     Unready {
         /// What is wrong.
         found: String,
@@ -220,6 +220,11 @@ impl StoreError {
     /// For the ledger.
     pub fn failure(&self) -> Failure {
         Failure { class: self.class(), message: self.to_string() }
+    }
+
+    /// No way of this build leads there.
+    pub(crate) fn unsupported(location: &Location) -> Self {
+        StoreError::Unsupported { scheme: location.scheme() }
     }
 
     /// The same after so many tries.

@@ -1,180 +1,77 @@
-//! What a [`Location`] means on this node: a folder of a volume, or a prefix of a bucket.
+//! What a [`Location`](mloc_core::task::spec::Location) comes to on this node: something to read from, or something
+//! to write to. Which kind of place comes to what is [`crate::kinds`]'.
 
-use std::{collections::BTreeSet, path::PathBuf};
-
-use bytes::Bytes;
-use mloc_core::task::spec::Location;
-
-use crate::{
-    bucket::{Bucket, Client},
-    config::StoreConfig,
-    disk::{self, Stamp, off_thread, until_dropped},
-    error::StoreError,
-    meter::Meter,
-    volume::{self, Inside},
+use std::{
+    fmt,
+    path::{Path, PathBuf},
 };
 
-/// A place that can be read and written.
-#[derive(Clone, Debug)]
-pub(crate) enum Place {
-    /// A file or folder of a declared volume.
-    Folder {
-        /// As given.
-        given: String,
-        /// Where that is.
-        inside: Inside,
-    },
-    /// A key or prefix of a bucket.
-    Bucket(Bucket),
+use async_trait::async_trait;
+use bytes::Bytes;
+use mloc_core::ledger::entry::Artifact;
+
+use crate::{disk::Stamp, error::StoreError, folder::Folder, git::Git, meter::Meter, remote::Remote};
+
+/// Something to read from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A file or folder of a declared volume: used where it lies.
+    Folder(Folder),
+    /// A repository: its files come out of a pack.
+    Git(Git),
+    /// Something on the other side of a line: brought here first.
+    Remote(Box<dyn Remote>),
 }
 
-impl Place {
-    /// Finds a place. Touches the local disk, never the network.
-    pub fn open(config: &StoreConfig, client: &Client, location: &Location) -> Result<Self, StoreError> {
-        match location {
-            Location::Local { path } => {
-                Ok(Place::Folder { given: path.clone(), inside: volume::resolve(&config.volumes, path)? })
-            }
-            Location::S3 { bucket, path, endpoint, region } => {
-                Ok(Place::Bucket(Bucket::open(config, client, bucket, path, endpoint.as_deref(), region.as_deref())?))
-            }
-            Location::Gcs { .. }
-            | Location::Azblob { .. }
-            | Location::Http { .. }
-            | Location::HuggingFace { .. }
-            | Location::Git { .. }
-            | Location::Task { .. }
-            | Location::Submitted { .. }
-            | Location::Kept { .. } => Err(StoreError::Unsupported { scheme: location.scheme() }),
-        }
-    }
+/// Something to write to: a folder of a volume, a prefix of a bucket. Results and checkpoints lie in areas. Names have
+/// been checked by [`crate::disk::below`], or are ours.
+///
+/// Every call tries again by itself as long as the node's patience lasts.
+#[async_trait]
+pub(crate) trait Area: fmt::Debug + Send + Sync {
+    /// The area as text for people and the ledger: an absolute path, or `s3://bucket/path`.
+    fn url(&self) -> String;
 
-    /// The place as text for people and the ledger: an absolute path, or `s3://bucket/path`.
-    pub fn url(&self) -> String {
-        match self {
-            Place::Folder { inside, .. } => inside.path.display().to_string(),
-            Place::Bucket(bucket) => bucket.url(""),
-        }
-    }
-
-    /// A place below this one. `name` has been checked by [`disk::below`], or is ours.
-    pub fn join(&self, name: &str) -> Self {
-        match self {
-            Place::Folder { given, inside } => Place::Folder {
-                given: format!("{given}/{name}"),
-                inside: Inside { root: inside.root.clone(), path: inside.path.join(name) },
-            },
-            Place::Bucket(bucket) => Place::Bucket(bucket.join(name)),
-        }
-    }
+    /// An area below this one.
+    fn join(&self, name: &str) -> Box<dyn Area>;
 
     /// A small file, whole; `None` when there is none.
-    pub async fn get(&self, name: &str, bytes_max: u64) -> Result<Option<Bytes>, StoreError> {
-        match self {
-            Place::Folder { inside, .. } => {
-                let path = inside.path.join(name);
-                off_thread(move || disk::read(&path, bytes_max)).await
-            }
-            Place::Bucket(bucket) => bucket.get(name, bytes_max).await,
-        }
-    }
+    async fn get(&self, name: &str, bytes_max: u64) -> Result<Option<Bytes>, StoreError>;
 
     /// A file of this machine under a name; what had the name is replaced. Returns the stamp of the bytes that were
     /// sent. Dropped, it gives no name any more; the meter is held until it touches nothing.
-    pub async fn put(&self, name: &str, from: &std::path::Path, meter: &Meter) -> Result<Stamp, StoreError> {
-        match self {
-            Place::Folder { inside, .. } => {
-                let (from, inside, name, meter) = (from.to_owned(), inside.clone(), name.to_owned(), meter.clone());
-                until_dropped(move |halt| {
-                    let to = inside.goal(&name)?;
-                    let stamp = disk::copy(&from, &to, halt, |bytes| meter.moved(bytes))?;
-                    to.parent().map_or(Ok(()), disk::sync_folder)?;
-                    Ok(stamp)
-                })
-                .await
-            }
-            Place::Bucket(bucket) => bucket.put(name, from, meter).await,
-        }
-    }
+    async fn put(&self, name: &str, from: &Path, meter: &Meter) -> Result<Stamp, StoreError>;
 
-    /// Some bytes under a name that nothing has yet; `false` when something has it. Dropped: as [`Place::put`].
-    pub async fn put_new(&self, name: &str, bytes: Vec<u8>, meter: &Meter) -> Result<bool, StoreError> {
-        match self {
-            Place::Folder { inside, .. } => {
-                let (inside, name, held) = (inside.clone(), name.to_owned(), meter.clone());
-                until_dropped(move |halt| {
-                    let _held = held;
-                    disk::write_new(&inside.goal(&name)?, &bytes, halt)
-                })
-                .await
-            }
-            Place::Bucket(bucket) => bucket.put_new(name, bytes).await,
-        }
-    }
+    /// Some bytes under a name that nothing has yet; `false` when something has it. Dropped: as [`Area::put`].
+    async fn put_new(&self, name: &str, bytes: Vec<u8>, meter: &Meter) -> Result<bool, StoreError>;
 
-    /// Some bytes under a name; what had the name is replaced. Dropped: as [`Place::put`].
-    pub async fn put_bytes(&self, name: &str, bytes: Vec<u8>, meter: &Meter) -> Result<(), StoreError> {
-        match self {
-            Place::Folder { inside, .. } => {
-                let (inside, name, held) = (inside.clone(), name.to_owned(), meter.clone());
-                until_dropped(move |halt| {
-                    let _held = held;
-                    disk::write(&inside.goal(&name)?, &bytes, halt)
-                })
-                .await
-            }
-            Place::Bucket(bucket) => bucket.put_bytes(name, bytes).await,
-        }
-    }
+    /// Some bytes under a name; what had the name is replaced. Dropped: as [`Area::put`].
+    async fn put_bytes(&self, name: &str, bytes: Vec<u8>, meter: &Meter) -> Result<(), StoreError>;
 
-    /// Names of the folders right below this place, sorted; none when the place does not exist.
-    pub async fn folders(&self) -> Result<Vec<String>, StoreError> {
-        match self {
-            Place::Folder { inside, .. } => {
-                let path = inside.path.clone();
-                off_thread(move || disk::folders(&path)).await
-            }
-            Place::Bucket(bucket) => bucket.folders().await,
-        }
-    }
+    /// Names of the folders right below this area, sorted; none when the area does not exist.
+    async fn folders(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Brings files of this area into a folder of this machine, and says what came, in the same order. One that is
+    /// missing is [`StoreError::Damaged`]: a manifest has named it.
+    async fn fetch(&self, files: &[Artifact], folder: &Path, meter: &Meter) -> Result<Vec<Stamp>, StoreError>;
 
     /// Removes one file; not there is fine.
-    pub async fn remove(&self, name: &str) -> Result<(), StoreError> {
-        match self {
-            Place::Folder { inside, .. } => {
-                let path = inside.path.join(name);
-                off_thread(move || disk::remove(&path)).await
-            }
-            Place::Bucket(bucket) => bucket.remove(name).await,
-        }
+    async fn remove(&self, name: &str) -> Result<(), StoreError>;
+
+    /// Removes all below this area.
+    async fn remove_all(&self) -> Result<(), StoreError>;
+
+    /// Clears away what dead writers left in the folders of these names. Areas whose writers leave nothing have nothing
+    /// to do.
+    async fn sweep(&self, _names: &[&str]) {}
+
+    /// Bytes that are free where this area lies, when it is on this node's disks; elsewhere there is no bound.
+    fn free_bytes(&self) -> Result<Option<(PathBuf, u64)>, StoreError> {
+        Ok(None)
     }
 
-    /// Clears away what dead writers left below this place, in these folders of it.
-    pub async fn sweep(&self, names: impl Iterator<Item = &str>) {
-        let Place::Folder { inside, .. } = self else { return };
-        let folders: BTreeSet<_> =
-            names.filter_map(|name| inside.path.join(name).parent().map(std::path::Path::to_owned)).collect();
-        let swept = off_thread(move || folders.iter().try_for_each(|folder| disk::sweep(folder))).await;
-        if let Err(error) = swept {
-            tracing::warn!(place = self.url(), %error, "temporary files stay");
-        }
-    }
-
-    /// Bytes that are free where this place lies, when it is on this node's disks; for a bucket there is no bound.
-    pub fn free_bytes(&self) -> Result<Option<(PathBuf, u64)>, StoreError> {
-        let Place::Folder { inside, .. } = self else { return Ok(None) };
-        let free = disk::free_bytes(&inside.path).map_err(|e| StoreError::disk("look at", &inside.path, e))?;
-        Ok(Some((inside.path.clone(), free)))
-    }
-
-    /// Removes all below this place.
-    pub async fn remove_all(&self) -> Result<(), StoreError> {
-        match self {
-            Place::Folder { inside, .. } => {
-                let path = inside.path.clone();
-                off_thread(move || disk::remove_all(&path)).await
-            }
-            Place::Bucket(bucket) => bucket.remove_all().await,
-        }
+    /// A file of it that the manifest names and that is not there.
+    fn missing(&self, name: &str) -> StoreError {
+        StoreError::Damaged { place: self.join(name).url(), found: "missing; the manifest names it".into() }
     }
 }

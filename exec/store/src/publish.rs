@@ -19,7 +19,7 @@ use crate::{
     error::StoreError,
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
-    place::Place,
+    place::Area,
 };
 
 impl Store {
@@ -44,10 +44,10 @@ impl Store {
         let Some(destination) = destination else {
             return stay(folder, outputs, summary, &meter).await;
         };
-        let place = self.place(destination)?;
-        let all = || outputs.iter().map(|o| o.path.as_str()).chain([MANIFEST]);
-        if let Some(result) = published(&place, attempt).await? {
-            place.sweep(all()).await;
+        let place = self.area(destination)?;
+        let all: Vec<&str> = outputs.iter().map(|o| o.path.as_str()).chain([MANIFEST]).collect();
+        if let Some(result) = published(&*place, attempt).await? {
+            place.sweep(&all).await;
             return Ok(result);
         }
         // Said before the first byte when they will not all fit.
@@ -66,10 +66,10 @@ impl Store {
         let manifest = Manifest { format: FORMAT, attempt: attempt.clone(), step: None, files, summary };
         if !place.put_new(MANIFEST, manifest.to_bytes()?, &meter).await? {
             // Somebody was faster; perhaps this very attempt, whose answer was lost.
-            return published(&place, attempt).await?.ok_or_else(|| StoreError::Changed { place: place.url() });
+            return published(&*place, attempt).await?.ok_or_else(|| StoreError::Changed { place: place.url() });
         }
         // What dead attempts were writing when they died; the result is whole without it.
-        place.sweep(all()).await;
+        place.sweep(&all).await;
         Ok(manifest.into_result(place.url()))
     }
 
@@ -83,11 +83,11 @@ impl Store {
         attempt: &AttemptId,
         destination: &Location,
     ) -> Result<Option<TaskResult>, StoreError> {
-        published(&self.place(destination)?, attempt).await
+        published(&*self.area(destination)?, attempt).await
     }
 }
 
-async fn published(place: &Place, attempt: &AttemptId) -> Result<Option<TaskResult>, StoreError> {
+async fn published(place: &dyn Area, attempt: &AttemptId) -> Result<Option<TaskResult>, StoreError> {
     let Some(bytes) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? else { return Ok(None) };
     let manifest = Manifest::read(&place.join(MANIFEST).url(), &bytes)?;
     let of = &manifest.attempt;

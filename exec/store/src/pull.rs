@@ -14,13 +14,11 @@ use crate::{
     Store,
     disk::{self, off_thread},
     error::StoreError,
-    git::Git,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
-    place::Place,
+    place::Source,
     remote::{Object, Remote},
     transfer::{self, Fetched},
-    volume::{self, Inside},
 };
 
 /// How often a pull looks whether another one of the same source is done.
@@ -69,45 +67,12 @@ impl Store {
         room: MakeRoom,
         tell: OnMoved,
     ) -> Result<Pulled, StoreError> {
-        if let Location::Git { url, revision, path } = source {
-            let git = Git::open(&self.config, &self.client, url, revision.as_deref(), path.as_deref())?;
-            return git.pull(pin, folder, room, tell).await;
-        }
-        match self.place(source)? {
-            Place::Folder { given, inside } => off_thread(move || use_in_place(&given, &inside, &tell)).await,
-            Place::Bucket(bucket) => pull_remote(&bucket, pin, folder, self.config.reserve_bytes, room, tell).await,
+        match self.source(source)? {
+            Source::Folder(place) => off_thread(move || place.use_in_place(&tell)).await,
+            Source::Git(git) => git.pull(pin, folder, room, tell).await,
+            Source::Remote(remote) => pull_remote(&*remote, pin, folder, self.config.reserve_bytes, room, tell).await,
         }
     }
-}
-
-fn use_in_place(given: &str, inside: &Inside, tell: &OnMoved) -> Result<Pulled, StoreError> {
-    let place = inside.path.display().to_string();
-    let files = match std::fs::metadata(&inside.path) {
-        Ok(meta) if meta.is_file() => {
-            let name = inside.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            vec![disk::Found { path: name, bytes: meta.len() }]
-        }
-        Ok(_) => {
-            let files = disk::files_below(&inside.path)?;
-            volume::all_inside(given, inside, &files)?;
-            files
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            return Err(StoreError::NotFound {
-                place,
-                found: "no such file or folder on this node".into(),
-                hint: format!("`{given}` was looked for below {}", inside.root.display()),
-            });
-        }
-        Err(e) => return Err(StoreError::disk("look at", &inside.path, e)),
-    };
-    if files.is_empty() {
-        return Err(StoreError::Empty { place });
-    }
-    let bytes = files.iter().map(|f| f.bytes).sum();
-    Meter::new(bytes, tell.clone()).found(bytes);
-    let files = files.into_iter().map(|f| PulledFile { path: f.path, bytes: f.bytes, sha256: None }).collect();
-    Ok(Pulled { path: inside.path.clone(), in_place: true, files, bytes, fetched: 0, pin: None })
 }
 
 async fn pull_remote(

@@ -33,7 +33,7 @@ use std::{
 };
 
 use gix_hash::ObjectId;
-use mloc_core::{ledger::entry::FailureClass, task::spec::Pin};
+use mloc_core::{ledger::entry::FailureClass, task::spec::{Location, Pin}};
 use mloc_exec::{MakeRoom, OnMoved, failpoint};
 use serde::{Deserialize, Serialize};
 
@@ -47,11 +47,12 @@ use self::{
     wire::{Ask, Failed, Peer, Session},
 };
 use crate::{
-    bucket::Client,
-    config::{Patience, StoreConfig},
+    Store,
+    config::Patience,
     disk::{self, Halt, off_thread, until_dropped},
     error::StoreError,
     meter::Meter,
+    place::Source,
     pull::{Pulled, alone},
     transfer::{self, UNDER_WAY},
 };
@@ -60,6 +61,16 @@ use crate::{
 const NO_BLOBS: &str = "blob:none";
 /// Leaves out all but commits.
 const NO_TREES: &str = "tree:0";
+
+/// A source.
+pub(crate) fn source(store: &Store, location: &Location) -> Result<Source, StoreError> {
+    match location {
+        Location::Git { url, revision, path } => {
+            Ok(Source::Git(Git::open(store, url, revision.as_deref(), path.as_deref())?))
+        }
+        other => Err(StoreError::unsupported(other)),
+    }
+}
 
 /// A repository, or a part of it, in one revision.
 #[derive(Clone, Debug)]
@@ -93,13 +104,8 @@ struct Received {
 
 impl Git {
     /// Opens a repository. No request is sent.
-    pub fn open(
-        config: &StoreConfig,
-        client: &Client,
-        url: &str,
-        revision: Option<&str>,
-        path: Option<&str>,
-    ) -> Result<Self, StoreError> {
+    fn open(store: &Store, url: &str, revision: Option<&str>, path: Option<&str>) -> Result<Self, StoreError> {
+        let (config, client) = (&store.config, &store.client);
         let address = Address::of(url).ok_or_else(|| StoreError::NotFound {
             place: url.to_owned(),
             found: "no URL of a git repository".into(),

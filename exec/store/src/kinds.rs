@@ -1,0 +1,57 @@
+//! The kinds of places this build reaches: one row each. What a node offers to tasks and what a location comes to are
+//! both read from here, so a kind that is offered can be opened.
+
+use mloc_core::task::spec::Location;
+
+use crate::{
+    Store, azblob,
+    error::StoreError,
+    folder::Folder,
+    gcs, git,
+    place::{Area, Source},
+    s3,
+};
+
+/// A kind of place.
+pub(crate) struct Kind {
+    /// Its name: [`Location::scheme`].
+    pub name: &'static str,
+    /// Makes something to read from it, where it can be read. Touches the local disk, never the network.
+    pub source: Option<fn(&Store, &Location) -> Result<Source, StoreError>>,
+    /// Makes something to write to it, where it can be written.
+    pub area: Option<fn(&Store, &Location) -> Result<Box<dyn Area>, StoreError>>,
+}
+
+/// All kinds.
+pub(crate) const KINDS: &[Kind] = &[
+    Kind { name: "local", source: Some(Folder::source), area: Some(Folder::area) },
+    Kind { name: "s3", source: Some(s3::source), area: Some(s3::area) },
+    Kind { name: "gcs", source: Some(gcs::source), area: Some(gcs::area) },
+    Kind { name: "azblob", source: Some(azblob::source), area: Some(azblob::area) },
+    Kind { name: "git", source: Some(git::source), area: None },
+];
+
+/// What of a kind tasks ask for: `source:KIND`, `destination:KIND`.
+pub(crate) fn features() -> impl Iterator<Item = String> {
+    KINDS.iter().flat_map(|kind| {
+        let source = kind.source.map(|_| format!("source:{}", kind.name));
+        let area = kind.area.map(|_| format!("destination:{}", kind.name));
+        source.into_iter().chain(area)
+    })
+}
+
+/// Something to read from.
+pub(crate) fn source(store: &Store, location: &Location) -> Result<Source, StoreError> {
+    let open = of(location).and_then(|kind| kind.source).ok_or_else(|| StoreError::unsupported(location))?;
+    open(store, location)
+}
+
+/// Something to write to.
+pub(crate) fn area(store: &Store, location: &Location) -> Result<Box<dyn Area>, StoreError> {
+    let open = of(location).and_then(|kind| kind.area).ok_or_else(|| StoreError::unsupported(location))?;
+    open(store, location)
+}
+
+fn of(location: &Location) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.name == location.scheme())
+}
