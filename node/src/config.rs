@@ -47,6 +47,8 @@ pub struct NodeConfig {
     pub modules: Option<Vec<String>>,
     /// S3 defaults; credentials come from the environment or from files.
     pub s3: S3,
+    /// Accounts at git servers.
+    pub git: Vec<GitServer>,
     /// Pulled models and data sets.
     pub cache: CacheConfig,
     /// Secrets for `secretsFrom`: name → file that holds it.
@@ -188,6 +190,19 @@ pub struct S3 {
     pub anonymous: bool,
 }
 
+/// An account at a git server: for its repositories and their large files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct GitServer {
+    /// `host` or `host:port`, spoken to by https; `http://host:port` where the token may go in the clear.
+    pub host: String,
+    /// User name; most servers go by the token alone and take any.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// File with the token.
+    pub token_file: PathBuf,
+}
+
 /// Pulled models and data sets.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -265,6 +280,12 @@ impl NodeConfig {
         }
         if s3.access_key_id_file.is_some() != s3.secret_access_key_file.is_some() {
             bail!("s3: accessKeyIdFile and secretAccessKeyFile go together");
+        }
+        for server in &self.git {
+            let host = server.host.strip_prefix("http://").unwrap_or(&server.host);
+            if host.is_empty() || host.contains(['/', '@']) {
+                bail!("git: `{}` is no host: write host, host:port, or http://host:port", server.host);
+            }
         }
         let d = self.durations();
         if d.election.0 >= d.election.1 {
@@ -348,6 +369,11 @@ mod tests {
             "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB}\n";
         assert_eq!(NodeConfig::parse(s3).unwrap().cache_bytes_max().unwrap(), Some(200 << 30));
         assert!(NodeConfig::parse("s3: {anonymous: true}\n").unwrap().s3.anonymous);
+        let git =
+            "git: [{host: example.org, tokenFile: /t}, {host: 'http://inside:3000', username: me, tokenFile: /u}]\n";
+        assert_eq!(NodeConfig::parse(git).unwrap().git[1].username.as_deref(), Some("me"));
+        let error = NodeConfig::parse("git: [{host: 'https://example.org', tokenFile: /t}]\n").unwrap_err().to_string();
+        assert!(error.starts_with("git: `https://example.org` is no host"), "{error}");
         for bad in [
             "s3: {anonymous: true, sessionTokenFile: /c}\n",
             "s3: {accessKeyIdFile: /a}\n",

@@ -32,7 +32,7 @@ use mloc_mesh::{
     token::JoinToken,
 };
 use mloc_runtime::{AttemptLogs, LeaderLink, LinkDown, ProbeSettings, Worker, WorkerSettings};
-use mloc_store::{Secret, Store, StoreConfig};
+use mloc_store::{GitAccount, Secret, Store, StoreConfig};
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
@@ -331,6 +331,10 @@ fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
     store.s3.secret_access_key = config.s3.secret_access_key_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.session_token = config.s3.session_token_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.anonymous = config.s3.anonymous;
+    for server in &config.git {
+        let (host, username) = (server.host.clone(), server.username.clone());
+        store.git.push(GitAccount { host, username, token: Secret::new(secret(&server.token_file)?) });
+    }
     Ok(store)
 }
 

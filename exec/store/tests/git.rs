@@ -138,7 +138,10 @@ async fn a_pinned_commit_comes_though_the_tag_moved_and_a_lost_one_is_named() {
     let lost = pull(&store, &light, Some(&pin), &top.join("four")).await.unwrap_err();
     assert_eq!(lost.class(), FailureClass::Fatal);
     insta::assert_snapshot!(lost.to_string().replace(&work.url, "URL").replace(&second, "COMMIT"));
-    let other = Pin { files: 9, ..pull(&store, &source(&work.url, None, None), None, &top.join("five")).await.unwrap().pin.unwrap() };
+    let other = Pin {
+        files: 9,
+        ..pull(&store, &source(&work.url, None, None), None, &top.join("five")).await.unwrap().pin.unwrap()
+    };
     assert_eq!(other.version, fresh);
     let differs = pull(&store, &source(&work.url, None, None), Some(&other), &top.join("five")).await.unwrap_err();
     assert!(matches!(differs, StoreError::OtherVersion { .. }), "{differs}");
@@ -148,7 +151,12 @@ async fn a_pinned_commit_comes_though_the_tag_moved_and_a_lost_one_is_named() {
 async fn of_a_part_only_that_part_comes() {
     let Some(server) = Gits::start().await else { return };
     let work = server.repository("mono");
-    work.commit(&[("huge.bin", &noise(3, 4 << 20)), ("code/run.py", b"run"), ("code/lib/x.py", b"x"), ("data/d", b"d")]);
+    work.commit(&[
+        ("huge.bin", &noise(3, 4 << 20)),
+        ("code/run.py", b"run"),
+        ("code/lib/x.py", b"x"),
+        ("data/d", b"d"),
+    ]);
     let (top, store) = (server.top(), store(&server.top()));
     let folder = pull(&store, &source(&work.url, None, Some("code")), None, &top.join("folder")).await.unwrap();
     assert_eq!(text(&contents(&folder.path)), "lib/x.py=x run.py=run");
@@ -172,12 +180,30 @@ async fn links_modes_and_submodules() {
     let work = server.repository("tree");
     let inner = server.repository("inner");
     inner.commit(&[("i", b"i")]);
-    fill(&work.path, &[("run.sh", b"#!/bin/sh\n"), ("v2/model", b"m"), (".gitattributes", b"*.txt text eol=crlf\n*.c filter=evil\n")]);
+    fill(
+        &work.path,
+        &[
+            ("run.sh", b"#!/bin/sh\n"),
+            ("v2/model", b"m"),
+            (".gitattributes", b"*.txt text eol=crlf\n*.c filter=evil\n"),
+        ],
+    );
     fill(&work.path, &[("t.txt", b"a\nb\n")]);
     fs::set_permissions(work.path.join("run.sh"), fs::Permissions::from_mode(0o755)).unwrap();
     std::os::unix::fs::symlink("v2", work.path.join("latest")).unwrap();
     std::os::unix::fs::symlink("../latest/model", work.path.join("v2/again")).unwrap();
-    git(&work.path, &["-c", "protocol.file.allow=always", "submodule", "--quiet", "add", inner.bare.to_str().unwrap(), "mods/inner"]);
+    git(
+        &work.path,
+        &[
+            "-c",
+            "protocol.file.allow=always",
+            "submodule",
+            "--quiet",
+            "add",
+            inner.bare.to_str().unwrap(),
+            "mods/inner",
+        ],
+    );
     work.commit_all();
     let (top, store) = (server.top(), store(&server.top()));
     let tree = pull(&store, &source(&work.url, None, None), None, &top.join("m")).await.unwrap();
@@ -218,7 +244,10 @@ async fn large_files_come_from_lfs() {
     server.keep(&weights);
     server.keep(&other);
     fill(&work.path, &[("README", b"read me")]);
-    point(&work, &[("m/weights.bin", &weights), ("m/again.bin", &weights), ("m/tool", &other), ("unpushed.bin", b"nowhere")]);
+    point(
+        &work,
+        &[("m/weights.bin", &weights), ("m/again.bin", &weights), ("m/tool", &other), ("unpushed.bin", b"nowhere")],
+    );
     fs::set_permissions(work.path.join("m/tool"), fs::Permissions::from_mode(0o755)).unwrap();
     work.commit_all();
     let (top, store) = (server.top(), store(&server.top()));
@@ -265,13 +294,25 @@ async fn what_the_real_git_lfs_pushes_comes_back() {
     git(&work.path, &["lfs", "track", "*.bin"]);
     let weights = noise(4, 9 << 20);
     work.commit(&[("w.bin", &weights), ("small.txt", b"s")]);
-    let pulled = pull(&store(&server.top()), &source(&work.url, None, None), None, &server.top().join("m")).await.unwrap();
+    let pulled =
+        pull(&store(&server.top()), &source(&work.url, None, None), None, &server.top().join("m")).await.unwrap();
     let there = contents(&pulled.path);
     assert!(there["w.bin"] == weights, "other bytes arrived");
     // And git itself gets the same from the fixture.
     let clone = server.top().join("clone");
-    git(&server.top(), &["-c", "filter.lfs.smudge=git-lfs smudge -- %f", "-c", "filter.lfs.process=git-lfs filter-process",
-        "clone", "--quiet", &work.url, clone.to_str().unwrap()]);
+    git(
+        &server.top(),
+        &[
+            "-c",
+            "filter.lfs.smudge=git-lfs smudge -- %f",
+            "-c",
+            "filter.lfs.process=git-lfs filter-process",
+            "clone",
+            "--quiet",
+            &work.url,
+            clone.to_str().unwrap(),
+        ],
+    );
     fs::remove_dir_all(clone.join(".git")).unwrap();
     assert!(contents(&clone) == there, "git has other files");
 }
@@ -285,7 +326,11 @@ async fn private_repositories() {
     point(&work, &[("w.bin", &large)]);
     *server.inner.credentials.lock().unwrap() = Some("me:hunter2".into());
     let top = server.top();
-    let account = |host: &str, token: &str| GitAccount { host: host.into(), username: Some("me".into()), token: Secret::new(token) };
+    let account = |host: &str, token: &str| GitAccount {
+        host: host.into(),
+        username: Some("me".into()),
+        token: Secret::new(token),
+    };
     let with = |accounts: Vec<GitAccount>| Store::new(StoreConfig { git: accounts, ..config(&top) }).expect("a client");
     let main = source(&work.url, None, None);
 
@@ -301,7 +346,11 @@ async fn private_repositories() {
         let store = with(accounts);
         let error = pull(&store, &main, None, &top.join("none")).await.unwrap_err();
         assert_eq!(error.class(), FailureClass::Retryable, "another node may have the token: {error}");
-        assert_eq!(server.seen().iter().all(|(_, _, authorized)| !authorized), plain, "a token for https went over http");
+        assert_eq!(
+            server.seen().iter().all(|(_, _, authorized)| !authorized),
+            plain,
+            "a token for https went over http"
+        );
         said += &format!("{}\n", error.to_string().replace(&work.url, "URL"));
     }
     assert!(!said.contains("hunter"), "{said}");
@@ -401,7 +450,8 @@ async fn gits_own_daemon() {
     }
     let sub = source(&format!("{base}/model.git"), None, Some("sub"));
     assert_eq!(text(&contents(&pull(&store, &sub, None, &top.join("sub")).await.unwrap().path)), "deep/b.txt=b");
-    let none = pull(&store, &source(&format!("{base}/none.git"), None, None), None, &top.join("none")).await.unwrap_err();
+    let none =
+        pull(&store, &source(&format!("{base}/none.git"), None, None), None, &top.join("none")).await.unwrap_err();
     assert_eq!(none.class(), FailureClass::Fatal, "{none}");
     daemon.abort();
 }
@@ -410,7 +460,8 @@ async fn gits_own_daemon() {
 fn stand_in(folder: &Path, line: &str) -> String {
     fs::create_dir_all(folder).unwrap();
     // Options, then the host, then the words of the command.
-    let words = "while :; do case \"$1\" in -o|-p) shift 2;; -*) shift;; *) break;; esac; done\nshift\nexec sh -c \"$*\"";
+    let words =
+        "while :; do case \"$1\" in -o|-p) shift 2;; -*) shift;; *) break;; esac; done\nshift\nexec sh -c \"$*\"";
     let script = format!("#!/bin/sh\nPATH={}:$PATH\n{line}\n{words}\n", folder.display());
     let path = folder.join("ssh");
     fs::write(&path, script).unwrap();
@@ -432,7 +483,10 @@ async fn over_ssh_also_with_servers_of_old() {
     fs::create_dir_all(&folder).unwrap();
     let authenticate = folder.join("git-lfs-authenticate");
     let href = format!("{}/model.git/info/lfs", server.url);
-    let says = format!("#!/bin/sh\n[ \"$1 $2\" = '{} download' ] && echo '{{\"href\":\"{href}\",\"header\":{{\"X-Leave\":\"yes\"}}}}'\n", work.bare.display());
+    let says = format!(
+        "#!/bin/sh\n[ \"$1 $2\" = '{} download' ] && echo '{{\"href\":\"{href}\",\"header\":{{\"X-Leave\":\"yes\"}}}}'\n",
+        work.bare.display()
+    );
     fs::write(&authenticate, says).unwrap();
     fs::set_permissions(&authenticate, fs::Permissions::from_mode(0o755)).unwrap();
     let url = format!("ssh://git@host.example{}", work.bare.display());

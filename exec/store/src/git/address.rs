@@ -155,7 +155,13 @@ mod tests {
         assert_eq!(host("https://H.org/a"), Some("h.org"));
         assert_eq!(host("https://h.org:8443/a"), Some("h.org:8443"));
         assert_eq!(host("http://inside:3000/a"), Some("http://inside:3000"));
-        for none in ["http://h.org/a", "https://evil/h.org", "https://h.org.evil/a", "https://h.org@evil/a", "https://inside:3000/a"] {
+        for none in [
+            "http://h.org/a",
+            "https://evil/h.org",
+            "https://h.org.evil/a",
+            "https://h.org@evil/a",
+            "https://inside:3000/a",
+        ] {
             assert_eq!(host(none), None, "{none}");
         }
         assert!(same_host("https://h.org:1/a", "http://H.org/b") && !same_host("https://h.org/a", "https://g.org/a"));

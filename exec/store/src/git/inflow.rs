@@ -47,7 +47,17 @@ impl<'a> Inflow<'a> {
     /// For packs into a folder, of whose disk `reserve` bytes stay free.
     pub fn new(halt: &'a Halt, folder: &'a Path, reserve: u64, room: &'a MakeRoom, tell: &'a OnMoved) -> Self {
         let zero = || Cell::new(0);
-        Self { halt, folder, reserve, room, tell, bytes: zero(), told: zero(), looked: zero(), ended: RefCell::default() }
+        Self {
+            halt,
+            folder,
+            reserve,
+            room,
+            tell,
+            bytes: zero(),
+            told: zero(),
+            looked: zero(),
+            ended: RefCell::default(),
+        }
     }
 
     /// Bytes so far.

@@ -19,8 +19,8 @@ use super::{
     address::{self, Way},
     patiently,
     pointer::Pointer,
-    trouble,
     tree::File,
+    trouble,
     wire::Peer,
 };
 use crate::{
@@ -108,12 +108,22 @@ impl Lfs {
         match configured {
             Some(url) if address::same_host(&url, &peer.address.lfs()) => api = url,
             Some(url) => {
-                tracing::warn!(repository = peer.address.url, lfs = url, asked = api, "lfs.url in .lfsconfig names another host and is left out of account");
+                tracing::warn!(
+                    repository = peer.address.url,
+                    lfs = url,
+                    asked = api,
+                    "lfs.url in .lfsconfig names another host and is left out of account"
+                );
             }
             None if peer.address.way == Way::Ssh => match authenticate(&peer).await {
                 Ok(told) => (api, header) = (told.href.trim_end_matches('/').to_owned(), told.header),
                 Err(found) => {
-                    tracing::info!(repository = peer.address.url, found, asked = api, "no word on large files over ssh");
+                    tracing::info!(
+                        repository = peer.address.url,
+                        found,
+                        asked = api,
+                        "no word on large files over ssh"
+                    );
                 }
             },
             None => {}
@@ -234,7 +244,9 @@ impl Lfs {
         }
         StoreError::NotFound {
             place: self.url(""),
-            found: format!("the bytes of `{file}` (Git LFS object {oid}, {bytes} bytes) are not at {api}: {code} {message}"),
+            found: format!(
+                "the bytes of `{file}` (Git LFS object {oid}, {bytes} bytes) are not at {api}: {code} {message}"
+            ),
             hint: "push them there with `git lfs push --all`, or name a `path` without this file".into(),
         }
     }
@@ -271,7 +283,8 @@ impl Remote for Lfs {
             };
             let part = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
             let request = self.http.get(&action.href).header(header::RANGE, part);
-            let response = self.open(request, &action.href, &action.header).send().await.map_err(|e| self.broken(&e))?;
+            let response =
+                self.open(request, &action.href, &action.header).send().await.map_err(|e| self.broken(&e))?;
             let status = response.status();
             let skip = match status {
                 StatusCode::PARTIAL_CONTENT => 0,

@@ -33,7 +33,10 @@ use std::{
 };
 
 use gix_hash::ObjectId;
-use mloc_core::{ledger::entry::FailureClass, task::spec::{Location, Pin}};
+use mloc_core::{
+    ledger::entry::FailureClass,
+    task::spec::{Location, Pin},
+};
 use mloc_exec::{MakeRoom, OnMoved, failpoint};
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +147,9 @@ impl Git {
         let company = Company { room, tell, _alone: Arc::new(alone(folder).await?) };
         let way = folder.join(UNDER_WAY);
         let asked = match pin {
-            Some(pin) => revision::full(&pin.version).ok_or_else(|| self.no_commit(&pin.version, "no commit's name"))?,
+            Some(pin) => {
+                revision::full(&pin.version).ok_or_else(|| self.no_commit(&pin.version, "no commit's name"))?
+            }
             None => self.resolve(&way, &company).await?,
         };
         if let Some(record) = self.there(folder, &asked.to_string()).await {
@@ -210,7 +215,11 @@ impl Git {
         halt: &Halt,
         company: &Company,
     ) -> Result<ObjectId, StoreError> {
-        tracing::info!(repository = self.peer.address.url, short, "an abbreviated commit: the history is looked through");
+        tracing::info!(
+            repository = self.peer.address.url,
+            short,
+            "an abbreviated commit: the history is looked through"
+        );
         let folder = way.join("history");
         disk::remove_all(&folder)?;
         disk::make_folder(&folder)?;
@@ -246,7 +255,7 @@ impl Git {
         self.blocking(move |halt| {
             let whole = folder.join("whole.json");
             let earlier = fs::read(&whole).ok().and_then(|bytes| serde_json::from_slice::<Received>(&bytes).ok());
-            if let Some(earlier) = earlier.filter(|earlier| earlier.commit == asked.to_string()) {
+            if let Some(earlier) = earlier.filter(|earlier| revision::full(&earlier.commit) == Some(asked)) {
                 return Ok(earlier);
             }
             disk::remove_all(&folder)?;
@@ -359,7 +368,11 @@ impl Git {
             let shape = Shape::of(&mut objects, tree, here.path.as_deref(), &place)?;
             if !shape.modules.is_empty() {
                 let modules = shape.modules.join(", ");
-                tracing::warn!(repository = here.peer.address.url, modules, "submodules are not fetched: their folders are absent");
+                tracing::warn!(
+                    repository = here.peer.address.url,
+                    modules,
+                    "submodules are not fetched: their folders are absent"
+                );
             }
             let mut plan = shape.plan(&mut objects, &place)?;
             if plan.files.is_empty() {
@@ -414,7 +427,8 @@ impl Git {
     fn objects(&self, received: &Received, packs: &Path) -> Result<(Objects, ObjectId), StoreError> {
         let indices: Vec<_> = received.packs.iter().map(|name| packs.join(name)).collect();
         let mut objects = Objects::open(&indices, &self.place())?;
-        let asked = revision::full(&received.commit).ok_or_else(|| self.no_commit(&received.commit, "no commit's name"))?;
+        let asked =
+            revision::full(&received.commit).ok_or_else(|| self.no_commit(&received.commit, "no commit's name"))?;
         let commit = objects.commit(asked)?;
         Ok((objects, commit))
     }
@@ -483,7 +497,9 @@ impl Git {
         StoreError::NotFound {
             place: self.place(),
             found: format!("commit {commit}, which this task's first attempt met, is not there any more: {said}"),
-            hint: "push that commit again under a branch or a tag, or submit the task again to run on what is there now".into(),
+            hint:
+                "push that commit again under a branch or a tag, or submit the task again to run on what is there now"
+                    .into(),
         }
     }
 }
@@ -518,7 +534,11 @@ async fn patiently<T, W: Future<Output = Result<T, StoreError>>>(
     let mut failures = 0;
     loop {
         let error = match work().await {
-            Err(error) if matches!(error, StoreError::Unreachable { .. }) && error.class() == FailureClass::Retryable => error,
+            Err(error)
+                if matches!(error, StoreError::Unreachable { .. }) && error.class() == FailureClass::Retryable =>
+            {
+                error
+            }
             ended => return ended,
         };
         failures += 1;

@@ -43,7 +43,8 @@ impl Objects {
     /// An object's kind, and its bytes in `into`.
     pub fn get(&mut self, id: &oid, into: &mut Vec<u8>) -> Result<Kind, StoreError> {
         for pack in &self.packs {
-            let found = pack.find(id, into, &mut self.inflate, &mut self.cache).map_err(|e| damaged(&self.place, &e))?;
+            let found =
+                pack.find(id, into, &mut self.inflate, &mut self.cache).map_err(|e| damaged(&self.place, &e))?;
             if let Some((object, _)) = found {
                 return Ok(object.kind);
             }
@@ -102,10 +103,8 @@ impl Objects {
         }
         let entry = |entry: gix_error::Result<gix_object::tree::EntryRef<'_>>| {
             let entry = entry.map_err(|e| damaged(&self.place, &e))?;
-            let name = std::str::from_utf8(entry.filename).map_err(|_| StoreError::BadName {
-                place: self.place.clone(),
-                name: entry.filename.to_string(),
-            })?;
+            let name = std::str::from_utf8(entry.filename)
+                .map_err(|_| StoreError::BadName { place: self.place.clone(), name: entry.filename.to_string() })?;
             Ok(Entry { name: name.to_owned(), kind: entry.mode.kind(), id: entry.oid.to_owned() })
         };
         TreeRefIter::from_bytes(&bytes, tree.kind()).map(entry).collect()

@@ -66,9 +66,11 @@ mod tests {
     use super::*;
 
     fn tips() -> Vec<Tip> {
-        let names = ["HEAD", "refs/heads/main", "refs/heads/both", "refs/tags/both", "refs/tags/v1.10.2", "refs/pull/3"];
-        let tip = |(n, name): (usize, &&str)| {
-            Tip { name: (*name).to_owned(), object: ObjectId::from_bytes_or_panic(&[n as u8; 20]) }
+        let names =
+            ["HEAD", "refs/heads/main", "refs/heads/both", "refs/tags/both", "refs/tags/v1.10.2", "refs/pull/3"];
+        let tip = |(n, name): (usize, &&str)| Tip {
+            name: (*name).to_owned(),
+            object: ObjectId::from_bytes_or_panic(&[n as u8; 20]),
         };
         names.iter().enumerate().map(tip).collect()
     }

@@ -71,7 +71,8 @@ impl Shape {
     pub fn of(objects: &mut Objects, tree: ObjectId, under: Option<&str>, place: &str) -> Result<Self, StoreError> {
         let mut shape = Self::default();
         let top = objects.entries(&tree)?;
-        let lfsconfig = |e: &&Entry| e.name == ".lfsconfig" && matches!(e.kind, EntryKind::Blob | EntryKind::BlobExecutable);
+        let lfsconfig =
+            |e: &&Entry| e.name == ".lfsconfig" && matches!(e.kind, EntryKind::Blob | EntryKind::BlobExecutable);
         shape.lfsconfig = top.iter().find(lfsconfig).map(|e| e.id);
         let mut start = (tree, String::new());
         let parts: Vec<&str> = under.unwrap_or_default().split('/').filter(|part| !part.is_empty()).collect();
@@ -98,7 +99,10 @@ impl Shape {
                 } else if depth < DEPTH_MAX {
                     left.push((entry.id, format!("{prefix}{}/", entry.name), depth + 1));
                 } else {
-                    return Err(too_many(place, format!("{prefix}{} lies more than {DEPTH_MAX} folders deep", entry.name)));
+                    return Err(too_many(
+                        place,
+                        format!("{prefix}{} lies more than {DEPTH_MAX} folders deep", entry.name),
+                    ));
                 }
             }
         }
@@ -152,7 +156,8 @@ impl Shape {
             plan.files.push(File { path: path.clone(), id: *id, bytes: size, executable: *executable, pointer });
         }
         for (path, id) in &self.links {
-            let refused = |target: String| StoreError::LeavesTree { place: place.to_owned(), name: path.clone(), target };
+            let refused =
+                |target: String| StoreError::LeavesTree { place: place.to_owned(), name: path.clone(), target };
             if objects.size(id)? > TARGET_BYTES_MAX {
                 return Err(refused("a target of more than 4096 bytes".into()));
             }

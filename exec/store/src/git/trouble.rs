@@ -131,8 +131,12 @@ pub(super) fn opening(address: &Address, has_account: bool, told: Told) -> Store
         return denied(address, has_account, found);
     }
     match told.status {
-        Some(404 | 410) => return none(place, format!("there is no such repository (HTTP {})", told.status.unwrap_or(404))),
-        Some(status) if !told.is_line() => return none(place, format!("no git repository answers here (HTTP {status})")),
+        Some(404 | 410) => {
+            return none(place, format!("there is no such repository (HTTP {})", told.status.unwrap_or(404)));
+        }
+        Some(status) if !told.is_line() => {
+            return none(place, format!("no git repository answers here (HTTP {status})"));
+        }
         _ => {}
     }
     if told.is_line() {
@@ -172,7 +176,10 @@ mod tests {
         let inner = io::Error::new(io::ErrorKind::ConnectionRefused, "refused");
         let wrapped = io::Error::other(gix_error::Error::from_error(io::Error::other(inner)));
         let told = Told::of(&wrapped);
-        assert_eq!((told.io, told.is_line(), told.words.as_str()), (Some(io::ErrorKind::ConnectionRefused), true, "refused"));
+        assert_eq!(
+            (told.io, told.is_line(), told.words.as_str()),
+            (Some(io::ErrorKind::ConnectionRefused), true, "refused")
+        );
         let told = Told { words: "Unknown or unsupported header: \"ERR not our ref\"".into(), ..Told::default() };
         assert_eq!(told.said().as_deref(), Some("not our ref"));
         let told = Told::of(&io::Error::new(io::ErrorKind::StorageFull, "full"));

@@ -140,9 +140,9 @@ impl Session {
                     all
                 });
                 let command = LsRefsCommand::new(prefixes, &self.hello.capabilities, agent());
-                command.invoke_blocking(&mut self.line, &mut Discard, false).map_err(|e| {
-                    trouble::opening(&self.peer.address, true, Told::of(&e))
-                })?
+                command
+                    .invoke_blocking(&mut self.line, &mut Discard, false)
+                    .map_err(|e| trouble::opening(&self.peer.address, true, Told::of(&e)))?
             }
         };
         Ok(refs.into_iter().filter_map(tip).collect())
@@ -156,8 +156,12 @@ impl Session {
             true => fetch::Shallow::DepthAtRemote(std::num::NonZeroU32::MIN),
             false => fetch::Shallow::NoChange,
         };
-        let context =
-            fetch::Context { handshake: &mut self.hello, transport: &mut self.line, user_agent: agent(), trace_packetlines: false };
+        let context = fetch::Context {
+            handshake: &mut self.hello,
+            transport: &mut self.line,
+            user_agent: agent(),
+            trace_packetlines: false,
+        };
         let options = fetch::Options {
             // The library keeps there where history is cut off; of one repository and one pull.
             shallow_file: folder.join("shallow"),
@@ -165,7 +169,9 @@ impl Session {
             tags: fetch::Tags::None,
             reject_shallow_remote: false,
         };
-        let consume = |pack: &mut dyn BufRead, progress: &mut dyn gix_utils::progress::DynNestedProgress, stop: &AtomicBool| {
+        let consume = |pack: &mut dyn BufRead,
+                       progress: &mut dyn gix_utils::progress::DynNestedProgress,
+                       stop: &AtomicBool| {
             let mut pack = Watched { pack, inflow };
             let options = gix_pack::bundle::write::Options {
                 thread_limit: Some(THREADS_MAX),
@@ -174,7 +180,8 @@ impl Session {
             };
             let lookup = None::<gix_object::find::Never>;
             let kind = gix_hash::Kind::Sha1;
-            let written = gix_pack::Bundle::write_to_directory(&mut pack, Some(folder), progress, stop, lookup, kind, options)?;
+            let written =
+                gix_pack::Bundle::write_to_directory(&mut pack, Some(folder), progress, stop, lookup, kind, options)?;
             index = written.index_path;
             Ok(true)
         };
@@ -188,7 +195,8 @@ impl Session {
     fn failed(&self, told: &Told, folder: &Path, inflow: &Inflow<'_>) -> Failed {
         let place = self.peer.address.url.clone();
         let endpoint = self.peer.address.host.clone();
-        let lost = |found| StoreError::Unreachable { place: place.clone(), endpoint: endpoint.clone(), tries: 1, found };
+        let lost =
+            |found| StoreError::Unreachable { place: place.clone(), endpoint: endpoint.clone(), tries: 1, found };
         if let Some(said) = told.said() {
             return Failed::NotGiven(said);
         }
@@ -259,7 +267,13 @@ impl Peer {
                     let (path, mode) = (address.path.as_str(), git::ConnectMode::Daemon);
                     let host = Some((host.to_owned(), address.port));
                     return Ok(Box::new(git::blocking_io::Connection::new(
-                        read, stream, Protocol::V2, path, host, mode, false,
+                        read,
+                        stream,
+                        Protocol::V2,
+                        path,
+                        host,
+                        mode,
+                        false,
                     )));
                 }
                 Err(e) => last = e,

@@ -69,14 +69,18 @@ pub fn git_is_here() -> bool {
 
 /// The `git-lfs` program, where there is one.
 pub fn git_lfs() -> Option<()> {
-    let version = git_command(Path::new("/")).args(["lfs", "version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let version =
+        git_command(Path::new("/")).args(["lfs", "version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     version.is_ok_and(|status| status.success()).then_some(())
 }
 
 /// `git`, whatever this machine's own configuration says.
 pub fn git_command(at: &Path) -> Command {
     let mut git = Command::new("git");
-    git.current_dir(at).env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_TERMINAL_PROMPT", "0");
+    git.current_dir(at)
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_TERMINAL_PROMPT", "0");
     for (who, what) in [("AUTHOR", "A"), ("COMMITTER", "C")] {
         git.env(format!("GIT_{who}_NAME"), what).env(format!("GIT_{who}_EMAIL"), "a@example.org");
         git.env(format!("GIT_{who}_DATE"), "2026-01-02T03:04:05Z");
@@ -207,7 +211,14 @@ async fn answer(State(inner): State<Arc<Inner>>, request: Request) -> Response<B
 }
 
 /// `git http-backend`, as a web server would run it.
-async fn backend(inner: &Inner, method: &str, path: &str, query: &str, headers: &HeaderMap, body: Bytes) -> Response<Body> {
+async fn backend(
+    inner: &Inner,
+    method: &str,
+    path: &str,
+    query: &str,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Response<Body> {
     let header = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let mut git = tokio::process::Command::from(git_command(&inner.root));
     git.arg("http-backend").env("GIT_PROJECT_ROOT", &inner.root).env("GIT_HTTP_EXPORT_ALL", "1");
