@@ -344,7 +344,10 @@ fn check_endpoint(place: &str, endpoint: &str) -> Result<(), StoreError> {
 
 #[cfg(test)]
 mod tests {
+    use mloc_core::task::spec::Location;
+
     use super::*;
+    use crate::{Secret, StoreConfig};
 
     fn open(config: &StoreConfig, endpoint: &str) -> Result<Bucket, StoreError> {
         let location = Location::S3 {
