@@ -50,7 +50,8 @@ impl Address {
         } else if url.contains("://") {
             None
         } else {
-            let (login, path) = url.split_once(':')?;
+            // As git has it elsewhere, a host alone would do; then every word with a colon would be a repository.
+            let (login, path) = url.split_once(':').filter(|(login, _)| login.contains('@'))?;
             Self::new(url, Way::Ssh, login, path.to_owned())
         }
     }

@@ -316,6 +316,7 @@ fn clear(folder: &Path, record: &Record) -> Result<(), StoreError> {
     for name in [PACKS, LARGE, "tree", "history"] {
         disk::remove_all(&way.join(name))?;
     }
+    disk::sweep(&way)?;
     for name in disk::folders(folder)?.iter().filter(|name| name.starts_with(TREE) && **name != record.folder) {
         tracing::info!(tree = name, folder = %folder.display(), "of another commit: removed");
         disk::remove_all(&folder.join(name))?;

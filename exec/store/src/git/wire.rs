@@ -22,7 +22,7 @@ use gix_protocol::{
 use gix_transport::{
     Protocol, Service,
     client::{
-        TransportWithoutIO,
+        Capabilities, TransportWithoutIO,
         blocking_io::{Transport, connect, http, ssh},
         git,
     },
@@ -114,6 +114,10 @@ impl Session {
                 found: "its objects are named by SHA-256, which is not read here".into(),
                 hint: "name a repository whose object format is sha1".into(),
             });
+        }
+        let mut hello = hello;
+        if hello.server_protocol_version != Protocol::V2 {
+            hello.capabilities = counted_from_tips(hello.capabilities);
         }
         Ok(Self { peer: peer.clone(), line, hello })
     }
@@ -293,6 +297,18 @@ impl Peer {
         let backend: Arc<Mutex<dyn Any + Send + Sync>> = Arc::new(Mutex::new(backend));
         http::Options { backend: Some(backend), ..Default::default() }
     }
+}
+
+/// The same without `deepen-relative`. In the protocol of old the library asks for everything a server can do, and with
+/// this one a depth of one would be counted from what is here already: from nothing, so that all of the history comes.
+fn counted_from_tips(capabilities: Capabilities) -> Capabilities {
+    let word = |c: gix_transport::client::capabilities::Capability<'_>| match c.value() {
+        Some(value) => format!("{}={value}", c.name()),
+        None => c.name().to_string(),
+    };
+    let kept = capabilities.iter().filter(|c| c.name() != "deepen-relative").map(word);
+    let line = format!("\0{}", kept.collect::<Vec<_>>().join(" "));
+    Capabilities::from_bytes(line.as_bytes()).map_or(capabilities, |(kept, _)| kept)
 }
 
 /// How this client names itself to git servers.
