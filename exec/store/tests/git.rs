@@ -477,6 +477,8 @@ async fn over_ssh_also_with_servers_of_old() {
     let large = noise(9, 4000);
     server.keep(&large);
     point(&work, &[("w.bin", &large)]);
+    // No name leads to that commit any more, only a later commit.
+    work.push(&[":light"]);
     let top = server.top();
     // What a server says of its large files over ssh, for the repository that was asked for.
     let folder = top.join("bin");
@@ -501,6 +503,9 @@ async fn over_ssh_also_with_servers_of_old() {
         let middle = pull(&store, &middle, None, &top.join(format!("{n}-middle"))).await.unwrap();
         assert_eq!(text(&contents(&middle.path)), "a.txt=two sub/deep/b.txt=b");
         assert_eq!(middle.fetched > 3 << 20, n == 1, "{} bytes came", middle.fetched);
+        let tag = source(&url, Some("v1"), None);
+        let tag = pull(&store, &tag, None, &top.join(format!("{n}-tag"))).await.unwrap();
+        assert!(contents(&tag.path).contains_key("old.bin"), "another commit arrived");
     }
     let store = Store::new(StoreConfig { ssh: "/no/such/program".into(), ..config(&top) }).unwrap();
     let error = pull(&store, &source(&url, None, None), None, &top.join("none")).await.unwrap_err();

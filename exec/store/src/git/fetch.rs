@@ -71,7 +71,7 @@ impl Git {
         let folder = way.join("history");
         disk::remove_all(&folder)?;
         disk::make_folder(&folder)?;
-        let mut wants: Vec<_> = tips.iter().filter(|t| t.name.starts_with("refs/")).map(|t| t.object).collect();
+        let mut wants: Vec<_> = tips.iter().filter(|t| t.name.starts_with("refs/")).map(|t| t.want).collect();
         wants.sort();
         wants.dedup();
         let ask = Ask { wants, shallow: false, filter: Some(NO_TREES) };
@@ -139,7 +139,7 @@ impl Git {
         let mut session = Session::open(&self.peer)?;
         // Of a part of the tree only that part's files, where the server leaves out the others.
         let sparse = self.path.is_some() && session.filters();
-        let ask = Ask { wants: vec![asked], shallow: true, filter: sparse.then_some(NO_BLOBS) };
+        let ask = Ask { wants: vec![session.wanted_as(asked)], shallow: true, filter: sparse.then_some(NO_BLOBS) };
         let first = match session.receive(&ask, folder, inflow) {
             Ok(index) => index,
             Err(Failed::Other(error)) => return Err(error),
@@ -177,7 +177,7 @@ impl Git {
         };
         let mut session = Session::open(&self.peer)?;
         let tips = session.tips(None)?;
-        let mut wants: Vec<_> = tips.iter().filter(|t| t.name.starts_with("refs/")).map(|t| t.object).collect();
+        let mut wants: Vec<_> = tips.iter().filter(|t| t.name.starts_with("refs/")).map(|t| t.want).collect();
         wants.sort();
         wants.dedup();
         if session.filters() {

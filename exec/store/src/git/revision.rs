@@ -14,6 +14,8 @@ pub(super) struct Tip {
     pub name: String,
     /// The object.
     pub object: ObjectId,
+    /// What it is asked for by: the tag's own object where there is one. Servers of old know no other.
+    pub want: ObjectId,
 }
 
 /// Whether a revision is a whole commit's name.
@@ -68,9 +70,9 @@ mod tests {
     fn tips() -> Vec<Tip> {
         let names =
             ["HEAD", "refs/heads/main", "refs/heads/both", "refs/tags/both", "refs/tags/v1.10.2", "refs/pull/3"];
-        let tip = |(n, name): (usize, &&str)| Tip {
-            name: (*name).to_owned(),
-            object: ObjectId::from_bytes_or_panic(&[n as u8; 20]),
+        let tip = |(n, name): (usize, &&str)| {
+            let object = ObjectId::from_bytes_or_panic(&[n as u8; 20]);
+            Tip { name: (*name).to_owned(), object, want: object }
         };
         names.iter().enumerate().map(tip).collect()
     }

@@ -152,6 +152,15 @@ impl Session {
         Ok(refs.into_iter().filter_map(tip).collect())
     }
 
+    /// What a commit is asked for by: itself, and with servers of old the tag that leads to it, where only a tag does.
+    pub fn wanted_as(&self, commit: ObjectId) -> ObjectId {
+        let tips = || self.hello.refs.iter().flatten().cloned().filter_map(tip);
+        if tips().any(|tip| tip.want == commit) {
+            return commit;
+        }
+        tips().find(|tip| tip.object == commit).map_or(commit, |tip| tip.want)
+    }
+
     /// Receives a pack into a folder and indexes it there; the index's path, and `None` for an empty one.
     pub fn receive(&mut self, ask: &Ask, folder: &Path, inflow: &Inflow<'_>) -> Result<Option<PathBuf>, Failed> {
         let stop = AtomicBool::new(false);
@@ -317,13 +326,13 @@ fn agent() -> (&'static str, Option<String>) {
 }
 
 fn tip(found: Ref) -> Option<Tip> {
-    let (name, object) = match found {
-        Ref::Peeled { full_ref_name, object, .. }
-        | Ref::Direct { full_ref_name, object }
-        | Ref::Symbolic { full_ref_name, object, .. } => (full_ref_name, object),
+    let (name, object, tag) = match found {
+        Ref::Peeled { full_ref_name, tag, object } => (full_ref_name, object, Some(tag)),
+        Ref::Direct { full_ref_name, object } => (full_ref_name, object, None),
+        Ref::Symbolic { full_ref_name, object, tag, .. } => (full_ref_name, object, tag),
         Ref::Unborn { .. } => return None,
     };
-    Some(Tip { name: name.to_string(), object })
+    Some(Tip { name: name.to_string(), object, want: tag.unwrap_or(object) })
 }
 
 /// Negotiation for who has nothing: the wants, and done.
