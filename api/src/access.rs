@@ -14,7 +14,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use crate::{Caller, ControlError, UserTokens, routes::CALLER_HEADER};
+use crate::{
+    Caller, ControlError, UserTokens,
+    routes::{CALLER_HEADER, TAKEN_BY_HEADER},
+};
 
 /// Who may call a listener without a token.
 #[derive(Clone, Debug)]
@@ -47,8 +50,9 @@ impl Access {
 
 /// Middleware: puts the [`Caller`] into the request, or refuses it.
 pub(crate) async fn authenticate(State(access): State<Access>, mut request: Request, next: Next) -> Response {
-    // Only a member may say who called, and members don't come this way.
+    // Only a member may say who called it and who holds what came along, and members don't come this way.
     request.headers_mut().remove(CALLER_HEADER);
+    request.headers_mut().remove(TAKEN_BY_HEADER);
     match access.caller(request.headers()) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);

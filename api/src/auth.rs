@@ -5,7 +5,7 @@
 //! `admin` may act for any owner.
 //!
 //! Who may do what: acting on a task (submit, cancel) takes its owner's token or the admin's; acting on a node (drain,
-//! revoke) takes the admin's. Reading takes any good token: every user of a mesh sees every task, log, node and usage
+//! revoke) and taking a backup of all that the ledger holds takes the admin's. Reading takes any good token: every user of a mesh sees every task, log, node and usage
 //! row of it, so that people can see who holds what. Keep secrets out of task files; `secretsFrom` is for them.
 
 use hmac::{Hmac, Mac, digest::KeyInit};

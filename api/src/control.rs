@@ -3,11 +3,17 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use mloc_core::id::{AttemptId, RequestId, TaskId};
+use mloc_core::{
+    files::Brought,
+    id::{AttemptId, RequestId, TaskId},
+};
 
 use crate::{
     Caller, ControlError,
-    view::{Accepted, Event, ExplainView, MeshView, NodeView, StatsQuery, StatsView, TaskFilter, TaskPage, TaskView},
+    view::{
+        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, StatsQuery, StatsView, TaskFilter, TaskPage,
+        TaskView,
+    },
 };
 
 /// A task as it was sent.
@@ -17,6 +23,8 @@ pub struct Submission {
     pub body: String,
     /// The file's name, for messages.
     pub file: String,
+    /// What came along with it.
+    pub brought: Brought,
     /// The client's name for it.
     pub request: RequestId,
     /// Check and explain only.
@@ -52,6 +60,8 @@ pub trait Control: Send + Sync + 'static {
     async fn tasks(&self, fresh: Freshness, filter: TaskFilter) -> Result<TaskPage, ControlError>;
     /// One task.
     async fn task(&self, fresh: Freshness, task: &TaskId) -> Result<TaskView, ControlError>;
+    /// What tasks that have not ended brought along, of one node or of all.
+    async fn brought(&self, node: Option<&str>) -> Result<Vec<BroughtView>, ControlError>;
     /// Cancels; returns after the commit, not after the worker has stopped.
     async fn cancel(&self, caller: &Caller, task: &TaskId) -> Result<TaskView, ControlError>;
     /// Why a task does or does not run.
@@ -75,7 +85,9 @@ pub trait Control: Send + Sync + 'static {
     async fn stats(&self, fresh: Freshness, query: StatsQuery) -> Result<StatsView, ControlError>;
     /// Leader, voters and what the mesh survives.
     async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError>;
-    /// Figures in Prometheus' text format.
+    /// All of the ledger, as the bytes of a backup file.
+    async fn backup(&self, caller: &Caller) -> Result<Bytes, ControlError>;
+    /// Figures in the OpenMetrics text format, which Prometheus reads.
     async fn metrics(&self) -> String;
     /// Whether this node has joined and serves.
     fn ready(&self) -> Result<(), String>;

@@ -35,6 +35,15 @@ pub enum ControlError {
     /// The body is too large.
     #[error("{0}")]
     TooLarge(String),
+    /// This node's disk, or its bound, does not hold it.
+    #[error("{0}")]
+    NoRoom(String),
+    /// Bytes that the file does not have.
+    #[error("the file has {total} bytes, and the Range header asks for others")]
+    Beyond {
+        /// Bytes of the file.
+        total: u64,
+    },
     /// The body did not come whole.
     #[error("{0}")]
     CutOff(String),
@@ -76,6 +85,8 @@ impl ControlError {
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "it does not fit the present state"),
             Self::KeyReused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "key-reused", "Idempotency-Key used before"),
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "the body is too large"),
+            Self::NoRoom(_) => (StatusCode::INSUFFICIENT_STORAGE, "no-room", "no room for it on this node"),
+            Self::Beyond { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "beyond", "beyond the end of the file"),
             Self::CutOff(_) => (StatusCode::BAD_REQUEST, "cut-off", "the body broke off"),
             Self::WrongMethod(_) => (StatusCode::METHOD_NOT_ALLOWED, "wrong-method", "not by this method"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "try again"),
@@ -87,6 +98,7 @@ impl ControlError {
 impl IntoResponse for ControlError {
     fn into_response(self) -> Response {
         let (status, kind, title) = self.parts();
+        let total = if let Self::Beyond { total } = &self { Some(*total) } else { None };
         let detail = self.to_string();
         let problems = if let Self::Invalid { problems, .. } = self { problems } else { Vec::new() };
         let body = ProblemBody {
@@ -101,6 +113,9 @@ impl IntoResponse for ControlError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Some(range) = total.and_then(|total| HeaderValue::try_from(format!("bytes */{total}")).ok()) {
+            headers.insert(header::CONTENT_RANGE, range);
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

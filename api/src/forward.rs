@@ -13,7 +13,8 @@ use std::{io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use axum::{
-    body::{Body, Bytes},
+    Router,
+    body::{Body, Bytes, to_bytes},
     extract::{Request, State},
     http::{HeaderValue, Method, StatusCode, header},
     middleware::Next,
@@ -21,14 +22,22 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use mloc_core::id::NodeId;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
+use tower::ServiceExt;
 
-use crate::{Caller, ControlError, body, routes::CALLER_HEADER};
+use crate::{
+    Caller, Control, ControlError, body,
+    error::ProblemBody,
+    routes::{CALLER_HEADER, link_router},
+};
 
 /// How long a request waits for a leader: longer than an election on a WAN (4–8 s), shorter than clients' timeouts.
 const PATIENCE: Duration = Duration::from_secs(25);
+/// Bytes of an answer that this node reads itself: a list of what a thousand tasks brought along is far below.
+const ANSWER_BYTES_MAX: usize = 8 << 20;
 /// Between two tries: a LAN election is over in one or two of these.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -80,11 +89,71 @@ pub(crate) async fn to_leader(State(way): State<Way>, request: Request, next: Ne
         Ok(kept) => kept,
         Err(refused) => return refused.into_response(),
     };
+    at_leader(forward.as_ref(), &kept, |request| next.clone().run(request)).await
+}
+
+/// A way to ask the leader something that this node needs to know for an answer of its own.
+#[derive(Clone)]
+pub struct Asking {
+    forward: Arc<dyn Forward>,
+    /// Answers here, while this node leads: what members speak to.
+    here: Router,
+}
+
+impl Asking {
+    /// Asks by `forward`, or `control` while this node leads.
+    pub fn new(control: Arc<dyn Control>, forward: Arc<dyn Forward>) -> Self {
+        Self { forward, here: link_router(control) }
+    }
+
+    /// The leader's answer to a GET of this API, read.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn read<T: DeserializeOwned>(&self, caller: &Caller, path: &str) -> Result<T, ControlError> {
+        let answer = self.get(caller, path).await;
+        let status = answer.status();
+        let odd = |why: String| ControlError::Unavailable(format!("the leader's answer can't be read: {why}"));
+        let bytes = to_bytes(answer.into_body(), ANSWER_BYTES_MAX).await.map_err(|e| odd(e.to_string()))?;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map_err(|e| odd(e.to_string()));
+        }
+        let problem = serde_json::from_slice::<ProblemBody>(&bytes).map_or_else(|_| status.to_string(), |p| p.detail);
+        Err(ControlError::Unavailable(problem))
+    }
+
+    /// The leader's answer to a GET.
+    pub(crate) async fn get(&self, caller: &Caller, path: &str) -> Response {
+        let mut request = match Request::get(path).body(Body::empty()) {
+            Ok(request) => request,
+            Err(error) => return ControlError::Internal(format!("{path}: {error}")).into_response(),
+        };
+        request.extensions_mut().insert(caller.clone());
+        let (parts, _) = request.into_parts();
+        let kept = Kept { parts, body: Bytes::new() };
+        let here = |mut request: Request| {
+            let router = self.here.clone();
+            async move {
+                if let Err(refused) = name_caller(&mut request) {
+                    return refused.into_response();
+                }
+                router.oneshot(request).await.into_response()
+            }
+        };
+        at_leader(self.forward.as_ref(), &kept, here).await
+    }
+}
+
+/// Asks whoever leads, here or there, until somebody answers or [`PATIENCE`] is over.
+async fn at_leader<F>(forward: &dyn Forward, kept: &Kept, here: impl Fn(Request) -> F + Send + Sync) -> Response
+where
+    F: Future<Output = Response> + Send,
+{
     let deadline = Instant::now() + PATIENCE;
     loop {
         let last = match forward.leader() {
             Leader::Here => {
-                let response = next.clone().run(kept.request()).await;
+                let response = here(kept.request()).await;
                 if response.status() != StatusCode::SERVICE_UNAVAILABLE {
                     return response;
                 }
@@ -93,7 +162,7 @@ pub(crate) async fn to_leader(State(way): State<Way>, request: Request, next: Ne
             Leader::There(node) => {
                 let seen = Leader::There(node.clone());
                 tokio::select! {
-                    answer = ask(forward.as_ref(), &node, &kept) => answer,
+                    answer = ask(forward, &node, kept) => answer,
                     () = forward.leader_other_than(&seen) => {
                         let why = format!("{node} stopped leading before it answered");
                         Err(ControlError::Unavailable(why).into_response())
@@ -148,19 +217,9 @@ async fn ask(forward: &dyn Forward, node: &NodeId, kept: &Kept) -> Result<Respon
         }
     }));
     let mut request = kept.request();
-    let user = request.extensions().get::<Caller>().map(|c| c.user.clone()).unwrap_or_default();
-    let headers = request.headers_mut();
-    // The caller's token stays here; the leader trusts the member that checked it.
-    headers.remove(header::AUTHORIZATION);
-    headers.insert(header::HOST, HeaderValue::from_static("mloc"));
-    headers.remove(CALLER_HEADER);
-    match HeaderValue::from_bytes(user.as_bytes()) {
-        Ok(user) => headers.insert(CALLER_HEADER, user),
-        Err(_) => {
-            let why = "the token's user has characters that no header can carry: use another name".to_owned();
-            return Ok(ControlError::Unauthorized(why).into_response());
-        }
-    };
+    if let Err(refused) = name_caller(&mut request) {
+        return Ok(refused.into_response());
+    }
     let response = sender.send_request(request).await.map_err(broken)?;
     // From here on it ends by itself: when the answer's body is read, or dropped by a client that went away.
     drop(pump.detach());
@@ -168,4 +227,20 @@ async fn ask(forward: &dyn Forward, node: &NodeId, kept: &Kept) -> Result<Respon
         return Err(response.map(Body::new));
     }
     Ok(response.map(Body::new))
+}
+
+/// As members are told who calls.
+fn name_caller(request: &mut Request) -> Result<(), ControlError> {
+    let user = request.extensions().get::<Caller>().map(|c| c.user.clone()).unwrap_or_default();
+    let headers = request.headers_mut();
+    // The caller's token stays here; the leader trusts the member that checked it.
+    headers.remove(header::AUTHORIZATION);
+    headers.insert(header::HOST, HeaderValue::from_static("mloc"));
+    headers.remove(CALLER_HEADER);
+    let user = HeaderValue::from_bytes(user.as_bytes()).map_err(|_| {
+        let why = "the token's user has characters that no header can carry: use another name";
+        ControlError::Unauthorized(why.to_owned())
+    })?;
+    headers.insert(CALLER_HEADER, user);
+    Ok(())
 }

@@ -8,6 +8,8 @@
 //! | [`auth`] | user tokens, and what their holders may do |
 //! | [`access`] | who calls: the machine's own user on loopback, or whom a bearer token names |
 //! | [`routes`] | paths to `Control` calls |
+//! | [`door`] | the first to answer: before the node has joined, and while it leaves |
+//! | [`files`] | bytes through the node that took the request: what comes along with a task, and artifacts |
 //! | [`forward`] | any node takes any request: HTTP/1 to the leader over a mesh stream, once |
 //! | [`dashboard`] | the page at `/` |
 //!
@@ -18,15 +20,20 @@ pub mod auth;
 mod body;
 pub mod control;
 pub mod dashboard;
+pub mod door;
 pub mod error;
+pub mod files;
 pub mod forward;
+mod range;
 pub mod routes;
 pub mod view;
 
 pub use access::Access;
 pub use auth::{Caller, UserTokens};
 pub use control::Control;
+pub use door::Door;
 pub use error::ControlError;
+pub use files::Files;
 pub use routes::{link_router, rest_router};
 
 /// The largest task.yaml that is taken, in bytes.

@@ -10,9 +10,12 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, header, request::Parts},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, get, head, post, put},
 };
-use mloc_core::id::{AttemptId, RequestId, TaskId};
+use mloc_core::{
+    files::Brought,
+    id::{AttemptId, NodeId, RequestId, TaskId},
+};
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
@@ -21,7 +24,9 @@ use crate::{
     body,
     control::{Freshness, LogsFrom, Submission},
     dashboard,
-    forward::{self, Forward, Way},
+    door::not_ready,
+    files::{self, Files, Here},
+    forward::{self, Asking, Forward, Way},
     view::{StatsQuery, TASK_STATES, TaskFilter},
 };
 
@@ -30,34 +35,46 @@ type App = Arc<dyn Control>;
 /// The header in which the node that took a request tells the leader who called.
 pub const CALLER_HEADER: &str = "mloc-caller";
 
+/// The header in which the node that took a request tells the leader which node that is: the one that has what came
+/// along with a task.
+pub const TAKEN_BY_HEADER: &str = "mloc-taken-by";
+
 /// Who answers a route.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Answers {
     /// The node that took the request, to anybody.
     Here,
+    /// The node that took the request, to callers it knows.
+    HereToCallers,
     /// The leader.
     Leader,
     /// The leader, or with `?stale=true` the node that took the request.
     LeaderUnlessStale,
 }
 
+/// What [`Control::metrics`] is written in.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
 struct Route {
-    #[cfg_attr(not(test), expect(dead_code, reason = "the handler knows its method; the test needs it as a word"))]
     method: Method,
     path: &'static str,
     answers: Answers,
     handler: MethodRouter<App>,
 }
 
+const TASKS: &str = "/api/v1/tasks";
+
 /// Every route. A test holds openapi.json to it.
 fn table() -> Vec<Route> {
-    use Answers::{Here, Leader, LeaderUnlessStale};
+    use Answers::{Here, HereToCallers, Leader, LeaderUnlessStale};
     const GET: Method = Method::GET;
+    const HEAD: Method = Method::HEAD;
     const POST: Method = Method::POST;
+    const PUT: Method = Method::PUT;
     let row = |method, path, answers, handler| Route { method, path, answers, handler };
     vec![
-        row(POST, "/api/v1/tasks", Leader, post(submit)),
-        row(GET, "/api/v1/tasks", LeaderUnlessStale, get(tasks)),
+        row(POST, TASKS, Leader, post(submit)),
+        row(GET, TASKS, LeaderUnlessStale, get(tasks)),
         row(GET, "/api/v1/tasks/{id}", LeaderUnlessStale, get(task)),
         row(POST, "/api/v1/tasks/{id}/cancel", Leader, post(cancel)),
         row(GET, "/api/v1/tasks/{id}/explain", LeaderUnlessStale, get(explain)),
@@ -65,11 +82,17 @@ fn table() -> Vec<Route> {
         row(GET, "/api/v1/tasks/{id}/events", LeaderUnlessStale, get(events)),
         row(GET, "/api/v1/tasks/{id}/metrics", LeaderUnlessStale, get(task_metrics)),
         row(GET, "/api/v1/tasks/{id}/artifacts", LeaderUnlessStale, get(artifacts)),
+        row(GET, "/api/v1/tasks/{id}/artifacts/{*path}", HereToCallers, get(files::artifact)),
+        row(GET, "/api/v1/files", Leader, get(brought)),
+        row(HEAD, "/api/v1/files/{sha256}", HereToCallers, head(files::uploaded)),
+        row(PUT, "/api/v1/files/{sha256}", HereToCallers, put(files::upload)),
+        row(GET, "/api/v1/files/{sha256}/missing", HereToCallers, get(files::missing)),
         row(GET, "/api/v1/nodes", LeaderUnlessStale, get(nodes)),
         row(POST, "/api/v1/nodes/{id}/drain", Leader, post(drain)),
         row(POST, "/api/v1/nodes/{id}/revoke", Leader, post(revoke)),
         row(GET, "/api/v1/stats", LeaderUnlessStale, get(stats)),
         row(GET, "/api/v1/mesh", LeaderUnlessStale, get(mesh)),
+        row(GET, "/api/v1/backup", Leader, get(backup)),
         row(GET, "/", Here, get(dashboard::page)),
         row(GET, "/openapi.json", Here, get(dashboard::openapi)),
         row(GET, "/healthz", Here, get(|| async { "ok\n" })),
@@ -79,15 +102,30 @@ fn table() -> Vec<Route> {
 }
 
 /// What clients speak to.
-pub fn rest_router(control: App, forward: Arc<dyn Forward>, access: Access) -> Router {
+pub fn rest_router(control: App, files: Arc<dyn Files>, forward: Arc<dyn Forward>, access: Access) -> Router {
     let (mut api, mut open) = (Router::new(), Router::new());
-    for Route { path, answers, handler, .. } in table() {
-        if answers == Answers::Here {
-            open = open.route(path, handler);
-            continue;
-        }
-        let way = Way { forward: forward.clone(), stale_here: answers == Answers::LeaderUnlessStale };
-        api = api.route(path, handler.layer(middleware::from_fn_with_state(way, forward::to_leader)));
+    let asking = Asking::new(control.clone(), forward.clone());
+    for Route { method, path, answers, handler } in table() {
+        let stale_here = match answers {
+            Answers::Here => {
+                open = open.route(path, handler);
+                continue;
+            }
+            Answers::HereToCallers => {
+                let here = Here { files: files.clone(), asking: asking.clone() };
+                api = api.route(path, handler.layer(Extension(here)));
+                continue;
+            }
+            Answers::Leader => false,
+            Answers::LeaderUnlessStale => true,
+        };
+        let way = Way { forward: forward.clone(), stale_here };
+        let handler = handler.layer(middleware::from_fn_with_state(way, forward::to_leader));
+        let submits = (method, path) == (Method::POST, TASKS);
+        api = api.route(
+            path,
+            if submits { handler.layer(middleware::from_fn_with_state(files.clone(), files::bring)) } else { handler },
+        );
     }
     api.layer(middleware::from_fn_with_state(access, authenticate))
         .merge(open)
@@ -98,7 +136,8 @@ pub fn rest_router(control: App, forward: Arc<dyn Forward>, access: Access) -> R
 
 /// What members speak to, over a mesh stream: the sender has authenticated the caller and names it in a header.
 pub fn link_router(control: App) -> Router {
-    let forwarded = table().into_iter().filter(|route| route.answers != Answers::Here);
+    let forwarded =
+        table().into_iter().filter(|route| matches!(route.answers, Answers::Leader | Answers::LeaderUnlessStale));
     forwarded
         .fold(Router::new(), |router, route| router.route(route.path, route.handler))
         .layer(middleware::from_fn(believe_member))
@@ -121,7 +160,7 @@ async fn believe_member(mut request: Request, next: Next) -> Response {
 }
 
 /// Query parameters, with a problem body instead of a bare 400.
-struct Params<T>(T);
+pub(crate) struct Params<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = ControlError;
@@ -136,9 +175,17 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SubmitParams {
+pub(crate) struct SubmitParams {
     dry_run: Option<String>,
     file: Option<String>,
+    pub files: Option<String>,
+}
+
+impl SubmitParams {
+    /// `?dry_run` alone means yes.
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run.as_ref().is_some_and(|v| v != "false" && v != "0")
+    }
 }
 
 async fn submit(
@@ -160,10 +207,12 @@ async fn submit(
             problems: Vec::new(),
         });
     }
-    // `?dry_run` alone means yes.
-    let dry_run = params.dry_run.is_some_and(|v| v != "false" && v != "0");
+    let dry_run = params.is_dry_run();
+    let node = headers.get(TAKEN_BY_HEADER).and_then(|v| v.to_str().ok()).map(NodeId::new);
+    let brought = Brought { node, trees: files::brought(params.files.as_deref())? };
     let file = params.file.unwrap_or_else(|| "task.yaml".into());
-    let accepted = app.submit(&caller, Submission { body, file, request: RequestId::new(key), dry_run }).await?;
+    let request = RequestId::new(key);
+    let accepted = app.submit(&caller, Submission { body, file, brought, request, dry_run }).await?;
     if dry_run {
         // Nothing was made that could be looked at.
         return Ok((StatusCode::OK, Json(accepted)).into_response());
@@ -280,6 +329,16 @@ async fn artifacts(
     }
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BroughtParams {
+    node: Option<String>,
+}
+
+async fn brought(State(app): State<App>, Params(params): Params<BroughtParams>) -> Result<Response, ControlError> {
+    Ok(Json(app.brought(params.node.as_deref()).await?).into_response())
+}
+
 async fn nodes(State(app): State<App>, Params(read): Params<ReadParams>) -> Result<Response, ControlError> {
     Ok(Json(app.nodes(freshness(read.stale)).await?).into_response())
 }
@@ -315,15 +374,20 @@ async fn mesh(State(app): State<App>, Params(read): Params<ReadParams>) -> Resul
     Ok(Json(app.mesh(freshness(read.stale)).await?).into_response())
 }
 
+async fn backup(State(app): State<App>, Extension(caller): Extension<Caller>) -> Result<Response, ControlError> {
+    let bytes = app.backup(&caller).await?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
+}
+
 async fn readyz(State(app): State<App>) -> Response {
     match app.ready() {
         Ok(()) => "ready\n".into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
+        Err(why) => not_ready(&why),
     }
 }
 
 async fn metrics(State(app): State<App>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics().await).into_response()
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], app.metrics().await).into_response()
 }
 
 async fn unknown_path(request: Request) -> ControlError {
@@ -352,11 +416,13 @@ mod tests {
                 methods.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase()))
             })
             .collect();
-        let routed: BTreeSet<String> = table().iter().map(|r| format!("{} {}", r.method, r.path)).collect();
+        // A path's rest is a parameter like any other there.
+        let written_path = |route: &Route| route.path.replace("{*", "{");
+        let routed: BTreeSet<String> = table().iter().map(|r| format!("{} {}", r.method, written_path(r))).collect();
         assert_eq!(written, routed);
         for route in table() {
             let method = route.method.as_str().to_lowercase();
-            let parameters = document["paths"][route.path][&method]["parameters"].as_array().unwrap();
+            let parameters = document["paths"][written_path(&route)][&method]["parameters"].as_array().unwrap();
             let stale = parameters.iter().any(|p| p["name"] == "stale");
             assert_eq!(stale, route.answers == Answers::LeaderUnlessStale, "{method} {}", route.path);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mloc_core::wire::Progress;
+use mloc_core::{task::spec::Location, wire::Progress};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -129,10 +129,48 @@ pub struct UsageRow {
 pub struct ResultView {
     /// Where the artifacts lie.
     pub location: String,
+    /// The attempt that made them: TASK.REPLICA.ATTEMPT.
+    #[serde(default)]
+    pub attempt: String,
+    /// The node it ran on; without a destination they lie on that node's disk.
+    #[serde(default)]
+    pub node: String,
+    /// That node's name.
+    #[serde(default)]
+    pub node_name: String,
+    /// `output.destination`, as the ledger has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Location>,
     /// The files.
     pub artifacts: Vec<mloc_core::ledger::entry::Artifact>,
     /// Figures of the run.
     pub summary: BTreeMap<String, Value>,
+}
+
+/// A file that a tree names and a node has not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Bytes that are there already.
+    pub there: u64,
+}
+
+/// Files that came along with a task which has not ended: their node must keep them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BroughtView {
+    /// The task.
+    pub task: String,
+    /// The node that took it.
+    pub node: String,
+    /// The path as the task has it.
+    pub path: String,
+    /// SHA-256 of the list of files.
+    pub tree: String,
+    /// Bytes of them all.
+    pub bytes: u64,
 }
 
 /// Which tasks to list.
@@ -272,7 +310,7 @@ pub struct MeshView {
     pub members: usize,
     /// How many voters may fail right now without the mesh stopping to take tasks.
     pub survives_failures: usize,
-    /// The same in words.
+    /// The same in words, with what each loss would take: a few lines.
     pub advice: String,
 }
 

@@ -5,7 +5,8 @@ mod bench;
 use std::{sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
-use bench::{Fake, FakeMesh, TASK, ask, json, request, serve, status, token_only, tokens, trusted};
+use bench::{BACKUP, Fake, FakeMesh, TASK, ask, json, request, serve, status, token_only, tokens, trusted};
+use http_body_util::BodyExt;
 use mloc_api::forward::Leader;
 use mloc_core::id::NodeId;
 use serde_json::Value;
@@ -151,6 +152,25 @@ async fn a_stale_read_is_answered_here_and_nothing_else_is() {
         assert_eq!(status(&app, line, &by_john, &own).await, StatusCode::UNPROCESSABLE_ENTITY, "{line}");
     }
     assert_eq!(here.asked().len(), reads.len());
+}
+
+#[tokio::test]
+async fn a_backup_comes_whole_from_the_leader_and_for_the_admin_only() {
+    let (here, leader) = (Arc::new(Fake::default()), Arc::new(Fake::default()));
+    let app = token_only(&here, FakeMesh::new(there("b"), &[("b", &leader)]));
+    let (john, admin) = (john(), format!("Bearer {}", tokens().issue("admin")));
+    let line = "GET /api/v1/backup";
+    assert_eq!(status(&app, line, &[], "").await, StatusCode::UNAUTHORIZED);
+    assert_eq!(status(&app, line, &[("authorization", &john)], "").await, StatusCode::FORBIDDEN);
+    let response = ask(&app, request(line, &[("authorization", &admin)], "")).await;
+    assert_eq!(response.headers()["content-type"], "application/octet-stream");
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), BACKUP);
+    assert_eq!(leader.asked(), ["backup by john-doe", "backup by admin"]);
+    assert!(here.asked().is_empty());
+    // Never of this node's own knowledge: it may be old.
+    let stale = format!("{line}?stale=true");
+    assert_eq!(status(&app, &stale, &[("authorization", &admin)], "").await, StatusCode::OK);
+    assert_eq!((here.asked().len(), leader.asked().len()), (0, 3));
 }
 
 #[tokio::test]
@@ -304,9 +324,11 @@ async fn every_answer_is_what_openapi_says() {
     let mut held = 0;
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
-            let line = format!("{} {}", method.to_uppercase(), path.replace("{id}", "task-1"));
-            let headers = [LOCAL, ("idempotency-key", "k")];
-            let response = ask(&app, request(&line, &headers, if method == "post" { &own } else { "" })).await;
+            let path = path.replace("{id}", "task-1").replace("{path}", "logs/f").replace("{sha256}", &"0a".repeat(32));
+            let line = format!("{} {path}", method.to_uppercase());
+            let headers = [LOCAL, ("idempotency-key", "k"), ("content-length", "0")];
+            let headers = if method == "put" { &headers[..] } else { &headers[..2] };
+            let response = ask(&app, request(&line, headers, if method == "post" { &own } else { "" })).await;
             let said = &operation["responses"][response.status().as_str()];
             assert!(!said.is_null(), "{line}: {} is not in openapi.json", response.status());
             if let Some(schema) = said["content"].get("application/json").map(|c| &c["schema"]) {
@@ -315,5 +337,39 @@ async fn every_answer_is_what_openapi_says() {
             }
         }
     }
-    assert!(held >= 14, "{held}");
+    assert!(held >= 16, "{held}");
+}
+
+#[tokio::test]
+async fn before_the_node_serves_it_lives_and_says_what_it_waits_for() {
+    let waiting = tokio::sync::watch::Sender::new("joining: asking a:7946".to_owned());
+    let door = mloc_api::Door::closed(waiting.subscribe());
+    let app = door.router();
+    let text = async |line: &str| {
+        let response = ask(&app, request(line, &[], "")).await;
+        let (status, retry) = (response.status(), response.headers().get("retry-after").cloned());
+        let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap().to_bytes();
+        (status, retry.is_some(), String::from_utf8(body.to_vec()).unwrap())
+    };
+    assert_eq!(text("GET /healthz").await, (StatusCode::OK, false, "ok\n".into()));
+    waiting.send_replace("joining: waiting for a seed".into());
+    let not_ready = (StatusCode::SERVICE_UNAVAILABLE, true, "not ready: joining: waiting for a seed\n".into());
+    assert_eq!(text("GET /readyz").await, not_ready);
+    for line in ["GET /api/v1/tasks", "POST /api/v1/tasks", "GET /metrics", "GET /", "GET /nope", "POST /healthz"] {
+        let response = ask(&app, request(line, &[LOCAL], TASK)).await;
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "{line}");
+        assert_eq!(response.headers()["content-type"], "application/problem+json", "{line}");
+        assert!(response.headers().contains_key("retry-after"), "{line}");
+        let detail = json(response).await["detail"].to_string();
+        assert!(detail.contains("does not serve yet: joining: waiting for a seed"), "{detail}");
+    }
+
+    // It opens for connections that are there already, and stays open for answers while it leaves.
+    door.open(trusted(&Arc::new(Fake::default())));
+    assert_eq!(text("GET /readyz").await.0, StatusCode::OK);
+    assert_eq!(status(&app, "GET /api/v1/tasks", &[LOCAL], "").await, StatusCode::OK);
+    door.leave();
+    assert_eq!(text("GET /readyz").await.2, "not ready: stopping\n");
+    assert_eq!(text("GET /healthz").await.0, StatusCode::OK);
+    assert_eq!(status(&app, "GET /api/v1/tasks", &[LOCAL], "").await, StatusCode::OK);
 }

@@ -31,9 +31,9 @@ def by_name(objects):
 def plain():
     base = deploy / "kubernetes"
     kustomization = yaml.safe_load((base / "kustomization.yaml").read_text())
-    known = {"apiVersion", "kind", "namespace", "resources", "configMapGenerator", "images"}
+    known = {"apiVersion", "kind", "namespace", "resources", "generatorOptions", "configMapGenerator", "images"}
     need(set(kustomization) <= known, f"kustomization.yaml: this check does not know {set(kustomization) - known}")
-    listed = {*kustomization["resources"], "kustomization.yaml", "secret.example.yaml"}
+    listed = {*kustomization["resources"], "kustomization.yaml", "secret.example.yaml", "backup.example.yaml"}
     objects = [o for name in kustomization["resources"] for o in documents((base / name).read_text())]
     for generator in kustomization["configMapGenerator"]:
         data = {}

@@ -25,11 +25,12 @@ KNOWN = {
     "reschedule": {"attempts", "unlimited"},
     "restart": {"attempts", "interval", "delay", "mode"},
     "service": {"name", "provider", "port", "check"},
-    "check": {"name", "type", "path", "interval", "timeout"},
+    "check": {"name", "type", "path", "interval", "timeout", "check_restart"},
+    "check_restart": {"limit", "grace", "ignore_warnings"},
     "task": {"driver", "user", "kill_signal", "kill_timeout", "config", "env", "volume_mount", "template", "resources"},
     "config": {"image", "network_mode", "args", "cap_drop", "security_opt", "readonly_rootfs"},
     "volume_mount": {"volume", "destination"},
-    "template": {"destination", "change_mode", "data", "uid", "gid", "perms"},
+    "template": {"destination", "change_mode", "change_signal", "data", "uid", "gid", "perms"},
     "resources": {"cpu", "memory", "device"},
     "device": {"count"},
 }
@@ -91,7 +92,11 @@ def check(file, kind):
     need(network["mode"] == "host" and ports == {"gossip": 7946, "links": 7947, "rest": 7948}, f"{name}: ports {ports}")
     (service,) = group["service"]
     need(service["port"] in ports, f"{name}: service on port {service['port']}")
-    need(service["check"][0]["path"] == "/readyz", f"{name}: checks {service['check'][0]['path']}")
+    checks = {c["path"]: c for c in service["check"]}
+    need(set(checks) == {"/readyz", "/healthz"}, f"{name}: checks {set(checks)}")
+    # Not ready is no reason to start anew: a node may wait for its seeds as long as it takes.
+    restarts = {path for path, c in checks.items() if "check_restart" in c}
+    need(restarts == {"/healthz"}, f"{name}: is started anew for {restarts}")
     (mount,) = task["volume_mount"]
     need(mount["volume"] in group["volume"], f"{name}: mounts {mount['volume']}, which is no volume")
     (config,) = task["config"]
@@ -101,6 +106,8 @@ def check(file, kind):
     templates = {t["destination"].rpartition("/")[2]: t for t in task["template"]}
     args = config["args"]
     need(args[-1] == templates["node.yaml"]["destination"], f"{name}: args name {args[-1]}, not the template")
+    node = templates["node.yaml"]
+    need((node["change_mode"], node["change_signal"]) == ("signal", "SIGHUP"), f"{name}: how a new node.yaml is told")
     token = templates["join.token"]
     need(task["env"][0]["MLOC_TOKEN_FILE"] == token["destination"], f"{name}: the token is not where mloc looks for it")
     need(token["perms"] == "0400" and str(token["uid"]) == task["user"], f"{name}: the token's owner and mode")

@@ -3,8 +3,8 @@ user, environment and arguments, a read-only root, no capabilities, no new privi
 
 usage: rootfs.py REPOSITORY DOCKERFILE MLOC TINI    (as root)
 
-Twice: as the Dockerfile says; and as a strict platform has it, under an arbitrary uid of group 0 and without HOME. Neither
-has /tmp, /dev/shm, a shell or a driver. Each time: healthy by the image's own health check, a task runs to its end in a
+Three times: as the Dockerfile says; as a strict platform has it, under an arbitrary uid of group 0 and without HOME; and
+with mloc itself as PID 1. None has /tmp, /dev/shm, a shell or a driver. Each time: healthy by the image's own health check, a task runs to its end in a
 child, orphans are reaped, and SIGTERM in the middle of a second task ends all with exit code 0 within the grace.
 """
 
@@ -172,13 +172,16 @@ def case(name, repository, root, says, mloc):
         run = None
         try:
             run = Run(root, says, log)
-            health = repository / "deploy/docker/healthcheck"
 
-            def healthy():
-                ok = run.within("bash", str(health), MLOC_DATA_DIR=str(run.data)).returncode == 0
-                return True if ok else None
+            def healthy(*flags):
+                # As `docker exec` runs it, with the image's environment and user.
+                try:
+                    return run.execute(*says["health"], *flags).returncode == 0
+                except subprocess.CalledProcessError:
+                    return None
 
             run.wait("it did not become healthy", healthy)
+            run.wait("it did not become ready", lambda: healthy("--ready"))
             status = Path(f"/proc/{run.pid}/status").read_text()
             need = {"CapEff": "0" * 16, "CapBnd": "0" * 16, "NoNewPrivs": "1"}
             for key, value in need.items():
@@ -235,11 +238,13 @@ def main(repository, dockerfile, mloc, tini):
         root = Path(folder)
         root.chmod(0o755)
         assemble(root, repository, says, mloc, tini)
-        assert says["health"] == ["mloc-healthcheck"], "the health check that is tried is not the image's"
+        assert says["health"] == ["mloc", "healthz"], "the health check that is tried is not the image's"
         as_image = case("as the image says", repository, root, says, mloc)
         strict = {**says, "user": (1234567, 0), "env": {k: v for k, v in says["env"].items() if k != "HOME"}}
         as_strict = case("arbitrary uid, no HOME", repository, root, strict, mloc)
-    sys.exit(not (as_image and as_strict))
+        bare = {**says, "entrypoint": ["mloc"]}
+        as_first = case("mloc itself as PID 1", repository, root, bare, mloc)
+    sys.exit(not (as_image and as_strict and as_first))
 
 
 if sys.argv[1] == "--inside":

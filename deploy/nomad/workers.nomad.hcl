@@ -83,12 +83,27 @@ job "mloc-workers" {
       provider = "nomad"
       port     = "rest"
 
+      # Where requests go.
       check {
         name     = "ready"
         type     = "http"
         path     = "/readyz"
         interval = "10s"
         timeout  = "5s"
+      }
+
+      # Whether the process lives: one that waits for its seeds does, and is not started again.
+      check {
+        name     = "alive"
+        type     = "http"
+        path     = "/healthz"
+        interval = "10s"
+        timeout  = "5s"
+
+        check_restart {
+          limit = 6
+          grace = "60s"
+        }
       }
     }
 
@@ -120,11 +135,12 @@ job "mloc-workers" {
         destination = "/var/lib/mloc"
       }
 
-      # mloc reads its file once, at the start: a changed one restarts it.
+      # A running node reads its file again; what needs a restart its log says.
       template {
-        destination = "${NOMAD_TASK_DIR}/node.yaml"
-        change_mode = "restart"
-        data        = <<-EOT
+        destination   = "${NOMAD_TASK_DIR}/node.yaml"
+        change_mode   = "signal"
+        change_signal = "SIGHUP"
+        data          = <<-EOT
           rest:
             bind: 0.0.0.0:7948
           seeds: ${jsonencode(var.seeds)}

@@ -39,6 +39,12 @@ pub enum Command {
     Cancel(TaskArgs),
     /// Say for each node why a task does not run there, and what would make it fit
     Explain(TaskArgs),
+    /// List or fetch what a task left, through any node
+    Artifacts {
+        /// What to do.
+        #[command(subcommand)]
+        verb: ArtifactsVerb,
+    },
     /// List nodes with their hardware
     Nodes(ListArgs),
     /// Let a node finish what it has and take nothing new
@@ -49,8 +55,16 @@ pub enum Command {
     Stats(StatsArgs),
     /// Show leader, voters, and what the mesh survives
     Mesh(ListArgs),
+    /// Show, read through or empty the cache of pulled models and data sets on this machine
+    Cache(CacheArgs),
+    /// Probe this machine's node: exit code 0 when its process lives (with --ready: when it has joined and serves), else 1
+    Healthz(HealthzArgs),
     /// Print the REST bearer token of a user, from this node's data directory; or mint a join token for a new mesh
     Token(TokenArgs),
+    /// Keep all that the mesh has committed in one file, checked: tasks, usage, members; from any node, while it works
+    Backup(BackupArgs),
+    /// Found a mesh anew from a backup, in an empty data directory
+    Restore(RestoreArgs),
     /// Runs one attempt; started by the daemon
     #[command(name = "__attempt", hide = true)]
     Attempt {
@@ -132,6 +146,31 @@ pub struct RunArgs {
     /// The daemon's log on the terminal too
     #[arg(long, short)]
     pub verbose: bool,
+}
+
+/// `mloc cache`. It looks at the folder itself, beside running nodes or without one.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// What to do
+    #[arg(value_enum, default_value = "ls")]
+    pub what: CacheVerb,
+    /// node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// The node's data directory
+    #[arg(long, env = "MLOC_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// What to do with a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheVerb {
+    /// List what is there, newest use first
+    Ls,
+    /// Read every file; exit 1 when one is damaged (it is fetched again when a task needs it)
+    Verify,
+    /// Remove what nobody uses
+    Prune,
 }
 
 /// Which node to ask.
@@ -225,6 +264,36 @@ pub struct LogsArgs {
     pub remote: Remote,
 }
 
+/// Verbs of `mloc artifacts`.
+#[derive(Debug, Subcommand)]
+pub enum ArtifactsVerb {
+    /// List the files of a task's result
+    Ls(TaskArgs),
+    /// Fetch them: a fetch that was interrupted goes on, and every file is held to its digest
+    Get(GetArgs),
+}
+
+/// `mloc artifacts get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// The task's id
+    pub id: String,
+    /// One file, a folder, or a pattern: * and ? within a name, ** across folders [default: all files]
+    pub path: Option<String>,
+    /// The folder to write to; the paths of the files go below it
+    #[arg(long, short = 'o', default_value = ".")]
+    pub dir: PathBuf,
+    /// Write over files of other content
+    #[arg(long)]
+    pub force: bool,
+    /// A node's REST address, HOST:PORT or URL; any node will do
+    #[arg(long, env = "MLOC_NODE", default_value = "127.0.0.1:7948")]
+    pub node: String,
+    /// File that holds the bearer token (or MLOC_API_TOKEN)
+    #[arg(long, env = "MLOC_API_TOKEN_FILE")]
+    pub api_token_file: Option<PathBuf>,
+}
+
 /// A listing without further choice.
 #[derive(Debug, Args)]
 pub struct ListArgs {
@@ -286,7 +355,88 @@ pub struct TokenArgs {
     /// (`bootstrapExpect` in node.yaml)
     #[arg(long)]
     pub new_mesh: bool,
-    /// The node's data directory
+    /// The node's data directory [default: node.yaml's dataDir]
     #[arg(long, env = "MLOC_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
+    /// The node's node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// `mloc healthz`.
+#[derive(Debug, Args)]
+pub struct HealthzArgs {
+    /// Ask whether it has joined and serves, not only whether it lives
+    #[arg(long)]
+    pub ready: bool,
+    /// The node's REST address, HOST:PORT [default: the one in its data directory's node.json]
+    #[arg(long)]
+    pub node: Option<String>,
+    /// The node's data directory [default: node.yaml's dataDir]
+    #[arg(long, env = "MLOC_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The node's node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+const ABOUT_BACKUPS: &str = "\
+The file holds the ledger as of one moment: every task, attempt, usage row and member that was committed by then. It is \
+written under another name, synced, read back and checked, and only then takes its name: FILE is never half a backup, and \
+the one before stays until the new one is whole. Exit code 0 means that it is.
+
+It does not hold private keys, the join token (a restored mesh gets new ones), models, checkpoints, artifacts or logs. It \
+does hold tasks as they were submitted, values of `env` among them: keep it as safe as those. REST asks for the admin's \
+token, except on loopback.
+
+Every hour, one file a day:
+  mloc backup /var/backups/mloc/$(date +%F).mlocbackup
+
+The voters that are left are no majority; on one of them, mloc stopped:
+  mloc backup --from-data-dir /var/lib/mloc last.mlocbackup";
+
+/// `mloc backup`.
+#[derive(Debug, Args)]
+#[command(after_long_help = ABOUT_BACKUPS)]
+pub struct BackupArgs {
+    /// The file to write, or - for standard output; with --verify the file to check, or - for standard input
+    pub file: PathBuf,
+    /// Check a backup and say what it holds; asks no node
+    #[arg(long, conflicts_with = "from_data_dir")]
+    pub verify: bool,
+    /// Read the ledger from the data directory of a voter that does not run, instead of asking a node: for when the voters
+    /// that are left are no majority. Nothing is lost that this voter knows to be committed
+    #[arg(long, value_name = "DIR")]
+    pub from_data_dir: Option<PathBuf>,
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+const ABOUT_RESTORES: &str = "\
+For a mesh that is lost: half of its voters or more are gone for good. Stop what is left of it first. The restored mesh is \
+a new one, with a new id and a new join token, so that no node of the old mesh that comes back is ever taken for one of its \
+own.
+
+Tasks, usage and idempotency keys are as they were at the backup. What ran then waits again, under attempt numbers that \
+the old mesh never gave; a result that the old mesh published after the backup is found and adopted, not computed again. \
+What was submitted after the backup is not known any more. All members of the old mesh are revoked: they join with empty \
+data directories. What to do with them is printed, step by step.";
+
+/// `mloc restore`.
+#[derive(Debug, Args)]
+#[command(after_long_help = ABOUT_RESTORES)]
+pub struct RestoreArgs {
+    /// The backup, or - for standard input
+    pub file: PathBuf,
+    /// The empty data directory of the node that founds the mesh anew [default: ~/.local/share/mloc]
+    #[arg(long, env = "MLOC_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// That node's name for people [default: the host's]
+    #[arg(long, env = "MLOC_NAME")]
+    pub name: Option<String>,
+    /// File that holds the new mesh's join token, from `mloc token --new-mesh` (or MLOC_JOIN_TOKEN); one is minted unless
+    /// given
+    #[arg(long, env = "MLOC_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
 }

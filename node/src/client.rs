@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Context;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{Method, Request, Response, StatusCode, body::Incoming, header};
 use hyper_util::{client::legacy::Client as HttpClient, client::legacy::connect::HttpConnector, rt::TokioExecutor};
 use mloc_api::error::ProblemBody;
@@ -23,6 +23,9 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two such questions.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// What a request sends.
+pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
 /// Why a verb did not do: what to print, and the exit code.
 #[derive(Debug)]
 pub struct Refusal {
@@ -30,6 +33,8 @@ pub struct Refusal {
     pub text: String,
     /// See [`crate::cli::Cli`].
     pub code: u8,
+    /// The HTTP status, where a node said no.
+    pub status: Option<u16>,
 }
 
 impl Refusal {
@@ -46,14 +51,14 @@ impl Refusal {
 
     /// A refusal with its code.
     pub fn new(code: u8, text: impl Into<String>) -> Self {
-        Self { text: text.into(), code }
+        Self { text: text.into(), code, status: None }
     }
 }
 
 impl From<anyhow::Error> for Refusal {
     fn from(error: anyhow::Error) -> Self {
         let code = if error.is::<BadConfig>() { 2 } else { 1 };
-        Self { text: format!("{error:#}"), code }
+        Self { text: format!("{error:#}"), code, status: None }
     }
 }
 
@@ -61,7 +66,7 @@ impl From<anyhow::Error> for Refusal {
 pub struct Client {
     base: String,
     token: Option<String>,
-    http: HttpClient<HttpConnector, Full<Bytes>>,
+    http: HttpClient<HttpConnector, Body>,
 }
 
 impl Client {
@@ -127,6 +132,16 @@ impl Client {
         self.json(Method::POST, "/api/v1/tasks", query, &headers, body).await
     }
 
+    /// GET of bytes, whole.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; an answer that breaks off is said.
+    pub async fn bytes(&self, path: &str) -> Result<Bytes, Refusal> {
+        let response = self.send(Method::GET, path, &[], &[], Bytes::new()).await?;
+        let broke = |e| Refusal::new(4, format!("{}: the answer broke off: {e}", self.base));
+        Ok(response.into_body().collect().await.map_err(broke)?.to_bytes())
+    }
+
     async fn json<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -142,6 +157,17 @@ impl Client {
         serde_json::from_slice(&bytes)
             .with_context(|| format!("{path}: the answer is not what this version of mloc expects"))
             .map_err(Refusal::from)
+    }
+
+    /// GET, as text.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn text(&self, path: &str) -> Result<String, Refusal> {
+        let response = self.send(Method::GET, path, &[], &[], Bytes::new()).await?;
+        let broke = |e| Refusal::new(4, format!("{}: the answer broke off: {e}", self.base));
+        let bytes = response.into_body().collect().await.map_err(broke)?.to_bytes();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// GET of a stream of text, to standard output as it comes.
@@ -221,6 +247,22 @@ impl Client {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Response<Incoming>, Refusal> {
+        let body = Full::new(body).map_err(|never| match never {}).boxed_unsync();
+        self.exchange(method, path, query, headers, body).await
+    }
+
+    /// One request with whatever body; a path's own characters have been encoded ([`path_encode`]).
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(&str, String)],
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> Result<Response<Incoming>, Refusal> {
         let mut uri = format!("{}{path}", self.base);
         for (i, (name, value)) in query.iter().enumerate() {
             uri.push(if i == 0 { '?' } else { '&' });
@@ -233,9 +275,8 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request = request
-            .body(Full::new(body))
-            .map_err(|e| Refusal::new(2, format!("--node {}: {e}; write HOST:PORT", self.base)))?;
+        let request =
+            request.body(body).map_err(|e| Refusal::new(2, format!("--node {}: {e}; write HOST:PORT", self.base)))?;
         let response = self.http.request(request).await.map_err(|e| {
             let cause = std::error::Error::source(&e).map(|s| format!(": {s}")).unwrap_or_default();
             Refusal::new(
@@ -273,7 +314,12 @@ fn refusal(status: StatusCode, body: &[u8]) -> Refusal {
         Ok(problem) => problem.detail,
         Err(_) => format!("{status}: {}", String::from_utf8_lossy(body).trim()),
     };
-    Refusal { text, code }
+    Refusal { text, code, status: Some(status.as_u16()) }
+}
+
+/// As [`percent_encode`], but for the slashes between the parts of a path.
+pub fn path_encode(path: &str) -> String {
+    path.split('/').map(percent_encode).collect::<Vec<_>>().join("/")
 }
 
 /// RFC 3986: everything but unreserved characters.

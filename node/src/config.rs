@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use mloc_core::quantity;
+use mloc_exec::Sandbox;
 use serde::{Deserialize, Serialize};
+
+use crate::places::Places;
 
 /// node.yaml. Unknown keys are refused.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -19,6 +22,8 @@ use serde::{Deserialize, Serialize};
 pub struct NodeConfig {
     /// Name for people; the host's when absent.
     pub name: Option<String>,
+    /// What is logged, as `RUST_LOG` would say it, which stands above it.
+    pub log: Option<String>,
     /// Key, ledger, journal, cache, attempts.
     pub data_dir: Option<PathBuf>,
     /// Gossip, QUIC.
@@ -43,14 +48,16 @@ pub struct NodeConfig {
     pub volumes: BTreeMap<String, PathBuf>,
     /// What to offer instead of what was found.
     pub hardware: Hardware,
-    /// Modules to offer; all when absent.
-    pub modules: Option<Vec<String>>,
+    /// Modules to offer.
+    pub modules: Modules,
     /// S3 defaults; credentials come from the environment or from files.
     pub s3: S3,
-    /// Accounts at git servers.
-    pub git: Vec<GitServer>,
+    /// Other places, and the way there.
+    pub store: Places,
     /// Pulled models and data sets.
     pub cache: CacheConfig,
+    /// Files that come along with tasks.
+    pub uploads: UploadsConfig,
     /// Secrets for `secretsFrom`: name → file that holds it.
     pub secrets: BTreeMap<String, PathBuf>,
     /// Labels for `placement.nodeSelector`.
@@ -172,6 +179,26 @@ pub struct SimulatedGpus {
     pub count: u32,
 }
 
+/// Modules to offer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Modules {
+    /// These; all of this build when absent. `command` is neither named here nor among them.
+    pub offer: Option<Vec<String>>,
+    /// Programs of users.
+    pub command: CommandModule,
+}
+
+/// Programs of users: whoever may submit a task runs what they like here.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct CommandModule {
+    /// Whether this node runs them.
+    pub enabled: bool,
+    /// Whether they are held to their folders.
+    pub sandbox: Sandbox,
+}
+
 /// S3 defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -190,25 +217,64 @@ pub struct S3 {
     pub anonymous: bool,
 }
 
-/// An account at a git server: for its repositories and their large files.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct GitServer {
-    /// `host` or `host:port`, spoken to by https; `http://host:port` where the token may go in the clear.
-    pub host: String,
-    /// User name; most servers go by the token alone and take any.
-    #[serde(default)]
-    pub username: Option<String>,
-    /// File with the token.
-    pub token_file: PathBuf,
-}
-
 /// Pulled models and data sets.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct CacheConfig {
+    /// Their folder; `cache` in the data directory when absent. Nodes on one host may share it.
+    pub dir: Option<PathBuf>,
     /// What they may take while no task uses them; half of their disk when absent.
     pub max_bytes: Option<String>,
+    /// How closely they are looked at before an attempt gets them.
+    pub verify: Verify,
+}
+
+/// How closely cached files are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// Those whose size or time changed are read.
+    #[default]
+    Changed,
+    /// All are read.
+    Always,
+}
+
+impl From<Verify> for mloc_store::Verify {
+    fn from(verify: Verify) -> Self {
+        match verify {
+            Verify::Changed => Self::Changed,
+            Verify::Always => Self::Always,
+        }
+    }
+}
+
+/// Files that come along with tasks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct UploadsConfig {
+    /// What they may take; half of their disk when absent.
+    pub max_bytes: Option<String>,
+    /// How long they stay once no task names them any more; a day when absent.
+    pub keep_for: Option<String>,
+}
+
+impl UploadsConfig {
+    /// What they may take, when it is said, and how long they stay.
+    ///
+    /// # Errors
+    /// When a text is no number of bytes, or no time.
+    pub fn settle(&self) -> anyhow::Result<(Option<u64>, Duration)> {
+        let bad = |key: &str, text: &str, e: quantity::BadQuantity| {
+            let hint = e.hint.map(|h| format!("; {h}")).unwrap_or_default();
+            anyhow::anyhow!("uploads.{key}: `{text}`: expected {}{hint}", e.expected)
+        };
+        let max = self.max_bytes.as_ref();
+        let max = max.map(|text| quantity::bytes(text).map_err(|e| bad("maxBytes", text, e))).transpose()?;
+        let keep = self.keep_for.as_ref();
+        let keep = keep.map(|text| quantity::duration_ms(text).map_err(|e| bad("keepFor", text, e))).transpose()?;
+        Ok((max, keep.map_or(Duration::from_secs(24 * 3600), Duration::from_millis)))
+    }
 }
 
 /// Durations after profile and file.
@@ -265,6 +331,9 @@ impl NodeConfig {
                 "bootstrapExpect: 0 nodes found no mesh; write the number of seeds that must be there, or leave it out"
             );
         }
+        if let Some(log) = &self.log {
+            crate::telemetry::check(log).with_context(|| format!("log: `{log}`"))?;
+        }
         for name in self.volumes.keys() {
             if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
                 bail!("volumes: `{name}` is no volume name: letters, digits, `-` and `_`");
@@ -273,6 +342,7 @@ impl NodeConfig {
         if let Some(text) = &self.cache.max_bytes {
             self.cache_bytes_max().with_context(|| format!("cache.maxBytes: `{text}`"))?;
         }
+        self.uploads.settle()?;
         let s3 = &self.s3;
         let files = [&s3.access_key_id_file, &s3.secret_access_key_file, &s3.session_token_file];
         if s3.anonymous && files.iter().any(|file| file.is_some()) {
@@ -281,11 +351,11 @@ impl NodeConfig {
         if s3.access_key_id_file.is_some() != s3.secret_access_key_file.is_some() {
             bail!("s3: accessKeyIdFile and secretAccessKeyFile go together");
         }
-        for server in &self.git {
-            let host = server.host.strip_prefix("http://").unwrap_or(&server.host);
-            if host.is_empty() || host.contains(['/', '@']) {
-                bail!("git: `{}` is no host: write host, host:port, or http://host:port", server.host);
-            }
+        self.store.check()?;
+        if self.modules.offer.iter().flatten().any(|name| name == "command") {
+            bail!(
+                "modules.offer: `command` runs whatever a user sends: switch it on with modules.command.enabled: true"
+            );
         }
         let d = self.durations();
         if d.election.0 >= d.election.1 {
@@ -311,6 +381,27 @@ impl NodeConfig {
             })
         };
         self.cache.max_bytes.as_ref().map(bytes).transpose()
+    }
+
+    /// The cache of pulled sources, as the store takes it.
+    ///
+    /// # Errors
+    /// Those of [`Self::cache_bytes_max`].
+    pub fn cache(&self) -> anyhow::Result<mloc_store::CacheConfig> {
+        let of_data_dir = || self.data_dir.as_ref().map(|dir| dir.join("cache"));
+        let usual = mloc_store::CacheConfig::default().dir;
+        Ok(mloc_store::CacheConfig {
+            dir: self.cache.dir.clone().or_else(of_data_dir).unwrap_or(usual),
+            bytes_max: self.cache_bytes_max()?,
+            verify: self.cache.verify.into(),
+        })
+    }
+
+    /// Files of this node that no program of a user may read.
+    pub fn secret_files(&self) -> Vec<PathBuf> {
+        let s3 = [&self.s3.access_key_id_file, &self.s3.secret_access_key_file, &self.s3.session_token_file];
+        let some = s3.into_iter().chain([&self.token_file]).flatten();
+        some.chain(self.secrets.values()).chain(self.store.secret_files()).cloned().collect()
     }
 
     /// Durations after profile and file.
@@ -355,6 +446,23 @@ mod tests {
     }
 
     #[test]
+    fn programs_of_users_are_off_and_held_to_their_folders_unless_somebody_says_otherwise() {
+        let modules = |text: &str| NodeConfig::parse(text).map(|config| config.modules);
+        assert_eq!(modules("name: a").unwrap().command, CommandModule { enabled: false, sandbox: Sandbox::Required });
+        let on = modules("modules: {offer: [sft], command: {enabled: true, sandbox: best-effort}}").unwrap();
+        assert_eq!((on.command.enabled, on.command.sandbox), (true, Sandbox::BestEffort));
+        assert!(
+            format!("{:#}", modules("modules: {offer: [command]}").unwrap_err()).contains("modules.command.enabled")
+        );
+        assert!(
+            format!("{:#}", modules("modules: {command: {sandbox: perhaps}}").unwrap_err()).contains("best-effort")
+        );
+        let config =
+            NodeConfig::parse("tokenFile: /t\nsecrets: {A: /a}\ns3: {accessKeyIdFile: /i, secretAccessKeyFile: /k}");
+        assert_eq!(config.unwrap().secret_files(), ["/i", "/k", "/t", "/a"].map(PathBuf::from));
+    }
+
+    #[test]
     fn durations_follow_the_profile_and_single_ones_win() {
         let config = NodeConfig::parse("profile: wan\ntiming: {leaseMs: 30000}\n").unwrap();
         assert_eq!(config.durations().election.0, Duration::from_secs(4));
@@ -365,15 +473,14 @@ mod tests {
 
     #[test]
     fn what_hints_name_is_taken_and_what_cannot_be_meant_is_refused() {
-        let s3 =
-            "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB}\n";
+        let s3 = "s3: {accessKeyIdFile: /a, secretAccessKeyFile: /b, sessionTokenFile: /c}\ncache: {maxBytes: 200GiB, dir: /srv/mloc, verify: always}\n";
         assert_eq!(NodeConfig::parse(s3).unwrap().cache_bytes_max().unwrap(), Some(200 << 30));
         assert!(NodeConfig::parse("s3: {anonymous: true}\n").unwrap().s3.anonymous);
-        let git =
-            "git: [{host: example.org, tokenFile: /t}, {host: 'http://inside:3000', username: me, tokenFile: /u}]\n";
-        assert_eq!(NodeConfig::parse(git).unwrap().git[1].username.as_deref(), Some("me"));
-        let error = NodeConfig::parse("git: [{host: 'https://example.org', tokenFile: /t}]\n").unwrap_err().to_string();
-        assert!(error.starts_with("git: `https://example.org` is no host"), "{error}");
+        let uploads = "uploads: {maxBytes: 10GiB, keepFor: 2h}\n";
+        let two_hours = Duration::from_secs(7200);
+        assert_eq!(NodeConfig::parse(uploads).unwrap().uploads.settle().unwrap(), (Some(10 << 30), two_hours));
+        let error = format!("{:#}", NodeConfig::parse("uploads: {keepFor: long}\n").unwrap_err());
+        assert!(error.starts_with("uploads.keepFor: `long`: expected "), "{error}");
         for bad in [
             "s3: {anonymous: true, sessionTokenFile: /c}\n",
             "s3: {accessKeyIdFile: /a}\n",

@@ -1,6 +1,6 @@
 //! REST's questions answered from the mesh: the one place where ledger state becomes what clients see.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,30 +9,36 @@ use mloc_api::{
     Caller, Control, ControlError,
     control::{Freshness, LogsFrom, Submission},
     view::{
-        Accepted, Event, ExplainView, MeshView, NodeView, ResultView, StatsQuery, StatsView, TaskFilter, TaskPage,
-        TaskView,
+        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, ResultView, StatsQuery, StatsView, TaskFilter,
+        TaskPage, TaskView,
     },
 };
 use mloc_core::{
+    capability::{Gpu, SIMULATED},
+    files::Brought,
     id::{NodeId, TaskId},
     ledger::{
         Entry, Ledger, Outcome, Reason,
-        state::{Attempt, Task, TaskEnd},
+        state::{Attempt, AttemptEnd, AttemptState, Task, TaskEnd},
         task_state::TaskState,
         usage,
     },
+    survival::{Standing, survival},
     task,
 };
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle, MeshUnavailable},
     voting::RevokeError,
 };
+use mloc_runtime::{GpuFigures, HostFigures};
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 use crate::{
-    follow,
+    files, follow,
     logs::Logs,
-    views::{self, Figure, Figures, LedgerFigures, advice, attempt_view, gpu_view, history, usage_rows},
+    metrics::{self, ConfigFigures},
+    views::{self, attempt_view, gpu_view, history, usage_rows},
 };
 
 /// Most tasks on a page.
@@ -44,12 +50,21 @@ const PAGE: usize = 100;
 pub struct MeshControl {
     mesh: MeshHandle,
     logs: Arc<Logs>,
+    host: Host,
+}
+
+/// What /metrics asks of this machine.
+pub struct Host {
+    /// The disk that counts is this folder's.
+    pub data_dir: PathBuf,
+    /// How node.yaml is read.
+    pub config: watch::Receiver<ConfigFigures>,
 }
 
 impl MeshControl {
     /// Answers from this mesh; `logs` finds what attempts print.
-    pub fn new(mesh: MeshHandle, logs: Arc<Logs>) -> Self {
-        Self { mesh, logs }
+    pub fn new(mesh: MeshHandle, logs: Arc<Logs>, host: Host) -> Self {
+        Self { mesh, logs, host }
     }
 
     /// Makes the reads that follow see every acknowledged commit.
@@ -96,11 +111,19 @@ impl MeshControl {
             .then(|| progress.as_ref().map(|p| p.phase.name().to_owned()))
             .flatten();
         let result = match &task.ended {
-            Some(TaskEnd::Completed { result, .. }) => Some(ResultView {
-                location: result.location.clone(),
-                artifacts: result.artifacts.clone(),
-                summary: result.summary.clone(),
-            }),
+            Some(TaskEnd::Completed { result, .. }) => {
+                let finished = |a: &&Attempt| matches!(&a.state, AttemptState::Ended { how: AttemptEnd::Finished, .. });
+                let made = task.replicas.iter().flat_map(|r| &r.attempts).rfind(finished);
+                Some(ResultView {
+                    location: result.location.clone(),
+                    attempt: made.map(|a| a.id.to_string()).unwrap_or_default(),
+                    node: made.map(|a| a.node.to_string()).unwrap_or_default(),
+                    node_name: made.map(|a| attempt_view(ledger, a).node_name).unwrap_or_default(),
+                    destination: task.spec.output.destination.clone(),
+                    artifacts: result.artifacts.clone(),
+                    summary: result.summary.clone(),
+                })
+            }
             _ => None,
         };
         TaskView {
@@ -127,7 +150,13 @@ impl MeshControl {
         let live = self.mesh.views();
         let found = self.mesh.read(|ledger| {
             let gossip = |id| live.get(id).and_then(|v| v.capability.as_ref()).map(|c| c.name.as_str());
-            views::named(text, ledger.members.iter().map(|(id, m)| (id, m.name.as_str(), gossip(id))))
+            let named = |revoked: bool| {
+                let members = ledger.members.iter().filter(|(_, m)| m.revoked_at.is_some() == revoked);
+                views::named(text, members.map(|(id, m)| (id, m.name.as_str(), gossip(id))))
+            };
+            // A machine that came back under a new key bears the name of its revoked self; after a restore all do.
+            let present = named(false);
+            if present.is_empty() { named(true) } else { present }
         });
         match found.as_slice() {
             [one] => Ok(one.clone()),
@@ -186,6 +215,35 @@ impl MeshControl {
         })
     }
 
+    /// Members and voters as this node sees them, revoked ones left out.
+    fn standings(&self) -> Vec<Standing> {
+        let (views, voters) = (self.mesh.views(), self.mesh.voters());
+        let one = |(id, member): (&NodeId, &mloc_core::ledger::entry::Member)| {
+            let view = views.get(id);
+            let gossip = view.and_then(|v| v.capability.as_ref()).map(|c| c.name.clone());
+            Standing {
+                name: gossip.unwrap_or_else(|| member.name.clone()),
+                votes: voters.contains(id),
+                alive: view.is_some_and(|v| v.alive),
+            }
+        };
+        self.mesh.read(|l| l.members.iter().filter(|(_, m)| m.revoked_at.is_none()).map(one).collect())
+    }
+
+    /// GPUs of this node that are only in its node.yaml: named so everywhere, they do nothing.
+    fn simulated_gpus(&self) -> Vec<GpuFigures> {
+        let offered = self.mesh.views().remove(self.mesh.node()).and_then(|view| view.capability);
+        let gpus = offered.into_iter().flat_map(|capability| capability.gpus);
+        let one = |gpu: Gpu| GpuFigures {
+            index: gpu.index,
+            kind: gpu.kind,
+            utilisation_percent: 0,
+            memory_bytes: gpu.memory_bytes,
+            memory_used_bytes: 0,
+        };
+        gpus.filter(|gpu| gpu.kind.starts_with(SIMULATED)).map(one).collect()
+    }
+
     fn node_view(&self, id: &NodeId) -> Result<NodeView, ControlError> {
         let found = self.node_views().into_iter().find(|n| n.id == id.as_str());
         found.ok_or_else(|| ControlError::NotFound(format!("node {id}")))
@@ -213,10 +271,24 @@ fn refused(reason: Reason) -> ControlError {
     }
 }
 
+/// What an Idempotency-Key was used for: the text, and what came along with it. Not the node that took it: the same may
+/// be sent to another.
+fn body_digest(body: &str, brought: &Brought) -> Result<String, ControlError> {
+    let mut hasher = Sha256::new_with_prefix(body.as_bytes());
+    if !brought.trees.is_empty() {
+        let trees = serde_json::to_vec(&brought.trees).map_err(|e| ControlError::Internal(e.to_string()))?;
+        hasher.update([0]);
+        hasher.update(trees);
+    }
+    Ok(hex::encode(hasher.finalize()))
+}
+
 #[async_trait]
 impl Control for MeshControl {
     async fn submit(&self, caller: &Caller, submission: Submission) -> Result<Accepted, ControlError> {
-        let mut parsed = task::parse(&submission.body, &submission.file).map_err(|problems| ControlError::Invalid {
+        let Submission { body, file, brought, request, dry_run } = submission;
+        let parsed = task::parse_with(body.as_bytes(), &file, &brought);
+        let mut parsed = parsed.map_err(|problems| ControlError::Invalid {
             detail: problems.to_string(),
             problems: problems.iter().filter_map(|p| serde_json::to_value(p).ok()).collect(),
         })?;
@@ -235,8 +307,8 @@ impl Control for MeshControl {
         }
         let now = self.mesh.now();
         let id = TaskId::mint(now, rand::random());
-        let digest = hex::encode(Sha256::digest(submission.body.as_bytes()));
-        if submission.dry_run {
+        let digest = body_digest(&body, &brought)?;
+        if dry_run {
             self.fresh(Freshness::Linearizable).await?;
             // Explained on a copy of the ledger that has it: the answer is the scheduler's, not a guess at it.
             let explained = self.mesh.explain_if_submitted(&id, &parsed.spec, now).map_err(refused)?;
@@ -262,13 +334,8 @@ impl Control for MeshControl {
             };
             return Ok(Accepted { task, created: false, notes, explain: Some(ExplainView { explanation, text }) });
         }
-        let entry = Entry::Submit {
-            task: id.clone(),
-            spec: Box::new(parsed.spec),
-            request: submission.request,
-            body_digest: digest,
-            at: now,
-        };
+        let entry =
+            Entry::Submit { task: id.clone(), spec: Box::new(parsed.spec), request, body_digest: digest, at: now };
         let (task, created) = match self.propose(entry).await? {
             Outcome::Applied => (id, true),
             Outcome::Duplicate(first) => (first, false),
@@ -309,6 +376,24 @@ impl Control for MeshControl {
     async fn task(&self, fresh: Freshness, task: &TaskId) -> Result<TaskView, ControlError> {
         self.fresh(fresh).await?;
         self.view(task)
+    }
+
+    async fn brought(&self, node: Option<&str>) -> Result<Vec<BroughtView>, ControlError> {
+        self.fresh(Freshness::Linearizable).await?;
+        Ok(self.mesh.read(|ledger| {
+            let live = ledger.tasks.iter().filter(|(_, task)| task.ended.is_none());
+            let all = live.flat_map(|(id, task)| {
+                let brought = files::brought_of(task.spec.sources().map(|(_, source)| source));
+                brought.map(|(node, tree, path, bytes)| BroughtView {
+                    task: id.to_string(),
+                    node: node.to_string(),
+                    path,
+                    tree,
+                    bytes,
+                })
+            });
+            all.filter(|brought| node.is_none_or(|node| node == brought.node)).collect()
+        }))
     }
 
     async fn cancel(&self, caller: &Caller, task: &TaskId) -> Result<TaskView, ControlError> {
@@ -401,51 +486,54 @@ impl Control for MeshControl {
 
     async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError> {
         self.fresh(fresh).await?;
-        let views = self.mesh.views();
-        let voters = self.mesh.voters();
-        let alive = voters.iter().filter(|v| views.get(*v).is_some_and(|view| view.alive)).count();
-        let members = self.mesh.read(|l| l.members.values().filter(|m| m.revoked_at.is_none()).count());
         let (leader, term) = self.mesh.leader().parts();
-        let quorum = voters.len() / 2 + 1;
-        let survives = alive.saturating_sub(quorum);
+        let standings = self.standings();
+        let survival = survival(&standings);
+        let voters = self.mesh.voters();
         Ok(MeshView {
             mesh: self.mesh.mesh_id().to_string(),
             node: self.mesh.node().to_string(),
             leader: leader.map(|l| l.to_string()),
             term,
             voters: voters.iter().map(ToString::to_string).collect(),
-            voters_alive: alive,
-            members,
-            survives_failures: survives,
-            advice: advice(members, voters.len(), survives),
+            voters_alive: standings.iter().filter(|s| s.votes && s.alive).count(),
+            members: standings.len(),
+            survives_failures: survival.failures,
+            advice: survival.text,
         })
     }
 
+    async fn backup(&self, caller: &Caller) -> Result<Bytes, ControlError> {
+        caller.may_act_for(mloc_api::auth::ADMIN)?;
+        self.mesh.backup(env!("CARGO_PKG_VERSION")).await.map_err(unavailable)
+    }
+
     async fn metrics(&self) -> String {
-        let (leader, health) = (self.mesh.leader(), self.mesh.health());
-        let ledger = self.holds_ledger().then(|| self.mesh.read(|l| LedgerFigures::of(l, self.mesh.voters().len())));
-        views::metrics_text(&Figures {
-            ledger,
-            leads: matches!(leader, LeaderView::Here { .. }),
-            term: leader.parts().1,
+        let (dir, simulated) = (self.host.data_dir.clone(), self.simulated_gpus());
+        let host = tokio::task::spawn_blocking(move || mloc_runtime::host(&dir)).await.unwrap_or_default();
+        let health = self.mesh.health();
+        let seen = metrics::Seen {
+            leader: self.mesh.leader(),
+            raft: (health.raft.last_log, health.raft.applied),
+            gossip: health.gossip,
+            links: health.links,
+            streams: health.streams,
+            refusals: health.refusals,
             heard: self.mesh.views().values().filter(|view| view.alive).count(),
-            health: vec![
-                Figure::gauge("mloc_raft_last_log_index", "Last entry in this node's log.", health.raft.last_log),
-                Figure::gauge("mloc_raft_applied_index", "Last entry in this node's ledger.", health.raft.applied),
-                Figure::gauge("mloc_gossip_connections", "Members with a gossip connection.", health.gossip.connected),
-                Figure::counter(
-                    "mloc_gossip_dials_failed_total",
-                    "Gossip dials that came to nothing.",
-                    health.gossip.dials_failed,
-                ),
-                Figure::gauge("mloc_links", "Members with a link.", health.links as u64),
-                Figure::gauge(
-                    "mloc_refusals",
-                    "Reasons for which peers were refused, or refused this node, of late.",
-                    health.refusals as u64,
-                ),
-            ],
-        })
+            host: HostFigures { gpus: host.gpus.into_iter().chain(simulated).collect(), ..host },
+            bytes_moved: mloc_store::bytes_moved(),
+            config: *self.host.config.borrow(),
+        };
+        let leads = matches!(seen.leader, LeaderView::Here { .. });
+        let mut families = metrics::own(seen);
+        if leads {
+            let (nodes, standings) = (self.node_views(), self.standings());
+            let voters = standings.iter().filter(|s| s.votes);
+            let voters = (voters.clone().count(), voters.filter(|s| s.alive).count());
+            let (survival, now) = (survival(&standings), self.mesh.now());
+            families.extend(self.mesh.read(|ledger| metrics::of_leader(ledger, &nodes, voters, &survival, now)));
+        }
+        metrics::text(families).unwrap_or_default()
     }
 
     fn ready(&self) -> Result<(), String> {

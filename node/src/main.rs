@@ -1,16 +1,25 @@
 //! `mloc`: the command line, and the daemon behind `up`, `join` and `run`.
 
+mod bring;
 mod cli;
 mod client;
 mod commands;
 mod config;
 mod control;
+mod files;
 mod follow;
+mod front;
+mod init;
 mod logs;
+mod metrics;
 mod node;
+mod places;
+mod reload;
 mod show;
 mod tail;
 mod telemetry;
+mod transfer_bar;
+mod uploads;
 mod views;
 mod watch;
 
@@ -27,6 +36,9 @@ fn main() -> ExitCode {
     if let Command::Attempt { run } = &cli.command {
         return mloc_runtime::child::main(run, mloc_modules::registry());
     }
+    if init::is_first() && matches!(cli.command, Command::Up(_) | Command::Join(_) | Command::Run(_)) {
+        return init::stand_before().unwrap_or_else(|error| client::Refusal::from(error).report());
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -41,7 +53,8 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(command: Command) -> Result<(), client::Refusal> {
-    use commands::{client as ask, run, up};
+    use cli::ArtifactsVerb;
+    use commands::{artifacts, backup, client as ask, healthz, restore, run, up};
     match command {
         Command::Up(args) => up::up(args).await,
         Command::Join(args) => up::join(args).await,
@@ -52,12 +65,18 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Logs(args) => ask::logs(args).await,
         Command::Cancel(args) => ask::cancel(args).await,
         Command::Explain(args) => ask::explain(args).await,
+        Command::Artifacts { verb: ArtifactsVerb::Ls(args) } => artifacts::ls(args).await,
+        Command::Artifacts { verb: ArtifactsVerb::Get(args) } => artifacts::get(args).await,
         Command::Nodes(args) => ask::nodes(args).await,
         Command::Drain(args) => ask::drain(args).await,
         Command::Revoke(args) => ask::revoke(args).await,
         Command::Stats(args) => ask::stats(args).await,
         Command::Mesh(args) => ask::mesh(args).await,
+        Command::Cache(args) => commands::cache::cache(&args),
+        Command::Healthz(args) => healthz::healthz(args).await,
         Command::Token(args) => up::token(&args),
+        Command::Backup(args) => backup::backup(args).await,
+        Command::Restore(args) => restore::restore(args),
         // Handled before the runtime was built.
         Command::Attempt { .. } => Ok(()),
     }

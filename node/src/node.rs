@@ -1,5 +1,6 @@
-//! A node, assembled: mesh, worker, REST. Order matters: links before joining, the worker before the orchestrator can
-//! send to it, REST last, so that whoever reaches it reaches a whole node.
+//! A node, assembled: mesh, worker, REST. Order matters: REST's listener first, to say what the node waits for; links
+//! before joining, the worker before the orchestrator can send to it, what REST asks last, so that whoever reaches it
+//! reaches a whole node.
 
 use std::{
     collections::BTreeSet,
@@ -15,7 +16,7 @@ use async_trait::async_trait;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use mloc_api::{
     Access, Control, UserTokens,
-    forward::{Duplex, Forward, Leader},
+    forward::{Asking, Duplex, Forward, Leader},
 };
 use mloc_core::{
     capability::{Capability, Gpu, SIMULATED},
@@ -23,6 +24,7 @@ use mloc_core::{
     leader::Settings as LeaderSettings,
     quantity,
 };
+use mloc_exec::{Programs, Sandbox};
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle},
     link::{LinkAdvertise, StreamKind},
@@ -32,23 +34,30 @@ use mloc_mesh::{
     token::JoinToken,
 };
 use mloc_runtime::{AttemptLogs, LeaderLink, LinkDown, ProbeSettings, Worker, WorkerSettings};
-use mloc_store::{GitAccount, Secret, Store, StoreConfig};
-use tokio::{net::TcpListener, sync::mpsc};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use mloc_store::{Secret, Store, StoreConfig};
+use tokio::sync::{mpsc, watch};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::{info, warn};
 
 use crate::{
-    config::{NodeConfig, Profile, Vote},
-    control::MeshControl,
+    config::{CommandModule, NodeConfig, Profile, Vote},
+    control::{Host, MeshControl},
+    files::{self, NodeFiles},
+    front::Front,
     logs::Logs,
+    metrics::ConfigFigures,
+    reload::{self, Reload},
+    telemetry,
+    uploads::{Limits, Uploads},
 };
 
 /// Messages to this node's worker that wait.
 const WORKER_INBOX: usize = 256;
 /// Volatile figures (GPU use, free disk) are read and gossiped this often.
 const LOAD_EVERY: Duration = Duration::from_secs(5);
-/// Where the daemon writes its addresses, for scripts and tests.
-const ADDRESS_FILE: &str = "node.json";
 /// How long REST has to answer what it has when the node stops.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -60,10 +69,16 @@ pub struct Node {
     pub mesh: Mesh,
     /// Where REST listens.
     pub rest: SocketAddr,
+    front: Front,
+    files: Arc<NodeFiles>,
     data_dir: PathBuf,
     worker: Option<Worker>,
+    offers: watch::Sender<(NodeConfig, Offers)>,
+    figures: watch::Sender<ConfigFigures>,
     tracker: TaskTracker,
     cancel: CancellationToken,
+    /// A start that is given up takes its listener with it.
+    _drop: DropGuard,
 }
 
 /// Marks an error that another flag, environment variable or node.yaml would mend.
@@ -95,11 +110,19 @@ impl Node {
         let secrets = secrets(&config).context(BadConfig)?;
         let offers = Offers::settle(&config, store.features()).context(BadConfig)?;
         let data_dir = config.data_dir.clone().context("dataDir is settled before")?;
-        std::fs::create_dir_all(&data_dir)
-            .with_context(|| format!("create the data directory {}", data_dir.display()))?;
+        std::fs::create_dir_all(&data_dir).with_context(|| {
+            let dir = data_dir.display();
+            format!("create the data directory {dir} (--data-dir, MLOC_DATA_DIR or node.yaml's dataDir takes another)")
+        })?;
         let data_dir = data_dir.canonicalize().context("the data directory's path")?;
         let name = config.name.clone().unwrap_or_else(host_name);
         let times = config.durations();
+
+        // First of all: whoever probes this node learns what it waits for, and a taken port founds no mesh.
+        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let dropped = cancel.clone().drop_guard();
+        let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
+        let front = Front::open(bind, &data_dir, &tracker, &cancel).await?;
 
         let (to_worker, worker_inbox) = mpsc::channel(WORKER_INBOX);
         let raft = match config.profile {
@@ -117,6 +140,7 @@ impl Node {
                 link_advertise,
                 work: config.role.work,
                 seeds: config.seeds.clone(),
+                waiting: front.waiting.clone(),
                 bootstrap_expect: config.bootstrap_expect.and_then(|nodes| usize::try_from(nodes).ok()),
                 token,
                 gossip_interval: times.gossip_interval,
@@ -137,6 +161,13 @@ impl Node {
             to_worker,
         )
         .await?;
+        front.waiting.send_replace("starting: the mesh is there, this node looks at its hardware".into());
+
+        let uploads = Uploads::open(&data_dir, upload_limits(&config).context(BadConfig)?);
+        let uploads = Arc::new(uploads.with_context(|| format!("make uploads/ in {}", data_dir.display()))?);
+        let files = NodeFiles::new(mesh.handle.clone(), store.clone(), uploads.clone(), data_dir.clone());
+        let files = Arc::new(files);
+        let store = store.with_peers(files.clone());
 
         let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
         let capability = capability(&settings, &config, &name, &offers);
@@ -154,7 +185,11 @@ impl Node {
                 heartbeat: times.worker_heartbeat,
                 lease: times.lease,
                 secrets,
-                cache_bytes_max: config.cache_bytes_max()?,
+                programs: config
+                    .modules
+                    .command
+                    .enabled
+                    .then(|| Programs { sandbox: config.modules.command.sandbox, hidden: config.secret_files() }),
                 disk_reserve_bytes: WorkerSettings::DISK_RESERVE_BYTES,
             };
             let link = Arc::new(MeshLink(mesh.handle.clone()));
@@ -164,49 +199,59 @@ impl Node {
         };
         let local_logs = worker.as_ref().map_or_else(|| Arc::new(AttemptLogs::new(&data_dir)), Worker::logs);
         let logs = Arc::new(Logs::new(local_logs));
-        let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone()));
+        let figures = watch::Sender::default();
+        let host = Host { data_dir: data_dir.clone(), config: figures.subscribe() };
+        let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone(), host));
 
         // Known before REST serves: the first `mloc nodes` shows this node as it is.
         mesh.handle.publish_capability(&capability).await.context(
             "this node's hardware can't be gossiped (hint: fewer labels, secrets, volumes, modules or kinds of simulated GPUs in node.yaml)",
         )?;
 
-        let (tracker, cancel) = (TaskTracker::new(), CancellationToken::new());
         let own = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             tracker.spawn(cancel.clone().run_until_cancelled_owned(task));
         };
-        own(Box::pin(keep_capability(mesh.handle.clone(), settings, config.clone(), name.clone(), offers)));
+        let offers = watch::Sender::new((config, offers));
+        own(Box::pin(keep_capability(mesh.handle.clone(), settings, name.clone(), offers.subscribe())));
         own(Box::pin(serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
+        own(Box::pin(mesh.handle.serve_files(files.clone())?));
+        let forward: Arc<dyn Forward> = Arc::new(MeshForward(mesh.handle.clone()));
+        let asking = Asking::new(control.clone(), forward.clone());
+        own(Box::pin(files::collect_uploads(uploads, mesh.handle.node().clone(), asking)));
 
-        let bind = config.rest.bind.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 7948)));
-        let listener = TcpListener::bind(bind).await.with_context(|| {
-            format!("REST can't listen on {bind}: is another node running here? --rest-bind takes another address")
-        })?;
-        let rest = listener.local_addr().context("the REST address")?;
+        let rest = front.rest;
         let tokens = user_tokens(&mesh.token);
         let access = if rest.ip().is_loopback() { Access::Trusted(tokens) } else { Access::TokenOnly(tokens) };
-        let forward = Arc::new(MeshForward(mesh.handle.clone()));
-        let app = mloc_api::rest_router(control, forward, access);
-        let stopping = cancel.clone();
-        tracker.spawn(async move {
-            let serve = axum::serve(listener, app);
-            let ended = tokio::select! {
-                ended = serve => ended,
-                () = stopping.cancelled() => Ok(()),
-            };
-            if let Err(error) = ended {
-                warn!(%error, "REST ended");
-            }
-        });
-        let node = Self { name, mesh, rest, data_dir, worker, tracker, cancel };
-        node.write_addresses()?;
-        Ok(node)
+        let app = mloc_api::rest_router(control, files.clone(), forward, access);
+        front.serve(app, mesh.handle.node(), mesh.gossip_address)?;
+        Ok(Self { name, mesh, rest, front, files, data_dir, worker, offers, figures, tracker, cancel, _drop: dropped })
     }
 
     /// The file that holds the join token.
     pub fn token_file(&self) -> PathBuf {
         self.data_dir.join(TOKEN_FILE)
+    }
+
+    /// Reads `file` again whenever it changes, and does what it says as far as a running node can.
+    pub fn follow(&self, file: PathBuf, read: reload::Read, level: telemetry::Level) {
+        let (offers, tools) = (self.offers.clone(), self.worker.as_ref().map(Worker::tools));
+        let files = self.files.clone();
+        let running = offers.borrow().0.clone();
+        let apply = move |config: &NodeConfig| {
+            let store = Store::new(store_config(config)?)?;
+            let secrets = secrets(config)?;
+            let offer = Offers::settle(config, store.features())?;
+            files.change(store.clone());
+            if let Some(tools) = &tools {
+                tools.change(secrets, Arc::new(store.with_peers(files.clone())), config.secret_files());
+            }
+            level.choose(config.log.as_deref());
+            offers.send_replace((config.clone(), offer));
+            Ok(())
+        };
+        let reload = Reload { file, read, running, figures: self.figures.clone() };
+        self.tracker.spawn(self.cancel.clone().run_until_cancelled_owned(async move { reload.keep(apply).await }));
     }
 
     /// Returns when the node can't go on, with the reason.
@@ -219,6 +264,7 @@ impl Node {
 
     /// Saves checkpoints, hands the lead over, leaves.
     pub async fn stop(self) {
+        self.front.leave();
         if let Some(worker) = self.worker {
             worker.stop().await;
         }
@@ -228,20 +274,6 @@ impl Node {
             warn!(seconds = GOODBYE.as_secs(), "some requests were not answered");
         }
         self.mesh.stop().await;
-    }
-
-    fn write_addresses(&self) -> anyhow::Result<()> {
-        let text = serde_json::json!({
-            "node": self.mesh.handle.node(),
-            "gossip": self.mesh.gossip_address.to_string(),
-            "rest": self.rest.to_string(),
-        });
-        let path = self.data_dir.join(ADDRESS_FILE);
-        // Renamed into place: a reader sees all of it or nothing.
-        let draft = path.with_extension("json.new");
-        std::fs::write(&draft, format!("{text:#}\n"))
-            .and_then(|()| std::fs::rename(&draft, &path))
-            .with_context(|| format!("write {}", path.display()))
     }
 }
 
@@ -258,7 +290,8 @@ fn leader_settings(lease: Duration) -> LeaderSettings {
     }
 }
 
-fn host_name() -> String {
+/// This machine's name.
+pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "node".to_owned())
 }
 
@@ -324,18 +357,46 @@ fn secrets(config: &NodeConfig) -> anyhow::Result<std::collections::BTreeMap<Str
 }
 
 fn store_config(config: &NodeConfig) -> anyhow::Result<StoreConfig> {
-    let mut store = StoreConfig { volumes: config.volumes.clone(), ..StoreConfig::default() };
+    let cache = config.cache()?;
+    let mut store = StoreConfig { volumes: config.volumes.clone(), cache, ..StoreConfig::default() };
     store.s3.endpoint = config.s3.endpoint.clone().or_else(|| std::env::var("AWS_ENDPOINT_URL").ok());
     store.s3.region.clone_from(&config.s3.region);
     store.s3.access_key_id = config.s3.access_key_id_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.secret_access_key = config.s3.secret_access_key_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.session_token = config.s3.session_token_file.as_deref().map(secret).transpose()?.map(Secret::new);
     store.s3.anonymous = config.s3.anonymous;
-    for server in &config.git {
-        let (host, username) = (server.host.clone(), server.username.clone());
-        store.git.push(GitAccount { host, username, token: Secret::new(secret(&server.token_file)?) });
-    }
+    config.store.settle(&mut store, secret)?;
     Ok(store)
+}
+
+/// An upload that says nothing for so long has broken off: its client goes on with another.
+const UPLOAD_SILENCE: Duration = Duration::from_secs(60);
+
+fn upload_limits(config: &NodeConfig) -> anyhow::Result<Limits> {
+    let (bytes_max, keep_for) = config.uploads.settle()?;
+    let reserve = StoreConfig::default().reserve_bytes;
+    Ok(Limits { bytes_max, reserve, keep_for, silence: UPLOAD_SILENCE })
+}
+
+/// The module that runs programs of users.
+const COMMAND: &str = "command";
+
+/// What is said of programs of users before any is run; an error when they must be held and cannot be.
+fn runs_programs(command: &CommandModule) -> anyhow::Result<()> {
+    if !command.enabled {
+        return Ok(());
+    }
+    match (command.sandbox, mloc_modules::sandbox_available()) {
+        (Sandbox::Required | Sandbox::BestEffort, Ok(())) => info!("programs of users run here, held to their folders"),
+        (Sandbox::Off, _) => warn!("programs of users run here and can do whatever this node's user can"),
+        (Sandbox::BestEffort, Err(why)) => {
+            warn!(%why, "programs of users run here and can do whatever this node's user can");
+        }
+        (Sandbox::Required, Err(why)) => bail!(
+            "modules.command: programs of users cannot be held to their folders here: {why}\nhint: allow Landlock (Linux 6.2, and a container whose filter lets it pass), or set modules.command.sandbox: best-effort"
+        ),
+    }
+    Ok(())
 }
 
 /// What the configuration says of this node's offers.
@@ -378,10 +439,18 @@ impl Offers {
             simulated.extend((0..gpus.count).map(|_| gpu.clone()));
         }
         let known: BTreeSet<&str> = mloc_modules::registry().iter().map(|module| module.name()).collect();
-        if let Some(odd) = config.modules.iter().flatten().find(|name| !known.contains(name.as_str())) {
-            bail!("modules: this build has no `{odd}`; it has {}", known.into_iter().collect::<Vec<_>>().join(", "));
+        if let Some(odd) = config.modules.offer.iter().flatten().find(|name| !known.contains(name.as_str())) {
+            bail!(
+                "modules.offer: this build has no `{odd}`; it has {}",
+                known.into_iter().collect::<Vec<_>>().join(", ")
+            );
         }
-        let wanted = |name: &str| config.modules.as_ref().is_none_or(|names| names.iter().any(|n| n == name));
+        let offer = config.modules.offer.as_ref();
+        let wanted = |name: &str| match name {
+            COMMAND => config.modules.command.enabled,
+            _ => offer.is_none_or(|names| names.iter().any(|n| n == name)),
+        };
+        runs_programs(&config.modules.command)?;
         let modules: Vec<_> = mloc_modules::registry().iter().filter(|m| wanted(m.name())).collect();
         let mut features: BTreeSet<String> = modules.iter().map(|m| m.name().to_owned()).collect();
         features.extend(of_store);
@@ -411,11 +480,16 @@ fn capability(settings: &ProbeSettings, config: &NodeConfig, name: &str, offers:
 }
 
 /// Gossips what this node offers whenever it changes, with the measured matmul rate once that is there.
-async fn keep_capability(mesh: MeshHandle, settings: ProbeSettings, config: NodeConfig, name: String, offers: Offers) {
+async fn keep_capability(
+    mesh: MeshHandle,
+    settings: ProbeSettings,
+    name: String,
+    mut offers: watch::Receiver<(NodeConfig, Offers)>,
+) {
     let measured = tokio::task::spawn_blocking(mloc_modules::measure_matmul).await.ok();
     let mut ticks = tokio::time::interval(LOAD_EVERY);
     loop {
-        let (again, with, named, offered) = (settings.clone(), config.clone(), name.clone(), offers.clone());
+        let (again, named, (with, offered)) = (settings.clone(), name.clone(), offers.borrow_and_update().clone());
         let probed = tokio::task::spawn_blocking(move || capability(&again, &with, &named, &offered)).await;
         if let Ok(mut found) = probed {
             found.matmul_gflops = measured;
@@ -425,7 +499,11 @@ async fn keep_capability(mesh: MeshHandle, settings: ProbeSettings, config: Node
                 warn!(%error, "this node's hardware is gossiped as it was before");
             }
         }
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            // Ends with the node, and this with it.
+            Ok(()) = offers.changed() => {}
+        }
     }
 }
 
@@ -517,6 +595,14 @@ mod tests {
         for feature in ["secret:HUB_TOKEN", "source:s3", "destination:s3"] {
             assert!(offers.features.contains(feature), "{:?}", offers.features);
         }
+    }
+
+    #[test]
+    fn programs_of_users_are_offered_only_where_that_is_switched_on() {
+        let features = |yaml: &str| Offers::settle(&NodeConfig::parse(yaml).unwrap(), vec![]).unwrap().features;
+        assert!(!features("name: a").contains(COMMAND) && features("name: a").contains("sft"));
+        let on = features("modules: {offer: [echo], command: {enabled: true, sandbox: off}}");
+        assert!(on.contains(COMMAND) && on.contains("echo") && !on.contains("sft"), "{on:?}");
     }
 
     fn advertised(links: Option<&str>, gossip: Option<&str>) -> anyhow::Result<Option<LinkAdvertise>> {

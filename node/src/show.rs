@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use mloc_api::view::{Accepted, MeshView, NodeView, StatsView, TaskPage, TaskView, UsageRow};
+use mloc_api::view::{Accepted, MeshView, NodeView, ResultView, StatsView, TaskPage, TaskView, UsageRow};
 use mloc_core::quantity::{show_bytes, show_cpu};
 
 /// `println!` for what a verb answers: a closed pipe (`mloc tasks | head`) is the reader's way to say enough.
@@ -29,6 +29,44 @@ fn print(table: &Table) {
     // No trailing blanks: output is diffed and pasted.
     for line in table.to_string().lines() {
         say!("{}", line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()));
+    }
+}
+
+/// `mloc cache ls`.
+pub fn holdings(holdings: &[mloc_store::Holding]) {
+    if holdings.is_empty() {
+        return;
+    }
+    let mut rows = table(&["SOURCE", "VERSION", "FILES", "BYTES", "LAST USE"]);
+    for holding in holdings {
+        let ago = holding.used.elapsed().map_or(0, |ago| ago.as_secs());
+        let used = if holding.in_use { "now".to_owned() } else { format!("{ago} s ago") };
+        let (pin, version) = (&holding.pin, &holding.pin.version);
+        rows.add_row([
+            holding.place.as_str(),
+            version.get(..20).unwrap_or(version),
+            &pin.files.to_string(),
+            &show_bytes(pin.bytes),
+            &used,
+        ]);
+    }
+    print(&rows);
+}
+
+/// `mloc artifacts ls`.
+pub fn artifacts(result: &ResultView) {
+    let place = match &result.destination {
+        Some(_) => result.location.clone(),
+        None => format!("on {}", result.node_name),
+    };
+    let mut rows = table(&["KIND", "PATH", "SIZE", "SHA256", "WHERE"]);
+    for artifact in &result.artifacts {
+        let (size, sha256) = (show_bytes(artifact.bytes), artifact.sha256.get(..12).unwrap_or(&artifact.sha256));
+        rows.add_row([artifact.kind.as_str(), &artifact.path, &size, sha256, &place]);
+    }
+    print(&rows);
+    if let Some(left_out) = result.summary.get("artifacts_left_out").and_then(|text| text.as_str()) {
+        say!("{left_out}");
     }
 }
 
@@ -160,6 +198,11 @@ pub fn notes(notes: &[String]) {
     }
 }
 
+/// Lines below one that began with a word of nine columns.
+pub fn indented(text: &str) -> String {
+    text.replace('\n', "\n         ")
+}
+
 /// `mloc nodes`.
 pub fn nodes(nodes: &[NodeView], mesh: &MeshView) {
     let mut rows = table(&[
@@ -201,7 +244,7 @@ pub fn nodes(nodes: &[NodeView], mesh: &MeshView) {
         ]);
     }
     print(&rows);
-    say!("{}", mesh.advice);
+    say!("the mesh {}", mesh.advice);
 }
 
 /// The last characters of a PeerId tell nodes apart; the first are the same for all of them.
@@ -242,7 +285,7 @@ pub fn mesh(mesh: &MeshView, nodes: &[NodeView]) {
     say!("members  {}", mesh.members);
     let voters: Vec<_> = mesh.voters.iter().map(name).collect();
     say!("voters   {} of {} answer: {}", mesh.voters_alive, mesh.voters.len(), voters.join(", "));
-    say!("{}", mesh.advice);
+    say!("safety   {}", indented(&mesh.advice));
 }
 
 /// `mloc stats`.

@@ -1,15 +1,12 @@
 //! Ledger state as clients see it: plain functions from the ledger (and a moment, where something still runs) to views.
 
-use std::{collections::BTreeMap, fmt::Write};
-
-use mloc_api::view::{AttemptView, Event, GpuView, TASK_STATES, UsageRow};
+use mloc_api::view::{AttemptView, Event, GpuView, UsageRow};
 use mloc_core::{
     capability::Gpu,
     id::{NodeId, TaskId},
     ledger::{
         Ledger,
         state::{Attempt, AttemptEnd, AttemptState, Task, TaskEnd},
-        task_state::TaskState,
     },
     time::Millis,
 };
@@ -156,114 +153,8 @@ pub fn history(ledger: &Ledger, task: &Task) -> Vec<(Millis, Event)> {
     events
 }
 
-/// What the mesh survives, in words.
-pub fn advice(members: usize, voters: usize, survives: usize) -> String {
-    match (members, voters, survives) {
-        (1, ..) => "one node: when it stops, the mesh waits for it; two more make it survive a failure".into(),
-        (2, ..) => {
-            "two nodes have one voter, for two would be worse than one: the mesh survives the loss of the other \
-                    node only; a third makes it survive any one"
-                .into()
-        }
-        (_, 1, _) => {
-            "one voter so far: when it stops the mesh waits for it, any other node may fail; more are promoted when \
-             they have been up for a while"
-                .into()
-        }
-        (_, _, 0) => "the mesh survives no further loss of a voter just now".into(),
-        (_, _, 1) => "the mesh survives the loss of any one voter right now".into(),
-        (_, _, n) => format!("the mesh survives the loss of any {n} voters right now"),
-    }
-}
-
-/// What /metrics shows of a node.
-#[derive(Debug, Default)]
-pub struct Figures {
-    /// What the ledger says; `None` on a node that does not hold it, which must not claim zeros.
-    pub ledger: Option<LedgerFigures>,
-    /// Whether this node leads.
-    pub leads: bool,
-    /// The term of the leader it knows.
-    pub term: u64,
-    /// Members it hears.
-    pub heard: usize,
-    /// How its own parts are.
-    pub health: Vec<Figure>,
-}
-
-/// One series without labels.
-#[derive(Debug)]
-pub struct Figure {
-    name: &'static str,
-    help: &'static str,
-    kind: &'static str,
-    value: u64,
-}
-
-impl Figure {
-    /// What goes up and down.
-    pub fn gauge(name: &'static str, help: &'static str, value: u64) -> Self {
-        Self { name, help, kind: "gauge", value }
-    }
-
-    /// What only rises, from 0 at the start of the process; its name ends in `_total`.
-    pub fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
-        Self { name, help, kind: "counter", value }
-    }
-}
-
-/// What /metrics shows of the ledger.
-#[derive(Debug, Default)]
-pub struct LedgerFigures {
-    tasks: BTreeMap<&'static str, u64>,
-    members: usize,
-    voters: usize,
-    running: usize,
-}
-
-impl LedgerFigures {
-    /// Counts.
-    pub fn of(ledger: &Ledger, voters: usize) -> Self {
-        let mut tasks: BTreeMap<_, _> = TASK_STATES.into_iter().map(|state| (state, 0)).collect();
-        for task in ledger.tasks.values() {
-            *tasks.entry(TaskState::of(task).name()).or_default() += 1;
-        }
-        let members = ledger.members.values().filter(|m| m.revoked_at.is_none()).count();
-        let running = ledger.usage.values().filter(|row| row.end.is_none()).count();
-        Self { tasks, members, voters, running }
-    }
-}
-
-/// Prometheus' text format, version 0.0.4. Every label value is a state's name: nothing in it needs escaping.
-pub fn metrics_text(figures: &Figures) -> String {
-    let mut text = String::new();
-    let mut series = |kind: &str, name: &str, help: &str, samples: &[(String, u64)]| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-        for (labels, value) in samples {
-            let _ = writeln!(text, "{name}{labels} {value}");
-        }
-    };
-    let one = |value: u64| [(String::new(), value)];
-    for figure in &figures.health {
-        series(figure.kind, figure.name, figure.help, &one(figure.value));
-    }
-    let mut gauge = |name: &str, help: &str, samples: &[(String, u64)]| series("gauge", name, help, samples);
-    gauge("mloc_leader", "1 when this node leads, else 0.", &one(u64::from(figures.leads)));
-    gauge("mloc_term", "Term of the leader this node knows, 0 for none.", &one(figures.term));
-    gauge("mloc_members_heard", "Members this node hears by gossip, itself included.", &one(figures.heard as u64));
-    if let Some(ledger) = &figures.ledger {
-        let tasks: Vec<_> = ledger.tasks.iter().map(|(state, n)| (format!("{{state=\"{state}\"}}"), *n)).collect();
-        gauge("mloc_tasks", "Tasks by state, as this voter's copy of the ledger has them.", &tasks);
-        gauge("mloc_members", "Members in the table, revoked ones left out.", &one(ledger.members as u64));
-        gauge("mloc_attempts_running", "Attempts that started and have not ended.", &one(ledger.running as u64));
-        gauge("mloc_voters", "Voters.", &one(ledger.voters as u64));
-    }
-    text
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use mloc_core::{
         capability::Grant,
         id::{AttemptId, RequestId},
@@ -279,7 +170,7 @@ mod tests {
                         spec: {taskType: echo, resources: {hardware: {cpu: '2'}}, hyperparameters: {steps: 1}}\n";
 
     /// A ledger with one node and one task, of which one attempt failed after half an hour and another has run since.
-    fn ledger(gpus: Vec<u32>) -> (Ledger, TaskId) {
+    pub(crate) fn ledger(gpus: Vec<u32>) -> (Ledger, TaskId) {
         let (node, id) = (NodeId::new("n"), TaskId::new("task-1"));
         let mut ledger = Ledger::default();
         let member = Member {
@@ -359,25 +250,5 @@ mod tests {
         assert_eq!(named("old", members), std::slice::from_ref(&y));
         let twins = [(&x, "old", Some("twin")), (&y, "twin", None)];
         assert_eq!(named("twin", twins), [x, y]);
-    }
-
-    #[test]
-    fn metrics_claim_nothing_of_a_ledger_that_is_not_here() {
-        let (ledger, _) = ledger(vec![]);
-        let health = vec![Figure::counter("mloc_x_total", "X.", 7)];
-        let voter = Figures { ledger: Some(LedgerFigures::of(&ledger, 1)), leads: true, term: 3, heard: 2, health };
-        let text = metrics_text(&voter);
-        for line in
-            ["mloc_tasks{state=\"RUNNING\"} 1", "mloc_tasks{state=\"FAILED\"} 0", "mloc_term 3", "mloc_leader 1"]
-        {
-            assert!(text.lines().any(|l| l == line), "{line} in {text}");
-        }
-        for name in text.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split(['{', ' ']).next()) {
-            let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
-            assert_eq!(text.matches(&format!("# TYPE {name} {kind}\n")).count(), 1, "{name}");
-        }
-        let other = metrics_text(&Figures { term: 3, heard: 2, ..Figures::default() });
-        assert!(!other.contains("mloc_tasks") && !other.contains("mloc_voters"), "{other}");
-        assert!(other.contains("mloc_members_heard 2\n"), "{other}");
     }
 }

@@ -1,118 +1,10 @@
-//! The command line as a user meets it: what it says, and the exit code it ends with. (Building this builds the binary
-//! that the end-to-end cases start.)
+//! The command line as a user meets it: what it says, and the exit code it ends with.
 
-use std::{
-    fs::File,
-    io::{Read, Write},
-    net::TcpStream,
-    path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+mod support;
 
-/// Far above what anything here takes: only a real fault reaches it.
-const PATIENCE: Duration = Duration::from_secs(90);
+use std::{fs::File, process::Stdio};
 
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mloc"));
-    // Port 1 answers nobody.
-    command.args(args).env("MLOC_NODE", "127.0.0.1:1").env_remove("MLOC_JOIN_TOKEN").stdin(Stdio::null());
-    command
-}
-
-fn mloc(args: &[&str]) -> Output {
-    command(args).output().expect("mloc starts")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn configs(file: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs").join(file).display().to_string()
-}
-
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args([name, &child.id().to_string()]).status().expect("kill");
-    assert!(status.success());
-}
-
-/// A daemon on free ports, killed at the end.
-struct Daemon {
-    child: Child,
-    dir: PathBuf,
-}
-
-impl Daemon {
-    /// Starts it and waits until it has greeted.
-    fn start(dir: &Path, verb: &[&str], flags: &[&str], env: &[(&str, &str)]) -> Self {
-        std::fs::create_dir_all(dir).unwrap();
-        let out = File::create(dir.join("out")).unwrap();
-        let data = dir.join("data").display().to_string();
-        let listen = ["--bind", "127.0.0.1:0", "--link-bind", "127.0.0.1:0", "--rest-bind", "127.0.0.1:0"];
-        let args = [verb, &listen, &["--data-dir", &data], flags].concat();
-        let mut command = command(&args);
-        let child = command.envs(env.iter().copied()).stdout(out).stderr(File::create(dir.join("err")).unwrap());
-        let mut daemon = Self { child: child.spawn().expect("mloc starts"), dir: dir.to_owned() };
-        until("the daemon greets", || {
-            let ended = daemon.child.try_wait().unwrap();
-            assert!(ended.is_none(), "it ended with {ended:?}: {}", daemon.read("err"));
-            daemon.greeting().contains("\nsafety   ").then_some(())
-        });
-        daemon
-    }
-
-    fn read(&self, file: &str) -> String {
-        std::fs::read_to_string(self.dir.join(file)).unwrap_or_default()
-    }
-
-    fn greeting(&self) -> String {
-        self.read("out")
-    }
-
-    fn address(&self, which: &str) -> String {
-        let node: serde_json::Value = serde_json::from_str(&self.read("data/node.json")).unwrap();
-        node[which].as_str().unwrap().to_owned()
-    }
-
-    fn ask(&self, args: &[&str]) -> Output {
-        command(args).env("MLOC_NODE", self.address("rest")).output().expect("mloc starts")
-    }
-
-    /// One GET, as text with its head.
-    fn get(&self, path: &str) -> String {
-        let mut stream = TcpStream::connect(self.address("rest")).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    fn stop(mut self) -> Option<i32> {
-        signal(&self.child, "-TERM");
-        self.child.wait().unwrap().code()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have been stopped.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use support::{Daemon, command, configs, mloc, signal, text, until};
 
 #[test]
 fn a_node_that_does_not_answer_is_exit_code_4_and_the_text_says_how_to_name_another() {
@@ -154,7 +46,8 @@ fn a_wrong_configuration_is_exit_code_2_and_founds_nothing() {
         ("rest: {advertise: 'a:1'}", "advertise"),
         ("hardware: {cpu: lots}", "hardware.cpu: `lots`"),
         ("hardware: {simulated: {gpus: [{type: a, memory: '40', count: 1}]}}", "40GiB"),
-        ("modules: [sfft]", "sfft"),
+        ("modules: {offer: [sfft]}", "sfft"),
+        ("modules: {offer: [command]}", "modules.command.enabled"),
         ("secrets: {hf: /no/such}", "/no/such"),
         ("timing: {leaseMs: 1}", "leaseMs"),
     ] {
@@ -184,7 +77,12 @@ fn a_flag_stands_above_its_variable_and_that_above_the_file_and_a_restart_greets
     let config = ["--config", file.to_str().unwrap()];
     let founder = Daemon::start(dir.path(), &["up"], &config, &[]);
     let greeting = founder.greeting();
-    for says in ["node     in-file ", "(founded just now)", "MLOC_JOIN_TOKEN=$(cat ", "safety   one node"] {
+    for says in [
+        "node     in-file ",
+        "(founded just now)",
+        "MLOC_JOIN_TOKEN=$(cat ",
+        "safety   survives 0 failures of voters now: one node",
+    ] {
         assert!(greeting.contains(says), "{says}: {greeting}");
     }
     assert!(!greeting.contains("mloc1-"), "standard output is no terminal here but somebody's log: {greeting}");
@@ -236,7 +134,7 @@ fn explain_names_all_that_the_reference_task_lacks_on_a_small_node() {
     let id = accepted["task"]["id"].as_str().unwrap();
     let explained = node.ask(&["explain", id]);
     let says = text(&explained.stdout);
-    for lack in ["node small", "source `huggingface`", "adapter `qlora`", "cpu 8 asked", "GPU", "hint: "] {
+    for lack in ["node small", "adapter `qlora`", "cpu 8 asked", "GPU", "hint: "] {
         assert!(says.contains(lack), "{lack}: {says}");
     }
     assert!(text(&node.ask(&["task", id]).stdout).contains("PENDING"));

@@ -2,6 +2,7 @@
 //! through the command line as a user would. Waits are on conditions; a case that fails prints every node's log.
 
 pub mod command;
+pub mod python;
 pub mod s3;
 
 use std::{
@@ -214,6 +215,26 @@ impl Sandbox {
             let _ = kill(child, signal);
         }
         Ok(())
+    }
+
+    /// Waits for the end of a node that was told to stop; its exit code.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end.
+    pub fn ended(&mut self, index: usize) -> anyhow::Result<Option<i32>> {
+        let node = &mut self.nodes[index];
+        let mut child = node.child.take().with_context(|| format!("{} does not run", node.name))?;
+        let start = Instant::now();
+        loop {
+            match child.try_wait()? {
+                Some(status) => return Ok(status.code()),
+                None if start.elapsed() < PATIENCE => thread::sleep(LOOK),
+                None => {
+                    node.child = Some(child);
+                    bail!("{} does not end within {PATIENCE:?}\n{}", self.nodes[index].name, self.logs());
+                }
+            }
+        }
     }
 
     /// SIGKILL.

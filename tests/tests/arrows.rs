@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mloc-modules", &["mloc-core", "mloc-exec", "mloc-burn"]),
     ("mloc", &["mloc-core", "mloc-mesh", "mloc-exec", "mloc-store", "mloc-runtime", "mloc-modules", "mloc-api"]),
     ("mloc-tests", &[]),
+    ("mloc-test-hub", &[]),
 ];
 
 /// Crate → crates that must be nowhere below it.

@@ -72,6 +72,17 @@ fn a_fine_tune_whose_worker_is_killed_gives_the_unbroken_runs_weights_and_log() 
     let said = sandbox.run(ask, &["logs", &broken])?.out;
     assert!(said.contains("going on from the checkpoint of step"), "{said}");
 
+    // The second attempt's manifest tells the whole story.
+    let manifest: Value = serde_json::from_slice(&s3.get(BUCKET, "results/broken/mloc-manifest.json")?)?;
+    let lineage = &manifest["lineage"];
+    assert_eq!(manifest["attempt"]["attempt"], attempts[1]["attempt"], "{manifest}");
+    assert_eq!(lineage["node"], attempts[1]["node"], "{manifest}");
+    assert_eq!(lineage["inputs"]["dataset"]["source"]["path"], "quickstart/data/train.jsonl", "{manifest}");
+    assert_eq!(lineage["hyperparameters"]["seed"], 7, "{manifest}");
+    assert!(lineage["usage"]["seconds"].as_f64().is_some_and(|s| s > 0.0), "{manifest}");
+    let left = s3.keys(BUCKET, "results/broken")?;
+    assert_eq!(left.len(), manifest["files"].as_array().context("files")?.len() + 1, "{left:?}");
+
     let adapter = |result: &str| s3.get(BUCKET, &format!("results/{result}/adapter_model.safetensors"));
     assert!(adapter("whole")? == adapter("broken")?, "other weights");
     let (unbroken, resumed) = (log(&s3, "whole")?, log(&s3, "broken")?);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use mloc_tests::{Sandbox, mloc, s3::S3};
+use mloc_tests::{Sandbox, mloc, run_to_end, s3::S3};
 use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
@@ -281,7 +281,10 @@ fn a_wrong_token_is_refused_with_a_reason_on_both_sides_and_a_revoked_node_is_sh
             let log = s.log(leader)?;
             Ok(log[before..].lines().any(|line| line.contains("refused") && line.contains(reason)))
         })?;
-        assert!(!dir.path().join("data/node.json").exists(), "it serves nothing");
+        let addresses: Value = serde_json::from_slice(&std::fs::read(dir.path().join("data/node.json"))?)?;
+        let rest = addresses["rest"].as_str().context("where it answers")?;
+        let asked = run_to_end(Command::new(mloc()).args(["tasks", "--node", rest]))?;
+        ensure!(asked.code == 4 && asked.err.contains("does not serve yet: joining"), "{}", asked.err);
     }
 
     let victim = other_than(&sandbox, &[leader]);

@@ -19,16 +19,19 @@ use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use mloc_api::{
     Access, Caller, Control, ControlError, UserTokens,
     control::{Freshness, LogsFrom, Submission},
+    files::{FileBytes, Files, Uploaded},
     forward::{Duplex, Forward, Leader},
     view::{
-        Accepted, AttemptView, Event, ExplainView, GpuView, MeshView, NodeView, ResultView, StatsQuery, StatsView,
-        TaskFilter, TaskPage, TaskView, UsageRow,
+        Accepted, AttemptView, BroughtView, Event, ExplainView, GpuView, MeshView, Missing, NodeView, ResultView,
+        StatsQuery, StatsView, TaskFilter, TaskPage, TaskView, UsageRow,
     },
 };
 use mloc_core::{
+    files::BroughtTree,
     id::{NodeId, TaskId},
     ledger::entry::Artifact,
     schedule::{Explanation, NodeExplanation, NodeReason},
+    task::spec::Location,
     wire::Progress,
 };
 use serde_json::Value;
@@ -41,6 +44,9 @@ kind: TrainingTask
 metadata: {name: echo, owner: OWNER, project: p}
 spec: {taskType: echo, resources: {hardware: {cpu: 100m}}, hyperparameters: {steps: 1}}
 ";
+
+/// Not text.
+pub const BACKUP: &[u8] = b"MLOCBKUP\x00\xff and more";
 
 pub fn tokens() -> UserTokens {
     UserTokens::new([7; 32])
@@ -71,7 +77,10 @@ impl Control for Fake {
         if self.stuck {
             std::future::pending::<()>().await;
         }
-        let parsed = mloc_core::task::parse(&submission.body, &submission.file)
+        if !submission.brought.trees.is_empty() {
+            self.note(format!("brought {:?}", submission.brought));
+        }
+        let parsed = mloc_core::task::parse_with(submission.body.as_bytes(), &submission.file, &submission.brought)
             .map_err(|problems| ControlError::Invalid { detail: problems.to_string(), problems: Vec::new() })?;
         caller.may_act_for(&parsed.spec.metadata.owner)?;
         Ok(Accepted { task: task(), created: true, notes: vec!["n".into()], explain: Some(explain()) })
@@ -85,6 +94,12 @@ impl Control for Fake {
     async fn task(&self, fresh: Freshness, id: &TaskId) -> Result<TaskView, ControlError> {
         self.note(format!("task {id} {fresh:?}"));
         Ok(task())
+    }
+
+    async fn brought(&self, node: Option<&str>) -> Result<Vec<BroughtView>, ControlError> {
+        self.note(format!("brought of {node:?}"));
+        let (task, node, path) = ("task-1".to_owned(), "a".to_owned(), "./x".to_owned());
+        Ok(vec![BroughtView { task, node, path, tree: "0".repeat(64), bytes: 1 }])
     }
 
     async fn cancel(&self, caller: &Caller, id: &TaskId) -> Result<TaskView, ControlError> {
@@ -153,12 +168,63 @@ impl Control for Fake {
         })
     }
 
+    async fn backup(&self, caller: &Caller) -> Result<Bytes, ControlError> {
+        self.note(format!("backup by {}", caller.user));
+        caller.may_act_for(mloc_api::auth::ADMIN)?;
+        Ok(Bytes::from_static(BACKUP))
+    }
+
     async fn metrics(&self) -> String {
         "mloc_members 1\n".into()
     }
 
     fn ready(&self) -> Result<(), String> {
         Ok(())
+    }
+}
+
+pub const ARTIFACT: &[u8] = b"what a task left\n";
+
+/// Bytes at the node that took the request: one upload of ten bytes, of which four are there.
+#[async_trait]
+impl Files for Fake {
+    fn node(&self) -> NodeId {
+        NodeId::new("here")
+    }
+
+    async fn uploaded(&self, sha256: &str) -> Result<Uploaded, ControlError> {
+        self.note(format!("uploaded {}", &sha256[..4]));
+        Ok(Uploaded { bytes: 4, whole: false })
+    }
+
+    async fn upload(&self, sha256: &str, offset: u64, length: u64, bytes: FileBytes) -> Result<Uploaded, ControlError> {
+        let got: Vec<_> = bytes.map(|piece| piece.unwrap()).collect().await;
+        let text = String::from_utf8(got.concat()).unwrap();
+        self.note(format!("upload {} from {offset}, {length} bytes: {text}", &sha256[..4]));
+        Ok(Uploaded { bytes: offset + length, whole: true })
+    }
+
+    async fn missing(&self, tree: &str) -> Result<Vec<Missing>, ControlError> {
+        Ok(vec![Missing { sha256: tree.to_owned(), bytes: 10, there: 4 }])
+    }
+
+    async fn keep(&self, brought: &BTreeMap<String, BroughtTree>) -> Result<(), ControlError> {
+        self.note(format!("keep {:?}", brought.keys().collect::<Vec<_>>()));
+        match brought.contains_key("./gone") {
+            true => Err(ControlError::Conflict("./gone is not here".into())),
+            false => Ok(()),
+        }
+    }
+
+    async fn artifact(
+        &self,
+        result: &ResultView,
+        path: &str,
+        range: std::ops::Range<u64>,
+    ) -> Result<FileBytes, ControlError> {
+        self.note(format!("artifact {path} of {} on {}", result.attempt, result.node));
+        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        Ok(futures::stream::iter([Ok(Bytes::from_static(&ARTIFACT[range]))]).boxed())
     }
 }
 
@@ -209,7 +275,16 @@ pub fn task() -> TaskView {
         }],
         result: Some(ResultView {
             location: "s3://b/p".into(),
-            artifacts: vec![Artifact { path: "f".into(), kind: "training_logs".into(), bytes: 1, sha256: "0".into() }],
+            attempt: "task-1.0.1".into(),
+            node: "a".into(),
+            node_name: "a".into(),
+            destination: Some(Location::Local { path: "out/p".into() }),
+            artifacts: vec![Artifact {
+                path: "logs/f".into(),
+                kind: "training_logs".into(),
+                bytes: ARTIFACT.len() as u64,
+                sha256: "0".into(),
+            }],
             summary: BTreeMap::from([("loss".into(), Value::from(1.0))]),
         }),
     }
@@ -307,11 +382,12 @@ impl Forward for FakeMesh {
 }
 
 pub fn token_only(control: &Arc<Fake>, mesh: Arc<FakeMesh>) -> Router {
-    mloc_api::rest_router(control.clone(), mesh, Access::TokenOnly(tokens()))
+    mloc_api::rest_router(control.clone(), control.clone(), mesh, Access::TokenOnly(tokens()))
 }
 
 pub fn trusted(control: &Arc<Fake>) -> Router {
-    mloc_api::rest_router(control.clone(), FakeMesh::new(Leader::Here, &[]), Access::Trusted(tokens()))
+    let mesh = FakeMesh::new(Leader::Here, &[]);
+    mloc_api::rest_router(control.clone(), control.clone(), mesh, Access::Trusted(tokens()))
 }
 
 /// A request: `METHOD PATH`, headers, body.

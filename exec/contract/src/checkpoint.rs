@@ -172,6 +172,36 @@ pub fn prune(checkpoints: &Path, newest: u64, keep: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives the files of every checkpoint second names below `folder/checkpoints/`, to be published. Returns their paths
+/// below `folder`, sorted. Where the file system knows no second names they are copied.
+///
+/// # Errors
+/// Those of the disk.
+pub fn link_into(checkpoints: &Path, folder: &Path) -> io::Result<Vec<String>> {
+    let mut paths = Vec::new();
+    for (_, dir) in steps(checkpoints)? {
+        let Some(name) = dir.file_name() else { continue };
+        let below = format!("checkpoints/{}", name.to_string_lossy());
+        link_all(&dir, folder, &below, &mut paths)?;
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn link_all(from: &Path, top: &Path, below: &str, paths: &mut Vec<String>) -> io::Result<()> {
+    fs::create_dir_all(top.join(below))?;
+    for (name, path) in entries(from)? {
+        let name = format!("{below}/{name}");
+        if path.is_dir() {
+            link_all(&path, top, &name, paths)?;
+        } else {
+            fs::hard_link(&path, top.join(&name)).or_else(|_| fs::copy(&path, top.join(&name)).map(drop))?;
+            paths.push(name);
+        }
+    }
+    Ok(())
+}
+
 /// Checks every digest of a checkpoint's folder.
 ///
 /// # Errors

@@ -2,9 +2,10 @@
 //!
 //! Its stdout becomes the events' own descriptor and everything else that prints goes to stderr, the attempt's log;
 //! its stdin brings asks. When stdin ends the daemon is gone, and with it everyone who could stop this process: it
-//! is asked to stop, and kills its whole process group when it does not.
+//! is asked to stop, and kills its whole process group and all it started when it does not.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, BufRead, BufReader, Write},
     os::fd::AsFd,
@@ -17,6 +18,8 @@ use std::{
     time::Duration,
 };
 
+use mloc_core::task::artifacts;
+
 use crate::{
     checkpoint,
     context::{Asked, RunContext, Tell},
@@ -24,6 +27,7 @@ use crate::{
     failpoint,
     module::{Module, ModuleError, ModuleOutput},
     run::Run,
+    tree,
 };
 
 /// A module that notices has long stopped by then; one that does not must not hold a GPU for ever.
@@ -40,6 +44,9 @@ pub fn main(run_file: &Path, modules: &[&'static dyn Module]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Err(e) = tree::take_in_orphans() {
+        eprintln!("what is orphaned below this process may be overlooked when it is killed: {e}");
+    }
     let asked = Asked::default();
     let tell = teller(events, asked.stop.clone());
     tell(&Event::Hello {
@@ -92,17 +99,32 @@ fn run_asked(run: Run, asked: Asked, tell: Tell, modules: &[&'static dyn Module]
     for dir in [&run.artifacts, &run.checkpoints] {
         std::fs::create_dir_all(dir).map_err(|e| ModuleError::disk("make", dir, &e))?;
     }
-    let (artifacts, result) = (run.artifacts.clone(), run.result.clone());
+    let (folder, result) = (run.artifacts.clone(), run.result.clone());
     let mut ctx = RunContext::new(run, asked, tell)?;
-    let output = module.run(&mut ctx)?;
+    let mut output = module.run(&mut ctx)?;
+    let asked = &ctx.run().spec.output.artifacts;
+    output.outputs.retain(|made| artifacts::wanted(asked, &made.kind, &made.path));
+    let made_of = |wish: &String| {
+        let wish = std::slice::from_ref(wish);
+        output.outputs.iter().any(|made| artifacts::wanted(wish, &made.kind, &made.path))
+    };
+    let missed: Vec<String> = asked.iter().filter(|wish| !made_of(wish)).cloned().collect();
+    for wish in missed {
+        ctx.warn(format!("output.artifacts asks for {wish}, and nothing of that was made"));
+    }
     ctx.flush();
     for file in &output.outputs {
-        let path = artifacts.join(&file.path);
+        let path = folder.join(&file.path);
         File::open(&path)
             .and_then(|f| f.sync_all())
             .map_err(|e| ModuleError::Fatal(format!("module `{wanted}` names the output {}: {e}", path.display())))?;
     }
-    checkpoint::sync_dir(&artifacts).map_err(|e| ModuleError::disk("sync", &artifacts, &e))?;
+    let folders: BTreeSet<&Path> =
+        output.outputs.iter().flat_map(|made| Path::new(&made.path).ancestors().skip(1)).collect();
+    for below in folders.into_iter().chain([Path::new("")]) {
+        let dir = folder.join(below);
+        checkpoint::sync_dir(&dir).map_err(|e| ModuleError::disk("sync", &dir, &e))?;
+    }
     failpoint::reached("result.sync");
     let written = serde_json::to_vec_pretty(&output).map_err(io::Error::from);
     let written = written.and_then(|bytes| checkpoint::write_whole(&result, &bytes));
@@ -170,7 +192,10 @@ fn listen(asks: File, asked: Asked) -> io::Result<()> {
         }
         asked.stop.store(true, Ordering::Relaxed);
         std::thread::sleep(ORPHAN_GRACE);
-        eprintln!("the daemon is gone and the module has not stopped: killing this process group");
+        eprintln!("the daemon is gone and the module has not stopped: killing it and what it started");
+        if let Err(e) = tree::kill_descendants() {
+            eprintln!("{e}");
+        }
         let group = nix::unistd::getpgrp();
         // A child that was not given a group of its own must not take its neighbours along.
         if group == nix::unistd::getpid() {

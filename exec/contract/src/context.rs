@@ -10,13 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mloc_core::wire::{Phase, Progress};
+use mloc_core::{
+    task::artifacts,
+    wire::{Phase, Progress},
+};
 
 use crate::{
     checkpoint::{self, Checkpoint},
     event::{Event, Level},
     failpoint,
-    module::ModuleError,
+    module::{ModuleError, Output},
     run::{DeviceChoice, Run},
 };
 
@@ -111,6 +114,11 @@ impl RunContext {
         self.asked.stop.load(Ordering::Relaxed)
     }
 
+    /// What it is asked, for a thread beside the module's own.
+    pub fn asked(&self) -> Asked {
+        self.asked.clone()
+    }
+
     /// The only cancel point: call it at least once a second.
     ///
     /// # Errors
@@ -178,6 +186,21 @@ impl RunContext {
         }
         self.phase(before);
         Ok(())
+    }
+
+    /// Whether the task asks for artifacts of a kind: those that cost are not made for nothing.
+    pub fn wants(&self, kind: &str) -> bool {
+        artifacts::kind_wanted(&self.run.spec.output.artifacts, kind)
+    }
+
+    /// The checkpoints on this disk as artifacts.
+    ///
+    /// # Errors
+    /// [`ModuleError::Retryable`] for the disk.
+    pub fn publish_checkpoints(&self) -> Result<Vec<Output>, ModuleError> {
+        let paths = checkpoint::link_into(&self.run.checkpoints, &self.run.artifacts)
+            .map_err(|e| ModuleError::disk("put checkpoints among", &self.run.artifacts, &e))?;
+        Ok(paths.into_iter().map(|path| Output { path, kind: "checkpoints".into() }).collect())
     }
 
     /// Tells the last figures that were held back.

@@ -10,7 +10,7 @@
 //! {"v":1,"event":"result","outputs":[{"path":"training_log.jsonl","kind":"training_logs"}],"summary":{}}
 //! {"v":1,"event":"error","class":"Fatal","message":"…"}
 //! ```
-//! Exactly one `result` or `error` ends a run; `class` is absent when the run stopped because it was asked to. Unknown
+//! `command`'s programs speak it too, with the liberties that `exec/modules/COMMAND.md` gives them. Exactly one `result` or `error` ends a run; `class` is absent when the run stopped because it was asked to. Unknown
 //! events and unknown members are ignored; another `v` is an error. Parent to child, on stdin: `{"v":1,"ask":"stop"}`,
 //! with `"checkpoint":false` when nobody will go on from one. The end of stdin means that the daemon is gone: the child
 //! stops too.
@@ -71,6 +71,7 @@ pub enum Event {
         /// Its folder.
         dir: PathBuf,
         /// How many are to be kept at the shared place; 0 keeps all.
+        #[serde(default)]
         keep: usize,
     },
     /// It is done; the files are on disk.

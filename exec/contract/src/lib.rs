@@ -17,7 +17,10 @@
 //! | [`run`] | `run.json`: what a child is told |
 //! | [`event`] | what it says, one JSON object a line, versioned |
 //! | [`child`] | the child's main |
+//! | [`tree`] | every process that belongs to an attempt, and its end |
+//! | [`lineage`] | what the manifest of a result says of its run |
 //! | [`transfers`] | how bytes come and go, as the worker needs it |
+//! | [`peers`] | how bytes come from another node, as whoever pulls needs it |
 //! | [`failpoint`] | places where a test may kill the process |
 //!
 //! Deliberately absent: burn, libp2p, redb, an async runtime. A module is a plain loop on a thread of its own.
@@ -27,17 +30,22 @@ pub mod child;
 pub mod context;
 pub mod event;
 pub mod failpoint;
+pub mod lineage;
 pub mod module;
+pub mod peers;
 pub mod run;
 pub mod transfers;
+pub mod tree;
 
 pub use self::{
     checkpoint::Checkpoint,
     context::{Asked, RunContext},
     event::Event,
+    lineage::Lineage,
     module::{Module, ModuleError, ModuleOutput, Output},
-    run::{DeviceChoice, Inputs, Run},
-    transfers::{Arrived, MakeRoom, Moved, OnMoved, Transfers},
+    peers::{PeerBytes, PeerError, Peers},
+    run::{DeviceChoice, Inputs, Programs, Run, Sandbox},
+    transfers::{Arrived, MakeRoom, Moved, OnMoved, OnSaid, Transfers},
 };
 
 /// Version of this crate, the same as the binary's.

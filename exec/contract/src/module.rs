@@ -29,8 +29,10 @@ pub trait Module: Send + Sync {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ModuleOutput {
     /// The files to publish.
+    #[serde(default)]
     pub outputs: Vec<Output>,
     /// Figures of the run for people and programs: losses before and after, answers, tokens.
+    #[serde(default)]
     pub summary: BTreeMap<String, Value>,
 }
 

@@ -1,6 +1,7 @@
 //! `run.json`: what a child is told.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
 };
@@ -8,7 +9,10 @@ use std::{
 use mloc_core::{
     capability::Grant,
     id::AttemptId,
-    task::{TaskSpec, spec::Input},
+    task::{
+        TaskSpec,
+        spec::{Input, Pin},
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +32,12 @@ pub struct Run {
     pub grant: Grant,
     /// What was pulled.
     pub inputs: Inputs,
+    /// What the inputs are, where their sources have versions.
+    #[serde(default)]
+    pub pins: BTreeMap<Input, Pin>,
+    /// When the attempt started on this node, in milliseconds of its wall clock.
+    #[serde(default)]
+    pub started_unix_ms: u64,
     /// An empty folder for what it makes.
     pub artifacts: PathBuf,
     /// Its checkpoints, those of earlier attempts on this node included.
@@ -38,6 +48,33 @@ pub struct Run {
     pub threads: usize,
     /// Checkpoints to keep on this disk; 0 keeps all.
     pub keep_checkpoints: usize,
+    /// This attempt's own folder for whatever a module needs while it runs; may hold what an earlier start left.
+    pub work: PathBuf,
+    /// How this node runs programs of its users; absent when it does not.
+    #[serde(default)]
+    pub programs: Option<Programs>,
+}
+
+/// How a node runs programs of its users.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Programs {
+    /// Whether they are held to their folders.
+    pub sandbox: Sandbox,
+    /// Files and folders of the node that none of them may read: keys, tokens, what other attempts have.
+    pub hidden: Vec<PathBuf>,
+}
+
+/// Whether programs are held to their folders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sandbox {
+    /// They are, or they do not run.
+    #[default]
+    Required,
+    /// They are, as far as this machine can do it.
+    BestEffort,
+    /// They are not: they can do whatever the node's own user can.
+    Off,
 }
 
 /// Pulled inputs, by what they are for.

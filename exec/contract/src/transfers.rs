@@ -1,7 +1,7 @@
 //! How bytes come and go, as the worker needs it. Behind it stand `mloc-store` and, in tests, folders.
 
 use std::{
-    collections::BTreeMap,
+    fs::File,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,15 +13,17 @@ use mloc_core::{
     task::spec::{Location, Pin},
 };
 
-use crate::module::Output;
+use crate::{lineage::Lineage, module::ModuleOutput};
 
 /// A source that can be opened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Arrived {
     /// Where.
     pub path: PathBuf,
     /// What it is, in the source's own terms; `None` for sources without versions.
     pub pin: Option<Pin>,
+    /// It is not evicted while this is open, in whatever process: a child that inherits it keeps it as well.
+    pub held: Option<Arc<File>>,
 }
 
 /// How far a transfer is.
@@ -36,6 +38,9 @@ pub struct Moved {
 /// Called with each step of a transfer, from any thread: must be quick.
 pub type OnMoved = Arc<dyn Fn(Moved) + Send + Sync>;
 
+/// Called with sentences for the attempt's log: what is waited for, what was found damaged. From any thread.
+pub type OnSaid = Arc<dyn Fn(&str) + Send + Sync>;
+
 /// Called when so many bytes are to be free on a pull's disk and are not: frees what it can. Blocks.
 pub type MakeRoom = Arc<dyn Fn(u64) + Send + Sync>;
 
@@ -44,17 +49,16 @@ pub type MakeRoom = Arc<dyn Fn(u64) + Send + Sync>;
 /// [`OnMoved`] until it touches nothing: who must know when that is lets the closure own something that says so.
 #[async_trait]
 pub trait Transfers: Send + Sync + 'static {
-    /// Brings a source below `folder` (or uses it where it lies) and says where it can be opened: a folder, or the
-    /// file where the source is one file. With a `pin` it is what was pinned, or an error. Asks for `room` before it
-    /// says that there is none.
-    async fn pull(
-        &self,
-        source: &Location,
-        pin: Option<&Pin>,
-        folder: &Path,
-        room: MakeRoom,
-        tell: OnMoved,
-    ) -> Result<Arrived, Failure>;
+    /// Brings a source to this node (or uses it where it lies) and says where it can be opened: a folder, or the file
+    /// where the source is one file. With a `pin` it is what was pinned, or an error.
+    async fn pull(&self, source: &Location, pin: Option<&Pin>, tell: OnMoved, say: OnSaid) -> Result<Arrived, Failure>;
+
+    /// Gives up pulled sources that nobody uses until so many bytes are free on their disk, or none is left. Blocks.
+    fn make_room(&self, bytes: u64);
+
+    /// Looks after pulled sources as a worker starts: what dead processes left goes, and what is beyond their bound.
+    /// Blocks.
+    fn tidy(&self);
 
     /// Brings the newest whole checkpoint of this task and replica into `folder`, which is emptied first, and says
     /// which it is. `None` when there is no whole one. Damaged ones are passed over and logged.
@@ -80,14 +84,15 @@ pub trait Transfers: Send + Sync + 'static {
     /// What an earlier attempt of this task and replica published and could not report: nothing is left to compute.
     async fn published(&self, attempt: &AttemptId, destination: &Location) -> Result<Option<TaskResult>, Failure>;
 
-    /// Publishes, only after the ledger has granted the right. Without a destination the files stay where they are.
+    /// Publishes, only after the ledger has granted the right. Without a destination the files stay where they are, with
+    /// the manifest beside them.
     async fn publish(
         &self,
         attempt: &AttemptId,
         destination: Option<&Location>,
         folder: &Path,
-        outputs: &[Output],
-        summary: BTreeMap<String, serde_json::Value>,
+        made: &ModuleOutput,
+        lineage: Option<Lineage>,
         tell: OnMoved,
     ) -> Result<TaskResult, Failure>;
 }

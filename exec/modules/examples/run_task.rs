@@ -18,7 +18,7 @@ use mloc_core::{
     id::{AttemptId, TaskId},
     task::{self, spec::Location},
 };
-use mloc_exec::{Event, Inputs, Run, child, event::Level, run::RUN_VERSION};
+use mloc_exec::{Event, Inputs, Programs, Run, Sandbox, child, event::Level, run::RUN_VERSION};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
@@ -40,23 +40,25 @@ fn main() -> Result<()> {
         let (volume, rest) = path.split_once('/').unwrap_or((path, ""));
         Ok(volumes.get(volume).cloned().unwrap_or_else(|| beside.join(volume)).join(rest))
     };
-    let model = spec.model.as_ref();
-    let inputs = Inputs {
-        model: model.map(|m| resolve(&m.source)).transpose()?,
-        adapter: model.and_then(|m| m.adapter.as_ref()?.source.as_ref()).map(&resolve).transpose()?,
-        dataset: spec.dataset.as_ref().map(|d| resolve(&d.source)).transpose()?,
-        eval: spec.dataset.as_ref().and_then(|d| d.eval.as_ref()).map(&resolve).transpose()?,
-    };
+    let mut inputs = Inputs::default();
+    for (input, source) in spec.sources() {
+        *inputs.of(input) = Some(resolve(source)?);
+    }
     let run = Run {
         v: RUN_VERSION,
         attempt: AttemptId { task: TaskId::new("run_task"), replica: 0, attempt: 1 },
         grant: Grant::default(),
         inputs,
+        pins: BTreeMap::new(),
+        started_unix_ms: 0,
         artifacts: work.join("artifacts"),
         checkpoints: work.join("checkpoints"),
         result: work.join("result.json"),
         threads: std::thread::available_parallelism()?.get(),
         keep_checkpoints: 0,
+        work: work.join("work"),
+        // The user's own process and the user's own program.
+        programs: Some(Programs { sandbox: Sandbox::BestEffort, hidden: Vec::new() }),
         spec,
     };
     let began = Instant::now();

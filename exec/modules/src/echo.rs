@@ -176,6 +176,7 @@ mod tests {
             request: Default::default(),
             model: None,
             dataset: None,
+            command: None,
             hyperparameters: hyperparameters.collect(),
             output: Default::default(),
             priority: 0,
@@ -193,11 +194,15 @@ mod tests {
             spec,
             grant: Default::default(),
             inputs: Default::default(),
+            pins: BTreeMap::new(),
+            started_unix_ms: 0,
             artifacts: dir.join("artifacts"),
             checkpoints: dir.join("checkpoints"),
             result: dir.join("result.json"),
             threads: 1,
             keep_checkpoints: 0,
+            work: dir.join("work"),
+            programs: None,
         }
     }
 

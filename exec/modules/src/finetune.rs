@@ -14,6 +14,7 @@ use mloc_burn::{
         tokenizer::TextTokenizer,
     },
     generate::{self, Limits, Sampling},
+    lora,
     model::Decoder,
     optim::AdamWSettings,
     schedule::{Schedule, ScheduleKind},
@@ -23,7 +24,8 @@ use mloc_burn::{
 use mloc_core::{
     task::{
         settings::{self, Precision, Save, Training},
-        spec::Dataset,
+        spec::{Dataset, Location},
+        split,
     },
     wire::{Phase, Progress},
 };
@@ -31,13 +33,24 @@ use mloc_exec::{ModuleError, ModuleOutput, Output, RunContext, checkpoint::Check
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{fatal, origin::Origin, plan::Plan, training_log::TrainingLog, unless_stopping};
+use crate::{
+    fatal,
+    origin::Origin,
+    plan::Plan,
+    training_log::{self, TrainingLog},
+    unless_stopping,
+};
 
 /// What was there before the first step, in each checkpoint: a resumed run must not measure it on trained weights, and
 /// must not go on with other data.
 const BEFORE: &str = "before.json";
 /// What templates print as today, so that a resumed run sees the same text: 2024-07-26, the reference's default date.
 const TEMPLATE_NOW_UNIX: i64 = 1_721_952_000;
+
+/// The folder of the merged model among the artifacts.
+const MERGED: &str = "merged_model";
+/// The file of what was measured.
+const EVAL_FILE: &str = "eval_results.json";
 
 /// When something is measured, for people.
 const BEFORE_TRAINING: &str = "before training";
@@ -73,7 +86,15 @@ pub fn check_settings(settings: &Training) -> Result<(), ModuleError> {
 pub fn load_options(dataset: Option<&Dataset>) -> Result<LoadOptions, ModuleError> {
     let template = dataset.and_then(|d| d.prompt_template.as_deref());
     let prompt_template = template.map(PromptTemplate::parse).transpose().map_err(fatal)?.flatten();
-    Ok(LoadOptions { split: dataset.and_then(|d| d.source.split().map(str::to_owned)), prompt_template })
+    let split = dataset.and_then(|d| d.source.split()).map(parts_of).transpose()?;
+    Ok(LoadOptions { split, prompt_template })
+}
+
+/// A split as a task names it.
+fn parts_of(text: &str) -> Result<Vec<dataset::Part>, ModuleError> {
+    let parts = split::parse(text).map_err(fatal)?;
+    let slice = |s: split::Slice| dataset::Slice { from: s.from, to: s.to, percent: s.percent };
+    Ok(parts.into_iter().map(|part| dataset::Part { name: part.name, slice: part.slice.map(slice) }).collect())
 }
 
 /// The rows of what was pulled to train on, as they are.
@@ -114,7 +135,9 @@ pub fn data(
     let train = tokenize(ctx, rows, "training", tokenizer, settings)?;
     let eval = match ctx.run().inputs.eval.clone() {
         Some(path) => {
-            let options = LoadOptions { split: None, ..load_options(ctx.run().spec.dataset.as_ref())? };
+            let dataset = ctx.run().spec.dataset.as_ref();
+            let split = dataset.and_then(|d| d.eval.as_ref()).and_then(Location::split).map(parts_of).transpose()?;
+            let options = LoadOptions { split, ..load_options(dataset)? };
             let rows = load_rows(ctx, &path, "held-out", &options)?;
             tokenize(ctx, &rows, "held-out", tokenizer, settings)?
         }
@@ -278,8 +301,16 @@ pub fn run(
     let mut session = Session { saved_at: trainer.steps_done(), trainer, plan, log, before, data, settings };
     let ended = session.train(ctx).and_then(|()| {
         let after = measure(ctx, session.trainer.model(), tokenizer, data, settings, AFTER_TRAINING)?;
-        let outputs = export(ctx, session.trainer.model())?;
-        Ok(ModuleOutput { outputs, summary: session.summary(&after) })
+        let mut outputs = vec![Output { path: training_log::FILE.into(), kind: "training_logs".into() }];
+        outputs.extend(export(ctx, session.trainer.model())?);
+        let summary = session.summary(&after);
+        outputs.extend(save_eval(ctx, &summary)?);
+        if ctx.wants("checkpoints") {
+            // The last step has none of its own unless somebody wants it.
+            session.save(ctx)?;
+            outputs.extend(ctx.publish_checkpoints()?);
+        }
+        Ok(ModuleOutput { outputs, summary })
     });
     if matches!(ended, Err(ModuleError::Cancelled)) {
         session.keep(ctx)?;
@@ -469,6 +500,22 @@ fn answer(
     tokenizer.decode(&text, true).map_err(fatal)
 }
 
+/// What was measured on held-out data, as a file; nothing where nothing was.
+fn save_eval(ctx: &RunContext, summary: &BTreeMap<String, Value>) -> Result<Option<Output>, ModuleError> {
+    let measured: BTreeMap<&str, &Value> =
+        [("eval_loss", "eval_loss_after"), ("eval_loss_before_training", "eval_loss_before"), ("samples", "samples")]
+            .into_iter()
+            .filter_map(|(name, of)| Some((name, summary.get(of)?)))
+            .collect();
+    if measured.is_empty() {
+        return Ok(None);
+    }
+    let path = ctx.artifacts().join(EVAL_FILE);
+    let text = serde_json::to_vec_pretty(&measured).map_err(fatal)?;
+    std::fs::write(&path, text).map_err(|e| ModuleError::disk("write", &path, &e))?;
+    Ok(Some(Output { path: EVAL_FILE.into(), kind: "eval_results".into() }))
+}
+
 /// The whole model among the artifacts.
 ///
 /// # Errors
@@ -480,10 +527,21 @@ pub fn save_model(ctx: &RunContext, model: &Decoder) -> Result<Vec<Output>, Modu
     Ok(vec![output("model.safetensors"), output("config.json")])
 }
 
-/// Those of the kinds that the task asks for; all where it asks for none.
-pub fn wanted(mut outputs: Vec<Output>, kinds: &[String]) -> Vec<Output> {
-    outputs.retain(|output| kinds.is_empty() || kinds.contains(&output.kind));
-    outputs
+/// The base with the adapter in it, loadable by itself, in a folder of its own among the artifacts.
+///
+/// # Errors
+/// Those of the disk, and that it was asked to stop.
+pub fn save_merged(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Result<Vec<Output>, ModuleError> {
+    let folder = ctx.artifacts().join(MERGED);
+    std::fs::create_dir_all(&folder).map_err(|e| ModuleError::disk("make", &folder, &e))?;
+    let mut merged = model.clone();
+    lora::merge(&mut merged);
+    export::write_model(&merged, &folder, Storage::F32, &|| ctx.stopping())
+        .map_err(|e| ctx.check().err().unwrap_or_else(|| ModuleError::Retryable(e.to_string())))?;
+    let files = tokenizer.save(&folder).map_err(|e| ModuleError::Retryable(e.to_string()))?;
+    let names = files.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let names = ["model.safetensors".to_owned(), "config.json".to_owned()].into_iter().chain(names);
+    Ok(names.map(|name| Output { path: format!("{MERGED}/{name}"), kind: "merged_model".into() }).collect())
 }
 
 /// Copies of the tokenizer's files among the artifacts.

@@ -5,6 +5,7 @@
 //! | `echo` | `taskType: echo`, the line without a model |
 //! | `sft` | supervised fine-tuning, all weights or a LoRA adapter |
 //! | `pretrain` | a tokenizer and a small Llama from nothing |
+//! | `command` | a program of the user's own |
 //! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
 //! | `finetune` | the loop that both share, with its measurements before and after |
 //! | `origin` | what a run began with: a resumed one must find the same data and model |
@@ -15,6 +16,7 @@
 //! Deliberately absent: async, the network, and anything about nodes or the ledger.
 
 mod base_model;
+mod command;
 mod echo;
 mod finetune;
 mod measure;
@@ -28,14 +30,20 @@ use std::{collections::BTreeSet, fmt::Display};
 
 use mloc_exec::{Module, ModuleError, RunContext};
 
-pub use self::{echo::Echo, measure::measure_matmul, pretrain::Pretrain, sft::Sft};
+pub use self::{
+    command::{Command, sandbox::available as sandbox_available},
+    echo::Echo,
+    measure::measure_matmul,
+    pretrain::Pretrain,
+    sft::Sft,
+};
 
 /// What a node with this build offers beside the names of its modules.
 pub const FEATURES: [&str; 1] = [sft::LORA];
 
 /// Every module of this build.
 pub fn registry() -> &'static [&'static dyn Module] {
-    &[&Echo, &Sft, &Pretrain]
+    &[&Echo, &Sft, &Pretrain, &Command]
 }
 
 /// What a node with this build offers: each module's name and what it adds.

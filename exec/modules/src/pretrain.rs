@@ -44,10 +44,9 @@ impl Module for Pretrain {
         let data = finetune::data(ctx, &rows, &tokenizer, &settings)?;
         drop(rows);
         finetune::run(ctx, model, &tokenizer, &data, &settings, |ctx, model| {
-            let mut outputs = vec![Output { path: training_log::FILE.into(), kind: "training_logs".into() }];
-            outputs.extend(finetune::save_model(ctx, model)?);
+            let mut outputs = finetune::save_model(ctx, model)?;
             outputs.extend(finetune::save_tokenizer(ctx, &tokenizer)?);
-            Ok(finetune::wanted(outputs, &spec.output.artifacts))
+            Ok(outputs)
         })
     }
 }

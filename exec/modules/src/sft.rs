@@ -57,7 +57,7 @@ impl Module for Sft {
         let data = finetune::data(ctx, &rows, &base.tokenizer, &settings)?;
         drop(rows);
         finetune::run(ctx, base.model, &base.tokenizer, &data, &settings, |ctx, model| {
-            let mut outputs = vec![Output { path: training_log::FILE.into(), kind: "training_logs".into() }];
+            let mut outputs = Vec::new();
             if adapter.is_some() {
                 let base_name = spec.model.as_ref().map(|m| base_name(&m.source)).unwrap_or_default();
                 lora::save(model, ctx.artifacts(), &base_name).map_err(|e| ModuleError::Retryable(e.to_string()))?;
@@ -67,8 +67,11 @@ impl Module for Sft {
             } else {
                 outputs.extend(finetune::save_model(ctx, model)?);
             }
+            if adapter.is_some() && ctx.wants("merged_model") {
+                outputs.extend(finetune::save_merged(ctx, model, &base.tokenizer)?);
+            }
             outputs.extend(finetune::save_tokenizer(ctx, &base.tokenizer)?);
-            Ok(finetune::wanted(outputs, &spec.output.artifacts))
+            Ok(outputs)
         })
     }
 }

@@ -70,7 +70,7 @@ fn a_lora_task_follows_the_reference_in_four_families() {
                 model: Some(golden(&format!("models/{family}"))),
                 adapter: Some(folder.join("adapter_init")),
                 dataset: Some(folder.join("train.jsonl")),
-                eval: None,
+                ..Inputs::default()
             },
         );
         let output = bench.run();
@@ -113,8 +113,12 @@ fn a_full_task_follows_the_reference() {
 #[test]
 fn what_was_trained_is_a_model_to_start_from() {
     let data = golden("lora/llama/train.jsonl");
-    let inputs =
-        |model| Inputs { model: Some(model), dataset: Some(data.clone()), eval: Some(data.clone()), adapter: None };
+    let inputs = |model| Inputs {
+        model: Some(model),
+        dataset: Some(data.clone()),
+        eval: Some(data.clone()),
+        ..Inputs::default()
+    };
     let settings = json!({
         "max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "max_length": 96, "save_strategy": "no",
         "generation_prompts": ["Is node-2 up?"], "generation_max_new_tokens": 4,

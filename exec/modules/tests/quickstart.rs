@@ -20,13 +20,11 @@ fn inputs(spec: &TaskSpec) -> Inputs {
         Location::Local { path } => in_tree("configs").join(path),
         other => panic!("the quickstart needs no network: {other:?}"),
     };
-    let data = spec.dataset.as_ref();
-    Inputs {
-        model: spec.model.as_ref().map(|m| place(&m.source)),
-        adapter: None,
-        dataset: data.map(|d| place(&d.source)),
-        eval: data.and_then(|d| d.eval.as_ref()).map(place),
+    let mut inputs = Inputs::default();
+    for (input, source) in spec.sources() {
+        *inputs.of(input) = Some(place(source));
     }
+    inputs
 }
 
 #[test]

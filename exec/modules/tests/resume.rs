@@ -19,7 +19,7 @@ fn settings() -> Value {
 
 fn inputs() -> Inputs {
     let data = golden("lora/llama/train.jsonl");
-    Inputs { model: Some(golden("models/llama")), dataset: Some(data.clone()), eval: Some(data), adapter: None }
+    Inputs { model: Some(golden("models/llama")), dataset: Some(data.clone()), eval: Some(data), ..Inputs::default() }
 }
 
 /// With dropout, so that the random state matters.

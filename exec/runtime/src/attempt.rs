@@ -2,20 +2,21 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use mloc_core::{
-    id::AttemptId,
+    id::{AttemptId, NodeId},
     ledger::entry::{Failure, FailureClass},
-    task::spec::{Input, Location},
+    task::spec::{Input, Location, Pin},
     wire::{Assign, Phase, Progress},
     worker::{ChildEvent, Exit},
 };
 use mloc_exec::{
-    Arrived, Inputs, Moved, OnMoved, Run, Transfers, checkpoint,
+    Arrived, Inputs, Moved, OnMoved, OnSaid, Run, checkpoint,
     child::read_result,
     event::{MESSAGE_BYTES_MAX, bounded},
     failpoint,
@@ -28,15 +29,14 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    bounds,
-    cache::{Cache, InUse},
-    devices,
+    bounds, clock, devices,
     disk::DiskWatch,
     ending::{exit_of, unsaid},
     folders::Folders,
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
     relay::{Local, Relay, Said, copy},
+    tools::Tools,
 };
 
 /// Once the processes are gone nothing holds their pipes; should something, it is not waited for.
@@ -61,11 +61,10 @@ pub(crate) enum Wish {
 
 /// What is the same for every attempt of this node.
 pub(crate) struct Bench {
+    pub node: NodeId,
     pub folders: Folders,
     pub program: PathBuf,
-    pub secrets: BTreeMap<String, String>,
-    pub transfers: Arc<dyn Transfers>,
-    pub cache: Arc<Cache>,
+    pub tools: Arc<Tools>,
     pub disk: Arc<DiskWatch>,
 }
 
@@ -75,8 +74,8 @@ pub(crate) struct Start {
     pub assign: Box<Assign>,
     pub wish: watch::Receiver<Wish>,
     pub outlet: Outlet,
-    /// Sources of its inputs: they are not evicted while it runs.
-    pub held: Vec<InUse>,
+    /// Marks of its inputs: they are not evicted while it runs.
+    pub held: Vec<Arc<File>>,
 }
 
 /// Where its events go. Figures never wait: only the newest matter.
@@ -103,6 +102,12 @@ impl Outlet {
     pub fn figures(&self, phase: Phase, progress: Progress) {
         self.events.try_send((self.attempt.clone(), self.run, ChildEvent::Progress { phase, progress })).ok();
     }
+}
+
+/// What a child is given to read.
+struct Pulled {
+    inputs: Inputs,
+    pins: BTreeMap<Input, Pin>,
 }
 
 /// Why there is no child to speak of.
@@ -153,12 +158,13 @@ impl Start {
     }
 
     /// Inputs, checkpoint, run file, process.
-    async fn prepare(&mut self) -> Result<(LogFile, Child), NoChild> {
+    async fn prepare(&mut self) -> Result<(Arc<LogFile>, Child), NoChild> {
+        let started_unix_ms = clock::unix_ms();
         let (bench, id) = (self.bench.clone(), self.id().clone());
         let dir = bench.folders.attempt(&id);
         std::fs::create_dir_all(&dir).map_err(|e| disk("make", &dir, &e))?;
         let path = bench.folders.log(&id);
-        let log = LogFile::open(&path, LOG_BYTES_MAX).map_err(|e| disk("open", &path, &e))?;
+        let log = Arc::new(LogFile::open(&path, LOG_BYTES_MAX).map_err(|e| disk("open", &path, &e))?);
         if read_result(&bench.folders.result(&id)).is_some() {
             log.line("mloc: it had computed everything before the daemon was started again");
             return Err(NoChild::Done);
@@ -177,14 +183,14 @@ impl Start {
         // Before anything is pulled for nothing.
         let environment = self.environment()?;
         let mut wish = self.wish.clone();
-        let inputs = tokio::select! {
+        let pulled = tokio::select! {
             biased;
             _ = wish.wait_for(|wish| *wish > Wish::Go) => return Err(NoChild::Stopped),
             pulled = self.pull(&log) => pulled?,
         };
-        let run_file = self.write_run_file(&inputs).await?;
+        let run_file = self.write_run_file(pulled, started_unix_ms).await?;
         failpoint::reached("attempt.run_file");
-        let child = launch::start(&bench.program, &run_file, &dir, &environment)
+        let child = launch::start(&bench.program, &run_file, &dir, &environment, &self.held)
             .map_err(|e| Failure { class: FailureClass::Retryable, message: e.to_string() })?;
         failpoint::reached("attempt.spawned");
         Ok((log, child))
@@ -195,10 +201,10 @@ impl Start {
         tokio::task::spawn_blocking(move || watch.short()).await.ok().flatten()
     }
 
-    async fn pull(&mut self, log: &LogFile) -> Result<Inputs, NoChild> {
+    async fn pull(&mut self, log: &Arc<LogFile>) -> Result<Pulled, NoChild> {
         let bench = self.bench.clone();
         let spec = self.assign.spec.clone();
-        let transfers = &bench.transfers;
+        let transfers = bench.tools.transfers();
         if let Some(destination) = &spec.output.destination
             && transfers.published(self.id(), destination).await?.is_some()
         {
@@ -213,33 +219,30 @@ impl Start {
             pins.extend(arrived.pin.map(|pin| (input, pin)));
             *inputs.of(input) = Some(arrived.path);
         }
-        pins.retain(|input, _| !self.assign.pins.contains_key(input));
-        if !pins.is_empty() {
-            self.outlet.say(ChildEvent::Pinned(pins)).await;
+        let new: BTreeMap<_, _> = pins
+            .iter()
+            .filter(|(input, _)| !self.assign.pins.contains_key(input))
+            .map(|(i, p)| (*i, p.clone()))
+            .collect();
+        if !new.is_empty() {
+            self.outlet.say(ChildEvent::Pinned(new)).await;
         }
-        let cache = bench.cache.clone();
-        // It is told in the log when it fails; the inputs are there.
-        tokio::task::spawn_blocking(move || cache.keep_bound()).await.ok();
-        Ok(inputs)
+        Ok(Pulled { inputs, pins })
     }
 
-    async fn pull_one(&mut self, input: Input, source: &Location, log: &LogFile) -> Result<Arrived, Failure> {
+    async fn pull_one(&mut self, input: Input, source: &Location, log: &Arc<LogFile>) -> Result<Arrived, Failure> {
         let what = name(input);
-        let (cache, folder) = (self.bench.cache.clone(), self.bench.folders.source(source));
-        self.held.push(cache.hold(&folder));
         log.line(&format!("mloc: pulling the {what}"));
-        let told = self.tell(Phase::Pulling, what);
-        let evicting = cache.clone();
-        let room = Arc::new(move |bytes| evicting.make_room(bytes));
+        let (told, said) = (self.tell(Phase::Pulling, what), self.say(what, log));
         let pin = self.assign.pins.get(&input);
-        let arrived = self.bench.transfers.pull(source, pin, &folder, room, told).await?;
+        let mut arrived = self.bench.tools.transfers().pull(source, pin, told, said).await?;
         if let Some(pin) = &arrived.pin {
             log.line(&format!(
                 "mloc: the {what} is version {} ({} files, {} bytes)",
                 pin.version, pin.files, pin.bytes
             ));
         }
-        tokio::task::spawn_blocking(move || cache.used(&folder)).await.ok();
+        self.held.extend(arrived.held.take());
         Ok(arrived)
     }
 
@@ -259,7 +262,7 @@ impl Start {
         }
         let into = all.join(".fetched");
         let told = self.tell(Phase::Pulling, "checkpoint");
-        let Some(fetched) = self.bench.transfers.fetch_checkpoint(self.id(), shared, &into, told).await? else {
+        let Some(fetched) = self.bench.tools.transfers().fetch_checkpoint(self.id(), shared, &into, told).await? else {
             return Ok(());
         };
         if here.is_some_and(|here| here.step >= fetched.step) {
@@ -276,7 +279,7 @@ impl Start {
         Ok(())
     }
 
-    async fn write_run_file(&self, inputs: &Inputs) -> Result<PathBuf, NoChild> {
+    async fn write_run_file(&self, pulled: Pulled, started_unix_ms: u64) -> Result<PathBuf, NoChild> {
         let (folders, id) = (&self.bench.folders, self.id());
         let artifacts = folders.artifacts(id);
         // A start from a checkpoint writes all of it again.
@@ -292,11 +295,15 @@ impl Start {
             attempt: id.clone(),
             spec,
             grant: self.assign.grant.clone(),
-            inputs: inputs.clone(),
+            inputs: pulled.inputs,
+            pins: pulled.pins,
+            started_unix_ms,
             artifacts,
             checkpoints: folders.checkpoints(id),
             result: folders.result(id),
             threads: devices::threads(&self.assign.grant),
+            work: folders.work(id),
+            programs: self.bench.tools.programs(),
             keep_checkpoints: keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(0),
         };
         run.write(&path).map_err(|e| disk("write", &path, &e))?;
@@ -307,12 +314,12 @@ impl Start {
         let spec = &self.assign.spec;
         let mut environment = spec.env.clone();
         for name in &spec.secrets_from {
-            let secret = self.bench.secrets.get(name).ok_or_else(|| Failure {
+            let secret = self.bench.tools.secret(name).ok_or_else(|| Failure {
                 // Another node may have it.
                 class: FailureClass::Retryable,
                 message: format!("this node has no secret `{name}`\nhint: add it under `secrets` in its node.yaml, or name a node that has it in spec.placement"),
             })?;
-            environment.insert(name.clone(), secret.clone());
+            environment.insert(name.clone(), secret);
         }
         environment.extend(devices::environment(&self.assign.grant).into_iter().map(|(k, v)| (k.to_owned(), v)));
         Ok(environment)
@@ -321,6 +328,16 @@ impl Start {
     /// Bytes of a transfer as figures.
     fn tell(&self, phase: Phase, what: &str) -> OnMoved {
         tell(&self.outlet, phase, format!("pulling the {what}"))
+    }
+
+    /// What a pull has to say beside its bytes, as lines of the log and as a note.
+    fn say(&self, what: &'static str, log: &Arc<LogFile>) -> OnSaid {
+        let (outlet, log) = (self.outlet.clone(), log.clone());
+        Arc::new(move |text| {
+            log.line(&format!("mloc: the {what}: {text}"));
+            let note = Some(format!("pulling the {what}: {text}"));
+            outlet.figures(Phase::Pulling, Progress { note, ..Progress::default() });
+        })
     }
 
     /// Relays what the child says until it and all it started are gone.
@@ -456,7 +473,13 @@ impl Start {
             // The child computes on meanwhile: its figures are the attempt's, not those of the push.
             let untold: OnMoved = Arc::new(|_| {});
             let Local { step, held, keep } = &local;
-            match self.bench.transfers.push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold).await {
+            match self
+                .bench
+                .tools
+                .transfers()
+                .push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold)
+                .await
+            {
                 Ok(reference) => {
                     failpoint::reached("attempt.pushed");
                     log.line(&format!("mloc: the checkpoint of step {step} is at the shared place"));

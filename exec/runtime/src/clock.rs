@@ -10,3 +10,9 @@ pub(crate) fn boot_ms() -> u64 {
         u64::try_from(t.tv_sec()).unwrap_or(0) * 1000 + u64::try_from(t.tv_nsec()).unwrap_or(0) / 1_000_000
     })
 }
+
+/// Milliseconds since 1970 of the wall clock: for people, never for decisions.
+pub(crate) fn unix_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))
+}

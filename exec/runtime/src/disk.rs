@@ -2,38 +2,38 @@
 //! be written.
 
 use std::{
+    io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use mloc_core::ledger::entry::{Failure, FailureClass};
-
-use crate::cache::{self, Cache};
+use mloc_exec::MakeRoom;
+use nix::sys::statvfs::statvfs;
 
 /// After one attempt was stopped the others go on for so long: what it held may be enough.
 const ONE_AT_A_TIME: Duration = Duration::from_secs(10);
 
 /// Looks after it.
-#[derive(Debug)]
 pub(crate) struct DiskWatch {
     dir: PathBuf,
     reserve_bytes: u64,
-    cache: Arc<Cache>,
+    room: MakeRoom,
     stopped_at: Mutex<Option<Instant>>,
 }
 
 impl DiskWatch {
-    pub fn new(dir: PathBuf, reserve_bytes: u64, cache: Arc<Cache>) -> Self {
-        Self { dir, reserve_bytes, cache, stopped_at: Mutex::default() }
+    pub fn new(dir: PathBuf, reserve_bytes: u64, room: MakeRoom) -> Self {
+        Self { dir, reserve_bytes, room, stopped_at: Mutex::default() }
     }
 
     /// Why the attempt that asks must stop, when it must: evicting sources was not enough. Blocks.
     pub fn short(&self) -> Option<Failure> {
         // A disk that does not answer is noticed by whoever writes.
-        let free = || cache::free_bytes(&self.dir).unwrap_or(u64::MAX);
+        let free = || free_bytes(&self.dir).unwrap_or(u64::MAX);
         shortage(free(), self.reserve_bytes, &self.dir)?;
-        self.cache.make_room(self.reserve_bytes.saturating_mul(2));
+        (self.room)(self.reserve_bytes.saturating_mul(2));
         let failure = shortage(free(), self.reserve_bytes, &self.dir)?;
         let mut stopped_at = self.stopped_at.lock().unwrap_or_else(PoisonError::into_inner);
         if stopped_at.is_some_and(|at| at.elapsed() < ONE_AT_A_TIME) {
@@ -42,6 +42,13 @@ impl DiskWatch {
         *stopped_at = Some(Instant::now());
         Some(failure)
     }
+}
+
+/// Bytes this process may still write below a folder, which need not exist yet.
+fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let there = folder.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    let stats = statvfs(there)?;
+    Ok(stats.blocks_available() * stats.fragment_size())
 }
 
 fn shortage(free: u64, reserve: u64, dir: &Path) -> Option<Failure> {
@@ -61,10 +68,13 @@ mod tests {
     #[test]
     fn one_attempt_is_stopped_at_a_time_and_only_for_want_of_room() {
         let top = tempfile::tempdir().unwrap();
-        let cache = Arc::new(Cache::new(top.path().join("cache"), None));
-        assert!(DiskWatch::new(top.path().to_owned(), 0, cache.clone()).short().is_none());
-        let watch = DiskWatch::new(top.path().to_owned(), u64::MAX, cache);
+        let (asked, heard) = std::sync::mpsc::channel();
+        let room: MakeRoom = std::sync::Arc::new(move |bytes| asked.send(bytes).unwrap());
+        assert!(DiskWatch::new(top.path().to_owned(), 0, room.clone()).short().is_none());
+        assert!(heard.try_recv().is_err(), "nothing is evicted without need");
+        let watch = DiskWatch::new(top.path().to_owned(), u64::MAX, room);
         assert_eq!(watch.short().unwrap().class, FailureClass::Retryable);
+        assert_eq!(heard.try_recv(), Ok(u64::MAX), "sources go first");
         assert!(watch.short().is_none(), "the next one waits");
         let said = shortage(1, 2, Path::new("/data")).unwrap().message;
         assert!(said.starts_with("the disk of /data is nearly full: 1 bytes are free, and 2 are kept"), "{said}");

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mloc_core::{id::AttemptId, task::spec::Location};
+use mloc_core::id::AttemptId;
 use sha2::{Digest, Sha256};
 
 /// The worker's part of a data directory.
@@ -29,6 +29,11 @@ impl Folders {
     /// One attempt's own: run file, log, artifacts. Task ids are minted by us, but come over the wire.
     pub fn attempt(&self, id: &AttemptId) -> PathBuf {
         self.attempts().join(one_name(&id.to_string()))
+    }
+
+    /// Whatever its module needs while it runs.
+    pub fn work(&self, id: &AttemptId) -> PathBuf {
+        self.attempt(id).join("work")
     }
 
     pub fn log(&self, id: &AttemptId) -> PathBuf {
@@ -60,16 +65,11 @@ impl Folders {
     pub fn checkpoints(&self, id: &AttemptId) -> PathBuf {
         self.all_checkpoints().join(one_name(&format!("{}.{}", id.task, id.replica)))
     }
+}
 
-    pub fn cache(&self) -> PathBuf {
-        self.root.join("cache")
-    }
-
-    /// A source's bytes are shared by all attempts that name it.
-    pub fn source(&self, location: &Location) -> PathBuf {
-        let name = serde_json::to_vec(location).unwrap_or_default();
-        self.cache().join(&hex::encode(Sha256::digest(name))[..32])
-    }
+/// Where a result without a destination lies on its worker, below the data directory.
+pub fn result_folder(data_dir: &Path, attempt: &AttemptId) -> PathBuf {
+    Folders::new(data_dir).artifacts(attempt)
 }
 
 /// A name that stays below its folder, whatever it was made from.

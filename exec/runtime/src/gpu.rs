@@ -2,20 +2,32 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::LazyLock,
 };
 
 use mloc_core::capability::{Gpu, normalise_gpu};
+use mloc_exec::tree;
 use nvml_wrapper::{
     Device, Nvml, enums::device::UsedGpuMemory, error::NvmlError, struct_wrappers::device::ProcessInfo,
 };
 
-use crate::tree;
+use crate::host::GpuFigures;
 
 /// Loading takes long and leaks a little: once.
 static NVML: LazyLock<Option<Nvml>> = LazyLock::new(|| match Nvml::init() {
     Ok(nvml) => Some(nvml),
-    Err(NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded) => None,
+    Err(error @ (NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded)) => {
+        let cards = nvidia_cards(Path::new("/sys/bus/pci/devices"));
+        if cards > 0 {
+            tracing::warn!(
+                cards, %error,
+                "this machine has NVIDIA cards and no driver to reach them: this node offers no GPUs\nhint: install the \
+                 driver; in a container, start it with the GPUs (`--gpus all`, a device plugin)"
+            );
+        }
+        None
+    }
     Err(error) => {
         tracing::warn!(%error, "NVML is there and does not start: this node offers no GPUs");
         None
@@ -62,6 +74,32 @@ pub(crate) fn gpus() -> Vec<Gpu> {
             gpu
         })
         .collect()
+}
+
+/// What the GPUs do right now.
+pub(crate) fn figures() -> Vec<GpuFigures> {
+    let Some(nvml) = &*NVML else { return Vec::new() };
+    let one = |index: u32| {
+        let device = nvml.device_by_index(index).ok()?;
+        let memory = device.memory_info().ok()?;
+        Some(GpuFigures {
+            index,
+            kind: normalise_gpu(&device.name().ok()?),
+            utilisation_percent: device.utilization_rates().map_or(0, |u| u.gpu),
+            memory_bytes: memory.total,
+            memory_used_bytes: memory.used,
+        })
+    };
+    (0..nvml.device_count().unwrap_or(0)).filter_map(one).collect()
+}
+
+/// NVIDIA's display and 3D controllers on the PCI bus, which the kernel lists with a driver or without.
+fn nvidia_cards(devices: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(devices) else { return 0 };
+    let is = |dir: &Path, file: &str, begins: &str| {
+        std::fs::read_to_string(dir.join(file)).is_ok_and(|text| text.trim().starts_with(begins))
+    };
+    entries.flatten().map(|e| e.path()).filter(|dir| is(dir, "vendor", "0x10de") && is(dir, "class", "0x03")).count()
 }
 
 fn read(device: &Device<'_>, index: u32, driver: &str) -> Result<Gpu, NvmlError> {
@@ -180,6 +218,21 @@ mod tests {
         let said = "NVML cannot say who uses it: the GPU has fallen off the bus";
         assert_eq!(verdict(lost(), none()).as_deref(), Some(said));
         assert_eq!(verdict(none(), lost()).as_deref(), Some(said));
+    }
+
+    #[test]
+    fn cards_without_a_driver_are_counted() {
+        let top = tempfile::tempdir().unwrap();
+        // A GPU, its audio function, a display card of another maker.
+        for (name, vendor, class) in
+            [("0", "0x10de", "0x030200"), ("1", "0x10de", "0x040300"), ("2", "0x1002", "0x030000")]
+        {
+            std::fs::create_dir(top.path().join(name)).unwrap();
+            std::fs::write(top.path().join(name).join("vendor"), format!("{vendor}\n")).unwrap();
+            std::fs::write(top.path().join(name).join("class"), format!("{class}\n")).unwrap();
+        }
+        assert_eq!(nvidia_cards(top.path()), 1);
+        assert_eq!(nvidia_cards(&top.path().join("none")), 0);
     }
 
     #[test]

@@ -2,19 +2,24 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, File},
+    io,
+    os::fd::AsRawFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
+    sync::Arc,
 };
 
-use mloc_exec::{checkpoint::write_whole, event, failpoint};
+use mloc_exec::{
+    checkpoint::write_whole,
+    event, failpoint,
+    tree::{self, MARK, Process},
+};
 use nix::libc;
 use tokio::{
     io::AsyncWriteExt,
     process::{Child as TokioChild, ChildStderr, ChildStdin, ChildStdout, Command},
 };
-
-use crate::tree::{self, MARK, Process};
 
 /// The private subcommand; its argument is the run file.
 pub(crate) const SUBCOMMAND: &str = "__attempt";
@@ -52,17 +57,21 @@ pub(crate) struct Child {
     pub stderr: Option<ChildStderr>,
 }
 
-/// Starts `program __attempt run_file`; `dir` is the attempt's folder and marks its processes.
+/// Starts `program __attempt run_file`; `dir` is the attempt's folder and marks its processes, which inherit what is
+/// `held`: should this daemon die, their inputs stay until they are gone too.
 pub(crate) fn start(
     program: &Path,
     run_file: &Path,
     dir: &Path,
     environment: &BTreeMap<String, String>,
+    held: &[Arc<File>],
 ) -> io::Result<Child> {
     let inherited = std::env::vars().filter(|(name, _)| {
         INHERITED.contains(&name.as_str()) || INHERITED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
     });
-    let mut process = Command::new(program)
+    let mut command = Command::new(program);
+    inherit(&mut command, held);
+    let mut process = command
         .arg(SUBCOMMAND)
         .arg(run_file)
         .env_clear()
@@ -114,6 +123,23 @@ impl Child {
         let (id, dir) = (self.id, self.dir.clone());
         tokio::task::spawn_blocking(move || tree::kill_all(id, &dir)).await.map_err(io::Error::other)?
     }
+}
+
+/// Leaves files open in the child that is to be started, and in no other.
+#[expect(unsafe_code, reason = "what runs between fork and exec calls fcntl alone, which is safe there")]
+fn inherit(command: &mut Command, held: &[Arc<File>]) {
+    // They live as long as the closure that names them.
+    let held = held.to_vec();
+    let keep = move || {
+        for file in &held {
+            // Without the flag that closes it at exec; no other flag exists.
+            if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    unsafe { command.pre_exec(keep) };
 }
 
 #[expect(unsafe_code, reason = "neither std nor nix has setpriority; it touches no memory")]

@@ -5,19 +5,18 @@
 //!             ├─ journal    redb, one writer thread, group commit: inbox and outbox
 //!             ├─ attempt    one start of a child: pull, launch, relay its events, push its checkpoints
 //!             │    ├─ launch   `mloc __attempt run.json` in a process group of its own
-//!             │    └─ tree     every process that belongs to it, and its end
 //!             ├─ publish    Transfers::publish, again and again while the right is held
 //!             ├─ logs       attempt.log: bounded, readable, followable
+//!             ├─ tools       what the node's owner gives attempts, changed while they run
 //!             ├─ tidy       what attempts leave when they are over
-//!             └─ cache      pulled sources, evicted when room is short; disk stops attempts before the disk is full
-//! probe, gpu     what this machine is, as its container sees it
+//!             └─ disk       stops attempts before it is full
+//! probe, gpu     what this machine is, as its container sees it; host what it does right now
 //! ```
 //!
 //! Deliberately absent: what is to happen next (mloc-core), who holds which slot (the ledger), burn, libp2p.
 
 mod attempt;
 mod bounds;
-mod cache;
 mod clock;
 mod devices;
 mod disk;
@@ -25,6 +24,7 @@ mod ending;
 mod folders;
 mod gpu;
 mod held;
+mod host;
 mod journal;
 mod launch;
 mod logs;
@@ -33,13 +33,16 @@ mod publish;
 mod relay;
 mod service;
 mod tidy;
-mod tree;
+mod tools;
 
 pub use mloc_exec::child;
 
 pub use self::{
+    folders::result_folder,
+    host::{GpuFigures, HostFigures, host},
     journal::{Journal, JournalError},
     logs::AttemptLogs,
     probe::{ProbeSettings, probe},
     service::{LeaderLink, LinkDown, Worker, WorkerMessage, WorkerSettings, WorkerStartError},
+    tools::Tools,
 };

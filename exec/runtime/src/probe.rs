@@ -49,7 +49,7 @@ fn kept_for_the_mesh(cores_millis: u64) -> u64 {
 }
 
 /// Where the kernel says what this process may use.
-struct Kernel {
+pub(crate) struct Kernel {
     /// `/proc`
     proc: PathBuf,
     /// `/sys/fs/cgroup`
@@ -57,16 +57,20 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn here() -> Self {
-        Self { proc: "/proc".into(), cgroup: "/sys/fs/cgroup".into() }
+    pub fn here() -> Self {
+        Self::at("/proc".into(), "/sys/fs/cgroup".into())
     }
 
-    fn proc(&self, name: &str) -> String {
+    pub fn at(proc: PathBuf, cgroup: PathBuf) -> Self {
+        Self { proc, cgroup }
+    }
+
+    pub fn proc(&self, name: &str) -> String {
         fs::read_to_string(self.proc.join(name)).unwrap_or_default()
     }
 
     /// Thousandths of cores: what affinity leaves, or what the quota leaves if that is less.
-    fn cpu_millis(&self) -> u64 {
+    pub fn cpu_millis(&self) -> u64 {
         let status = self.proc("self/status");
         let allowed = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:")).and_then(count_list);
         let cores = allowed.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u64));
@@ -78,7 +82,7 @@ impl Kernel {
     }
 
     /// Bytes of memory: the machine's, or what the container may use if that is less.
-    fn memory_bytes(&self) -> u64 {
+    pub fn memory_bytes(&self) -> u64 {
         let meminfo = self.proc("meminfo");
         let total =
             meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
@@ -91,7 +95,7 @@ impl Kernel {
     /// What a file of this process's cgroup says, and of those above it: each may bound it. Of version 2, or of one
     /// controller of version 1. Inside a container the path that is told may be the host's: then only its end, the
     /// mount itself, is there.
-    fn each_cgroup<T>(&self, controller: Option<&str>, read: impl Fn(&Path) -> Option<T>) -> Vec<T> {
+    pub fn each_cgroup<T>(&self, controller: Option<&str>, read: impl Fn(&Path) -> Option<T>) -> Vec<T> {
         let all = self.proc("self/cgroup");
         let own = all.lines().find_map(|line| {
             let mut fields = line.splitn(3, ':').skip(1);
@@ -156,7 +160,7 @@ mod tests {
 
     /// A kernel of so many cores and 64 GiB, as a process with these cgroups sees it.
     fn kernel(top: &Path, cores: u32, cgroup: &str, files: &[(&str, &str)]) -> Kernel {
-        let kernel = Kernel { proc: top.join("proc"), cgroup: top.join("cgroup") };
+        let kernel = Kernel::at(top.join("proc"), top.join("cgroup"));
         let status = format!("Name:\tmloc\nCpus_allowed_list:\t0-{}\n", cores - 1);
         let meminfo = "MemTotal:       67108864 kB\nMemFree: 1 kB\n";
         for (path, text) in

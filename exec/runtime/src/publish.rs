@@ -14,7 +14,7 @@ use mloc_core::{
     wire::Progress,
     worker::Event,
 };
-use mloc_exec::{ModuleOutput, Moved, OnMoved, child::read_result, failpoint};
+use mloc_exec::{Lineage, ModuleOutput, Moved, OnMoved, Run, child::read_result, failpoint};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 use crate::{
     attempt::Bench,
-    bounds,
+    bounds, clock,
     folders::Folders,
     logs::{LOG_BYTES_MAX, LogFile},
 };
@@ -100,13 +100,17 @@ impl Publication {
         let published = match &made {
             // Computed without a result of its own: an earlier attempt published.
             None => match &self.destination {
-                Some(destination) => bench.transfers.published(id, destination).await,
+                Some(destination) => bench.tools.transfers().published(id, destination).await,
                 None => Ok(None),
             },
             Some(made) => {
-                let (artifacts, summary) = (bench.folders.artifacts(id), made.summary.clone());
+                let artifacts = bench.folders.artifacts(id);
+                // A run file that cannot be read costs the lineage, not the result.
+                let run = Run::read(&bench.folders.run_file(id)).ok();
+                let lineage = run.map(|run| Lineage::of(&run, &bench.node, clock::unix_ms()));
                 let destination = self.destination.as_ref();
-                bench.transfers.publish(id, destination, &artifacts, &made.outputs, summary, tell).await.map(Some)
+                let transfers = bench.tools.transfers();
+                transfers.publish(id, destination, &artifacts, made, lineage, tell).await.map(Some)
             }
         };
         match published {
@@ -190,11 +194,15 @@ mod tests {
     };
 
     use async_trait::async_trait;
-    use mloc_core::{id::TaskId, ledger::entry::CheckpointRef, task::spec::Pin};
-    use mloc_exec::{Arrived, MakeRoom, Output, Transfers};
+    use mloc_core::{
+        id::{NodeId, TaskId},
+        ledger::entry::CheckpointRef,
+        task::spec::Pin,
+    };
+    use mloc_exec::{Arrived, OnSaid, Transfers};
 
     use super::*;
-    use crate::{cache::Cache, disk::DiskWatch};
+    use crate::{disk::DiskWatch, tools::Tools};
 
     /// Its publications leave a thread behind that writes on until it is let go.
     struct Stubborn {
@@ -204,16 +212,13 @@ mod tests {
 
     #[async_trait]
     impl Transfers for Stubborn {
-        async fn pull(
-            &self,
-            _: &Location,
-            _: Option<&Pin>,
-            _: &Path,
-            _: MakeRoom,
-            _: OnMoved,
-        ) -> Result<Arrived, Failure> {
+        async fn pull(&self, _: &Location, _: Option<&Pin>, _: OnMoved, _: OnSaid) -> Result<Arrived, Failure> {
             std::future::pending().await
         }
+
+        fn make_room(&self, _: u64) {}
+
+        fn tidy(&self) {}
 
         async fn fetch_checkpoint(
             &self,
@@ -246,8 +251,8 @@ mod tests {
             _: &AttemptId,
             _: Option<&Location>,
             _: &Path,
-            _: &[Output],
-            _: BTreeMap<String, serde_json::Value>,
+            _: &ModuleOutput,
+            _: Option<Lineage>,
             tell: OnMoved,
         ) -> Result<TaskResult, Failure> {
             let let_go = self.let_go.lock().unwrap().take().unwrap();
@@ -269,14 +274,16 @@ mod tests {
         std::fs::write(folders.result(&attempt), r#"{"outputs":[],"summary":{}}"#).unwrap();
         let (began, mut beginning) = mpsc::channel(1);
         let (release, let_go) = std::sync::mpsc::channel();
-        let cache = Arc::new(Cache::new(folders.cache(), None));
         let bench = Arc::new(Bench {
-            disk: Arc::new(DiskWatch::new(top.path().to_owned(), 0, cache.clone())),
-            cache,
+            disk: Arc::new(DiskWatch::new(top.path().to_owned(), 0, Arc::new(|_| {}))),
+            tools: Arc::new(Tools::new(
+                BTreeMap::new(),
+                Arc::new(Stubborn { began, let_go: Mutex::new(Some(let_go)) }),
+                None,
+            )),
             folders,
+            node: NodeId::new("n"),
             program: PathBuf::new(),
-            secrets: BTreeMap::new(),
-            transfers: Arc::new(Stubborn { began, let_go: Mutex::new(Some(let_go)) }),
         });
         let (events, mut said) = mpsc::channel(1);
         let stopped = CancellationToken::new();

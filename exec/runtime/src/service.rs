@@ -14,7 +14,7 @@ use mloc_core::{
     wire::{FromLeader, FromWorker, Report, ToLeader, ToWorker},
     worker::{self, Action, ChildEvent, Event, Write},
 };
-use mloc_exec::Transfers;
+use mloc_exec::{Programs, Transfers};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
@@ -24,7 +24,6 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::{
     attempt::{self, Bench, Outlet, Start, Wish},
-    cache::Cache,
     clock::boot_ms,
     disk::DiskWatch,
     folders::Folders,
@@ -33,8 +32,11 @@ use crate::{
     logs::AttemptLogs,
     publish::Publication,
     tidy,
+    tools::Tools,
 };
 
+/// Between two looks at what is kept for a time.
+const TIDY_EVERY: Duration = Duration::from_secs(600);
 /// Events that wait for the worker; a child that says more waits with its next checkpoint.
 const EVENTS: usize = 256;
 /// Heartbeats under way: one that hangs on a dead connection must not hold up the next.
@@ -64,7 +66,7 @@ pub struct LinkDown(pub String);
 pub struct WorkerSettings {
     /// This node.
     pub node: NodeId,
-    /// Journal, cache, attempts.
+    /// Journal, attempts.
     pub data_dir: PathBuf,
     /// The program that is started with `__attempt run.json`.
     pub program: PathBuf,
@@ -74,8 +76,8 @@ pub struct WorkerSettings {
     pub lease: Duration,
     /// Secrets that tasks may name in `secretsFrom`.
     pub secrets: BTreeMap<String, String>,
-    /// Bytes that pulled sources may take while none of them is in use; half of their disk when absent.
-    pub cache_bytes_max: Option<u64>,
+    /// How programs of users are run; absent when they are not. The data directory is hidden from them anyway.
+    pub programs: Option<Programs>,
     /// Bytes of the data directory's disk that are kept for the journal and the ledger: below it attempts stop.
     pub disk_reserve_bytes: u64,
 }
@@ -105,6 +107,7 @@ pub enum WorkerStartError {
 /// A running worker. Dropped without [`Worker::stop`] it stops at once; its children notice and stop too.
 pub struct Worker {
     logs: Arc<AttemptLogs>,
+    tools: Arc<Tools>,
     failed: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
     tracker: TaskTracker,
@@ -131,15 +134,21 @@ impl Worker {
         let known: BTreeSet<AttemptId> = rows.attempts.iter().map(|row| row.assign.attempt.clone()).collect();
         // A journal that was just made knows of nothing: what lies here may be of use to attempts that come again.
         let fresh = rows.highest_term == 0 && known.is_empty();
-        let cache = Arc::new(Cache::new(folders.cache(), settings.cache_bytes_max));
-        let (all, those, evicting) = (folders.clone(), known.clone(), cache.clone());
+        let programs = settings.programs.map(|mut programs| {
+            programs.hidden.push(settings.data_dir.clone());
+            programs
+        });
+        let tools = Arc::new(Tools::new(settings.secrets, transfers, programs));
+        let (evicting, sources) = (tools.clone(), tools.transfers());
+        let room = Arc::new(move |bytes| evicting.transfers().make_room(bytes));
+        let (all, those) = (folders.clone(), known.clone());
         let clear = move || {
             // After the lock: another daemon's children are its own.
             launch::kill_leftovers(&attempts);
             if !fresh {
                 tidy::at_start(&all, those.iter());
             }
-            evicting.keep_bound();
+            sources.tidy();
         };
         tokio::task::spawn_blocking(clear).await.ok();
         let mut machine = worker::Settings::new(settings.node.clone());
@@ -157,12 +166,11 @@ impl Worker {
         let service = Service {
             worker,
             bench: Arc::new(Bench {
+                node: settings.node.clone(),
                 folders,
                 program: settings.program,
-                secrets: settings.secrets,
-                transfers,
-                disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, cache.clone())),
-                cache,
+                disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, room)),
+                tools: tools.clone(),
             }),
             link,
             journal: Some(journal),
@@ -183,14 +191,20 @@ impl Worker {
             beating: Arc::default(),
             tell_failed,
         };
+        tracker.spawn(tidy_now_and_then(service.bench.folders.clone(), cancel.clone()));
         let span = info_span!("worker");
         tracker.spawn(service.run(actions, inbox, heard, said, cancel.clone()).instrument(span));
-        Ok(Self { logs, failed, cancel: cancel.clone(), tracker, stop_grace, _drop: cancel.drop_guard() })
+        Ok(Self { logs, tools, failed, cancel: cancel.clone(), tracker, stop_grace, _drop: cancel.drop_guard() })
     }
 
     /// Logs of the attempts that ran here.
     pub fn logs(&self) -> Arc<AttemptLogs> {
         self.logs.clone()
+    }
+
+    /// What attempts are given, to be changed while they run.
+    pub fn tools(&self) -> Arc<Tools> {
+        self.tools.clone()
     }
 
     /// Returns when the worker cannot go on, with the reason: its journal is lost to it.
@@ -262,6 +276,14 @@ struct Service {
     reporting: Arc<Mutex<BTreeSet<AttemptId>>>,
     beating: Arc<Mutex<u32>>,
     tell_failed: watch::Sender<Option<String>>,
+}
+
+/// The time of a kept result ends whether or not anything else happens on this node.
+async fn tidy_now_and_then(folders: Folders, cancel: CancellationToken) {
+    while timeout(TIDY_EVERY, cancel.cancelled()).await.is_err() {
+        let folders = folders.clone();
+        tokio::task::spawn_blocking(move || tidy::now_and_then(&folders)).await.ok();
+    }
 }
 
 impl Service {

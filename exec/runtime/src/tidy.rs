@@ -12,10 +12,13 @@ use mloc_core::id::AttemptId;
 use mloc_exec::{Run, checkpoint};
 use tracing::{info, warn};
 
-use crate::folders::Folders;
+use crate::{clock, folders::Folders};
 
-/// Results without a destination that are kept, newest first: who wants one for good names a destination.
+/// Results without a destination and without `output.keep` that are kept, newest first: who wants one for good names a
+/// destination.
 const RESULTS_MAX: usize = 32;
+/// Until when a result is kept by the task's wish, in milliseconds since 1970.
+const UNTIL: &str = "keep-until";
 /// Bytes of logs of attempts that are over.
 const LOGS_BYTES_MAX: u64 = 1 << 30;
 
@@ -30,7 +33,7 @@ pub(crate) fn forgotten(folders: &Folders, last: &AttemptId) {
     }
     let checkpoints = folders.checkpoints(last);
     said(&checkpoints, remove(&checkpoints));
-    bound(folders, RESULTS_MAX, LOGS_BYTES_MAX);
+    now_and_then(folders);
 }
 
 /// What a daemon that died could not clear away: everything of attempts that are not among these.
@@ -47,7 +50,12 @@ pub(crate) fn at_start<'a>(folders: &Folders, rows: impl Iterator<Item = &'a Att
     for dir in below(&folders.all_checkpoints()).into_iter().filter(|dir| !checkpoints.contains(dir)) {
         said(&dir, remove(&dir));
     }
-    bound(folders, RESULTS_MAX, LOGS_BYTES_MAX);
+    now_and_then(folders);
+}
+
+/// What time and other results leave no room for goes.
+pub(crate) fn now_and_then(folders: &Folders) {
+    bound(folders, RESULTS_MAX, LOGS_BYTES_MAX, clock::unix_ms());
 }
 
 /// Leaves the log, and the artifacts of a result that has no destination. The run file goes last: without one it has
@@ -60,10 +68,14 @@ fn strip(dir: &Path) -> io::Result<()> {
             remove(&dir.join(Folders::ARTIFACTS))?;
         }
     }
+    if let Some(keep_ms) = Run::read(&run_file).ok().and_then(|run| run.spec.output.keep_ms) {
+        let until = clock::unix_ms().saturating_add(keep_ms);
+        checkpoint::write_whole(&dir.join(UNTIL), until.to_string().as_bytes())?;
+    }
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
-        if [Folders::LOG, Folders::ARTIFACTS, Folders::RUN].iter().all(|keep| name != *keep) {
+        if [Folders::LOG, Folders::ARTIFACTS, Folders::RUN, UNTIL].iter().all(|keep| name != *keep) {
             remove(&entry.path())?;
         }
     }
@@ -72,7 +84,7 @@ fn strip(dir: &Path) -> io::Result<()> {
 }
 
 /// Holds what stays within its bounds: the oldest go.
-fn bound(folders: &Folders, results_max: usize, logs_bytes_max: u64) {
+fn bound(folders: &Folders, results_max: usize, logs_bytes_max: u64, now_unix_ms: u64) {
     let over = below(&folders.attempts()).into_iter().filter(|dir| !dir.join(Folders::RUN).exists());
     let aged = |dir: PathBuf| {
         let log = fs::metadata(dir.join(Folders::LOG));
@@ -88,10 +100,19 @@ fn bound(folders: &Folders, results_max: usize, logs_bytes_max: u64) {
         bytes += log_bytes;
         let artifacts = dir.join(Folders::ARTIFACTS);
         if artifacts.exists() {
-            results += 1;
-            if results > results_max {
-                warn!(dir = %artifacts.display(), "removing a result without a destination: {results_max} newer ones are kept");
-                said(dir, remove(&artifacts));
+            match kept_until(dir) {
+                Some(until) if until <= now_unix_ms => {
+                    info!(dir = %artifacts.display(), "removing a result: the time of its output.keep is over");
+                    said(dir, remove(&artifacts));
+                }
+                Some(_) => {}
+                None => {
+                    results += 1;
+                    if results > results_max {
+                        warn!(dir = %artifacts.display(), "removing a result without a destination: {results_max} newer ones are kept");
+                        said(dir, remove(&artifacts));
+                    }
+                }
             }
         }
         if bytes > logs_bytes_max && !artifacts.exists() {
@@ -99,6 +120,10 @@ fn bound(folders: &Folders, results_max: usize, logs_bytes_max: u64) {
             said(dir, remove(dir));
         }
     }
+}
+
+fn kept_until(dir: &Path) -> Option<u64> {
+    fs::read_to_string(dir.join(UNTIL)).ok()?.trim().parse().ok()
 }
 
 fn below(dir: &Path) -> Vec<PathBuf> {
@@ -144,10 +169,25 @@ mod tests {
         let top = tempfile::tempdir().unwrap();
         let folders = Folders::new(top.path());
         let dirs: Vec<_> = (1..=4).map(|n| over(&folders, n, 1000, 100 * u64::from(n))).collect();
-        bound(&folders, 3, 2500);
+        bound(&folders, 3, 2500, 0);
         let left: Vec<_> = dirs.iter().map(|d| (d.exists(), d.join(Folders::ARTIFACTS).exists())).collect();
         // The third's log is beyond the bound of logs, and stays with its result.
         assert_eq!(left, [(true, true), (true, true), (true, true), (false, false)]);
+    }
+
+    #[test]
+    fn a_result_is_kept_as_long_as_its_task_says() {
+        let top = tempfile::tempdir().unwrap();
+        let folders = Folders::new(top.path());
+        let dirs: Vec<_> = (1..=2).map(|n| over(&folders, n, 10, 0)).collect();
+        for (dir, until) in dirs.iter().zip(["1000", "2000"]) {
+            fs::write(dir.join(UNTIL), until).unwrap();
+        }
+        let left = || dirs.iter().map(|d| d.join(Folders::ARTIFACTS).exists()).collect::<Vec<_>>();
+        bound(&folders, 0, 1 << 20, 999);
+        assert_eq!(left(), [true, true], "the bound of numbers is for those without a wish");
+        bound(&folders, 0, 1 << 20, 1000);
+        assert_eq!(left(), [false, true]);
     }
 
     #[test]
@@ -156,7 +196,7 @@ mod tests {
         let folders = Folders::new(top.path());
         let dir = over(&folders, 1, 10, 0);
         fs::write(dir.join(Folders::RUN), b"{}").unwrap();
-        bound(&folders, 0, 0);
+        bound(&folders, 0, 0, 0);
         let id = AttemptId { task: TaskId::new("t"), replica: 0, attempt: 2 };
         fs::create_dir_all(folders.checkpoints(&id)).unwrap();
         at_start(&folders, [&id].into_iter());

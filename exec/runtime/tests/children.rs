@@ -12,6 +12,7 @@ use std::{
 
 use mloc_core::{
     ledger::entry::FailureClass,
+    task::spec::{Input, Location, Model, Pin},
     wire::{AttemptProgress, Phase, Report, StopReason},
 };
 use mloc_exec::failpoint;
@@ -75,6 +76,39 @@ async fn what_attempts_leave_goes_when_the_last_of_a_replica_is_forgotten() {
     fs::create_dir_all(dir.path().join("checkpoints/task-gone.0")).unwrap();
     let node = Node::start(dir.path(), &program()).await;
     assert!(names(&lost).is_empty() && names(&dir.path().join("checkpoints")).is_empty());
+    node.worker.stop().await;
+}
+
+/// What a source was is said once, and the next attempt asks for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_source_was_is_said_once_and_asked_for_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::start(&dir.path().join("data"), &program()).await;
+    let model = dir.path().join("model.gguf");
+    fs::write(&model, "m").unwrap();
+    fs::write(model.with_extension("version"), "one").unwrap();
+    let taking = |mode: &str| {
+        let mut spec = spec(1, mode);
+        let source = Location::Local { path: model.display().to_string() };
+        spec.model = Some(Model { source, adapter: None });
+        spec
+    };
+    node.assign(assign(1, taking("die"))).await;
+    assert!(matches!(node.leader.end_of(&attempt(1)).await, Report::Failed(_)));
+    let pinned = |node: &Node| -> Vec<_> {
+        let of = |report: &Report| if let Report::Pinned(pins) = report { Some(pins.clone()) } else { None };
+        node.leader.reports.borrow().iter().filter_map(|(_, report)| of(report)).collect()
+    };
+    let pin = Pin { version: "one".to_owned(), files: 1, bytes: 2 };
+    let pins = std::collections::BTreeMap::from([(Input::Model, pin.clone())]);
+    assert_eq!(pinned(&node), [pins.clone()]);
+    let mut second = assign(2, taking("normal"));
+    second.pins = pins;
+    node.assign(second).await;
+    assert!(matches!(node.leader.end_of(&attempt(2)).await, Report::Finished(_)));
+    assert_eq!(*node.places.asked.lock().unwrap(), [None, Some(pin)]);
+    assert_eq!(pinned(&node).len(), 1, "it was said again");
+    assert!(node.log(attempt(2)).await.contains("the model is version one (1 files, 2 bytes)"));
     node.worker.stop().await;
 }
 

@@ -50,6 +50,7 @@ impl Answer {
         match (&self.code, self.status) {
             (Some(code), _) if words.is_empty() => code.clone(),
             (Some(code), _) => format!("{code}: {words}"),
+            (None, Some(status)) if words.is_empty() => format!("HTTP {status}"),
             (None, Some(status)) => format!("HTTP {status}: {words}"),
             (None, None) => words.to_owned(),
         }

@@ -20,16 +20,20 @@ pub(crate) const AZBLOB: Service = Service {
     own_fault: &[
         (
             "AuthenticationFailed",
-            "the signature does not hold: check account and key (AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or azblob in node.yaml), whether the SAS token has expired, and this node's clock",
+            "the signature does not hold: check account and key (AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or store.azblob in node.yaml), whether the SAS token has expired, and this node's clock",
+        ),
+        (
+            "AuthorizationFailure",
+            "check account, key or SAS token (AZURE_STORAGE_* variables, or store.azblob in node.yaml), and whether the account's network rules let this node in",
         ),
         ("InvalidAuthenticationInfo", UNSIGNED),
         ("NoAuthenticationInformation", UNSIGNED),
     ],
-    may_not: "the worker's credentials (AZURE_STORAGE_* variables or azblob in node.yaml) need list, read and, for destinations, create, write and delete on this container",
+    may_not: "the worker's credentials (AZURE_STORAGE_* variables or store.azblob in node.yaml) need list, read and, for destinations, create, write and delete on this container",
     unsigned: UNSIGNED,
 };
 
-const UNSIGNED: &str = "this node has no credentials for Azure Blob Storage: set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_TOKEN) for the worker, or azblob in node.yaml (azblob.anonymous for public containers)";
+const UNSIGNED: &str = "this node has no credentials for Azure Blob Storage: set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY (or AZURE_STORAGE_SAS_TOKEN) for the worker, or store.azblob in node.yaml (store.azblob.anonymous for public containers)";
 
 /// A source.
 pub(crate) fn source(store: &Store, location: &Location) -> Result<Source, StoreError> {
@@ -60,7 +64,7 @@ fn open(store: &Store, location: &Location) -> Result<Bucket, StoreError> {
         .or_else(of_account)
         .ok_or_else(|| StoreError::Refused {
             place: format!("az://{container}/{path}"),
-            found: "no storage account is named: in the task (`account`), as azblob.account in node.yaml, or as AZURE_STORAGE_ACCOUNT_NAME".into(),
+            found: "no storage account is named: in the task (`account`), as store.azblob.account in node.yaml, or as AZURE_STORAGE_ACCOUNT_NAME".into(),
         })?;
     let mut builder = services::Azblob::default().container(container).endpoint(&endpoint);
     if let Some(account) = &account {

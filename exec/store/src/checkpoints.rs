@@ -16,6 +16,7 @@ use crate::{
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
     place::Area,
+    rate::Limit,
     transfer,
 };
 
@@ -47,9 +48,15 @@ impl Store {
         if files.is_empty() {
             return Err(StoreError::Empty { place: folder.display().to_string() });
         }
-        let meter = Meter::new(files.iter().map(|f| f.bytes).sum(), tell);
-        let mut manifest =
-            Manifest { format: FORMAT, attempt: attempt.clone(), step: Some(step), files, summary: Default::default() };
+        let meter = Meter::new(files.iter().map(|f| f.bytes).sum(), tell).at(&self.limit);
+        let mut manifest = Manifest {
+            format: FORMAT,
+            attempt: attempt.clone(),
+            step: Some(step),
+            files,
+            summary: Default::default(),
+            lineage: None,
+        };
         if let Some(there) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? {
             let same = Manifest::read(&place.url(), &there).is_ok_and(|m| m == manifest);
             if same {
@@ -98,7 +105,7 @@ impl Store {
         let mut passed_over = Vec::new();
         for step in steps(&*all).await?.into_iter().rev() {
             let place = all.join(&step_name(step));
-            match fetch_one(&*place, step, folder, self.config.reserve_bytes, tell.clone()).await {
+            match fetch_one(&*place, step, folder, self.config.reserve_bytes, &self.limit, tell.clone()).await {
                 Ok(checkpoint) => return Ok(Some(Fetched { checkpoint, passed_over })),
                 Err(
                     error @ (StoreError::Damaged { .. } | StoreError::BadName { .. } | StoreError::NotFound { .. }),
@@ -158,6 +165,7 @@ async fn fetch_one(
     step: u64,
     folder: &Path,
     reserve: u64,
+    limit: &Limit,
     tell: OnMoved,
 ) -> Result<CheckpointRef, StoreError> {
     let Some(bytes) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? else {
@@ -166,7 +174,7 @@ async fn fetch_one(
     };
     let manifest = Manifest::read(&place.url(), &bytes)?;
     let bytes_all = manifest.files.iter().map(|f| f.bytes).sum();
-    let meter = Meter::new(bytes_all, tell);
+    let meter = Meter::new(bytes_all, tell).at(limit);
     let here = folder.to_owned();
     off_thread(move || disk::remove_all(&here).and_then(|()| disk::make_folder(&here))).await?;
     let free = disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e))?;

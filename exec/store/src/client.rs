@@ -10,6 +10,8 @@ use crate::{answer::root_cause, config::Patience, error::StoreError};
 pub(crate) struct Client {
     /// Follows redirects. For sources with requests of their own.
     pub http: reqwest::Client,
+    /// Follows none: for who decides hop by hop whom a token is shown to.
+    pub unled: reqwest::Client,
     /// The same for opendal.
     pub transport: HttpTransporter,
     /// Why `https://` cannot be spoken, when it cannot.
@@ -36,7 +38,10 @@ impl Client {
             Ok(client) => (client, None),
             Err(e) => (client().tls_certs_only([]).build().map_err(unready)?, Some(root_cause(&e))),
         };
-        Ok(Self { transport: HttpTransporter::new(ReqwestTransport::new(http.clone())), http, no_tls })
+        let unled = client().redirect(reqwest::redirect::Policy::none());
+        let unled = if no_tls.is_some() { unled.tls_certs_only([]) } else { unled };
+        let unled = unled.build().map_err(unready)?;
+        Ok(Self { unled, transport: HttpTransporter::new(ReqwestTransport::new(http.clone())), http, no_tls })
     }
 
     /// Whether this node can speak to an endpoint at all: `https://` needs root certificates.

@@ -1,8 +1,10 @@
 //! What a node's owner says about places: volumes, an S3 account, patience.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, num::NonZeroU64, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
+
+use crate::{cache::CacheConfig, mirror::Mirror};
 
 /// A node's places. Part of node.yaml; credentials may stay out of it and in the environment.
 #[derive(Clone, Debug, Deserialize)]
@@ -16,6 +18,18 @@ pub struct StoreConfig {
     pub gcs: GcsConfig,
     /// Its account at Azure Blob Storage.
     pub azblob: AzblobConfig,
+    /// Its account at the Hugging Face Hub.
+    #[serde(rename = "huggingface")]
+    pub hugging_face: HubConfig,
+    /// Its accounts at web servers; a host without one is asked without credentials.
+    pub http: Vec<HttpAccount>,
+    /// Bytes a second that may come and go, all transfers of this node together; as many as the line takes when absent.
+    #[serde(skip)]
+    pub rate_limit: Option<NonZeroU64>,
+    /// Sends nothing and asks nobody: what the cache holds, declared volumes and mirrors in them are all there is.
+    pub offline: bool,
+    /// Where else some sources can be had, the first that fits.
+    pub mirrors: Vec<Mirror>,
     /// Its accounts at git servers; a server without one is asked without credentials.
     pub git: Vec<GitAccount>,
     /// How the `ssh` program is started for repositories that are spoken to through it: a shell's words.
@@ -24,6 +38,9 @@ pub struct StoreConfig {
     /// How long a transfer bears with a bad line.
     #[serde(skip)]
     pub patience: Patience,
+    /// Where pulled sources are kept.
+    #[serde(skip)]
+    pub cache: CacheConfig,
     /// Bytes a pull leaves free on the disk it fills.
     #[serde(skip)]
     pub reserve_bytes: u64,
@@ -38,10 +55,16 @@ impl Default for StoreConfig {
             s3: S3Config::default(),
             gcs: GcsConfig::default(),
             azblob: AzblobConfig::default(),
+            hugging_face: HubConfig::default(),
+            http: Vec::new(),
+            rate_limit: None,
+            offline: false,
+            mirrors: Vec::new(),
             git: Vec::new(),
             // Nobody is there to be asked for a password, and a dead line is noticed after a minute.
             ssh: "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4".into(),
             patience: Patience::default(),
+            cache: CacheConfig::default(),
             reserve_bytes: 256 << 20,
         }
     }
@@ -121,6 +144,48 @@ pub struct AzblobConfig {
     pub sas_token: Option<Secret>,
     /// Sends unsigned requests: public containers without credentials.
     pub anonymous: bool,
+}
+
+/// An account at the Hugging Face Hub. What is absent comes from `HF_ENDPOINT` and `HF_TOKEN`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct HubConfig {
+    /// The Hub, or a mirror of it; `https://huggingface.co` when nobody says another one.
+    pub endpoint: Option<String>,
+    /// A user access token: to read what is private or gated, to write, and for higher limits.
+    pub token: Option<Secret>,
+    /// Whether a destination's repository is made, private, where it is missing.
+    pub create_repos: bool,
+}
+
+/// An account at a web server: shown to this host, and to no other that it leads to.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HttpAccount {
+    /// `host` or `host:port`, spoken to by https; `http://host:port` where the token may go in the clear.
+    pub host: String,
+    /// Name of the header that holds the token; `Authorization: Bearer TOKEN` when absent.
+    #[serde(default)]
+    pub header: Option<String>,
+    /// The token, or all that the header holds.
+    pub token: Secret,
+}
+
+impl HttpAccount {
+    /// Whether a URL is at its host, port and scheme.
+    pub(crate) fn is_for(&self, url: &reqwest::Url) -> bool {
+        let own = if self.host.contains("://") { self.host.clone() } else { format!("https://{}", self.host) };
+        reqwest::Url::parse(&own).is_ok_and(|own| own.origin() == url.origin())
+    }
+
+    /// What it shows: a header's name, where it has one of its own, and value.
+    pub(crate) fn header(&self) -> (Option<&str>, String) {
+        let token = self.token.reveal();
+        match &self.header {
+            Some(name) => (Some(name), token.to_owned()),
+            None => (None, format!("Bearer {token}")),
+        }
+    }
 }
 
 /// Text that shows itself to nobody by accident: `Debug` prints dots, and it cannot be serialised.

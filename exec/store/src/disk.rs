@@ -26,7 +26,7 @@ use mloc_exec::failpoint;
 use crate::error::StoreError;
 
 /// How much is read or written at once.
-const BLOCK: usize = 1 << 20;
+pub(crate) const BLOCK: usize = 1 << 20;
 
 /// Size and digest of a file's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +129,17 @@ pub(crate) fn stamp_bytes(bytes: &[u8]) -> Stamp {
     Stamp { bytes: bytes.len() as u64, sha256: hex::encode(Sha256::digest(bytes)) }
 }
 
+/// What git calls a file's bytes.
+pub(crate) fn git_blob(path: &Path) -> Result<String, StoreError> {
+    use sha1::Sha1;
+    let file = File::open(path).map_err(|e| StoreError::disk("open", path, e))?;
+    let bytes = file.metadata().map_err(|e| StoreError::disk("look at", path, e))?.len();
+    let mut hasher = Sha1::new_with_prefix(format!("blob {bytes}\0"));
+    io::copy(&mut io::BufReader::with_capacity(BLOCK, file), &mut hasher)
+        .map_err(|e| StoreError::disk("read", path, e))?;
+    Ok(hex::encode(hasher.finalize()))
+}
+
 /// Reads a file to its end, block by block, with its digest.
 fn pass_through(
     path: &Path,
@@ -149,11 +160,16 @@ fn pass_through(
     }
 }
 
-/// Where a file is written before it gets its name. Drawn by lot: process numbers are the same in all containers that
-/// share a volume, and two writers of one name must not share a temporary.
+/// Where a file is written before it gets its name.
 fn temporary(path: &Path) -> PathBuf {
+    path.with_file_name(lot())
+}
+
+/// A name for something aside. Drawn by lot: process numbers are the same in all containers that share a volume, and two
+/// writers of one name must not share a temporary.
+pub(crate) fn lot() -> String {
     let lot = RandomState::new().build_hasher().finish();
-    path.with_file_name(format!(".mloc-{lot:016x}-{}.tmp", std::process::id()))
+    format!(".mloc-{lot:016x}-{}.tmp", std::process::id())
 }
 
 /// Copies a file under a name, whole or not at all, durable but for the folder's entry. What had the name is replaced.
@@ -342,6 +358,19 @@ mod tests {
         }
         for bad in ["", "/etc/passwd", "../a", "a/../../b", "a//b", "a/", "./a", "a\\b", "a\0b", ".mloc-pull/x"] {
             assert!(below(bad).is_none(), "{bad:?} was taken");
+        }
+    }
+
+    /// The names that `git hash-object` gives.
+    #[test]
+    fn files_have_the_names_that_git_gives_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for (text, want) in [
+            ("", "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),
+            ("test content\n", "d670460b4b4aece5915caf5c68d12f560a9fe3e4"),
+        ] {
+            fs::write(dir.path().join("f"), text).unwrap();
+            assert_eq!(git_blob(&dir.path().join("f")).unwrap(), want);
         }
     }
 

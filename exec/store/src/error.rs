@@ -41,12 +41,36 @@ pub enum StoreError {
         here: bool,
     },
     /// The server answered and refuses the request itself.
-    #[error("{place}: refused: {found}\nhint: check endpoint, region and bucket name")]
+    #[error("{place}: refused: {found}\nhint: check its address: endpoint, region and bucket, or URL")]
     Refused {
         /// The place, as a URL.
         place: String,
         /// The server's words.
         found: String,
+    },
+    /// The Hugging Face Hub does not give it, or does not take it.
+    #[error("{place}: {found}\nhint: {hint}")]
+    Hub {
+        /// The place.
+        place: String,
+        /// Why.
+        found: String,
+        /// What would work.
+        hint: String,
+        /// Whether another node, with a token of its own, may be let in.
+        here: bool,
+    },
+    /// The server answers, and has had enough of this node for now.
+    #[error(
+        "{place}: the server limits how much this node may ask: {found}\nhint: give the worker a token (HF_TOKEN), for limits are higher with one; the task will be tried again"
+    )]
+    Busy {
+        /// The place.
+        place: String,
+        /// The server's words.
+        found: String,
+        /// When to come again, where it says so.
+        wait: Option<std::time::Duration>,
     },
     /// There is no such thing.
     #[error("{place}: {found}\nhint: {hint}")]
@@ -137,7 +161,9 @@ pub enum StoreError {
         place: String,
     },
     /// Bytes that are not those that were written.
-    #[error("{place}: damaged: {found}")]
+    #[error(
+        "{place}: damaged: {found}\nhint: the next try fetches it anew; if it stays so, the source is damaged, or the digest is another file's"
+    )]
     Damaged {
         /// The file.
         place: String,
@@ -165,6 +191,28 @@ pub enum StoreError {
         pinned: Pin,
         /// What is there now.
         found: Pin,
+    },
+    /// The task's first attempt had it from a mirror of its own versions, or this node has it from one.
+    #[error(
+        "{place}: this task's first attempt got it from {first}, and this node gets it from {here}: nobody can tell whether they are the same\nhint: give the nodes that run such tasks the same store.mirrors, or name those that have them in placement.nodes"
+    )]
+    OtherWay {
+        /// The place.
+        place: String,
+        /// Where the first attempt had it from.
+        first: String,
+        /// Where this node has it from.
+        here: String,
+    },
+    /// The node may not ask anybody.
+    #[error("{place}: this node is offline (store.offline in node.yaml){found}\nhint: {hint}")]
+    Offline {
+        /// The place.
+        place: String,
+        /// What else was looked at.
+        found: &'static str,
+        /// What would work.
+        hint: &'static str,
     },
     /// A kind of place this build cannot reach.
     #[error("this build cannot reach places of type `{scheme}`")]
@@ -198,13 +246,20 @@ impl StoreError {
     pub fn class(&self) -> FailureClass {
         use StoreError::*;
         match self {
-            Unreachable { .. } | NoSpace { .. } | Changed { .. } | Disk { .. } | Damaged { .. } => {
+            Unreachable { .. } | Busy { .. } | NoSpace { .. } | Changed { .. } | Disk { .. } | Damaged { .. } => {
                 FailureClass::Retryable
             }
-            // Another node may have the volume, the certificates, the credentials.
-            NoVolume { .. } | VolumeGone { .. } | Unready { .. } | Denied { here: true, .. } => FailureClass::Retryable,
+            // Another node may have the volume, the certificates, the credentials, the way.
+            NoVolume { .. }
+            | VolumeGone { .. }
+            | Unready { .. }
+            | OtherWay { .. }
+            | Offline { .. }
+            | Hub { here: true, .. }
+            | Denied { here: true, .. } => FailureClass::Retryable,
             // These would be the same everywhere.
             Denied { here: false, .. }
+            | Hub { here: false, .. }
             | Refused { .. }
             | NotFound { .. }
             | Empty { .. }
@@ -220,6 +275,21 @@ impl StoreError {
     /// For the ledger.
     pub fn failure(&self) -> Failure {
         Failure { class: self.class(), message: self.to_string() }
+    }
+
+    /// A source that an offline node has not.
+    pub(crate) fn offline_source(place: String) -> Self {
+        StoreError::Offline {
+            place,
+            found: ", and neither its cache nor a mirror in its volumes holds it",
+            hint: "pull it once while the node is online, or declare a mirror in a volume (store.mirrors)",
+        }
+    }
+
+    /// A destination that an offline node cannot write to.
+    pub(crate) fn offline_destination(place: String) -> Self {
+        let hint = "write to a volume, or name nodes that are online in placement.nodes";
+        StoreError::Offline { place, found: "", hint }
     }
 
     /// No way of this build leads there.

@@ -2,23 +2,37 @@
 
 use std::{
     collections::BTreeSet,
+    fs::File,
+    ops::Range,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use mloc_core::{ledger::entry::Artifact, task::spec::Location};
+use futures::{StreamExt, stream};
+use mloc_core::{
+    ledger::entry::Artifact,
+    task::spec::{Location, Pin},
+};
 use mloc_exec::OnMoved;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::{
     Store,
+    config::Patience,
     disk::{self, Halt, Stamp, off_thread, until_dropped},
     error::StoreError,
     meter::Meter,
     place::{Area, Source},
     pull::{Pulled, PulledFile},
+    remote::{Body, Listing, Object, Remote},
     volume::{self, Inside},
 };
+
+/// Bytes of a file read at once.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// A file or folder of a declared volume.
 #[derive(Clone, Debug)]
@@ -35,6 +49,16 @@ impl Folder {
         Ok(Self { given: path.clone(), inside: volume::resolve(&store.config.volumes, path)? })
     }
 
+    /// A folder of ours, wherever it lies; `None` when there is none. Blocks.
+    pub fn at(folder: &Path) -> Result<Option<Self>, StoreError> {
+        let given = folder.display().to_string();
+        match folder.canonicalize() {
+            Ok(root) => Ok(Some(Self { given, inside: Inside { path: root.clone(), root } })),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(StoreError::disk("follow", folder, e)),
+        }
+    }
+
     /// A `local` source.
     pub fn source(store: &Store, location: &Location) -> Result<Source, StoreError> {
         Self::open(store, location).map(Source::Folder)
@@ -45,8 +69,22 @@ impl Folder {
         Ok(Box::new(Self::open(store, location)?))
     }
 
+    /// The same as something that is brought here from elsewhere: a mirror.
+    pub fn as_remote(&self, patience: Patience) -> FolderRemote {
+        FolderRemote { folder: self.clone(), patience }
+    }
+
     /// What a task finds here, without a copy. Blocks.
     pub fn use_in_place(&self, tell: &OnMoved) -> Result<Pulled, StoreError> {
+        let files = self.files()?;
+        let bytes = files.iter().map(|f| f.bytes).sum();
+        Meter::new(bytes, tell.clone()).found(bytes);
+        let files = files.into_iter().map(|f| PulledFile { path: f.path, bytes: f.bytes, sha256: None }).collect();
+        Ok(Pulled { path: self.inside.path.clone(), in_place: true, files, bytes, fetched: 0, pin: None, held: None })
+    }
+
+    /// Its files, or the one that it is. Blocks.
+    fn files(&self) -> Result<Vec<disk::Found>, StoreError> {
         let (given, inside) = (&self.given, &self.inside);
         let place = inside.path.display().to_string();
         let files = match std::fs::metadata(&inside.path) {
@@ -71,10 +109,7 @@ impl Folder {
         if files.is_empty() {
             return Err(StoreError::Empty { place });
         }
-        let bytes = files.iter().map(|f| f.bytes).sum();
-        Meter::new(bytes, tell.clone()).found(bytes);
-        let files = files.into_iter().map(|f| PulledFile { path: f.path, bytes: f.bytes, sha256: None }).collect();
-        Ok(Pulled { path: inside.path.clone(), in_place: true, files, bytes, fetched: 0, pin: None })
+        Ok(files)
     }
 
     fn copy_all(&self, to: &Path, files: &[Artifact], halt: &Halt, meter: &Meter) -> Result<Vec<Stamp>, StoreError> {
@@ -153,6 +188,41 @@ impl Area for Folder {
         until_dropped(move |halt| here.copy_all(&to, &files, halt, &meter)).await
     }
 
+    async fn read(&self, name: &str, range: Range<u64>) -> Result<Body, StoreError> {
+        let bad = || StoreError::BadName { place: self.given.clone(), name: name.to_owned() };
+        let path = self.inside.path.join(disk::below(name).ok_or_else(bad)?);
+        let (root, given) = (self.inside.root.clone(), self.given.clone());
+        // A link may have been put in its place.
+        let path = off_thread(move || {
+            let real = path.canonicalize().map_err(|e| StoreError::disk("follow", &path, e))?;
+            if real.starts_with(&root) {
+                return Ok(real);
+            }
+            Err(StoreError::Escapes { path: given, found: format!("a link leads to {}", real.display()) })
+        })
+        .await?;
+        let opening = async {
+            let mut file = tokio::fs::File::open(&path).await?;
+            file.seek(std::io::SeekFrom::Start(range.start)).await?;
+            Ok::<_, std::io::Error>(file)
+        };
+        let file = opening.await.map_err(|e| StoreError::disk("open", &path, e))?;
+        let left = range.end.saturating_sub(range.start);
+        let pieces = stream::try_unfold((file.take(left), left, path), |(mut file, left, path)| async move {
+            if left == 0 {
+                return Ok(None);
+            }
+            let mut piece = Vec::with_capacity(PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES)));
+            let read = file.read_buf(&mut piece).await.and_then(|read| match read {
+                0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+                read => Ok(read as u64),
+            });
+            let read = read.map_err(|e| StoreError::disk("read", &path, e))?;
+            Ok(Some((Bytes::from(piece), (file, left - read, path))))
+        });
+        Ok(pieces.boxed())
+    }
+
     async fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.inside.path.join(name);
         off_thread(move || disk::remove(&path)).await
@@ -176,5 +246,80 @@ impl Area for Folder {
         let path = &self.inside.path;
         let free = disk::free_bytes(path).map_err(|e| StoreError::disk("look at", path, e))?;
         Ok(Some((path.clone(), free)))
+    }
+}
+
+/// A folder of a volume as a mirror: its files are copied and looked at as if they came from far away.
+#[derive(Clone, Debug)]
+pub(crate) struct FolderRemote {
+    folder: Folder,
+    patience: Patience,
+}
+
+impl FolderRemote {
+    /// What is known of a file before it is read: its size, and when it was written last.
+    fn object(&self, name: String) -> Result<Object, StoreError> {
+        let root = &self.folder.inside.path;
+        let path = if root.is_file() { root.clone() } else { root.join(&name) };
+        let meta = path.metadata().map_err(|e| StoreError::disk("look at", &path, e))?;
+        let etag = Some(format!("modified {}.{:09}", meta.mtime(), meta.mtime_nsec()));
+        Ok(Object { name, key: path.display().to_string(), bytes: meta.len(), etag, sha256: None })
+    }
+}
+
+#[async_trait]
+impl Remote for FolderRemote {
+    fn url(&self, name: &str) -> String {
+        self.folder.inside.path.join(name).display().to_string().trim_end_matches('/').to_owned()
+    }
+
+    fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    async fn list(&self, _: Option<&Pin>) -> Result<Listing, StoreError> {
+        let here = self.clone();
+        off_thread(move || {
+            let files = here.folder.files()?;
+            let objects = files.into_iter().map(|file| here.object(file.path)).collect::<Result<_, _>>()?;
+            Ok(Listing { objects, one: here.folder.inside.path.is_file(), version: None })
+        })
+        .await
+    }
+
+    async fn read(&self, object: &Object, range: Range<u64>) -> Result<Body, StoreError> {
+        let path = PathBuf::from(&object.key);
+        let file = File::open(&path).map_err(|e| StoreError::disk("open", &path, e))?;
+        let (file, path) = (Arc::new(file), Arc::new(path));
+        let blocks = stream::unfold(range, move |left| {
+            let (file, path) = (file.clone(), path.clone());
+            async move {
+                if left.is_empty() {
+                    return None;
+                }
+                let read = off_thread(move || {
+                    let mut block = vec![0; (left.end - left.start).min(disk::BLOCK as u64) as usize];
+                    let n = file.read_at(&mut block, left.start).map_err(|e| StoreError::disk("read", &path, e))?;
+                    block.truncate(n);
+                    Ok((Bytes::from(block), left.start + n as u64..left.end))
+                });
+                match read.await {
+                    // Shorter than it was: the end of the answer.
+                    Ok((block, _)) if block.is_empty() => None,
+                    Ok((block, left)) => Some((Ok(block), left)),
+                    Err(error) => Some((Err(error), 0..0)),
+                }
+            }
+        });
+        Ok(blocks.boxed())
+    }
+
+    async fn again(&self, object: &Object) -> Result<Object, StoreError> {
+        let (here, name) = (self.clone(), object.name.clone());
+        off_thread(move || here.object(name)).await
+    }
+
+    fn cut_short(&self, object: &Object, _: u64) -> StoreError {
+        StoreError::Changed { place: self.url(&object.name) }
     }
 }

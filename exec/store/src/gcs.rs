@@ -21,15 +21,15 @@ pub(crate) const GCS: Service = Service {
     own_fault: &[
         (
             "authError",
-            "the worker's token is not valid, or not any more: check GOOGLE_APPLICATION_CREDENTIALS, or gcs.credentialFile or gcs.tokenFile in node.yaml, and this node's clock",
+            "the worker's token is not valid, or not any more: check GOOGLE_APPLICATION_CREDENTIALS, or store.gcs.credentialFile or tokenFile in node.yaml, and this node's clock",
         ),
         ("required", UNSIGNED),
     ],
-    may_not: "the worker's credentials (GOOGLE_APPLICATION_CREDENTIALS or gcs in node.yaml) need storage.objects.list, .get and, for destinations, .create and .delete on this bucket",
+    may_not: "the worker's credentials (GOOGLE_APPLICATION_CREDENTIALS or store.gcs in node.yaml) need storage.objects.list, .get and, for destinations, .create and .delete on this bucket",
     unsigned: UNSIGNED,
 };
 
-const UNSIGNED: &str = "this node has no credentials for Google Cloud Storage: set GOOGLE_APPLICATION_CREDENTIALS for the worker, or gcs in node.yaml (gcs.anonymous for public buckets)";
+const UNSIGNED: &str = "this node has no credentials for Google Cloud Storage: set GOOGLE_APPLICATION_CREDENTIALS for the worker, or store.gcs in node.yaml (store.gcs.anonymous for public buckets)";
 
 /// A source.
 pub(crate) fn source(store: &Store, location: &Location) -> Result<Source, StoreError> {

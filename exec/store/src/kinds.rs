@@ -7,7 +7,8 @@ use crate::{
     Store, azblob,
     error::StoreError,
     folder::Folder,
-    gcs, git,
+    gcs, git, http, hub,
+    peer::Peer,
     place::{Area, Source},
     s3,
 };
@@ -27,7 +28,12 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind { name: "local", source: Some(Folder::source), area: Some(Folder::area) },
     Kind { name: "s3", source: Some(s3::source), area: Some(s3::area) },
     Kind { name: "gcs", source: Some(gcs::source), area: Some(gcs::area) },
+    Kind { name: "submitted", source: Some(Peer::source), area: None },
+    // What it comes to where the task had no destination.
+    Kind { name: "task", source: Some(Peer::source), area: None },
     Kind { name: "azblob", source: Some(azblob::source), area: Some(azblob::area) },
+    Kind { name: "huggingface", source: Some(hub::source), area: Some(hub::area) },
+    Kind { name: "http", source: Some(http::source), area: None },
     Kind { name: "git", source: Some(git::source), area: None },
 ];
 

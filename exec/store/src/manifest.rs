@@ -6,6 +6,7 @@ use mloc_core::{
     id::AttemptId,
     ledger::entry::{Artifact, TaskResult},
 };
+use mloc_exec::Lineage;
 use serde::{Deserialize, Serialize};
 
 use crate::{disk, error::StoreError};
@@ -32,6 +33,9 @@ pub struct Manifest {
     /// Figures of the run.
     #[serde(default)]
     pub summary: BTreeMap<String, serde_json::Value>,
+    /// The run that made it, of a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<Lineage>,
 }
 
 impl Manifest {

@@ -1,4 +1,4 @@
-//! Bytes moved, told to whoever shows them.
+//! Bytes moved, told to whoever shows them, and held to the node's rate.
 
 use std::sync::{
     Arc,
@@ -6,6 +6,15 @@ use std::sync::{
 };
 
 use mloc_exec::{Moved, OnMoved};
+
+use crate::rate::Limit;
+/// Bytes that went over a line or between disks since this process started, useless ones included.
+static MOVED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes that transfers of this process have moved, in whichever direction: a figure for whoever watches.
+pub fn bytes_moved() -> u64 {
+    MOVED.load(Ordering::Relaxed)
+}
 
 /// Counts the bytes of one transfer.
 #[derive(Clone)]
@@ -16,17 +25,36 @@ pub(crate) struct Meter {
     own: Arc<AtomicU64>,
     total: u64,
     tell: OnMoved,
+    limit: Limit,
 }
 
 impl Meter {
     pub fn new(total: u64, tell: OnMoved) -> Self {
         tell(Moved { done: 0, total });
-        Self { done: Arc::default(), fetched: Arc::default(), own: Arc::default(), total, tell }
+        Self {
+            done: Arc::default(),
+            fetched: Arc::default(),
+            own: Arc::default(),
+            total,
+            tell,
+            limit: Limit::default(),
+        }
+    }
+
+    /// Held to a rate: for transfers that go over a line.
+    pub fn at(self, limit: &Limit) -> Self {
+        Self { limit: limit.clone(), ..self }
+    }
+
+    /// Waits until so many bytes may pass.
+    pub async fn pass(&self, bytes: u64) {
+        self.limit.pass(bytes).await;
     }
 
     /// Bytes were moved just now.
     pub fn moved(&self, bytes: u64) {
         self.fetched.fetch_add(bytes, Ordering::Relaxed);
+        MOVED.fetch_add(bytes, Ordering::Relaxed);
         self.found(bytes);
     }
 

@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use mloc_core::ledger::entry::Artifact;
 
-use crate::{disk::Stamp, error::StoreError, folder::Folder, git::Git, meter::Meter, remote::Remote};
+use crate::{
+    disk::Stamp,
+    error::StoreError,
+    folder::Folder,
+    git::Git,
+    meter::Meter,
+    remote::{Body, Remote},
+};
 
 /// Something to read from.
 #[derive(Debug)]
@@ -23,7 +31,8 @@ pub(crate) enum Source {
     Remote(Box<dyn Remote>),
 }
 
-/// Something to write to: a folder of a volume, a prefix of a bucket. Results and checkpoints lie in areas. Names have
+/// Something to write to: a folder of a volume, a prefix of a bucket, a branch of a repository of the Hub, where nothing
+/// that was put is seen before [`Area::put_new`] commits it. Results and checkpoints lie in areas. Names have
 /// been checked by [`crate::disk::below`], or are ours.
 ///
 /// Every call tries again by itself as long as the node's patience lasts.
@@ -55,11 +64,25 @@ pub(crate) trait Area: fmt::Debug + Send + Sync {
     /// missing is [`StoreError::Damaged`]: a manifest has named it.
     async fn fetch(&self, files: &[Artifact], folder: &Path, meter: &Meter) -> Result<Vec<Stamp>, StoreError>;
 
+    /// A part of a file of it, as it arrives. Tries once.
+    async fn read(&self, name: &str, _range: Range<u64>) -> Result<Body, StoreError> {
+        Err(StoreError::NotFound {
+            place: self.join(name).url(),
+            found: "single files are not read from this kind of place".into(),
+            hint: "fetch it from there".into(),
+        })
+    }
+
     /// Removes one file; not there is fine.
     async fn remove(&self, name: &str) -> Result<(), StoreError>;
 
     /// Removes all below this area.
     async fn remove_all(&self) -> Result<(), StoreError>;
+
+    /// Whether the files of a result appear with its manifest, all at once, so that a dead writer leaves none.
+    fn appears_whole(&self) -> bool {
+        false
+    }
 
     /// Clears away what dead writers left in the folders of these names. Areas whose writers leave nothing have nothing
     /// to do.

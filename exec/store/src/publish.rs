@@ -11,12 +11,13 @@ use mloc_core::{
     ledger::entry::{Artifact, TaskResult},
     task::spec::Location,
 };
-use mloc_exec::{OnMoved, Output};
+use mloc_exec::{Lineage, ModuleOutput, OnMoved, Output};
 
 use crate::{
     Store,
-    disk::{self, off_thread},
+    disk::{self, off_thread, until_dropped},
     error::StoreError,
+    leftovers::{self, UPLOADING},
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
     place::Area,
@@ -39,16 +40,43 @@ impl Store {
         summary: BTreeMap<String, serde_json::Value>,
         tell: OnMoved,
     ) -> Result<TaskResult, StoreError> {
+        let made = ModuleOutput { outputs: outputs.to_vec(), summary };
+        self.publish_made(attempt, destination, folder, &made, None, tell).await
+    }
+
+    /// [`Self::publish`] with a word in the manifest on where the result comes from.
+    ///
+    /// # Errors
+    /// Those of [`Self::publish`].
+    pub async fn publish_made(
+        &self,
+        attempt: &AttemptId,
+        destination: Option<&Location>,
+        folder: &Path,
+        made: &ModuleOutput,
+        lineage: Option<Lineage>,
+        tell: OnMoved,
+    ) -> Result<TaskResult, StoreError> {
+        let outputs = &made.outputs;
+        let manifest = |files| Manifest {
+            format: FORMAT,
+            attempt: attempt.clone(),
+            step: None,
+            files,
+            summary: made.summary.clone(),
+            lineage: lineage.clone(),
+        };
         let sizes = sizes(folder, outputs)?;
-        let meter = Meter::new(sizes.iter().sum(), tell);
+        let meter = Meter::new(sizes.iter().sum(), tell).at(&self.limit);
         let Some(destination) = destination else {
-            return stay(folder, outputs, summary, &meter).await;
+            return stay(folder, outputs, manifest, &meter).await;
         };
         let place = self.area(destination)?;
         let all: Vec<&str> = outputs.iter().map(|o| o.path.as_str()).chain([MANIFEST]).collect();
-        if let Some(result) = published(&*place, attempt).await? {
+        if let Some(there) = published(&*place, attempt).await? {
             place.sweep(&all).await;
-            return Ok(result);
+            leftovers::clear(&*place, &there).await;
+            return Ok(there.into_result(place.url()));
         }
         // Said before the first byte when they will not all fit.
         if let Some((folder, free)) = place.free_bytes()? {
@@ -57,19 +85,22 @@ impl Store {
                 return Err(StoreError::NoSpace { folder, needed, free });
             }
         }
+        leftovers::announce(&*place, attempt, outputs.iter().map(|o| o.path.as_str()), &meter).await?;
         let mut files = Vec::with_capacity(outputs.len());
         for output in outputs {
             let stamp = place.put(&output.path, &folder.join(&output.path), &meter).await?;
             files.push(artifact(output, stamp));
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
-        let manifest = Manifest { format: FORMAT, attempt: attempt.clone(), step: None, files, summary };
+        let manifest = manifest(files);
         if !place.put_new(MANIFEST, manifest.to_bytes()?, &meter).await? {
             // Somebody was faster; perhaps this very attempt, whose answer was lost.
-            return published(&*place, attempt).await?.ok_or_else(|| StoreError::Changed { place: place.url() });
+            let there = published(&*place, attempt).await?;
+            return there.map(|m| m.into_result(place.url())).ok_or_else(|| StoreError::Changed { place: place.url() });
         }
         // What dead attempts were writing when they died; the result is whole without it.
         place.sweep(&all).await;
+        leftovers::clear(&*place, &manifest).await;
         Ok(manifest.into_result(place.url()))
     }
 
@@ -83,11 +114,12 @@ impl Store {
         attempt: &AttemptId,
         destination: &Location,
     ) -> Result<Option<TaskResult>, StoreError> {
-        published(&*self.area(destination)?, attempt).await
+        let place = self.area(destination)?;
+        Ok(published(&*place, attempt).await?.map(|manifest| manifest.into_result(place.url())))
     }
 }
 
-async fn published(place: &dyn Area, attempt: &AttemptId) -> Result<Option<TaskResult>, StoreError> {
+async fn published(place: &dyn Area, attempt: &AttemptId) -> Result<Option<Manifest>, StoreError> {
     let Some(bytes) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? else { return Ok(None) };
     let manifest = Manifest::read(&place.join(MANIFEST).url(), &bytes)?;
     let of = &manifest.attempt;
@@ -95,35 +127,40 @@ async fn published(place: &dyn Area, attempt: &AttemptId) -> Result<Option<TaskR
         let replica = if of.task == attempt.task { format!(" (replica {})", of.replica) } else { String::new() };
         return Err(StoreError::Taken { place: place.url(), task: format!("{}{replica}", of.task) });
     }
-    Ok(Some(manifest.into_result(place.url())))
+    Ok(Some(manifest))
 }
 
-/// No destination: the artifacts stay in the attempt's folder.
+/// No destination: the artifacts stay in the attempt's folder, with a manifest as at any destination.
 async fn stay(
     folder: &Path,
     outputs: &[Output],
-    summary: BTreeMap<String, serde_json::Value>,
+    manifest: impl FnOnce(Vec<Artifact>) -> Manifest,
     meter: &Meter,
 ) -> Result<TaskResult, StoreError> {
     let (from, all, meter) = (folder.to_owned(), outputs.to_vec(), meter.clone());
-    let mut artifacts = off_thread(move || {
-        let mut artifacts = Vec::with_capacity(all.len());
+    let files = off_thread(move || {
+        let mut files = Vec::with_capacity(all.len());
         for output in &all {
             let stamp = disk::stamp(&from.join(&output.path))?;
             meter.found(stamp.bytes);
-            artifacts.push(artifact(output, stamp));
+            files.push(artifact(output, stamp));
         }
-        Ok::<_, StoreError>(artifacts)
+        files.sort_by(|a: &Artifact, b| a.path.cmp(&b.path));
+        // A module without outputs may have made no folder.
+        disk::make_folder(&from)?;
+        Ok::<_, StoreError>(files)
     })
     .await?;
-    artifacts.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(TaskResult { location: folder.display().to_string(), artifacts, summary })
+    let manifest = manifest(files);
+    let (path, bytes) = (folder.join(MANIFEST), manifest.to_bytes()?);
+    until_dropped(move |halt| disk::write(&path, &bytes, halt)).await?;
+    Ok(manifest.into_result(folder.display().to_string()))
 }
 
 fn sizes(folder: &Path, outputs: &[Output]) -> Result<Vec<u64>, StoreError> {
     let size = |output: &Output| {
         let name = disk::below(&output.path)
-            .filter(|_| output.path != MANIFEST)
+            .filter(|_| ![MANIFEST, UPLOADING].contains(&output.path.as_str()))
             .ok_or_else(|| StoreError::BadName { place: folder.display().to_string(), name: output.path.clone() })?;
         let path = folder.join(name);
         std::fs::metadata(&path).map(|m| m.len()).map_err(|e| StoreError::disk("look at", &path, e))

@@ -2,30 +2,29 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{File, TryLockError},
+    fs::File,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::Arc,
 };
 
 use mloc_core::task::spec::{Location, Pin};
-use mloc_exec::{MakeRoom, OnMoved};
+use mloc_exec::{MakeRoom, OnMoved, OnSaid};
 
 use crate::{
     Store,
+    cache::{Filled, FilledFile, Shelf},
     disk::{self, off_thread},
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
-    place::Source,
+    mirror::{self, Way},
+    rate::Limit,
     remote::{Object, Remote},
     transfer::{self, Fetched},
 };
 
-/// How often a pull looks whether another one of the same source is done.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
-
 /// A source that can be opened.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Pulled {
     /// The folder, or the file where the source is one file.
     pub path: PathBuf,
@@ -39,6 +38,8 @@ pub struct Pulled {
     pub fetched: u64,
     /// What it was: a later pull with this gets the same or an error. `local` sources have no versions.
     pub pin: Option<Pin>,
+    /// Of a cached one: it is not evicted while this is open, in whatever process.
+    pub held: Option<Arc<File>>,
 }
 
 /// A file of a source.
@@ -53,9 +54,10 @@ pub struct PulledFile {
 }
 
 impl Store {
-    /// Brings a source to this node, below `folder`, and goes on where an earlier try of the same source stopped.
-    /// `local` sources are used where they lie. Two pulls into one folder wait for one another, whatever process
-    /// they are in. With a `pin` it is what was pinned, or [`StoreError::OtherVersion`]. Dropped, it leaves parts that the next one uses. Where the disk is too full, `room` is asked first.
+    /// Brings a source to this node, into `folder`, past the cache, and goes on where an earlier try of the same source
+    /// stopped. `local` sources are used where they lie. Two pulls into one folder wait for one another, whatever process
+    /// they are in. With a `pin` it is what was pinned, or [`StoreError::OtherVersion`]. Dropped, it leaves parts that the
+    /// next one uses. Where the disk is too full, `room` is asked first.
     ///
     /// # Errors
     /// See [`StoreError`]; [`StoreError::class`] says which are worth another try.
@@ -67,52 +69,156 @@ impl Store {
         room: MakeRoom,
         tell: OnMoved,
     ) -> Result<Pulled, StoreError> {
-        match self.source(source)? {
-            Source::Folder(place) => off_thread(move || place.use_in_place(&tell)).await,
-            Source::Git(git) => git.pull(pin, folder, room, tell).await,
-            Source::Remote(remote) => pull_remote(&*remote, pin, folder, self.config.reserve_bytes, room, tell).await,
+        let say: OnSaid = Arc::new(|text| tracing::info!("{text}"));
+        self.bring(source, pin, &Shelf::plain(folder, room, say), tell).await
+    }
+
+    /// The same through this node's cache. What is there and pinned takes no request; what is not pinned takes the one
+    /// that says which version is newest. `say` gets sentences for the attempt's log.
+    ///
+    /// # Errors
+    /// As [`Store::pull`].
+    pub async fn pull_cached(
+        &self,
+        source: &Location,
+        pin: Option<&Pin>,
+        tell: OnMoved,
+        say: OnSaid,
+    ) -> Result<Pulled, StoreError> {
+        let shelf = Shelf::of(&self.cache, source, say);
+        if let Some(pin) = pin
+            && let Some(there) = shelf.there(pin, false).await?
+        {
+            Meter::new(there.bytes, tell).found(there.bytes);
+            return Ok(there);
+        }
+        if pin.is_none()
+            && self.config.offline
+            && let Some(there) = shelf.newest().await?
+        {
+            shelf.say("this node is offline: it is what was pulled last");
+            Meter::new(there.bytes, tell).found(there.bytes);
+            return Ok(there);
+        }
+        self.bring(source, pin, &shelf, tell).await
+    }
+
+    async fn bring(
+        &self,
+        source: &Location,
+        pin: Option<&Pin>,
+        shelf: &Shelf,
+        tell: OnMoved,
+    ) -> Result<Pulled, StoreError> {
+        let pull = async |remote: &dyn Remote, mark| {
+            let errand = Errand { pin, mark, reserve: self.config.reserve_bytes, limit: &self.limit };
+            pull_remote(remote, errand, shelf, tell.clone()).await
+        };
+        match mirror::way(self, source)? {
+            Way::Folder(place) => off_thread(move || place.use_in_place(&tell)).await,
+            Way::Git(git) => git.pull(pin, shelf, &self.limit, tell).await,
+            Way::Origin(remote) => pull(&*remote, "").await,
+            Way::Beside(remote) => match pull(&remote, "").await {
+                // Not the origin's bytes: those of the mirror are let go, and it is asked no more.
+                Err(why @ StoreError::Damaged { .. }) if remote.leave_mirrors(&why) => {
+                    pull(&*remote.into_origin(), "").await
+                }
+                ended => ended,
+            },
+            Way::Instead { remote, mark } => pull(&*remote, &mark).await,
         }
     }
 }
 
+/// What a pull is to bring, and how.
+#[derive(Clone, Copy)]
+struct Errand<'e> {
+    /// The version, as the ledger has it.
+    pin: Option<&'e Pin>,
+    /// What pins of this way begin with.
+    mark: &'e str,
+    /// Bytes to leave free.
+    reserve: u64,
+    limit: &'e Limit,
+}
+
+/// A source on the other side of a line. One that is `there` is not fetched; of one that is not, only what the shelf
+/// cannot lend.
 async fn pull_remote(
     remote: &dyn Remote,
-    pin: Option<&Pin>,
-    folder: &Path,
-    reserve: u64,
-    room: MakeRoom,
+    errand: Errand<'_>,
+    shelf: &Shelf,
     tell: OnMoved,
 ) -> Result<Pulled, StoreError> {
-    let listing = remote.list(pin).await?;
+    let Errand { pin, mark, reserve, limit } = errand;
+    let bare = pin.map(|pin| mirror::unmarked(pin, mark, remote.url(""))).transpose()?;
+    let listing = remote.list(bare.as_ref()).await?;
     let objects = &listing.objects;
     if objects.is_empty() {
         return Err(StoreError::Empty { place: remote.url("") });
     }
-    still(remote, pin, &listing.pin(objects.iter()))?;
-    let _alone = alone(folder).await?;
+    let listed = mirror::marked(listing.pin(objects.iter()), mark);
+    // What does not say its size beforehand is compared when it is here.
+    if !remote.one_stream() {
+        still(remote, pin, &listed)?;
+    }
+    let meter = Meter::new(objects.iter().map(|o| o.bytes).sum(), tell).at(limit);
+    if let Some(there) = shelf.there(&listed, pin.is_none()).await? {
+        meter.found(there.bytes);
+        return Ok(there);
+    }
+    let turn = shelf.alone().await?;
+    if turn.waited
+        && let Some(there) = shelf.there(&listed, pin.is_none()).await?
+    {
+        meter.found(there.bytes);
+        return Ok(there);
+    }
+    let folder = shelf.folder();
     let (known, into) = (objects.clone(), folder.to_owned());
     off_thread(move || {
-        transfer::remove_others(&known, &into)?;
-        enough_room(&known, &into, reserve, &room)
+        disk::make_folder(&into.join(transfer::UNDER_WAY))?;
+        transfer::remove_others(&known, &into)
     })
     .await?;
-    let bytes = objects.iter().map(|o| o.bytes).sum();
-    let meter = Meter::new(bytes, tell);
-    let fetched = transfer::fetch(remote, objects, folder, &meter).await?;
+    let lent = shelf.lend(objects, folder, &turn).await?;
+    let missing: Vec<_> =
+        objects.iter().zip(&lent).filter(|(_, lent)| lent.is_none()).map(|(o, _)| o.clone()).collect();
+    let (known, here) = (missing.clone(), shelf.clone());
+    off_thread(move || enough_room(&known, &here, reserve)).await?;
+    meter.found(lent.iter().flatten().map(|stamp| stamp.bytes).sum());
+    let mut came = transfer::fetch(remote, &missing, folder, &meter).await?.into_iter();
+    let fetched: Vec<_> = objects
+        .iter()
+        .zip(lent)
+        .filter_map(|(object, lent)| match lent {
+            Some(stamp) => Some(Fetched { object: object.clone(), stamp }),
+            None => came.next(),
+        })
+        .collect();
     if let Err(damaged) = check_manifest(remote, &fetched, folder) {
         // What lies here is not to be taken for whole by the next try.
         disk::remove_all(&folder.join(transfer::UNDER_WAY))?;
         return Err(damaged);
     }
     // A file that changed under way has come in another version than was listed.
-    let arrived = listing.pin(fetched.iter().map(|f| &f.object));
+    let arrived = mirror::marked(listing.pin(fetched.iter().map(|f| &f.object)), mark);
     still(remote, pin, &arrived)?;
-    let path = if listing.one { folder.join(&objects[0].name) } else { folder.to_owned() };
-    let file = |f: Fetched| PulledFile { path: f.object.name, bytes: f.stamp.bytes, sha256: Some(f.stamp.sha256) };
-    let files: Vec<_> = fetched.into_iter().map(file).collect();
-    // Sizes may have changed with a file that was begun again.
-    let bytes = files.iter().map(|f| f.bytes).sum();
-    Ok(Pulled { path, in_place: false, files, bytes, fetched: meter.fetched(), pin: Some(arrived) })
+    let named = |f: &Fetched| f.object.etag.is_some() || f.object.sha256.is_some();
+    let filled = Filled {
+        place: remote.url(""),
+        at: folder.to_owned(),
+        pin: arrived,
+        exact: listing.version.is_some() || fetched.iter().all(named),
+        one: listing.one,
+        files: fetched
+            .into_iter()
+            .map(|f| FilledFile { name: f.object.name, etag: f.object.etag, stamp: f.stamp, executable: false })
+            .collect(),
+        links: Vec::new(),
+        fetched: meter.fetched(),
+    };
+    shelf.keep(filled, &turn).await
 }
 
 /// Whether a source is what was pinned.
@@ -125,15 +231,16 @@ fn still(remote: &dyn Remote, pin: Option<&Pin>, found: &Pin) -> Result<(), Stor
     }
 }
 
-/// Says it before the first byte when they will not all fit, even with what `room` could free.
-fn enough_room(objects: &[Object], folder: &Path, reserve: u64, room: &MakeRoom) -> Result<(), StoreError> {
+/// Says it before the first byte when they will not all fit, even with what the shelf could free.
+fn enough_room(objects: &[Object], shelf: &Shelf, reserve: u64) -> Result<(), StoreError> {
+    let folder = shelf.folder();
     let missing = transfer::missing_bytes(objects, folder)?;
     let needed = missing.saturating_add(reserve);
     let free = || disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e));
     if missing == 0 || needed <= free()? {
         return Ok(());
     }
-    room(needed);
+    shelf.make_room(needed);
     match free()? {
         free if needed > free => Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free }),
         _ => Ok(()),
@@ -160,19 +267,4 @@ fn check_manifest(remote: &dyn Remote, fetched: &[Fetched], folder: &Path) -> Re
         }
     }
     Ok(())
-}
-
-/// Waits until no other pull fills this folder. The lock goes with its process.
-pub(crate) async fn alone(folder: &Path) -> Result<File, StoreError> {
-    let way = folder.join(transfer::UNDER_WAY);
-    disk::make_folder(&way)?;
-    let path = way.join("lock");
-    let lock = File::create(&path).map_err(|e| StoreError::disk("create", &path, e))?;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(TryLockError::WouldBlock) => tokio::time::sleep(LOOK_AGAIN).await,
-            Err(TryLockError::Error(e)) => return Err(StoreError::disk("lock", &path, e)),
-        }
-    }
 }

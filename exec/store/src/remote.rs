@@ -24,6 +24,15 @@ pub(crate) struct Object {
     pub sha256: Option<String>,
 }
 
+/// What tells whether bytes are those that were meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Digest {
+    /// Their SHA-256, hex.
+    Sha256(String),
+    /// The name of the blob that git makes of them: the SHA-1 of a head and the bytes, hex.
+    GitBlob(String),
+}
+
 /// What a source holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Listing {
@@ -76,6 +85,17 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
 
     /// The version of a file that is there now. Tries again by itself.
     async fn again(&self, object: &Object) -> Result<Object, StoreError>;
+
+    /// What the bytes of a file must come to, where that is known beforehand.
+    fn digest(&self, object: &Object) -> Option<Digest> {
+        object.sha256.clone().map(Digest::Sha256)
+    }
+
+    /// Whether a file can only be had from its first byte to its last, as the listing has shown. Its size is then 0 where
+    /// nobody says it beforehand.
+    fn one_stream(&self) -> bool {
+        false
+    }
 
     /// An error for an answer that ended before its time: the line broke.
     fn cut_short(&self, object: &Object, at: u64) -> StoreError;

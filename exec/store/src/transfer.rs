@@ -4,6 +4,8 @@
 //! A file is written as `.mloc-pull/VERSION.part` and described by `.mloc-pull/NAME.json`: which version of the object
 //! (ETag, size), which chunks are on the disk, and, once whole, its digest. Only then it gets its name.
 
+mod one_stream;
+
 use std::{
     collections::BTreeSet,
     fs::{self, File},
@@ -23,7 +25,7 @@ use crate::{
     disk::{self, Halt, Stamp, off_thread},
     error::StoreError,
     meter::Meter,
-    remote::{Object, Remote},
+    remote::{Digest, Object, Remote},
 };
 
 /// Folder of what is under way, below the one that is filled.
@@ -67,9 +69,11 @@ impl Part {
         }
     }
 
-    /// Whether this is of that version of that object. Without an ETag nothing says so, and it is begun again.
+    /// Whether this is of that version of that object. Without an ETag nothing says so, and it is begun again. Not every
+    /// source says beforehand how large it is.
     fn is_of(&self, object: &Object) -> bool {
-        self.etag.is_some() && (&self.name, &self.etag, self.bytes) == (&object.name, &object.etag, object.bytes)
+        let same_size = self.bytes == object.bytes || object.bytes == 0;
+        self.etag.is_some() && (&self.name, &self.etag) == (&object.name, &object.etag) && same_size
     }
 
     fn range(&self, chunk: u64) -> std::ops::Range<u64> {
@@ -231,17 +235,27 @@ async fn fetch_file(
         };
         if let Some(sha256) = part.sha256 {
             meter.found(part.bytes);
+            object.bytes = part.bytes;
             return Ok(Fetched { object, stamp: Stamp { bytes: part.bytes, sha256 } });
         }
-        meter.found(part.there());
-        match fetch_chunks(remote, &object, &paths, part, meter, lanes).await {
+        let ended = if remote.one_stream() {
+            one_stream::fetch(remote, &object, &paths, meter).await
+        } else {
+            meter.found(part.there());
+            fetch_chunks(remote, &object, &paths, part, meter, lanes).await
+        };
+        match ended {
+            Ok(stamp) => {
+                object.bytes = stamp.bytes;
+                return Ok(Fetched { object, stamp });
+            }
             Err(StoreError::Changed { .. }) if restarts < RESTARTS => {
                 restarts += 1;
                 tracing::info!(place = remote.url(&object.name), "changed while it was read: the file is begun again");
                 meter.start_over();
                 object = remote.again(&object).await?;
             }
-            ended => return ended.map(|stamp| Fetched { object, stamp }),
+            Err(error) => return Err(error),
         }
     }
 }
@@ -280,20 +294,25 @@ async fn fetch_chunks(
     });
     let all: Vec<()> = stream::iter(chunks).buffer_unordered(AT_ONCE).try_collect().await?;
     drop(all);
+    let part = state.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    name_it(remote, object, paths, part).await
+}
+
+/// All bytes of it are on the disk: its digest, and then its name.
+async fn name_it(remote: &dyn Remote, object: &Object, paths: &Paths, mut part: Part) -> Result<Stamp, StoreError> {
     // Servers that know no If-Match would have given us two halves of different files.
     let now = remote.again(object).await?;
     if (&now.etag, now.bytes) != (&object.etag, object.bytes) {
         return Err(StoreError::Changed { place: remote.url(&object.name) });
     }
-    let (paths, must, place) = (paths.clone(), object.sha256.clone(), remote.url(&object.name));
+    let (paths, must, place) = (paths.clone(), remote.digest(object), remote.url(&object.name));
     off_thread(move || {
         let stamp = disk::stamp(&paths.part)?;
-        if let Some(must) = must.filter(|must| *must != stamp.sha256) {
+        if let Some(found) = must.map(|must| differs(&paths.part, &stamp, &must)).transpose()?.flatten() {
             // What lies here is not to be taken for whole by the next try.
             disk::remove(&paths.state)?;
-            return Err(StoreError::Damaged { place, found: format!("SHA-256 is {}, not {must}", stamp.sha256) });
+            return Err(StoreError::Damaged { place, found });
         }
-        let mut part = state.lock().unwrap_or_else(PoisonError::into_inner).clone();
         part.sha256 = Some(stamp.sha256.clone());
         // Its name is given after this, which leaves the time as it is.
         part.modified = fs::metadata(&paths.part).ok().map(|m| (m.mtime(), m.mtime_nsec()));
@@ -307,6 +326,15 @@ async fn fetch_chunks(
         Ok(stamp)
     })
     .await
+}
+
+/// What a file has for a digest, when it is another one than it must have.
+fn differs(path: &Path, stamp: &Stamp, must: &Digest) -> Result<Option<String>, StoreError> {
+    let (what, found, must) = match must {
+        Digest::Sha256(must) => ("SHA-256", stamp.sha256.clone(), must),
+        Digest::GitBlob(must) => ("git blob", disk::git_blob(path)?, must),
+    };
+    Ok((found != *must).then(|| format!("its {what} is {found}, not {must}")))
 }
 
 /// The file chunks are written to, at its full length.
@@ -359,6 +387,7 @@ async fn read_on(
     loop {
         let next = stream.try_next().await;
         if let Ok(Some(bytes)) = &next {
+            meter.pass(bytes.len() as u64).await;
             let room = (end - *at) as usize - held.len();
             held.extend_from_slice(&bytes[..bytes.len().min(room)]);
         }

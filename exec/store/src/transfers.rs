@@ -1,6 +1,6 @@
 //! The worker's side of this crate: errors become failures for the ledger.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use async_trait::async_trait;
 use mloc_core::{
@@ -8,22 +8,24 @@ use mloc_core::{
     ledger::entry::{CheckpointRef, Failure, TaskResult},
     task::spec::{Location, Pin},
 };
-use mloc_exec::{Arrived, MakeRoom, OnMoved, Output, Transfers};
+use mloc_exec::{Arrived, Lineage, ModuleOutput, OnMoved, OnSaid, Transfers};
 
 use crate::Store;
 
 #[async_trait]
 impl Transfers for Store {
-    async fn pull(
-        &self,
-        source: &Location,
-        pin: Option<&Pin>,
-        folder: &Path,
-        room: MakeRoom,
-        tell: OnMoved,
-    ) -> Result<Arrived, Failure> {
-        let pulled = Store::pull(self, source, pin, folder, room, tell).await?;
-        Ok(Arrived { path: pulled.path, pin: pulled.pin })
+    async fn pull(&self, source: &Location, pin: Option<&Pin>, tell: OnMoved, say: OnSaid) -> Result<Arrived, Failure> {
+        let pulled = self.pull_cached(source, pin, tell, say).await?;
+        Ok(Arrived { path: pulled.path, pin: pulled.pin, held: pulled.held })
+    }
+
+    fn make_room(&self, bytes: u64) {
+        self.cache().make_room(bytes);
+    }
+
+    fn tidy(&self) {
+        self.cache().tidy();
+        self.cache().keep_bound();
     }
 
     async fn fetch_checkpoint(
@@ -58,10 +60,10 @@ impl Transfers for Store {
         attempt: &AttemptId,
         destination: Option<&Location>,
         folder: &Path,
-        outputs: &[Output],
-        summary: BTreeMap<String, serde_json::Value>,
+        made: &ModuleOutput,
+        lineage: Option<Lineage>,
         tell: OnMoved,
     ) -> Result<TaskResult, Failure> {
-        Ok(Store::publish(self, attempt, destination, folder, outputs, summary, tell).await?)
+        Ok(self.publish_made(attempt, destination, folder, made, lineage, tell).await?)
     }
 }

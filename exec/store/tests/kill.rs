@@ -24,7 +24,7 @@ const LARGE: usize = 9 << 20;
 const SMALL: usize = 300_000;
 
 /// The places each case dies at; together they are all of this crate's.
-const PLACES: [(&str, &[&str]); 8] = [
+const PLACES: [(&str, &[&str]); 11] = [
     (
         "publish-local",
         &[
@@ -65,6 +65,8 @@ const PLACES: [(&str, &[&str]); 8] = [
             "store.git.placed",
         ],
     ),
+    ("cache-s3", &CACHED),
+    ("evict-s3", &EVICTED),
 ];
 const FETCHED: [&str; 7] = [
     "store.file.written",
@@ -75,6 +77,21 @@ const FETCHED: [&str; 7] = [
     "store.pull.whole",
     "store.pull.renamed",
 ];
+
+const CACHED: [&str; 11] = [
+    "store.file.written",
+    "store.file.synced",
+    "store.file.renamed",
+    "store.folder.synced",
+    "store.pull.chunk",
+    "store.pull.whole",
+    "store.pull.renamed",
+    "store.cache.blob",
+    "store.cache.built",
+    "store.cache.placed",
+    "store.cache.cleared",
+];
+const EVICTED: [&str; 1] = ["store.cache.evicted"];
 
 #[test]
 fn every_place_of_the_store_has_a_case() {
@@ -133,6 +150,10 @@ async fn run(case: &str, top: &Path, endpoint: &str, number: u32) {
             let from = Location::Git { url: endpoint.to_owned(), revision: None, path: None };
             drop(store.pull(&from, None, &top.join("m"), no_room(), unseen()).await.expect("pulled"))
         }
+        "cache-s3" => {
+            store.pull_cached(&at(endpoint, "m"), None, unseen(), unsaid()).await.expect("pulled");
+        }
+        "evict-s3" => store.cache().prune(),
         other => panic!("no case {other}"),
     }
 }
@@ -177,6 +198,9 @@ async fn at_every_failpoint_of(case: &str, endpoint: Option<&Moto>, url: &str, p
         }
         if let Some(place) = case.strip_prefix("fetch-").filter(|_| n == 1 || endpoint.is_none()) {
             run(&format!("push-{place}"), &top, url, 1).await;
+        }
+        if case == "evict-s3" {
+            run("cache-s3", &top, url, 1).await;
         }
         let death = die(case, &top, url, n);
         proof(&top, url).await;
@@ -330,4 +354,37 @@ async fn pulling_from_git() {
         assert_eq!(left, 2, "more than the lock and the record stays");
     })
     .await;
+}
+
+/// What a dead process put into the cache is taken up or fetched again, and what it was removing is gone: what comes out
+/// is whole, and nothing stays behind.
+async fn proof_of_cache(top: &Path, url: &str, bytes: &[u8]) {
+    let store = store_in(top);
+    let pulled = store.pull_cached(&at(url, "m"), None, unseen(), unsaid()).await.expect("pulled");
+    let there = contents(&pulled.path);
+    assert!(there["w.bin"] == bytes && there["config.json"] == b"{}" && there.len() == 2, "other bytes arrived");
+    drop(pulled);
+    store.cache().tidy();
+    store.cache().prune();
+    let left: Vec<_> = contents(&top.join("data/cache")).into_keys().collect();
+    assert!(left.is_empty(), "left in an empty cache: {left:?}");
+    assert_clean(&top.join("data/cache"));
+}
+
+#[tokio::test]
+async fn pulling_into_the_cache() {
+    let Some(moto) = Moto::start().await else { return };
+    let bytes = noise(5, 9 << 20);
+    moto.put("m/w.bin", &bytes).await;
+    moto.put("m/config.json", b"{}").await;
+    at_every_failpoint("cache-s3", Some(&moto), async |top, url| proof_of_cache(top, url, &bytes).await).await;
+}
+
+#[tokio::test]
+async fn evicting_from_the_cache() {
+    let Some(moto) = Moto::start().await else { return };
+    let bytes = noise(5, 1 << 20);
+    moto.put("m/w.bin", &bytes).await;
+    moto.put("m/config.json", b"{}").await;
+    at_every_failpoint("evict-s3", Some(&moto), async |top, url| proof_of_cache(top, url, &bytes).await).await;
 }

@@ -4,9 +4,16 @@ mod support;
 
 use std::{collections::BTreeMap, fs, sync::Arc};
 
-use mloc_core::ledger::entry::FailureClass;
-use mloc_exec::{Arrived, Transfers};
-use mloc_store::{MANIFEST, Store, StoreError};
+use mloc_core::{
+    id::NodeId,
+    ledger::entry::FailureClass,
+    task::spec::{Input, Pin},
+};
+use mloc_exec::{
+    Lineage, ModuleOutput, Transfers,
+    lineage::{AttemptUsage, Hardware, InputLineage},
+};
+use mloc_store::{MANIFEST, Manifest, Store, StoreError, UPLOADING};
 use support::*;
 
 #[tokio::test]
@@ -114,11 +121,90 @@ async fn a_publication_that_was_stopped_gives_no_name_any_more() {
     assert!(is_quiet.has_changed().is_ok(), "the thread is still there");
     drop(go_on);
     assert!(is_quiet.changed().await.is_err(), "it is over now");
-    assert_eq!(fs::read_dir(data.join("out")).unwrap().count(), 0, "a name was given, or a part stays behind");
+    let left: Vec<_> = contents(&data.join("out")).into_keys().collect();
+    assert_eq!(left, [UPLOADING], "a name was given, or a part stays behind");
 
     // The successor is not disturbed.
     let again = store.publish(&attempt("t", 2), Some(&to), &run, &outputs, BTreeMap::new(), unseen()).await.unwrap();
     assert_eq!(again.artifacts[0].bytes, 4 << 20);
+    assert!(!data.join("out").join(UPLOADING).exists());
+}
+
+#[tokio::test]
+async fn what_a_dead_attempt_left_is_taken_away_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    let (data, out, run) = (top.join("data"), top.join("data/out"), top.join("run"));
+    fill(&data, &[("beside.txt", b"beside")]);
+    fill(&out, &[("old/shard-1", b"half"), ("kept.txt", b"the user's"), ("model.bin", b"half")]);
+    let paths = ["old/shard-1", "model.bin", "gone", "../beside.txt", "/etc/hostname"];
+    let record = serde_json::json!({ "attempt": attempt("t", 1), "paths": paths });
+    fill(&out, &[(UPLOADING, record.to_string().as_bytes())]);
+    fill(&run, &[("model.bin", b"whole")]);
+    let store = Store::new(config(&data)).unwrap();
+    let to = local("data/out");
+
+    // One that dies in its first file still leaves word of what was there before it.
+    let (reached, mut at_block) = tokio::sync::mpsc::channel(64);
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let tell = Arc::new(move |moved: mloc_exec::Moved| {
+        if moved.done > 0 {
+            reached.try_send(moved.done).ok();
+            wait.lock().unwrap().recv().ok();
+        }
+    });
+    let (made, dead) = (outputs(&["model.bin"]), attempt("t", 2));
+    tokio::select! {
+        ended = store.publish(&dead, Some(&to), &run, &made, BTreeMap::new(), tell) => panic!("it ended: {ended:?}"),
+        block = at_block.recv() => assert!(block.is_some()),
+    }
+    drop(go_on);
+    let said: serde_json::Value = serde_json::from_slice(&fs::read(out.join(UPLOADING)).unwrap()).unwrap();
+    assert_eq!(said["paths"], serde_json::json!(["gone", "model.bin", "old/shard-1"]));
+
+    store.publish(&attempt("t", 3), Some(&to), &run, &made, BTreeMap::new(), unseen()).await.unwrap();
+    let there: Vec<_> = contents(&out).into_keys().collect();
+    assert_eq!(there, ["kept.txt", MANIFEST, "model.bin"]);
+    assert_eq!(fs::read(out.join("model.bin")).unwrap(), b"whole");
+    assert!(data.join("beside.txt").exists());
+}
+
+#[tokio::test]
+async fn a_manifest_says_where_a_result_comes_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().canonicalize().unwrap().join("data");
+    let run = dir.path().join("run");
+    fill(&data, &[("x", b"x")]);
+    fill(&run, &[("a", b"abc")]);
+    let store = Store::new(config(&data)).unwrap();
+    let lineage = Lineage {
+        task_name: "tune".into(),
+        owner: "ann".into(),
+        project: "p".into(),
+        task_type: "sft".into(),
+        inputs: BTreeMap::from([(
+            Input::Dataset,
+            InputLineage { source: local("data/x"), pin: Some(Pin { version: "0a1b".into(), files: 1, bytes: 1 }) },
+        )]),
+        hyperparameters: BTreeMap::new(),
+        mloc: "1.0.0".into(),
+        node: NodeId::new("n"),
+        hardware: Hardware { cpu_features: "x86_64".into(), threads: 2, gpu_type: String::new(), gpu_count: 0 },
+        usage: AttemptUsage { seconds: 1.5, gpu_hours: 0.0 },
+    };
+    let made = ModuleOutput { outputs: outputs(&["a"]), summary: BTreeMap::new() };
+    for to in [None, Some(local("data/out"))] {
+        let transfers: &dyn Transfers = &store;
+        let result = transfers
+            .publish(&attempt("t", 1), to.as_ref(), &run, &made, Some(lineage.clone()), unseen())
+            .await
+            .unwrap();
+        let manifest = std::path::Path::new(&result.location).join(MANIFEST);
+        let manifest = Manifest::read("it", &fs::read(manifest).unwrap()).unwrap();
+        assert_eq!(manifest.lineage.as_ref(), Some(&lineage));
+        assert_eq!(manifest.files, result.artifacts);
+    }
 }
 
 #[tokio::test]
@@ -127,9 +213,10 @@ async fn a_worker_sees_failures_with_their_class() {
     let top = dir.path().canonicalize().unwrap();
     fill(&top, &[("set.jsonl", b"{}\n")]);
     let transfers: Arc<dyn Transfers> = Arc::new(Store::new(config(&top)).unwrap());
-    let pulled = transfers.pull(&local("data/set.jsonl"), None, &top, no_room(), unseen()).await;
-    assert_eq!(pulled, Ok(Arrived { path: top.join("set.jsonl"), pin: None }));
-    let failure = transfers.pull(&local("nowhere/set.jsonl"), None, &top, no_room(), unseen()).await.unwrap_err();
+    let pulled = transfers.pull(&local("data/set.jsonl"), None, unseen(), unsaid()).await.unwrap();
+    assert_eq!((pulled.path, pulled.pin), (top.join("set.jsonl"), None));
+    assert!(pulled.held.is_none() && !top.join("cache").exists(), "it is used where it lies");
+    let failure = transfers.pull(&local("nowhere/set.jsonl"), None, unseen(), unsaid()).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Retryable, "another node may have it");
     assert!(failure.message.contains("hint: write VOLUME/relative/path"), "{}", failure.message);
 }
@@ -150,7 +237,7 @@ async fn outputs_with_path_tricks_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::new(config(dir.path())).unwrap();
     let mut said = String::new();
-    for name in ["../a", "/etc/passwd", "a/../../b", "", MANIFEST] {
+    for name in ["../a", "/etc/passwd", "a/../../b", "", MANIFEST, UPLOADING] {
         let to = local("data/out");
         let bad =
             store.publish(&attempt("t", 1), Some(&to), dir.path(), &outputs(&[name]), BTreeMap::new(), unseen()).await;

@@ -27,6 +27,7 @@ pub fn spec(name: &str) -> TaskSpec {
         request: Request { cpu_millis: 1_000, memory_bytes: GIB, ..Request::default() },
         model: None,
         dataset: None,
+        command: None,
         hyperparameters: BTreeMap::new(),
         output: spec::Output::default(),
         priority: 0,

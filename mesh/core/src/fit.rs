@@ -8,7 +8,7 @@ use crate::{
     capability::{Capability, Gpu, GpuRequest, Grant, SIMULATED},
     id::AttemptId,
     quantity::{show_bytes, show_cpu},
-    task::{TaskSpec, spec::SEVERAL_GPUS},
+    task::{TaskSpec, TaskType, spec::SEVERAL_GPUS},
 };
 
 /// What an attempt holds on a node.
@@ -164,6 +164,10 @@ impl Misfit {
                 }
                 Some(_) if name == SEVERAL_GPUS => "ask for gpu.count 1".into(),
                 Some((kind, what)) => format!("use a node whose build and configuration offer {kind} {what}"),
+                None if name == TaskType::Command.name() => {
+                    "set modules.command.enabled: true in its node.yaml, when its users may run what they like there"
+                        .into()
+                }
                 None => format!("use a build of mloc that has the module {name}"),
             },
             Misfit::TooBig { what, in_all, .. } => format!("ask for at most {in_all} of {what}, or add a larger node"),
@@ -196,6 +200,7 @@ impl fmt::Display for Misfit {
                     write!(f, "several GPUs asked: no data parallelism in this build (feature {name})")
                 }
                 Some((kind, what)) => write!(f, "no {kind} `{what}` on this node (feature {name})"),
+                None if name == TaskType::Command.name() => write!(f, "programs of users are not run on this node"),
                 None => write!(f, "no module `{name}` in this build"),
             },
             Misfit::TooBig { what, asked, in_all } => write!(f, "{what} {asked} asked: {in_all} in all"),

@@ -13,8 +13,10 @@
 //! | [`id`], [`time`], [`quantity`] | names, moments, amounts |
 //! | [`capability`], [`fit`] | what a node can do, and whether a task fits it |
 //! | [`task`] | what was typed (`raw`), what it means (`spec`), every problem at once (`validate`) |
+//! | [`files`] | files by their digests: what a submission brings along, what a node asks another for |
 //! | [`ledger`] | the replicated state: `apply` is total, usage is integers |
 //! | [`schedule`] | `solve(problem)`, and `explain`: why a task does not run |
+//! | [`survival`] | which losses a mesh survives, in words |
 //! | [`leader`] | what the orchestrator does next, from ledger, members and time |
 //! | [`worker`] | what a worker does next, from its journal and what it hears |
 //! | [`wire`] | what leader and worker say to each other |
@@ -25,12 +27,14 @@
 pub mod capability;
 #[cfg(test)]
 mod cases;
+pub mod files;
 pub mod fit;
 pub mod id;
 pub mod leader;
 pub mod ledger;
 pub mod quantity;
 pub mod schedule;
+pub mod survival;
 pub mod task;
 pub mod time;
 pub mod wire;

@@ -9,7 +9,9 @@ use mloc_core::{
     ledger::{
         Entry, Ledger, Outcome,
         entry::{CheckpointRef, Failure, FailureClass, Member, TaskResult},
-        invariants, usage,
+        invariants,
+        restore::Restore,
+        usage,
     },
     schedule::{NodeView, Problem, explain, solve},
     task::{TaskSpec, TaskType, kind::Kind, spec},
@@ -68,8 +70,9 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
             request: Request { cpu_millis, memory_bytes: 1, disk_bytes: 0, gpu },
             model: None,
             dataset: None,
+            command: None,
             hyperparameters: BTreeMap::new(),
-            output: spec::Output { destination, artifacts: Vec::new() },
+            output: spec::Output { destination, artifacts: Vec::new(), keep_ms: None },
             priority,
             depends_on,
             retry,
@@ -213,6 +216,49 @@ proptest! {
         // A replica that was restored from a snapshot has the same state.
         let snapshot = serde_json::to_string(&ledger).unwrap();
         prop_assert_eq!(serde_json::from_str::<Ledger>(&snapshot).unwrap(), ledger);
+    }
+
+    #[test]
+    fn a_restored_ledger_keeps_every_promise_and_loses_no_usage(
+        before in proptest::collection::vec(entry(), 0..80),
+        after in proptest::collection::vec(entry(), 0..60),
+        as_of in at(),
+        restored_at in at(),
+    ) {
+        let mut ledger = Ledger::default();
+        before.iter().for_each(|entry| drop(ledger.apply(entry)));
+        let founder = NodeId::new("founder");
+        let restore = Restore { as_of, at: restored_at, founder: founder.clone(), name: "f".to_owned() };
+        let mut restored = ledger.clone().restored(&restore);
+        prop_assert_eq!(invariants::all(&restored), Ok(()));
+        prop_assert_eq!(restored.live_attempts().count(), 0);
+        // What had ended is untouched; of what ran as much is counted as at the moment of the backup.
+        let sums = |ledger: &Ledger, now| usage::sums(ledger, &usage::Query::default(), now);
+        prop_assert_eq!(sums(&restored, Millis(u64::MAX)), sums(&ledger, as_of));
+        for (id, task) in &ledger.tasks {
+            prop_assert_eq!(&restored.tasks[id].ended, &task.ended, "a restore ends no task and revives none");
+        }
+        let allowed = restored.members.iter().filter(|(_, member)| member.revoked_at.is_none());
+        prop_assert_eq!(allowed.map(|(id, _)| id).collect::<Vec<_>>(), [&founder]);
+        // No number of the old mesh is given again, whatever is asked for.
+        let numbers = |ledger: &Ledger| -> Vec<AttemptId> {
+            let attempts = ledger.tasks.values().flat_map(|t| &t.replicas).flat_map(|r| &r.attempts);
+            attempts.map(|a| a.id.clone()).collect()
+        };
+        let had = numbers(&restored);
+        for entry in &after {
+            let entry = match entry.clone() {
+                Entry::Assigned { attempt, node: _, grant, capacity, at } => {
+                    let attempt = AttemptId { attempt: attempt.attempt % 4 + restored.attempts_after, ..attempt };
+                    Entry::Assigned { attempt, node: founder.clone(), grant, capacity, at }
+                }
+                other => other,
+            };
+            restored.apply(&entry);
+            prop_assert_eq!(invariants::all(&restored), Ok(()), "after {:?}", entry);
+        }
+        let new = numbers(&restored).into_iter().filter(|id| !had.contains(id));
+        prop_assert!(new.into_iter().all(|id| id.attempt > ledger.attempts_after + 1_000 - 1));
     }
 
     #[test]

@@ -64,6 +64,11 @@ impl Group {
         Ok(Self { expect, digest: hex::encode(hash.finalize()) })
     }
 
+    /// How many of them decide.
+    pub fn expect(&self) -> usize {
+        self.expect
+    }
+
     /// Equal for equal groups: nodes of different ones must not decide together.
     pub fn digest(&self) -> &str {
         &self.digest

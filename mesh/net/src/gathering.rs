@@ -4,7 +4,7 @@
 use std::{path::Path, time::Duration};
 
 use futures::{StreamExt, stream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -39,6 +39,8 @@ pub(crate) struct Gathering<'e> {
     pub founding: Option<Founding<'e>>,
     /// The last trouble told, so that each is told once.
     pub said: String,
+    /// What is waited for, in words, for whoever asks this node meanwhile.
+    pub waiting: &'e watch::Sender<String>,
 }
 
 /// This node's part in choosing a founder.
@@ -79,6 +81,7 @@ impl Gathering<'_> {
     /// # Errors
     /// When a seed refuses this node for good, or the disk does not take what must be on it.
     pub async fn run(mut self, asks: &mut mpsc::Receiver<JoinAsk>) -> anyhow::Result<Gathered> {
+        self.waiting.send_replace(format!("joining: asking {}", self.seeds.join(", ")));
         loop {
             let answers = self.ask_all(asks).await;
             let mut pause = PAUSE.mul_f64(0.5 + rand::random::<f64>());
@@ -100,7 +103,7 @@ impl Gathering<'_> {
                             JoinError::Refused { refusal: JoinRefusal::NoLeader | JoinRefusal::NotTaking, .. }
                         );
                         mesh |= has_mesh;
-                        self.say(format!("not joined yet; waiting for a seed that lets this node in: {error}"));
+                        self.say(format!("waiting for a seed that lets this node in: {error}"));
                     }
                 }
             }
@@ -119,7 +122,12 @@ impl Gathering<'_> {
                         return Ok(Gathered::Founder);
                     }
                     Verdict::GoesOn => pause = NEXT_QUESTION,
-                    Verdict::Waits { seen } => debug!(seen, "no founder yet"),
+                    Verdict::Waits { seen } => {
+                        debug!(seen, "no founder yet");
+                        let expect = founding.group.expect();
+                        let who = format!("joining: {seen} of {expect} nodes that found the mesh together are there");
+                        self.waiting.send_replace(if self.said.is_empty() { who } else { format!("{who}; {}", self.said) });
+                    }
                     Verdict::Waiting(founder) => self.say(format!(
                         "node {founder} is to found the mesh; waiting for it. If it is gone for good, remove {} from the \
                          data directories of all founding nodes and start them again",
@@ -182,6 +190,7 @@ impl Gathering<'_> {
     }
 
     fn say(&mut self, text: String) {
+        self.waiting.send_replace(format!("joining: {text}"));
         if text != self.said {
             warn!("{text}");
             self.said = text;
@@ -247,7 +256,9 @@ mod tests {
         };
         let group = expect.map(|expect| Group::new(expect, &seeds).unwrap());
         let founding = group.map(|group| Founding::new(node.dir.path(), node.endpoint.node(), group).unwrap());
-        let gathering = Gathering { endpoint: &node.endpoint, seeds: &seeds, request, founding, said: String::new() };
+        let waiting = watch::Sender::default();
+        let (endpoint, said) = (&node.endpoint, String::new());
+        let gathering = Gathering { endpoint, seeds: &seeds, request, founding, said, waiting: &waiting };
         let gathered = gathering.run(&mut node.asks).await.unwrap();
         (gathered, node)
     }

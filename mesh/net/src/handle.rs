@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use mloc_core::{
     capability::Capability,
     id::{AttemptId, MeshId, NodeId, TaskId},
@@ -24,9 +25,12 @@ use crate::{
     clock::SteadyClock,
     gossip::{Gossip, PublishError, keys},
     leadership::{Confirmed, leader_of},
-    link::{Channel, LinkHandle, LinkStream, StreamKind},
+    link::{
+        Channel, LinkHandle, LinkStream, StreamKind, Traffic,
+        files::{FileError, FileRequest, FileSource, IncomingFile},
+    },
     quic_transport::{GossipEndpoint, LeaderHint, TransportStats},
-    raft::{Consensus, ProposeError, RaftHealth, ReadError},
+    raft::{Backup, Consensus, ProposeError, RaftHealth, ReadError},
     voting::Voting,
 };
 
@@ -84,6 +88,8 @@ pub struct MeshHealth {
     pub gossip: TransportStats,
     /// Members with a link now.
     pub links: usize,
+    /// Bytes of streams since the start, by what they are about.
+    pub streams: Vec<(StreamKind, Traffic)>,
     /// Peers refused of late, or that refused this node, each reason once: strangers, other meshes, wrong tokens.
     pub refusals: usize,
 }
@@ -213,6 +219,22 @@ impl MeshHandle {
         })
     }
 
+    /// All of the ledger as of now, as the bytes of a backup file. On the leader only.
+    ///
+    /// # Errors
+    /// When this node does not lead or no majority answers.
+    pub async fn backup(&self, mloc: &str) -> Result<Bytes, MeshUnavailable> {
+        // Asked before: what is committed meanwhile is in it too.
+        let as_of = self.now();
+        self.linearize().await?;
+        let (ledger, term, index) = self.inner.consensus.ledger().copy();
+        let backup = Backup::new(self.inner.mesh.clone(), (term, index), as_of, mloc, ledger);
+        let encoded = tokio::task::spawn_blocking(move || backup.to_bytes()).await;
+        let encoded = encoded.map_err(io::Error::other).and_then(|bytes| bytes);
+        encoded
+            .map_err(|error| MeshUnavailable::Impossible(format!("the ledger can't be written as a backup: {error}")))
+    }
+
     /// Looks at the ledger as this node has it. The closure must be short: appliers wait for it.
     pub fn read<T>(&self, look: impl FnOnce(&Ledger) -> T) -> T {
         self.inner.consensus.ledger().read(look)
@@ -251,6 +273,7 @@ impl MeshHandle {
             raft: self.inner.consensus.health(),
             gossip: self.inner.endpoint.stats(),
             links: self.inner.link.connected().borrow().len(),
+            streams: self.inner.link.traffic(),
             refusals: self.inner.endpoint.refusals().len() + self.inner.link.refusals().len(),
         }
     }
@@ -334,6 +357,22 @@ impl MeshHandle {
     /// When it can't be reached.
     pub async fn open_stream(&self, node: &NodeId, kind: StreamKind) -> io::Result<LinkStream> {
         self.inner.link.open_stream(node, kind).await.map_err(io::Error::other)
+    }
+
+    /// Bytes of a file that a member has.
+    ///
+    /// # Errors
+    /// When it can't be reached or does not give it.
+    pub async fn open_file(&self, node: &NodeId, request: &FileRequest) -> Result<IncomingFile, FileError> {
+        self.inner.link.open_file(node, request).await
+    }
+
+    /// Gives members what the source opens, until dropped.
+    ///
+    /// # Errors
+    /// When files are being served already.
+    pub fn serve_files(&self, source: Arc<dyn FileSource>) -> io::Result<impl Future<Output = ()> + use<>> {
+        self.inner.link.serve_files(source).map_err(io::Error::other)
     }
 
     /// Tells the mesh what this node offers; returns when this node sees it itself. The load among it is said at most

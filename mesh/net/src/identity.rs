@@ -54,8 +54,7 @@ impl NodeIdentity {
         if !path.exists() {
             let mut seed = [0; 32];
             rand::rng().fill_bytes(&mut seed);
-            let text = format!("{KEY_FILE_MARK}{}\n", hex::encode(seed));
-            durable_file::create(&path, text.as_bytes(), 0o600).map_err(at)?;
+            Self::from_seed(seed).keep(data_dir).map_err(at)?;
         }
         // Read back in every case: if another process was faster, its key is the node's key.
         let text = fs::read_to_string(&path).map_err(at)?;
@@ -71,6 +70,12 @@ impl NodeIdentity {
         let signing = SigningKey::from_bytes(&seed);
         let peer = peer_of_key(&signing.verifying_key());
         Self { node: NodeId::new(peer.to_base58()), peer, signing }
+    }
+
+    /// Writes the key's file unless there is one (mode 0600). Says whether it did.
+    pub(crate) fn keep(&self, data_dir: &Path) -> io::Result<bool> {
+        let text = format!("{KEY_FILE_MARK}{}\n", hex::encode(self.signing.to_bytes()));
+        durable_file::create(&data_dir.join(KEY_FILE), text.as_bytes(), 0o600)
     }
 
     /// The node's name.

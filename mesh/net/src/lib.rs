@@ -17,6 +17,7 @@
 //! | `gathering`      | coming to a mesh: joining one, or founding it with others          | letting in: `membership`        |
 //! | `handle`         | the mesh as the rest of the node sees it                          | REST                            |
 //! | `start`          | files, sockets and tasks in the order that works                  | configuration                   |
+//! | `restore`        | a mesh founded anew from a backup, a backup from a stopped node    | what a restored ledger is: mloc-core |
 //! | `raft`           | the ledger on redb, replicated                                    | what its entries mean: mloc-core |
 //!
 //! Deliberately absent: decisions about tasks (mloc-core), running them (exec), REST (api).
@@ -37,6 +38,7 @@ pub mod names;
 pub mod orchestrator;
 pub mod quic_transport;
 pub mod raft;
+pub mod restore;
 pub mod start;
 pub mod tls;
 pub mod token;

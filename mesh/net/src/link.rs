@@ -7,7 +7,9 @@ mod address_book;
 mod advertise;
 mod behaviour;
 mod codec;
+pub mod files;
 mod restarts;
+mod stream;
 mod swarm_task;
 
 use std::{
@@ -18,26 +20,26 @@ use std::{
 };
 
 use futures::StreamExt;
-use libp2p::{Multiaddr, PeerId, StreamProtocol, multiaddr::Protocol};
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use libp2p_stream::{Control, OpenStreamError};
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
-use tokio_util::{
-    compat::{Compat, FuturesAsyncReadCompatExt},
-    sync::CancellationToken,
-    task::TaskTracker,
-};
+use tokio_util::{compat::FuturesAsyncReadCompatExt, sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-pub use self::advertise::{BadAdvertise, LinkAdvertise};
 use self::{
     address_book::Addresses,
     advertise::{listen_addresses, told},
     restarts::Restarts,
+    stream::Counters,
     swarm_task::{Command, Shared, SwarmTask},
+};
+pub use self::{
+    advertise::{BadAdvertise, LinkAdvertise},
+    stream::{LinkStream, StreamKind, Traffic},
 };
 use crate::{
     gossip::Members,
@@ -66,27 +68,6 @@ pub enum Channel {
     /// Votes and appends. Requests to 8 MiB, answers to 1 MiB.
     Raft,
 }
-
-/// What streams are about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StreamKind {
-    /// HTTP/1 of a call forwarded to another node.
-    Http,
-    /// What an attempt prints.
-    Logs,
-}
-
-impl StreamKind {
-    fn protocol(self) -> StreamProtocol {
-        match self {
-            Self::Http => StreamProtocol::new("/mloc/http/1"),
-            Self::Logs => StreamProtocol::new("/mloc/logs/1"),
-        }
-    }
-}
-
-/// A stream to or from a member; reads and writes as tokio's do.
-pub type LinkStream = Compat<libp2p::Stream>;
 
 /// Why a request or stream failed. Whether the peer has acted is unknown except for `Refused` and `TooLarge`.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -221,6 +202,7 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     streams: Control,
     shared: Arc<Shared>,
+    traffic: Counters,
     allowed: watch::Sender<Arc<BTreeSet<PeerId>>>,
     addresses: watch::Sender<Addresses>,
     connected: watch::Receiver<Arc<BTreeSet<NodeId>>>,
@@ -278,6 +260,7 @@ impl LinkHandle {
             commands,
             streams,
             shared,
+            traffic: Counters::default(),
             allowed,
             addresses,
             connected,
@@ -344,6 +327,11 @@ impl LinkHandle {
         self.inner.shared.refusals()
     }
 
+    /// Bytes of streams since the start, by kind.
+    pub fn traffic(&self) -> Vec<(StreamKind, Traffic)> {
+        self.inner.traffic.read()
+    }
+
     /// Closes links to former selves of members that restart, as gossip shows it. Without it a link to a killed process
     /// swallows messages until a ping goes unanswered.
     pub fn follow_restarts(&self, mut members: watch::Receiver<Arc<Members>>) {
@@ -402,7 +390,7 @@ impl LinkHandle {
         self.ask(after, peer, |reply| Command::Connect { peer: id, reply }).await?;
         let mut streams = self.inner.streams.clone();
         match timeout(after, streams.open_stream(id, kind.protocol())).await {
-            Ok(Ok(stream)) => Ok(stream.compat()),
+            Ok(Ok(stream)) => Ok(self.inner.traffic.count(kind, stream.compat())),
             Ok(Err(OpenStreamError::UnsupportedProtocol(protocol))) => {
                 Err(LinkError::Refused { peer: peer.clone(), reason: format!("it takes no {protocol} streams now") })
             }
@@ -418,10 +406,11 @@ impl LinkHandle {
             reason: format!("{} streams are being accepted already", kind.protocol()),
         })?;
         let (to, streams) = mpsc::channel(STREAMS_WAITING_MAX);
+        let traffic = self.inner.traffic.clone();
         // libp2p-stream drops a stream when its queue of one is full; ours is longer.
         let taking = async move {
             while let Some((peer, stream)) = incoming.next().await {
-                let stream = (NodeId::new(peer.to_base58()), stream.compat());
+                let stream = (NodeId::new(peer.to_base58()), traffic.count(kind, stream.compat()));
                 match to.try_send(stream) {
                     Ok(()) => {}
                     Err(mpsc::error::TrySendError::Full(_)) => debug!(%peer, ?kind, "stream dropped, too many wait"),

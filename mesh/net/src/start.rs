@@ -72,6 +72,8 @@ pub struct MeshSettings {
     pub work: bool,
     /// Members' gossip addresses.
     pub seeds: Vec<String>,
+    /// What the start waits for, in words: it may take as long as it takes.
+    pub waiting: watch::Sender<String>,
     /// Found the mesh together with the other seeds, once so many of them are there (see [`crate::founding`]). Without,
     /// a node with seeds only joins.
     pub bootstrap_expect: Option<usize>,
@@ -226,6 +228,7 @@ impl Mesh {
             },
             founding,
             said: String::new(),
+            waiting: &settings.waiting,
         };
         let gathered = match way {
             Way::Found(_) => Gathered::Founder,

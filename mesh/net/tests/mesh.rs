@@ -86,6 +86,7 @@ fn settings(name: &str, dir: &TempDir) -> MeshSettings {
         link_advertise: None,
         work: false,
         seeds: Vec::new(),
+        waiting: Default::default(),
         bootstrap_expect: None,
         token: None,
         gossip_interval: ms(100),

@@ -4,10 +4,11 @@ use std::{io::Read, path::Path, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
-use mloc_api::view::{Accepted, ExplainView, MeshView, NodeView, StatsView, TaskPage, TaskView};
+use mloc_api::view::{ExplainView, MeshView, NodeView, StatsView, TaskPage, TaskView};
 use serde::Serialize;
 
 use crate::{
+    bring::Beside,
     cli::{DrainArgs, Format, ListArgs, LogsArgs, NodeArgs, Remote, StatsArgs, SubmitArgs, TaskArgs, TasksArgs},
     client::{Client, Refusal},
     show::{self, say},
@@ -16,7 +17,7 @@ use crate::{
 
 type Done = Result<(), Refusal>;
 
-fn out<T: Serialize>(remote: &Remote, value: &T, table: impl FnOnce(&T)) -> Done {
+pub(super) fn out<T: Serialize>(remote: &Remote, value: &T, table: impl FnOnce(&T)) -> Done {
     match remote.output {
         Format::Table => table(value),
         Format::Json => say!("{}", serde_json::to_string_pretty(value).context("print the answer")?),
@@ -59,12 +60,13 @@ pub fn fresh_key() -> String {
 pub async fn submit(args: SubmitArgs) -> Done {
     let client = Client::new(&args.remote)?;
     let body = read_task(&args.file)?;
+    let beside = Beside::look(&args.file, &body).await?;
     let mut query = vec![("file", args.file.display().to_string())];
     if args.dry_run {
         query.push(("dry_run", "true".to_owned()));
     }
     let key = args.idempotency_key.unwrap_or_else(fresh_key);
-    let accepted: Accepted = client.submit(&query, &key, body).await?;
+    let accepted = beside.submit(&client, query, &key, body).await?;
     if !args.wait || args.dry_run {
         return out(&args.remote, &accepted, show::accepted);
     }

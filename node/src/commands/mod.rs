@@ -1,5 +1,10 @@
 //! The verbs.
 
+pub mod artifacts;
+pub mod backup;
+pub mod cache;
 pub mod client;
+pub mod healthz;
+pub mod restore;
 pub mod run;
 pub mod up;

@@ -14,9 +14,10 @@ use sha2::{Digest, Sha256};
 
 use super::client::{fresh_key, read_task};
 use crate::{
+    bring::Beside,
     cli::RunArgs,
     client::{Client, Refusal},
-    config::{Listen, NodeConfig, RestListen},
+    config::{CommandModule, Listen, Modules, NodeConfig, RestListen},
     node::Node,
     show::{self, say},
     telemetry,
@@ -32,9 +33,9 @@ pub async fn run(args: RunArgs) -> Result<(), Refusal> {
     }
     let body = read_task(&args.file)?;
     // A wrong file costs no start of a node.
-    let text = String::from_utf8_lossy(&body).into_owned();
-    mloc_core::task::parse(&text, &args.file.display().to_string())
-        .map_err(|problems| Refusal::new(2, problems.to_string()))?;
+    let beside = Beside::look(&args.file, &body).await?;
+    mloc_core::task::parse_with(&body, &args.file.display().to_string(), &beside.brought("embedded"))
+        .map_err(|problems| beside.explain(Refusal::new(2, problems.to_string())))?;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let config = NodeConfig {
         name: Some("embedded".into()),
@@ -43,10 +44,15 @@ pub async fn run(args: RunArgs) -> Result<(), Refusal> {
         links: Listen { bind: Some(any), advertise: None },
         rest: RestListen { bind: Some(any) },
         volumes: volumes_beside(&args.file)?,
+        // Who types this could as well start the program in the file.
+        modules: Modules {
+            offer: None,
+            command: CommandModule { enabled: true, sandbox: mloc_exec::Sandbox::BestEffort },
+        },
         ..NodeConfig::default()
     };
     let node = Node::start(config, None).await?;
-    let done = watched(&node, &args, body).await;
+    let done = watched(&node, &args, body, beside).await;
     node.stop().await;
     done
 }
@@ -102,9 +108,11 @@ impl LastRun {
     }
 }
 
-async fn watched(node: &Node, args: &RunArgs, body: bytes::Bytes) -> Result<(), Refusal> {
+async fn watched(node: &Node, args: &RunArgs, body: bytes::Bytes, beside: Beside) -> Result<(), Refusal> {
     let client = Client::at(&node.rest.to_string(), None)?;
-    let sha256 = hex::encode(Sha256::digest(&body));
+    // Other data beside the same file is another run.
+    let brought = serde_json::to_vec(&beside.trees()).context("describe what lies beside the task")?;
+    let sha256 = hex::encode(Sha256::new_with_prefix(&body).chain_update(brought).finalize());
     let id = match LastRun::unfinished(args, &client).await {
         Some(last) if last.sha256 == sha256 => {
             eprintln!("{} was interrupted and goes on", last.task);
@@ -114,8 +122,8 @@ async fn watched(node: &Node, args: &RunArgs, body: bytes::Bytes) -> Result<(), 
             if let Some(last) = other {
                 eprintln!("note: {} of an earlier run is unfinished and runs here too", last.task);
             }
-            let query = [("file", args.file.display().to_string())];
-            let accepted: Accepted = client.submit(&query, &fresh_key(), body).await?;
+            let query = vec![("file", args.file.display().to_string())];
+            let accepted: Accepted = beside.submit(&client, query, &fresh_key(), body).await?;
             eprintln!("{} accepted by the embedded node", accepted.task.id);
             show::notes(&accepted.notes);
             LastRun { task: accepted.task.id.clone(), sha256 }.keep(args)?;

@@ -2,8 +2,9 @@
 
 use std::{
     io::IsTerminal,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,8 +16,10 @@ use crate::{
     cli::{DaemonArgs, JoinArgs, TokenArgs, UpArgs},
     client::{Client, Refusal},
     config::NodeConfig,
+    front,
     node::{BadConfig, Node, user_tokens},
-    show::say,
+    reload::Read,
+    show::{indented, say},
     telemetry,
 };
 
@@ -25,18 +28,26 @@ const GREETING: Duration = Duration::from_secs(5);
 
 /// `mloc up`.
 pub async fn up(args: UpArgs) -> Result<(), Refusal> {
-    let mut config = settle(&args.node)?;
-    if !args.seeds.is_empty() {
-        config.seeds = args.seeds;
-    }
-    serve(config, &args.node).await
+    let flags = args.node.clone();
+    let read = move || {
+        let mut config = settle(&args.node)?;
+        if !args.seeds.is_empty() {
+            config.seeds.clone_from(&args.seeds);
+        }
+        Ok(config)
+    };
+    serve(Arc::new(read), &flags).await
 }
 
 /// `mloc join`.
 pub async fn join(args: JoinArgs) -> Result<(), Refusal> {
-    let mut config = settle(&args.node)?;
-    config.seeds.insert(0, args.seed);
-    serve(config, &args.node).await
+    let flags = args.node.clone();
+    let read = move || {
+        let mut config = settle(&args.node)?;
+        config.seeds.insert(0, args.seed.clone());
+        Ok(config)
+    };
+    serve(Arc::new(read), &flags).await
 }
 
 /// `mloc token`.
@@ -45,7 +56,7 @@ pub fn token(args: &TokenArgs) -> Result<(), Refusal> {
         say!("{}", JoinToken::found(&mut rand::rng()).reveal());
         return Ok(());
     };
-    let dir = args.data_dir.clone().unwrap_or_else(default_data_dir);
+    let dir = data_dir_of(args.data_dir.as_deref(), args.config.as_deref())?;
     let file = dir.join(mloc_mesh::start::TOKEN_FILE);
     let token = JoinToken::from_file(&file)
         .with_context(|| format!("{}: user tokens are printed on a member, from its data directory", file.display()))?;
@@ -54,7 +65,7 @@ pub fn token(args: &TokenArgs) -> Result<(), Refusal> {
 }
 
 /// File, then environment and flags (clap reads both; a flag stands above its variable).
-fn settle(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
+pub(super) fn settle(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
     settled(args).context(BadConfig)
 }
 
@@ -92,16 +103,29 @@ fn settled(args: &DaemonArgs) -> anyhow::Result<NodeConfig> {
     Ok(config)
 }
 
+/// Where a node of this machine keeps its data: as [`settle`] finds it. The file is read only where nothing stands above
+/// it: one that broke since the daemon read it is no reason to call the daemon sick.
+///
+/// # Errors
+/// When the file can't be read.
+pub fn data_dir_of(given: Option<&Path>, config: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(dir) = given {
+        return Ok(dir.to_owned());
+    }
+    let of_file = config.map(NodeConfig::read).transpose().context(BadConfig)?.and_then(|config| config.data_dir);
+    Ok(of_file.unwrap_or_else(default_data_dir))
+}
+
 /// `$XDG_DATA_HOME/mloc`, or `~/.local/share/mloc`; `./mloc-data` for a user without a home.
-fn default_data_dir() -> PathBuf {
+pub(super) fn default_data_dir() -> PathBuf {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
     let base = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|p| p.is_absolute()).or_else(home);
     base.map_or_else(|| PathBuf::from("mloc-data"), |base| base.join("mloc"))
 }
 
 /// The join token, where one was given.
-fn given_token(config: &NodeConfig) -> anyhow::Result<Option<JoinToken>> {
-    match &config.token_file {
+pub(super) fn given_token(file: Option<&Path>) -> anyhow::Result<Option<JoinToken>> {
+    match file {
         Some(path) => Ok(Some(JoinToken::from_file(path)?)),
         None if std::env::var_os(TOKEN_VARIABLE).is_some_and(|v| !v.is_empty()) => {
             Ok(Some(JoinToken::from_env(TOKEN_VARIABLE)?))
@@ -110,17 +134,25 @@ fn given_token(config: &NodeConfig) -> anyhow::Result<Option<JoinToken>> {
     }
 }
 
-async fn serve(config: NodeConfig, args: &DaemonArgs) -> Result<(), Refusal> {
-    telemetry::start(args.log_json);
+async fn serve(read: Read, args: &DaemonArgs) -> Result<(), Refusal> {
+    let config = read()?;
+    let level = telemetry::start(args.log_json);
+    level.choose(config.log.as_deref());
     let token = given_token(&config).context(BadConfig)?;
     let stop = stop_signal()?;
     let node = tokio::select! {
         started = Node::start(config, token) => started?,
         () = stop.clone().cancelled_owned() => return Ok(()),
     };
+    if let Some(file) = &args.config {
+        node.follow(file.clone(), read, level);
+    }
     greet(&node);
     tokio::select! {
-        said = survives(&node) => say!("safety   {said}"),
+        said = survives(&node) => {
+            tracing::info!("the mesh {}", said.replace('\n', "; "));
+            say!("safety   {}", indented(&said));
+        }
         () = stop.clone().cancelled_owned() => {}
     }
     tokio::select! {
@@ -177,23 +209,15 @@ fn greet(node: &Node) {
 async fn survives(node: &Node) -> String {
     let ask = async {
         let token = user_tokens(&node.mesh.token).issue(mloc_api::auth::ADMIN);
-        Client::at(&own(node.rest).to_string(), Some(token))?.get::<MeshView>("/api/v1/mesh", &[]).await
+        Client::at(&front::own(node.rest).to_string(), Some(token))?.get::<MeshView>("/api/v1/mesh", &[]).await
     };
     match tokio::time::timeout(GREETING, ask).await {
         Ok(Ok(mesh)) => mesh.advice,
-        Ok(Err(refusal)) => format!("not known just now: {}", refusal.text),
-        Err(_) => "not known just now: the mesh has no leader yet; `mloc mesh` says it when it has".to_owned(),
+        Ok(Err(refusal)) => format!("survives what is not known just now: {}", refusal.text),
+        Err(_) => {
+            "survives what is not known just now: it has no leader yet; `mloc mesh` says it when it has".to_owned()
+        }
     }
-}
-
-/// How this machine reaches an address that it listens on.
-fn own(rest: SocketAddr) -> SocketAddr {
-    let ip = match rest.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, rest.port())
 }
 
 fn advertised(node: &Node) -> SocketAddr {
@@ -229,12 +253,5 @@ mod tests {
         assert_eq!(config.data_dir, Some("/in/file".into()), "no flag, so it is the file's");
         assert_eq!(config.volumes["a"], PathBuf::from("/a"));
         assert_eq!(config.volumes["b"], PathBuf::from("/flag"));
-    }
-
-    #[test]
-    fn a_node_reaches_itself_where_it_listens() {
-        for (listens, at) in [("0.0.0.0:7", "127.0.0.1:7"), ("[::]:7", "[::1]:7"), ("10.0.0.1:7", "10.0.0.1:7")] {
-            assert_eq!(own(listens.parse().unwrap()).to_string(), at);
-        }
     }
 }

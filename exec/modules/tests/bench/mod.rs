@@ -103,11 +103,15 @@ impl Bench {
             spec: self.spec.clone(),
             grant: self.grant.clone(),
             inputs: self.inputs.clone(),
+            pins: BTreeMap::new(),
+            started_unix_ms: 0,
             artifacts: self.artifacts(),
             checkpoints: self.checkpoints(),
             result: self.folder.path().join("result.json"),
             threads: 2,
             keep_checkpoints: 0,
+            work: self.folder.path().join("work"),
+            programs: None,
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     fs,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -24,7 +24,7 @@ use mloc_core::{
     },
     wire::{Assign, AttemptProgress, FromLeader, FromWorker, Heartbeat, Report, StopReason, ToLeader, ToWorker},
 };
-use mloc_exec::{Arrived, MakeRoom, Moved, OnMoved, Output, Transfers};
+use mloc_exec::{Arrived, Lineage, ModuleOutput, Moved, OnMoved, OnSaid, Output, Transfers};
 use mloc_runtime::{LeaderLink, LinkDown, Worker, WorkerMessage, WorkerSettings};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -43,6 +43,7 @@ pub fn spec(steps: u64, mode: &str) -> TaskSpec {
         request: Default::default(),
         model: None,
         dataset: None,
+        command: None,
         hyperparameters: BTreeMap::from([
             number("steps", steps),
             number("save_steps", 2),
@@ -163,6 +164,8 @@ pub struct Folders {
     pub held: AtomicBool,
     /// Pushes of checkpoints stand still before their first byte while this is set.
     pub slow_push: AtomicBool,
+    /// The pins that pulls came with.
+    pub asked: Mutex<Vec<Option<Pin>>>,
 }
 
 fn path_of(location: &Location) -> &Path {
@@ -186,20 +189,24 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
 
 #[async_trait]
 impl Transfers for Folders {
-    async fn pull(
-        &self,
-        source: &Location,
-        _: Option<&Pin>,
-        _: &Path,
-        _: MakeRoom,
-        _: OnMoved,
-    ) -> Result<Arrived, Failure> {
+    async fn pull(&self, source: &Location, pin: Option<&Pin>, _: OnMoved, _: OnSaid) -> Result<Arrived, Failure> {
         let path = path_of(source);
+        // What is named by a file `version` beside it has versions.
+        let version = fs::read_to_string(path.with_extension("version")).ok();
+        self.asked.lock().unwrap().push(pin.cloned());
         match path.exists() {
-            true => Ok(Arrived { path: path.to_owned(), pin: None }),
+            true => Ok(Arrived {
+                path: path.to_owned(),
+                pin: version.map(|version| Pin { version, files: 1, bytes: 2 }),
+                held: None,
+            }),
             false => Err(Failure { class: FailureClass::Fatal, message: format!("{}: not there", path.display()) }),
         }
     }
+
+    fn make_room(&self, _: u64) {}
+
+    fn tidy(&self) {}
 
     async fn fetch_checkpoint(
         &self,
@@ -245,8 +252,8 @@ impl Transfers for Folders {
         _: &AttemptId,
         destination: Option<&Location>,
         folder: &Path,
-        outputs: &[Output],
-        summary: BTreeMap<String, Value>,
+        made: &ModuleOutput,
+        _: Option<Lineage>,
         tell: OnMoved,
     ) -> Result<TaskResult, Failure> {
         while self.held.load(Ordering::SeqCst) {
@@ -266,8 +273,8 @@ impl Transfers for Folders {
             bytes: fs::metadata(folder.join(&o.path)).map_or(0, |m| m.len()),
             sha256: String::new(),
         };
-        let artifacts = outputs.iter().map(artifact).collect();
-        let result = TaskResult { location: place.display().to_string(), artifacts, summary };
+        let artifacts = made.outputs.iter().map(artifact).collect();
+        let result = TaskResult { location: place.display().to_string(), artifacts, summary: made.summary.clone() };
         if destination.is_some() {
             fs::write(place.join("done.json"), serde_json::to_vec(&result).unwrap()).unwrap();
         }
@@ -290,20 +297,33 @@ impl Node {
 
     /// With so many bytes of the disk kept for the journal.
     pub async fn start_with(data_dir: &Path, program: &Path, disk_reserve_bytes: u64) -> Self {
+        let places = Arc::new(Folders::default());
+        let change = |settings: &mut WorkerSettings| settings.disk_reserve_bytes = disk_reserve_bytes;
+        Self::start_through(data_dir, program, places.clone(), places, change).await
+    }
+
+    /// With another way to sources and destinations.
+    pub async fn start_through(
+        data_dir: &Path,
+        program: &Path,
+        transfers: Arc<dyn Transfers>,
+        places: Arc<Folders>,
+        change: impl FnOnce(&mut WorkerSettings),
+    ) -> Self {
         let (to_worker, inbox) = mpsc::channel(16);
         let leader = Leader::new();
-        let settings = WorkerSettings {
+        let mut settings = WorkerSettings {
             node: NodeId::new("node-a"),
             data_dir: data_dir.to_owned(),
             program: program.to_owned(),
             heartbeat: Duration::from_millis(50),
             lease: Duration::from_secs(60),
             secrets: BTreeMap::from([("TOKEN".into(), "hunter2".into())]),
-            cache_bytes_max: None,
-            disk_reserve_bytes,
+            programs: None,
+            disk_reserve_bytes: 1 << 20,
         };
-        let places = Arc::new(Folders::default());
-        let worker = Worker::start(settings, places.clone(), leader.clone(), inbox).await.expect("worker starts");
+        change(&mut settings);
+        let worker = Worker::start(settings, transfers, leader.clone(), inbox).await.expect("worker starts");
         Self { leader, worker, places, to_worker }
     }
 

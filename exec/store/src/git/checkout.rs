@@ -7,14 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use mloc_core::task::spec::Pin;
 use mloc_exec::failpoint;
 use serde::{Deserialize, Serialize};
 
 use super::{objects::Objects, tree::Plan};
 use crate::{
-    disk::{self, Halt},
+    cache::FilledFile,
+    disk::{self, Halt, Stamp},
     error::StoreError,
-    pull::PulledFile,
 };
 
 /// What of a source lies on the disk.
@@ -28,6 +29,9 @@ pub(super) struct Record {
     pub one: bool,
     /// The files.
     pub files: Vec<Written>,
+    /// Path and target of symbolic links.
+    #[serde(default)]
+    pub links: Vec<(String, String)>,
 }
 
 /// A file that was written.
@@ -36,7 +40,9 @@ pub(super) struct Written {
     path: String,
     bytes: u64,
     sha256: String,
-    /// When it had been written, in seconds and nanoseconds: a file of another moment is not believed.
+    #[serde(default)]
+    executable: bool,
+    /// When it had been written, in seconds and nanoseconds: a file of another moment is read before it is believed.
     modified: (i64, i64),
 }
 
@@ -46,8 +52,12 @@ impl Record {
         let record: Self = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
         let folder = below.join(&record.folder);
         let same = |file: &Written| {
-            fs::symlink_metadata(folder.join(&file.path)).is_ok_and(|meta| {
-                meta.is_file() && meta.len() == file.bytes && (meta.mtime(), meta.mtime_nsec()) == file.modified
+            let path = folder.join(&file.path);
+            fs::symlink_metadata(&path).is_ok_and(|meta| {
+                let untouched = || (meta.mtime(), meta.mtime_nsec()) == file.modified;
+                // A pull that died while the cache took its files over has touched some.
+                let unchanged = || disk::stamp(&path).is_ok_and(|stamp| stamp.sha256 == file.sha256);
+                meta.is_file() && meta.len() == file.bytes && (untouched() || unchanged())
             })
         };
         (record.commit == commit && record.files.iter().all(same)).then_some(record)
@@ -68,19 +78,30 @@ impl Record {
         self.files.iter().map(|file| file.bytes).sum()
     }
 
-    /// As a pull says it.
-    pub fn pulled(&self) -> Vec<PulledFile> {
-        let file = |f: &Written| PulledFile { path: f.path.clone(), bytes: f.bytes, sha256: Some(f.sha256.clone()) };
+    /// What it is.
+    pub fn pin(&self) -> Pin {
+        Pin { version: self.commit.clone(), files: self.files.len() as u64, bytes: self.bytes() }
+    }
+
+    /// As a shelf takes them.
+    pub fn filled(&self) -> Vec<FilledFile> {
+        let file = |f: &Written| FilledFile {
+            name: f.path.clone(),
+            etag: None,
+            stamp: Stamp { bytes: f.bytes, sha256: f.sha256.clone() },
+            executable: f.executable,
+        };
         self.files.iter().map(file).collect()
     }
 }
 
 /// Writes a plan into a new folder, links last: nothing is ever written through one. Large files lie in `large` under
-/// their digests.
+/// their digests. When the shelf `shares` contents, files of the same bytes may be one.
 pub(super) fn write(
     plan: &Plan,
     objects: &mut Objects,
     large: &Path,
+    shares: bool,
     into: &Path,
     halt: &Halt,
 ) -> Result<Vec<Written>, StoreError> {
@@ -98,7 +119,7 @@ pub(super) fn write(
         halt.check(&path)?;
         let (size, sha256) = match &file.pointer {
             Some(pointer) => {
-                place_large(&large.join(&pointer.oid), &path, file.executable)?;
+                place_large(&large.join(&pointer.oid), &path, file.executable, shares)?;
                 (pointer.bytes, pointer.oid.clone())
             }
             None => {
@@ -112,7 +133,8 @@ pub(super) fn write(
         };
         let meta = fs::metadata(&path).map_err(|e| StoreError::disk("look at", &path, e))?;
         let modified = (meta.mtime(), meta.mtime_nsec());
-        written.push(Written { path: file.path.clone(), bytes: size, sha256, modified });
+        let executable = file.executable;
+        written.push(Written { path: file.path.clone(), bytes: size, sha256, executable, modified });
     }
     for (name, target) in &plan.links {
         let path = into.join(name);
@@ -125,10 +147,13 @@ pub(super) fn write(
 }
 
 /// The first of several files with the same bytes is the fetched one itself, the others are copies: who changes one of
-/// them must not change them all.
-fn place_large(from: &Path, to: &Path, executable: bool) -> Result<(), StoreError> {
+/// them must not change them all. On a shelf that shares nobody changes any, and only a mode needs a file of its own.
+fn place_large(from: &Path, to: &Path, executable: bool, shares: bool) -> Result<(), StoreError> {
+    if shares && !executable && fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
     let links = fs::metadata(from).map_err(|e| StoreError::disk("look at", from, e))?.nlink();
-    if links > 1 || fs::hard_link(from, to).is_err() {
+    if shares || links > 1 || fs::hard_link(from, to).is_err() {
         fs::copy(from, to).map_err(|e| StoreError::disk("copy", to, e))?;
     }
     let mode = fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 });

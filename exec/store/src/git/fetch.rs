@@ -26,24 +26,32 @@ const NO_BLOBS: &str = "blob:none";
 /// Leaves out all but commits.
 const NO_TREES: &str = "tree:0";
 
+/// What a revision means, as far as a server's names say it.
+pub(super) enum Meant {
+    /// This commit.
+    Commit(ObjectId),
+    /// A commit whose name begins so: with the names whose history it may be in.
+    Short(String, Vec<revision::Tip>),
+}
+
 impl Git {
-    /// What a revision means now.
-    pub(super) async fn resolve(&self, way: &Path, company: &Company) -> Result<ObjectId, StoreError> {
-        let (here, way, company) = (self.clone(), way.to_owned(), company.clone());
-        self.blocking(move |halt| {
+    /// What the revision means now. Writes nothing.
+    pub(super) async fn meant(&self) -> Result<Meant, StoreError> {
+        let here = self.clone();
+        self.blocking(move |_| {
             let revision = here.revision.as_deref();
             if let Some(commit) = revision.and_then(revision::full) {
-                return Ok(commit);
+                return Ok(Meant::Commit(commit));
             }
             let mut session = Session::open(&here.peer)?;
             let tips = session.tips(Some(&revision::names(revision)))?;
             if let Some(commit) = revision::pick(&tips, revision) {
-                return Ok(commit);
+                return Ok(Meant::Commit(commit));
             }
             let all = session.tips(None)?;
             match revision {
                 None => Err(here.no_revision("its HEAD leads to no commit", "name a branch, a tag or a commit", &all)),
-                Some(short) if revision::may_be_short(short) => here.lengthen(short, &all, &way, halt, &company),
+                Some(short) if revision::may_be_short(short) => Ok(Meant::Short(short.to_owned(), all)),
                 Some(name) => {
                     let found = format!("there is no branch, tag or commit `{name}`");
                     Err(here.no_revision(&found, "", &all))
@@ -55,7 +63,19 @@ impl Git {
 
     /// The one commit whose name begins so. A server looks up only whole names, so all commits that its names lead to
     /// are fetched: without their files where it can leave those out.
-    fn lengthen(
+    pub(super) async fn lengthen(
+        &self,
+        short: String,
+        tips: Vec<revision::Tip>,
+        way: &Path,
+        company: &Company,
+    ) -> Result<ObjectId, StoreError> {
+        company.shelf.say(&format!("`{short}` is an abbreviated commit: the history is looked through"));
+        let (here, way, company) = (self.clone(), way.to_owned(), company.clone());
+        self.blocking(move |halt| here.look_through(&short, &tips, &way, halt, &company)).await
+    }
+
+    fn look_through(
         &self,
         short: &str,
         tips: &[revision::Tip],
@@ -63,11 +83,6 @@ impl Git {
         halt: &Halt,
         company: &Company,
     ) -> Result<ObjectId, StoreError> {
-        tracing::info!(
-            repository = self.peer.address.url,
-            short,
-            "an abbreviated commit: the history is looked through"
-        );
         let folder = way.join("history");
         disk::remove_all(&folder)?;
         disk::make_folder(&folder)?;
@@ -75,7 +90,7 @@ impl Git {
         wants.sort();
         wants.dedup();
         let ask = Ask { wants, shallow: false, filter: Some(NO_TREES) };
-        let inflow = Inflow::new(halt, &folder, self.reserve, &company.room, &company.tell);
+        let inflow = Inflow::new(halt, &folder, self.reserve, company);
         let found = Session::open(&self.peer)?.receive(&ask, &folder, &inflow).map_err(|e| self.not_given(e))?;
         let indices: Vec<_> = found.into_iter().collect();
         let commits = Objects::open(&indices, &self.place())?.commits_named(short)?;
@@ -108,7 +123,7 @@ impl Git {
             }
             disk::remove_all(&folder)?;
             disk::make_folder(&folder)?;
-            let inflow = Inflow::new(halt, &folder, here.reserve, &company.room, &company.tell);
+            let inflow = Inflow::new(halt, &folder, here.reserve, &company);
             let packs = here.packs(asked, pinned, &folder, &inflow)?;
             for pack in &packs {
                 objects::sync(pack)?;
@@ -194,7 +209,7 @@ impl Git {
             }
             session = Session::open(&self.peer)?;
         }
-        tracing::warn!(repository = self.peer.address.url, commit = %asked, said, "the server does not give this commit alone: its whole history is fetched");
+        inflow.shelf().say(&format!("the server does not give commit {asked} alone ({said}): its whole history is fetched"));
         let ask = Ask { wants, shallow: false, filter: None };
         let index = session.receive(&ask, folder, inflow).map_err(|e| self.not_given(e))?;
         let packs: Vec<_> = index.into_iter().collect();

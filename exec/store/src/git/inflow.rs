@@ -5,11 +5,15 @@ use std::{
     cell::{Cell, RefCell},
     io,
     path::Path,
+    thread,
+    time::Duration,
 };
 
-use mloc_exec::{MakeRoom, Moved, OnMoved};
+use mloc_exec::Moved;
 
+use super::Company;
 use crate::{
+    cache::Shelf,
     disk::{self, Halt},
     error::StoreError,
 };
@@ -18,6 +22,8 @@ use crate::{
 const LOOK_EVERY: u64 = 4 << 20;
 /// How often it is told, in bytes.
 const TELL_EVERY: u64 = 256 << 10;
+/// Longest sleep for the node's rate before it is seen whether somebody still waits.
+const NAP_MAX: Duration = Duration::from_millis(100);
 
 /// How the stream of a pack ended.
 #[derive(Debug)]
@@ -35,8 +41,7 @@ pub(super) struct Inflow<'a> {
     halt: &'a Halt,
     folder: &'a Path,
     reserve: u64,
-    room: &'a MakeRoom,
-    tell: &'a OnMoved,
+    company: &'a Company,
     bytes: Cell<u64>,
     told: Cell<u64>,
     looked: Cell<u64>,
@@ -45,14 +50,13 @@ pub(super) struct Inflow<'a> {
 
 impl<'a> Inflow<'a> {
     /// For packs into a folder, of whose disk `reserve` bytes stay free.
-    pub fn new(halt: &'a Halt, folder: &'a Path, reserve: u64, room: &'a MakeRoom, tell: &'a OnMoved) -> Self {
+    pub fn new(halt: &'a Halt, folder: &'a Path, reserve: u64, company: &'a Company) -> Self {
         let zero = || Cell::new(0);
         Self {
             halt,
             folder,
             reserve,
-            room,
-            tell,
+            company,
             bytes: zero(),
             told: zero(),
             looked: zero(),
@@ -63,6 +67,11 @@ impl<'a> Inflow<'a> {
     /// Bytes so far.
     pub fn bytes(&self) -> u64 {
         self.bytes.get()
+    }
+
+    /// Where it goes in the end.
+    pub fn shelf(&self) -> &Shelf {
+        &self.company.shelf
     }
 
     /// How the last pack ended; it is asked once.
@@ -83,9 +92,9 @@ impl<'a> Inflow<'a> {
         self.bytes.set(bytes);
         if bytes - self.told.get() >= TELL_EVERY {
             self.told.set(bytes);
-            (self.tell)(Moved { done: bytes, total: 0 });
+            (self.company.tell)(Moved { done: bytes, total: 0 });
         }
-        self.halt.check(self.folder).and_then(|()| self.look(bytes)).map_err(|e| {
+        self.wait(read as u64).and_then(|()| self.look(bytes)).map_err(|e| {
             let said = e.to_string();
             self.ended.replace(Some(Ended::Stopped(e)));
             io::Error::other(said)
@@ -93,23 +102,37 @@ impl<'a> Inflow<'a> {
         Ok(read)
     }
 
+    /// Until it is the time of so many bytes, or nobody waits for them any more.
+    fn wait(&self, bytes: u64) -> Result<(), StoreError> {
+        let mut left = self.company.limit.book(bytes);
+        loop {
+            self.halt.check(self.folder)?;
+            if left.is_zero() {
+                return Ok(());
+            }
+            let nap = left.min(NAP_MAX);
+            thread::sleep(nap);
+            left -= nap;
+        }
+    }
+
     fn look(&self, bytes: u64) -> Result<(), StoreError> {
         if bytes - self.looked.get() < LOOK_EVERY && self.looked.get() > 0 {
             return Ok(());
         }
         self.looked.set(bytes);
-        enough_room(LOOK_EVERY, self.folder, self.reserve, self.room)
+        enough_room(LOOK_EVERY, self.folder, self.reserve, &self.company.shelf)
     }
 }
 
-/// Whether so many bytes fit besides what stays free, even with what `room` could free.
-pub(super) fn enough_room(bytes: u64, folder: &Path, reserve: u64, room: &MakeRoom) -> Result<(), StoreError> {
+/// Whether so many bytes fit besides what stays free, even with what the shelf could free.
+pub(super) fn enough_room(bytes: u64, folder: &Path, reserve: u64, shelf: &Shelf) -> Result<(), StoreError> {
     let needed = bytes.saturating_add(reserve);
     let free = || disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e));
     if needed <= free()? {
         return Ok(());
     }
-    room(needed);
+    shelf.make_room(needed);
     match free()? {
         free if needed > free => Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free }),
         _ => Ok(()),

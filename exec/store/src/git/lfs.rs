@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     answer::root_cause,
+    cache::Shelf,
     config::Patience,
     error::StoreError,
     remote::{Body, Listing, Object, Remote},
@@ -99,21 +100,37 @@ struct Refusal {
     message: String,
 }
 
+/// What these files point to, each once.
+pub(super) fn objects(files: &[&File]) -> Vec<Object> {
+    let pointers: BTreeMap<_, _> = files.iter().filter_map(|f| f.pointer.as_ref()).map(|p| (&p.oid, p)).collect();
+    let object = |pointer: &Pointer| Object {
+        name: pointer.oid.clone(),
+        key: pointer.oid.clone(),
+        bytes: pointer.bytes,
+        etag: Some(pointer.oid.clone()),
+        sha256: Some(pointer.oid.clone()),
+    };
+    pointers.into_values().map(object).collect()
+}
+
 impl Lfs {
     /// Finds the API: the repository's own word where it names the same host, what the server says over ssh, or where
     /// such a URL has it by custom.
-    pub async fn of(peer: Peer, http: reqwest::Client, configured: Option<String>) -> Self {
+    pub async fn of(
+        peer: Peer,
+        http: reqwest::Client,
+        configured: Option<String>,
+        files: &[&File],
+        shelf: &Shelf,
+    ) -> Self {
         let mut api = peer.address.lfs();
         let mut header = BTreeMap::new();
         match configured {
             Some(url) if address::same_host(&url, &peer.address.lfs()) => api = url,
             Some(url) => {
-                tracing::warn!(
-                    repository = peer.address.url,
-                    lfs = url,
-                    asked = api,
-                    "lfs.url in .lfsconfig names another host and is left out of account"
-                );
+                shelf.say(&format!(
+                    "lfs.url in .lfsconfig, {url}, names another host and is left out of account: {api} is asked for large files"
+                ));
             }
             None if peer.address.way == Way::Ssh => match authenticate(&peer).await {
                 Ok(told) => (api, header) = (told.href.trim_end_matches('/').to_owned(), told.header),
@@ -128,28 +145,21 @@ impl Lfs {
             },
             None => {}
         }
-        Self { peer, http, api, header, names: BTreeMap::new(), found: Mutex::default() }
+        let mut names = BTreeMap::new();
+        for (file, pointer) in files.iter().filter_map(|file| Some((file, file.pointer.as_ref()?))) {
+            names.entry(pointer.oid.clone()).or_insert_with(|| file.path.clone());
+        }
+        Self { peer, http, api, header, names, found: Mutex::default() }
     }
 
-    /// Asks where these files are. Tries again by itself.
-    pub async fn find(&mut self, files: &[&File]) -> Result<Vec<Object>, StoreError> {
-        let mut pointers: BTreeMap<&str, &Pointer> = BTreeMap::new();
-        for (file, pointer) in files.iter().filter_map(|file| Some((file, file.pointer.as_ref()?))) {
-            pointers.insert(&pointer.oid, pointer);
-            self.names.entry(pointer.oid.clone()).or_insert_with(|| file.path.clone());
-        }
-        let pointers: Vec<&Pointer> = pointers.into_values().collect();
+    /// Asks where these are. Tries again by itself.
+    pub async fn find(&self, objects: &[Object]) -> Result<(), StoreError> {
+        let pointers: Vec<_> = objects.iter().map(|o| Pointer { oid: o.key.clone(), bytes: o.bytes }).collect();
         for some in pointers.chunks(BATCH) {
-            patiently(self.patience(), || self.ask(some)).await?;
+            let some: Vec<_> = some.iter().collect();
+            patiently(self.patience(), || self.ask(&some)).await?;
         }
-        let object = |pointer: &&Pointer| Object {
-            name: pointer.oid.clone(),
-            key: pointer.oid.clone(),
-            bytes: pointer.bytes,
-            etag: Some(pointer.oid.clone()),
-            sha256: Some(pointer.oid.clone()),
-        };
-        Ok(pointers.iter().map(object).collect())
+        Ok(())
     }
 
     /// One question; its answer is kept.

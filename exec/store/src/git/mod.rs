@@ -6,7 +6,12 @@
 //!   → a plan: files, links, pointers         (tree; pointer)
 //!   → large files                            (lfs, through transfer)
 //!   → .mloc-pull/tree → tree-COMMIT          (checkout: whole or not there)
+//!   → the shelf                              (cache: contents once, a view with links and modes; or it stays where it is)
 //! ```
+//!
+//! A commit that the cache has takes no request when it is pinned, else the one for the names. Large files that it has
+//! of another commit or source are not fetched again. Files that can be executed are a view's own: a mode is not of a
+//! name but of a file, and blobs have theirs.
 //!
 //! Spoken with gitoxide's plumbing crates and not with the `git` program: a node needs nothing installed (but `ssh` for
 //! such URLs), nothing of the machine's configuration, hooks or filters has a say, and shallow fetches of any commit work
@@ -27,19 +32,20 @@ mod tree;
 mod trouble;
 mod wire;
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use gix_hash::ObjectId;
 use mloc_core::{
     ledger::entry::FailureClass,
     task::spec::{Location, Pin},
 };
-use mloc_exec::{MakeRoom, OnMoved};
+use mloc_exec::OnMoved;
 use serde::{Deserialize, Serialize};
 
 use self::{
     address::Address,
     checkout::Record,
+    fetch::Meant,
     inflow::enough_room,
     lfs::Lfs,
     objects::Objects,
@@ -48,12 +54,14 @@ use self::{
 };
 use crate::{
     Store,
+    cache::{Filled, Shelf, Turn},
     config::Patience,
     disk::{self, Halt, off_thread, until_dropped},
     error::StoreError,
     meter::Meter,
     place::Source,
-    pull::{Pulled, alone},
+    pull::Pulled,
+    rate::Limit,
     transfer::{self, UNDER_WAY},
 };
 
@@ -80,10 +88,11 @@ pub(crate) struct Git {
 /// How a pull is followed and helped.
 #[derive(Clone)]
 struct Company {
-    room: MakeRoom,
+    shelf: Shelf,
     tell: OnMoved,
+    limit: Limit,
     /// Keeps other pulls out of the folder until the last thread that writes there has ended.
-    _alone: Arc<File>,
+    turn: Turn,
 }
 
 /// Packs that are there whole.
@@ -121,54 +130,141 @@ impl Git {
     }
 
     /// The repository and the revision as text for people.
-    fn place(&self) -> String {
+    pub fn place(&self) -> String {
         match &self.revision {
             Some(revision) => format!("{} at {revision}", self.peer.address.url),
             None => self.peer.address.url.clone(),
         }
     }
 
-    /// Brings the files below `folder`; as [`crate::Store::pull`].
+    /// Brings the files to the shelf; as [`crate::Store::pull`].
     pub async fn pull(
         &self,
         pin: Option<&Pin>,
-        folder: &Path,
-        room: MakeRoom,
+        shelf: &Shelf,
+        limit: &Limit,
         tell: OnMoved,
     ) -> Result<Pulled, StoreError> {
-        let company = Company { room, tell, _alone: Arc::new(alone(folder).await?) };
-        let way = folder.join(UNDER_WAY);
-        let asked = match pin {
-            Some(pin) => {
-                revision::full(&pin.version).ok_or_else(|| self.no_commit(&pin.version, "no commit's name"))?
-            }
-            None => self.resolve(&way, &company).await?,
+        let company = |turn| Company { shelf: shelf.clone(), tell: tell.clone(), limit: limit.clone(), turn };
+        let way = shelf.folder().join(UNDER_WAY);
+        let meant = match pin {
+            Some(pin) => revision::full(&pin.version)
+                .map(Meant::Commit)
+                .ok_or_else(|| self.no_commit(&pin.version, "no commit's name"))?,
+            None => self.meant().await?,
         };
-        if let Some(record) = self.there(folder, &asked.to_string()).await {
-            Meter::new(record.bytes(), company.tell.clone()).found(record.bytes());
-            return self.done(folder, &record, 0, pin);
+        let (asked, turn) = match meant {
+            Meant::Commit(commit) => (commit, None),
+            Meant::Short(short, tips) => {
+                let company = company(shelf.alone().await?);
+                (self.lengthen(short, tips, &way, &company).await?, Some(company.turn))
+            }
+        };
+        if let Some(there) = self.on(shelf, asked, pin, &tell).await? {
+            return Ok(there);
         }
-        let received = self.receive(asked, pin.is_some(), &way, &company).await?;
-        let packs = way.join(PACKS);
-        let (plan, configured) = self.plan(&received, &packs, &company).await?;
-        let large: Vec<_> = plan.files.iter().filter(|file| file.pointer.is_some()).collect();
-        let meter = Meter::new(received.bytes + plan.large_bytes(), company.tell.clone());
+        let turn = match turn {
+            Some(turn) => turn,
+            None => shelf.alone().await?,
+        };
+        if turn.waited
+            && let Some(there) = self.on(shelf, asked, pin, &tell).await?
+        {
+            return Ok(there);
+        }
+        let company = company(turn);
+        let (record, fetched) = match self.there(shelf.folder(), &asked.to_string()).await {
+            Some(record) => {
+                Meter::new(record.bytes(), tell).found(record.bytes());
+                (record, 0)
+            }
+            None => self.fetch(asked, pin.is_some(), &way, &company).await?,
+        };
+        let found = record.pin();
+        self.still(pin, &found)?;
+        let filled = Filled {
+            place: self.place(),
+            at: shelf.folder().join(&record.folder),
+            pin: found,
+            exact: true,
+            one: record.one,
+            files: record.filled(),
+            links: record.links,
+            fetched,
+        };
+        shelf.keep(filled, &company.turn).await
+    }
+
+    /// A commit that the shelf has.
+    async fn on(
+        &self,
+        shelf: &Shelf,
+        commit: ObjectId,
+        pin: Option<&Pin>,
+        tell: &OnMoved,
+    ) -> Result<Option<Pulled>, StoreError> {
+        let Some(there) = shelf.there_by_name(&commit.to_string()).await? else { return Ok(None) };
+        if let Some(found) = &there.pin {
+            self.still(pin, found)?;
+        }
+        Meter::new(there.bytes, tell.clone()).found(there.bytes);
+        Ok(Some(there))
+    }
+
+    /// Fetches a commit and writes its files; how many bytes went over the line for it.
+    async fn fetch(
+        &self,
+        asked: ObjectId,
+        pinned: bool,
+        way: &Path,
+        company: &Company,
+    ) -> Result<(Record, u64), StoreError> {
+        let received = self.receive(asked, pinned, way, company).await?;
+        let (plan, configured) = self.plan(&received, &way.join(PACKS), company).await?;
+        let meter = Meter::new(received.bytes + plan.large_bytes(), company.tell.clone()).at(&company.limit);
         meter.moved(received.bytes);
-        if !large.is_empty() {
-            let mut lfs = Lfs::of(self.peer.clone(), self.http.clone(), configured).await;
-            let objects = lfs.find(&large).await?;
-            let (known, into, reserve, room) = (objects.clone(), way.join(LARGE), self.reserve, company.room.clone());
-            let unpacked = plan.bytes() - plan.large_bytes();
-            off_thread(move || {
-                disk::make_folder(&into.join(UNDER_WAY))?;
-                transfer::remove_others(&known, &into)?;
-                enough_room(transfer::missing_bytes(&known, &into)?.saturating_add(unpacked), &into, reserve, &room)
-            })
-            .await?;
-            transfer::fetch(&lfs, &objects, &way.join(LARGE), &meter).await?;
+        self.fetch_large(&plan, configured, way, company, &meter).await?;
+        let record = self.check_out(&received, plan, company).await?;
+        Ok((record, meter.fetched()))
+    }
+
+    /// Brings the large files that the plan points to, below their digests: from the cache, else from where they are.
+    async fn fetch_large(
+        &self,
+        plan: &Plan,
+        configured: Option<String>,
+        way: &Path,
+        company: &Company,
+        meter: &Meter,
+    ) -> Result<(), StoreError> {
+        let large: Vec<_> = plan.files.iter().filter(|file| file.pointer.is_some()).collect();
+        if large.is_empty() {
+            return Ok(());
         }
-        let record = self.check_out(&received, plan, folder, &company).await?;
-        self.done(folder, &record, meter.fetched(), pin)
+        let (objects, folder) = (lfs::objects(&large), way.join(LARGE));
+        let (known, into) = (objects.clone(), folder.clone());
+        off_thread(move || {
+            disk::make_folder(&into.join(UNDER_WAY))?;
+            transfer::remove_others(&known, &into)
+        })
+        .await?;
+        let lent = company.shelf.lend(&objects, &folder, &company.turn).await?;
+        meter.found(lent.iter().flatten().map(|stamp| stamp.bytes).sum());
+        let missing: Vec<_> = objects.into_iter().zip(lent).filter(|(_, lent)| lent.is_none()).map(|(o, _)| o).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let lfs = Lfs::of(self.peer.clone(), self.http.clone(), configured, &large, &company.shelf).await;
+        lfs.find(&missing).await?;
+        let (known, into, reserve, shelf) = (missing.clone(), folder.clone(), self.reserve, company.shelf.clone());
+        let unpacked = plan.bytes() - plan.large_bytes();
+        off_thread(move || {
+            let needed = transfer::missing_bytes(&known, &into)?.saturating_add(unpacked);
+            enough_room(needed, &into, reserve, &shelf)
+        })
+        .await?;
+        transfer::fetch(&lfs, &missing, &folder, meter).await?;
+        Ok(())
     }
 
     /// What will be written, and the repository's word on its large files.
@@ -186,11 +282,7 @@ impl Git {
             let shape = Shape::of(&mut objects, tree, here.path.as_deref(), &place)?;
             if !shape.modules.is_empty() {
                 let modules = shape.modules.join(", ");
-                tracing::warn!(
-                    repository = here.peer.address.url,
-                    modules,
-                    "submodules are not fetched: their folders are absent"
-                );
+                company.shelf.say(&format!("submodules are not fetched, their folders are absent: {modules}"));
             }
             let mut plan = shape.plan(&mut objects, &place)?;
             if plan.files.is_empty() {
@@ -208,7 +300,7 @@ impl Git {
                 _ => None,
             };
             let unpacked = plan.bytes() - plan.large_bytes();
-            enough_room(unpacked, &packs, here.reserve, &company.room)?;
+            enough_room(unpacked, &packs, here.reserve, &company.shelf)?;
             Ok((plan, configured))
         })
         .await
@@ -219,24 +311,23 @@ impl Git {
         &self,
         received: &Received,
         plan: Plan,
-        folder: &Path,
         company: &Company,
     ) -> Result<Record, StoreError> {
-        let (here, received, folder, company) = (self.clone(), received.clone(), folder.to_owned(), company.clone());
+        let (here, received, company) = (self.clone(), received.clone(), company.clone());
         self.blocking(move |halt| {
-            let _company = &company;
+            let folder = company.shelf.folder();
             let way = folder.join(UNDER_WAY);
             let (mut objects, commit) = here.objects(&received, &way.join(PACKS))?;
             let commit = commit.to_string();
             let aside = way.join("tree");
-            let files = checkout::write(&plan, &mut objects, &way.join(LARGE), &aside, halt)?;
+            let files = checkout::write(&plan, &mut objects, &way.join(LARGE), company.shelf.shares(), &aside, halt)?;
             drop(objects);
             let name = format!("{TREE}{}", &commit[..commit.len().min(12)]);
             checkout::place(&aside, &folder.join(&name))?;
-            let record = Record { commit, folder: name, one: plan.one, files };
+            let record = Record { commit, folder: name, one: plan.one, files, links: plan.links.clone() };
             record.save(&way.join(RECORD))?;
             // Whatever is left of this when the process dies here is cleared away by the next pull.
-            clear(&folder, &record)?;
+            clear(folder, &record)?;
             Ok(record)
         })
         .await
@@ -264,17 +355,14 @@ impl Git {
         .await
     }
 
-    fn done(&self, folder: &Path, record: &Record, fetched: u64, pin: Option<&Pin>) -> Result<Pulled, StoreError> {
-        let files = record.pulled();
-        let found = Pin { version: record.commit.clone(), files: files.len() as u64, bytes: record.bytes() };
-        if let Some(pin) = pin.filter(|pin| **pin != found) {
-            return Err(StoreError::OtherVersion { place: self.place(), pinned: pin.clone(), found });
+    /// Whether it is what was pinned.
+    fn still(&self, pin: Option<&Pin>, found: &Pin) -> Result<(), StoreError> {
+        match pin {
+            Some(pin) if pin != found => {
+                Err(StoreError::OtherVersion { place: self.place(), pinned: pin.clone(), found: found.clone() })
+            }
+            _ => Ok(()),
         }
-        let mut path = folder.join(&record.folder);
-        if let (true, Some(file)) = (record.one, files.first()) {
-            path = path.join(&file.path);
-        }
-        Ok(Pulled { path, in_place: false, files, bytes: found.bytes, fetched, pin: Some(found) })
     }
 
     /// Runs a blocking part of the pull, again when the line breaks.

@@ -24,8 +24,12 @@ pub struct Line {
 struct State {
     /// Bytes that came down, over all connections.
     down: AtomicU64,
+    /// Requests that went up: heads of HTTP/1 messages.
+    requests: AtomicU64,
     /// A connection breaks after so many bytes down.
     breaks_after: AtomicU64,
+    /// So often.
+    breaks_left: AtomicU64,
     /// A connection breaks after so many bytes up.
     breaks_up_after: AtomicU64,
     /// What happens when so many bytes came down: told once, answered before the next byte.
@@ -42,7 +46,9 @@ impl Line {
         let near = listener.local_addr().unwrap();
         let state = Arc::new(State {
             down: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
             breaks_after: AtomicU64::new(u64::MAX),
+            breaks_left: AtomicU64::new(u64::MAX),
             breaks_up_after: AtomicU64::new(u64::MAX),
             pause: Mutex::new(None),
             paused: Notify::new(),
@@ -68,6 +74,17 @@ impl Line {
         self.state.breaks_after.store(bytes, Ordering::SeqCst);
     }
 
+    /// So many connections break after so many bytes down, and no more after them.
+    pub fn breaks(&self, times: u64, bytes: u64) {
+        self.state.breaks_left.store(times, Ordering::SeqCst);
+        self.breaks_after(bytes);
+    }
+
+    /// How many more times it will break.
+    pub fn breaks_left(&self) -> u64 {
+        self.state.breaks_left.load(Ordering::SeqCst)
+    }
+
     /// Every connection breaks after so many bytes up.
     pub fn breaks_up_after(&self, bytes: u64) {
         self.state.breaks_up_after.store(bytes, Ordering::SeqCst);
@@ -76,6 +93,11 @@ impl Line {
     /// Bytes that came down so far.
     pub fn down(&self) -> u64 {
         self.state.down.load(Ordering::SeqCst)
+    }
+
+    /// Requests that went up so far.
+    pub fn requests(&self) -> u64 {
+        self.state.requests.load(Ordering::SeqCst)
     }
 
     /// Holds everything once so many bytes came down; [`Line::paused`] tells, [`Line::go_on`] lets go.
@@ -99,8 +121,19 @@ async fn carry(client: TcpStream, server: &str, state: &State) -> std::io::Resul
     let (mut from_server, mut to_server) = TcpStream::connect(server).await?.into_split();
     let up = async {
         let most = state.breaks_up_after.load(Ordering::SeqCst);
-        let copied = tokio::io::copy(&mut (&mut from_client).take(most), &mut to_server).await?;
-        if copied == most {
+        let mut from_client = (&mut from_client).take(most);
+        let mut block = vec![0; 16 << 10];
+        loop {
+            let n = from_client.read(&mut block).await?;
+            if n == 0 {
+                break;
+            }
+            // Bodies of ours hold no such line.
+            let heads = block[..n].windows(11).filter(|w| *w == b" HTTP/1.1\r\n").count();
+            state.requests.fetch_add(heads as u64, Ordering::SeqCst);
+            to_server.write_all(&block[..n]).await?;
+        }
+        if from_client.limit() == 0 {
             return Err(std::io::ErrorKind::ConnectionReset.into());
         }
         to_server.shutdown().await
@@ -122,7 +155,10 @@ async fn carry(client: TcpStream, server: &str, state: &State) -> std::io::Resul
             }
             to_client.write_all(&block[..n]).await?;
             here += n as u64;
-            if here >= state.breaks_after.load(Ordering::SeqCst) {
+            let breaks = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
+            if here >= state.breaks_after.load(Ordering::SeqCst)
+                && state.breaks_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, breaks).is_ok()
+            {
                 return Err(std::io::ErrorKind::ConnectionReset.into());
             }
         }

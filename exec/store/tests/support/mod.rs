@@ -1,9 +1,11 @@
 //! What the cases share: attempts, folders of files, an S3 server, a line that breaks.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod clouds;
 pub mod gits;
 pub mod line;
 pub mod moto;
+pub mod web;
 
 use std::{
     collections::BTreeMap,
@@ -18,8 +20,8 @@ use mloc_core::{
     id::{AttemptId, TaskId},
     task::spec::Location,
 };
-use mloc_exec::{MakeRoom, Moved, OnMoved, Output};
-use mloc_store::{Patience, StoreConfig};
+use mloc_exec::{MakeRoom, Moved, OnMoved, OnSaid, Output};
+use mloc_store::{CacheConfig, Patience, StoreConfig};
 
 /// Says that this test is left out, past the harness that keeps what tests print to itself. `MLOC_NO_SKIP=1` forbids it.
 pub fn skip(why: &str) {
@@ -49,6 +51,7 @@ pub fn config(data: &Path) -> StoreConfig {
             longest_wait: Duration::from_millis(20),
             ..Patience::default()
         },
+        cache: CacheConfig { dir: data.join("cache"), ..CacheConfig::default() },
         ..StoreConfig::default()
     }
 }
@@ -105,6 +108,18 @@ pub fn outputs(names: &[&str]) -> Vec<Output> {
 /// Nothing can be freed.
 pub fn no_room() -> MakeRoom {
     Arc::new(|_| {})
+}
+
+/// Nobody listens.
+pub fn unsaid() -> OnSaid {
+    Arc::new(|_| {})
+}
+
+/// Remembers what was said.
+pub fn heard() -> (OnSaid, Arc<Mutex<Vec<String>>>) {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let kept = said.clone();
+    (Arc::new(move |text| kept.lock().unwrap().push(text.to_owned())), said)
 }
 
 /// Nobody looks.

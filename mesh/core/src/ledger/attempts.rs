@@ -61,8 +61,7 @@ impl Ledger {
         if let Some(live) = replica.live() {
             return Some(Reason::AttemptLive(live.id.clone()));
         }
-        let last = replica.attempts.last().map_or(0, |a| a.id.attempt);
-        if replica.finished() || last.checked_add(1) != Some(id.attempt) {
+        if replica.finished() || self.next_attempt(replica) != Some(id.attempt) {
             return Some(Reason::OutOfSequence(id.clone()));
         }
         if let Some(reason) = self.refuse_member(node) {
@@ -259,7 +258,7 @@ impl Ledger {
         }
     }
 
-    fn wait_again(&mut self, id: &AttemptId, reason: String, since: Millis, not_before: Millis) {
+    pub(super) fn wait_again(&mut self, id: &AttemptId, reason: String, since: Millis, not_before: Millis) {
         if self.tasks.get(&id.task).is_none_or(|task| task.ended.is_some()) {
             return;
         }
@@ -271,7 +270,7 @@ impl Ledger {
     }
 
     /// Ends a live attempt and closes its usage row at `used_until`, which is never before the start nor after `at`.
-    fn end_attempt(&mut self, id: &AttemptId, how: AttemptEnd, at: Millis, used_until: Millis) {
+    pub(super) fn end_attempt(&mut self, id: &AttemptId, how: AttemptEnd, at: Millis, used_until: Millis) {
         let Some(attempt) = self.attempt_mut(id) else { return };
         let started_at = attempt.state.started_at();
         let at = at.max(started_at.unwrap_or(at));

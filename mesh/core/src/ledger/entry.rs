@@ -37,7 +37,7 @@ pub enum Entry {
     },
     /// The scheduler gave a replica to a node. Sent to the node only after this was accepted.
     Assigned {
-        /// The new attempt; its number must be the successor of the replica's last.
+        /// The new attempt; its number must be the replica's next one ([`Ledger::next_attempt`](super::Ledger::next_attempt)).
         attempt: AttemptId,
         /// The node.
         node: NodeId,

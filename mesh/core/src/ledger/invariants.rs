@@ -70,24 +70,31 @@ pub fn of_entry(ledger: &Ledger, entry: &Entry) -> Holds {
 }
 
 fn of_task(ledger: &Ledger, id: &TaskId, task: &Task) -> Holds {
-    one_live_attempt(id, task)?;
+    one_live_attempt(ledger, id, task)?;
     no_task_lost(id, task)?;
     ended_tasks_publish_nothing(id, task)?;
     task.replicas.iter().flat_map(|r| &r.attempts).try_for_each(|attempt| row_of(ledger, attempt))
 }
 
-/// L1: at most one attempt of a replica is live, it is the last, and numbers rise by one; so at most one may publish.
-fn one_live_attempt(id: &TaskId, task: &Task) -> Holds {
+/// L1: at most one attempt of a replica is live, it is the last, and numbers rise by one, or past those that a restore
+/// passed over; so at most one may publish.
+fn one_live_attempt(ledger: &Ledger, id: &TaskId, task: &Task) -> Holds {
     const NAME: &str = "L1 one live attempt, one right to publish";
     for (number, replica) in task.replicas.iter().enumerate() {
+        let mut last = 0u32;
         for (at, attempt) in replica.attempts.iter().enumerate() {
-            if attempt.id.task != *id || attempt.id.replica as usize != number || attempt.id.attempt as usize != at + 1
-            {
-                return broken(NAME, format!("{} stands at {id}.{number}.{}", attempt.id, at + 1));
+            let this = attempt.id.attempt;
+            let next = last.checked_add(1) == Some(this);
+            // An earlier restore passed over fewer.
+            let restored =
+                last < this && last <= ledger.attempts_after && this <= ledger.attempts_after.saturating_add(1);
+            if attempt.id.task != *id || attempt.id.replica as usize != number || !(next || restored) {
+                return broken(NAME, format!("{} stands at {id}.{number} after attempt {last}", attempt.id));
             }
             if attempt.is_live() && at + 1 != replica.attempts.len() {
                 return broken(NAME, format!("{} is live and has a successor", attempt.id));
             }
+            last = this;
         }
     }
     Ok(())

@@ -5,10 +5,12 @@
 
 pub mod apply;
 mod attempts;
+pub mod contents;
 pub mod entry;
 pub mod invariants;
 mod members;
 mod resolve;
+pub mod restore;
 pub mod state;
 pub mod submit;
 pub mod task_state;

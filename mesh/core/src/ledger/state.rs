@@ -30,6 +30,14 @@ pub struct Ledger {
     pub members_version: u64,
     /// One row an attempt that started.
     pub usage: BTreeMap<AttemptId, UsageRow>,
+    /// Numbers up to this one are given to no new attempt: before this ledger was restored from a backup, attempts that
+    /// it does not know may have had them. 0 in a mesh that was never restored.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub attempts_after: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// An idempotency key.
@@ -85,6 +93,15 @@ pub enum TaskEnd {
         /// Who.
         by: String,
     },
+}
+
+impl TaskEnd {
+    /// When.
+    pub fn at(&self) -> Millis {
+        match self {
+            TaskEnd::Completed { at, .. } | TaskEnd::Failed { at, .. } | TaskEnd::Cancelled { at, .. } => *at,
+        }
+    }
 }
 
 /// One replica of a task.
@@ -199,6 +216,12 @@ impl Ledger {
     /// An attempt by its id, ended or not.
     pub fn attempt(&self, id: &AttemptId) -> Option<&Attempt> {
         self.replica(id)?.attempts.iter().rev().find(|attempt| attempt.id == *id)
+    }
+
+    /// The number of a replica's next attempt: above its last one, and above those that a restore passed over.
+    pub fn next_attempt(&self, replica: &Replica) -> Option<u32> {
+        let last = replica.attempts.last().map_or(0, |attempt| attempt.id.attempt);
+        last.max(self.attempts_after).checked_add(1)
     }
 
     /// The replica an attempt belongs to.

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     cases::{assigned, attempt, ledger, member, publishing_to, spec, submit, take, with_gpus},
     id::{AttemptId, NodeId, RequestId, TaskId},
+    task::spec::{Input, Location, Model, Pin},
     time::Millis,
 };
 
@@ -324,6 +325,88 @@ fn a_dependency_orders_and_its_failure_spreads() {
         let TaskState::Failed { failure, .. } = state(&ledger, task) else { panic!("{task} waits for ever") };
         assert!(failure.message.contains("depends on"), "{}", failure.message);
     }
+}
+
+fn pinned(id: &AttemptId, version: &str, at: u64) -> Entry {
+    let pin = Pin { version: version.to_owned(), files: 1, bytes: 2 };
+    Entry::Pinned { attempt: id.clone(), pins: [(Input::Model, pin)].into(), at: Millis(at) }
+}
+
+/// A source does not change under a task: what the first attempt met is what every later one gets.
+#[test]
+fn what_is_pinned_first_stays() {
+    let (mut ledger, first) = running();
+    let version =
+        |ledger: &Ledger| ledger.tasks[&TaskId::new("t")].pins.get(&Input::Model).map(|pin| pin.version.clone());
+    assert_eq!(version(&ledger), None);
+    take(&mut ledger, pinned(&first, "one", 21));
+    assert_eq!(version(&ledger).as_deref(), Some("one"));
+    assert_eq!(ledger.apply(&pinned(&first, "one", 22)), Outcome::Duplicate(TaskId::new("t")), "its report came twice");
+    assert_eq!(ledger.apply(&pinned(&first, "two", 23)), Outcome::Duplicate(TaskId::new("t")));
+    assert_eq!(version(&ledger).as_deref(), Some("one"));
+    // Another input is another matter.
+    let pin = Pin { version: "data".to_owned(), files: 1, bytes: 2 };
+    let data = Entry::Pinned { attempt: first.clone(), pins: [(Input::Dataset, pin)].into(), at: Millis(24) };
+    take(&mut ledger, data);
+    assert_eq!(ledger.tasks[&TaskId::new("t")].pins.len(), 2);
+
+    take(&mut ledger, lost(&first, 20, 90));
+    assert_eq!(ledger.apply(&pinned(&first, "three", 91)), Outcome::Stale, "it is superseded");
+    let second = attempt("t", 2);
+    let ready = ledger.replica(&second).expect("its replica").not_before.0;
+    take(&mut ledger, assigned(&second, "b", &[0], ready));
+    assert_eq!(ledger.apply(&pinned(&second, "four", ready + 1)), Outcome::Duplicate(TaskId::new("t")));
+    assert_eq!(version(&ledger).as_deref(), Some("one"));
+    invariants::all(&ledger).unwrap();
+}
+
+/// A task that takes another one's artifacts waits for it, and gets the place where they are.
+#[test]
+fn artifacts_of_a_task_are_where_it_left_them() {
+    let taking = |from: &str, path: Option<&str>| {
+        let mut spec = spec("second");
+        let source = Location::Task { identifier: from.to_owned(), path: path.map(str::to_owned) };
+        spec.model = Some(Model { source, adapter: None });
+        spec
+    };
+    let source = |ledger: &Ledger| {
+        let resolved = ledger.resolved(&ledger.tasks[&TaskId::new("b")]);
+        resolved.model.map(|model| model.source)
+    };
+    let mut ledger = ledger(&["a"]);
+    let unknown = ledger.apply(&submit("b", taking("first", None), 0));
+    assert_eq!(unknown, Outcome::Rejected(Reason::UnknownDependency("first".to_owned())), "it waits for it");
+    let id = attempt("a", 1);
+    let complete = |ledger: &mut Ledger| {
+        for entry in [assigned(&id, "a", &[], 5), started(&id, 6), publishing(&id, 7), finished(&id, 8)] {
+            take(ledger, entry);
+        }
+    };
+    for destination in [false, true] {
+        let mut ledger = ledger.clone();
+        let first = if destination { publishing_to(spec("first"), "out") } else { spec("first") };
+        take(&mut ledger, submit("a", first, 0));
+        let asked = taking("first", Some("adapter"));
+        take(&mut ledger, submit("b", asked.clone(), 0));
+        let early = ledger.apply(&assigned(&attempt("b", 1), "a", &[], 5));
+        assert_eq!(early, Outcome::Rejected(Reason::NotReady(TaskId::new("b"))));
+        assert_eq!(source(&ledger), asked.model.map(|model| model.source), "there is nothing yet");
+        complete(&mut ledger);
+        let found = match destination {
+            true => Location::S3 { bucket: "b".into(), path: "out/adapter".into(), endpoint: None, region: None },
+            false => {
+                let (node, path) = (NodeId::new("a"), Some("adapter".to_owned()));
+                Location::Kept { node, attempt: id.clone(), path }
+            }
+        };
+        assert_eq!(source(&ledger), Some(found));
+        take(&mut ledger, assigned(&attempt("b", 1), "a", &[], 9));
+    }
+    // One that does not complete takes those who wait for it with it.
+    take(&mut ledger, submit("a", spec("first"), 0));
+    take(&mut ledger, submit("b", taking("a", None), 0));
+    take(&mut ledger, cancelled("a", 5));
+    assert_eq!(state(&ledger, "b").name(), "FAILED");
 }
 
 #[test]

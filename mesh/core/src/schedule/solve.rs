@@ -55,7 +55,7 @@ pub fn solve(problem: &Problem<'_>) -> Vec<Assignment> {
             })
             .min_by(|a, b| a.0.cmp(&b.0));
         let Some((_, node, capability, grant)) = best else { continue };
-        let number = waiting.replica.attempts.last().map_or(0, |a| a.id.attempt).saturating_add(1);
+        let Some(number) = problem.ledger.next_attempt(waiting.replica) else { continue };
         let attempt = AttemptId { task: waiting.id.clone(), replica: waiting.number, attempt: number };
         if let Some(on) = held.get_mut(node) {
             on.push(Held { attempt: attempt.clone(), grant: grant.clone(), started: false });

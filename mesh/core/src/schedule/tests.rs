@@ -8,7 +8,10 @@ use crate::{
     cases::{GIB, assigned, attempt, ledger, node, spec, submit, take, with_gpus},
     id::{NodeId, TaskId},
     ledger::{Entry, Ledger},
-    task::{TaskSpec, TaskType, spec::Location},
+    task::{
+        TaskSpec, TaskType,
+        spec::{Location, Model},
+    },
     time::Millis,
 };
 
@@ -224,6 +227,16 @@ fn another_type_is_hinted_at_only_where_it_would_do() {
     ] {
         assert!(text.contains(named), "{named}: {text}");
     }
+}
+
+#[test]
+fn who_takes_a_tasks_artifacts_waits_for_it() {
+    let mut taking = spec("second");
+    let source = Location::Task { identifier: "first".to_owned(), path: None };
+    taking.model = Some(Model { source, adapter: None });
+    let mut env = Env::new(vec![node("n", &[])]).task("t-1", spec("first")).task("t-2", taking);
+    assert_eq!(env.solve(), ["t-1@n:"]);
+    assert!(env.explain("t-2").contains("dependsOn first: t-1 has not completed yet"), "{}", env.explain("t-2"));
 }
 
 #[test]

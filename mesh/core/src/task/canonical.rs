@@ -33,9 +33,18 @@ pub fn value(spec: &TaskSpec) -> Value {
         set(&mut value, "eval", dataset.eval.as_ref().map(|eval| json!({ "source": location(eval) })));
         body.insert("dataset".into(), value);
     }
+    if let Some(command) = &spec.command {
+        body.insert("command".into(), json!(command.argv));
+        if let Some(code) = &command.code {
+            let mut value = json!({ "source": location(&code.source) });
+            set(&mut value, "workdir", code.workdir.as_deref().map(Value::from));
+            body.insert("code".into(), value);
+        }
+    }
     body.insert("hyperparameters".into(), json!(spec.hyperparameters));
     let mut output = json!({ "artifacts": spec.output.artifacts });
     set(&mut output, "destination", spec.output.destination.as_ref().map(location));
+    set(&mut output, "keep", spec.output.keep_ms.map(time));
     body.insert("output".into(), output);
     body.insert("priority".into(), json!(spec.priority));
     body.insert("dependsOn".into(), json!(spec.depends_on));

@@ -3,6 +3,7 @@
 //!
 //! [`parse`] is the way in; [`canonical`] writes a spec back as a file that means the same.
 
+pub mod artifacts;
 pub mod canonical;
 mod fields;
 pub mod hyperparameters;
@@ -12,6 +13,7 @@ mod places;
 pub mod problem;
 mod raw;
 pub mod spec;
+pub mod split;
 mod validate;
 pub mod yaml;
 
@@ -19,7 +21,11 @@ pub use hyperparameters::settings;
 pub use kind::TaskType;
 pub use problem::{At, Note, Problem, Problems};
 pub use spec::TaskSpec;
-pub use validate::{ARTIFACTS, DEFAULT_PROJECT};
+pub use validate::DEFAULT_PROJECT;
+
+use std::collections::BTreeSet;
+
+use crate::files::Brought;
 
 /// A file that is taken: what it means, and what its author should know.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,12 +49,29 @@ pub fn parse(text: &str, file: &str) -> Result<Parsed, Problems> {
 /// # Errors
 /// Everything that is wrong with it; a file that is no text, or no YAML, or over [`yaml::SIZE_MAX`] has one problem.
 pub fn parse_bytes(bytes: &[u8], file: &str) -> Result<Parsed, Problems> {
+    parse_with(bytes, file, &Brought::default())
+}
+
+/// The same with what came along: paths such as `./train.jsonl` mean it.
+///
+/// # Errors
+/// As [`parse_bytes`]; a path beside the file that did not come along is a problem.
+pub fn parse_with(bytes: &[u8], file: &str, brought: &Brought) -> Result<Parsed, Problems> {
     let text = yaml::text_of(bytes, file)?;
     let mut problems = Problems::none(file);
     let Some(root) = yaml::tree(text, &mut problems) else { return problems.check(None) };
     let raw = raw::RawTask::read(&root, &mut problems);
-    let parsed = validate::validate(&raw, &mut problems);
+    let parsed = validate::validate(&raw, brought, &mut problems);
     problems.check(parsed)
+}
+
+/// The paths beside its file that a task's sources name, as they stand there: what should come along with it. None of a
+/// text that is no task.
+pub fn beside(bytes: &[u8]) -> BTreeSet<String> {
+    let mut problems = Problems::none("");
+    let text = yaml::text_of(bytes, "").ok();
+    let root = text.and_then(|text| yaml::tree(text, &mut problems));
+    root.map(|root| validate::beside(&raw::RawTask::read(&root, &mut problems))).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -39,12 +39,12 @@ fn suggest(text: &str, allowed: impl Fn(char) -> bool, longest: usize) -> String
 
 /// A split of a hub's data set, slices such as `train[:10%]` included.
 pub fn split(typed: &Typed<String>) -> Result<String, Problem> {
-    let text = typed.value.as_str();
-    let good = text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text.len() <= 128
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-[]:%+".contains(c))
-        && !text.contains("..");
-    if good { Ok(text.to_owned()) } else { Err(typed.problem("a split such as train or train[:10%]")) }
+    let expected = "a split such as train, train[:10%] or train+validation";
+    match super::split::parse(&typed.value) {
+        Ok(_) if typed.value.len() <= 128 => Ok(typed.value.clone()),
+        Ok(_) => Err(typed.problem(expected)),
+        Err(problem) => Err(typed.problem(expected).hint(problem)),
+    }
 }
 
 /// A label's or annotation's key: a name, perhaps after a prefix and a slash.

@@ -63,6 +63,16 @@ pub fn location(raw: &RawLocation, used: Use, problems: &mut Problems) -> Option
     if place.failed { None } else { location }
 }
 
+/// The path of a `local` place that is written as it should be.
+pub fn local(raw: &RawLocation) -> Option<&Typed<String>> {
+    let others = [&raw.bucket, &raw.endpoint, &raw.region, &raw.revision, &raw.account, &raw.sha256, &raw.config];
+    let plain = raw.kind.as_ref()?.value == "local" && others.iter().all(|key| key.is_none()) && raw.split.is_none();
+    match (&raw.identifier, &raw.location_path) {
+        (Some(text), None) | (None, Some(text)) if plain => Some(text),
+        _ => None,
+    }
+}
+
 /// Other names people give these types.
 fn alias(typed: &str) -> Option<&'static str> {
     match typed.to_ascii_lowercase().as_str() {

@@ -4,7 +4,7 @@
 use super::{
     fields::{Fields, Typed},
     problem::{At, Problems},
-    yaml::{Key, Node},
+    yaml::{Key, Node, Tree},
 };
 
 /// Pairs of a map whose keys are the user's.
@@ -48,10 +48,13 @@ pub struct RawSpec {
     pub gpu: Option<RawGpu>,
     pub model: Option<RawModel>,
     pub dataset: Option<RawDataset>,
+    pub command: Option<RawCommand>,
+    pub code: Option<RawCode>,
     /// Names and values as typed; the table of hyperparameters knows what they may be.
     pub hyperparameters: Vec<(Key, Node)>,
     pub destination: Option<RawLocation>,
     pub artifacts: Vec<Typed<String>>,
+    pub keep: Text,
     pub priority: Option<Typed<i64>>,
     pub depends_on: Vec<Typed<String>>,
     pub retry_limit: Option<Typed<i64>>,
@@ -106,6 +109,23 @@ pub struct RawDataset {
     pub max_seq_length: Option<Typed<i64>>,
 }
 
+/// `command`.
+#[derive(Debug)]
+pub enum RawCommand {
+    /// A list: the program and its arguments.
+    Argv(Typed<Vec<Typed<String>>>),
+    /// A text: lines for the shell.
+    Shell(Typed<String>),
+}
+
+/// `code`.
+#[derive(Debug)]
+pub struct RawCode {
+    pub at: At,
+    pub source: Option<RawLocation>,
+    pub workdir: Text,
+}
+
 /// A source or a destination.
 #[derive(Debug)]
 pub struct RawLocation {
@@ -129,6 +149,7 @@ pub struct RawLocation {
 enum Use {
     Model,
     Data,
+    Code,
     Destination,
 }
 
@@ -136,8 +157,7 @@ enum Use {
 const SPEC_NOT_YET: &[(&str, &str)] = &[
     ("autoscale", "replicas that follow the load are not in this build: set `resources.replicas`"),
     ("service", "settings of a running service are not in this build"),
-    ("command", "the command module is not in this build"),
-    ("args", "the command module is not in this build"),
+    ("args", "`command` is the program with its arguments, all in one list"),
     ("image", "tasks run as child processes of the mesh's own binary; containers are not in this build"),
     ("retrieval", "retrieval is not in this build"),
     ("tools", "the agent module is not in this build"),
@@ -235,10 +255,13 @@ fn spec(mut fields: Fields<'_>, problems: &mut Problems) -> RawSpec {
     }
     raw.model = fields.section("model", problems).map(|section| model(section, problems));
     raw.dataset = fields.section("dataset", problems).map(|section| dataset(section, problems));
+    raw.command = command(&mut fields, problems);
+    raw.code = fields.section("code", problems).map(|section| code(section, problems));
     raw.hyperparameters = fields.section("hyperparameters", problems).map_or(Vec::new(), |s| s.all().to_vec());
     if let Some(mut output) = fields.section("output", problems) {
         raw.destination = location(&mut output, "destination", Use::Destination, problems);
         raw.artifacts = output.texts("artifacts", problems).map_or(Vec::new(), |list| list.value);
+        raw.keep = output.text("keep", problems);
         output.finish(NONE, problems);
     }
     raw.priority = fields.integer("priority", problems);
@@ -323,6 +346,23 @@ fn dataset(mut fields: Fields<'_>, problems: &mut Problems) -> RawDataset {
     }
     fields.finish(DATASET_NOT_YET, problems);
     RawDataset { source, eval, prompt_template, max_seq_length }
+}
+
+fn command(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<RawCommand> {
+    match &fields.get("command")?.tree {
+        Tree::Scalar { .. } => fields.text("command", problems).map(RawCommand::Shell),
+        Tree::List(_) | Tree::Map(_) => fields.texts("command", problems).map(RawCommand::Argv),
+    }
+}
+
+fn code(mut fields: Fields<'_>, problems: &mut Problems) -> RawCode {
+    let source = location(&mut fields, "source", Use::Code, problems);
+    let raw = RawCode { at: fields.at, source, workdir: fields.text("workdir", problems) };
+    if fields.get("source").is_none() {
+        fields.missing("source", "where the code is: a map with `type` and a path or URL", problems);
+    }
+    fields.finish(NONE, problems);
+    raw
 }
 
 fn location(parent: &mut Fields<'_>, name: &'static str, used: Use, problems: &mut Problems) -> Option<RawLocation> {

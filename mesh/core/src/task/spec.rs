@@ -34,6 +34,9 @@ pub struct TaskSpec {
     pub model: Option<Model>,
     /// The data.
     pub dataset: Option<Dataset>,
+    /// The program to run; there with `command`, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Command>,
     /// Settings under the reference's names.
     pub hyperparameters: BTreeMap<String, Value>,
     /// What to keep and where it goes.
@@ -345,13 +348,35 @@ pub struct Dataset {
     pub max_seq_length: Option<u32>,
 }
 
+/// A program of the user's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// The program and its arguments; never empty.
+    pub argv: Vec<String>,
+    /// The code it is started in; an empty folder when absent.
+    pub code: Option<Code>,
+}
+
+/// Where a program's code comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Code {
+    /// A folder, a file, or an archive that is unpacked.
+    pub source: Location,
+    /// The folder of it to start in; its top when absent.
+    pub workdir: Option<String>,
+}
+
 /// What is kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Output {
     /// Where artifacts are published; the worker's disk only when absent.
     pub destination: Option<Location>,
-    /// Kinds of artifact: `adapter_weights`, `full_model`, `training_logs`, … Empty: what the module makes.
+    /// Kinds of artifact and `files:PATTERN`, see [`super::artifacts`]. Empty: what the module makes unasked.
     pub artifacts: Vec<String>,
+    /// How long the worker keeps artifacts that have no destination, in milliseconds; as long as there is room for them
+    /// when absent.
+    #[serde(default)]
+    pub keep_ms: Option<u64>,
 }
 
 /// Tries after the first.
@@ -409,6 +434,7 @@ impl TaskSpec {
             (Input::Adapter, model.and_then(|m| m.adapter.as_ref()?.source.as_ref())),
             (Input::Dataset, dataset.map(|d| &d.source)),
             (Input::Eval, dataset.and_then(|d| d.eval.as_ref())),
+            (Input::Code, self.command.as_ref().and_then(|c| Some(&c.code.as_ref()?.source))),
         ];
         sources.into_iter().filter_map(|(input, source)| Some((input, source?)))
     }
@@ -423,7 +449,8 @@ impl TaskSpec {
             Some(dataset) => (Some(&mut dataset.source), dataset.eval.as_mut()),
             None => (None, None),
         };
-        [model, adapter, data, eval].into_iter().flatten()
+        let code = self.command.as_mut().and_then(|command| command.code.as_mut());
+        [model, adapter, data, eval, code.map(|code| &mut code.source)].into_iter().flatten()
     }
 
     /// Names or ids of the tasks that must have completed before this one may run: those of `dependsOn`, and those whose
@@ -453,7 +480,11 @@ impl TaskSpec {
         let destinations = [self.output.destination.as_ref(), self.checkpoint.destination.as_ref()];
         needs.extend(destinations.into_iter().flatten().map(|l| format!("destination:{}", l.scheme())));
         needs.extend(sources.into_iter().chain(destinations.into_iter().flatten()).filter_map(Location::volume));
-        if let Some(adapter) = self.model.as_ref().and_then(|m| m.adapter.as_ref()) {
+        // What a program makes of its settings is its own affair.
+        let own_program = self.task_type == TaskType::Command;
+        if let Some(adapter) = self.model.as_ref().and_then(|m| m.adapter.as_ref())
+            && !own_program
+        {
             needs.insert(format!("adapter:{}", adapter.kind.name()));
         }
         needs.extend(self.secrets_from.iter().map(|name| format!("secret:{name}")));
@@ -461,7 +492,7 @@ impl TaskSpec {
             needs.insert(SEVERAL_GPUS.to_owned());
         }
         for precision in ["fp16", "bf16"] {
-            if self.hyperparameters.get(precision) == Some(&Value::Bool(true)) {
+            if !own_program && self.hyperparameters.get(precision) == Some(&Value::Bool(true)) {
                 needs.insert(format!("precision:{precision}"));
             }
         }

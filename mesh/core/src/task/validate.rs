@@ -1,12 +1,13 @@
 //! From what was typed to what it means. Every problem is collected; past this file nobody checks again.
 
+mod command;
 mod hardware;
 mod model;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Parsed,
+    Parsed, artifacts,
     fields::Typed,
     hyperparameters::{self, Read},
     kind::{Kind, TASK_TYPES, TaskType, TaskTypeRow},
@@ -18,17 +19,25 @@ use super::{
 };
 use crate::{
     capability::{Request, SIMULATED},
+    files::{self, Brought},
     quantity::{self, BadQuantity},
 };
 
-/// Kinds of artifact that modules of this build make.
-pub const ARTIFACTS: [&str; 4] = ["adapter_weights", "full_model", "training_logs", "tokenizer"];
 /// The project of a task that names none.
 pub const DEFAULT_PROJECT: &str = "default";
 
-/// What a raw task means.
-pub fn validate(raw: &RawTask, problems: &mut Problems) -> Option<Parsed> {
-    let mut v = Validation { problems, notes: Vec::new() };
+/// The paths beside its file that a raw task's sources name.
+pub fn beside(raw: &RawTask) -> BTreeSet<String> {
+    let (brought, mut problems) = (Brought::default(), Problems::none(""));
+    let mut v = Validation { problems: &mut problems, brought: &brought, beside: BTreeSet::new(), notes: Vec::new() };
+    // What is wrong with it is told when it is validated.
+    let _ = v.task(raw);
+    v.beside
+}
+
+/// What a raw task means, with what came along with it.
+pub fn validate(raw: &RawTask, brought: &Brought, problems: &mut Problems) -> Option<Parsed> {
+    let mut v = Validation { problems, brought, beside: BTreeSet::new(), notes: Vec::new() };
     let spec = v.task(raw);
     let mut notes = v.notes;
     notes.sort_by_key(|note| note.at);
@@ -37,6 +46,8 @@ pub fn validate(raw: &RawTask, problems: &mut Problems) -> Option<Parsed> {
 
 struct Validation<'p> {
     problems: &'p mut Problems,
+    brought: &'p Brought,
+    beside: BTreeSet<String>,
     notes: Vec<Note>,
 }
 
@@ -64,6 +75,7 @@ impl Validation<'_> {
         let replicas = self.replicas(spec, kind);
         let model = self.model(spec);
         let dataset = spec.dataset.as_ref().map(|dataset| self.dataset(dataset));
+        let command = self.command(spec, row, kind);
         let read = match row {
             Some(row) => {
                 self.needs(spec, row, &request);
@@ -72,12 +84,12 @@ impl Validation<'_> {
             None => Read::default(),
         };
         self.lengths(spec, &read);
-        let output = self.output(spec);
+        let output = self.output(spec, row);
         let retry = self.retry(spec);
         let timeouts =
             Timeouts { run_ms: self.time(&spec.timeout_run, true), stop_ms: self.time(&spec.timeout_stop, false) };
         let placement = self.placement(spec);
-        let checkpoint = Checkpointing { destination: self.destination(&spec.checkpoint) };
+        let checkpoint = Checkpointing { destination: self.checkpoints(&spec.checkpoint) };
         let priority = self.priority(spec);
         let depends_on = self.depends_on(raw);
         let env = self.env(&spec.env);
@@ -90,6 +102,7 @@ impl Validation<'_> {
             request,
             model: model.flatten(),
             dataset: dataset.flatten(),
+            command,
             hyperparameters: read.values,
             output,
             priority,
@@ -247,7 +260,27 @@ impl Validation<'_> {
         self.location(raw.as_ref()?, Use::Destination)
     }
 
+    fn checkpoints(&mut self, raw: &Option<RawLocation>) -> Option<Location> {
+        let location = self.destination(raw)?;
+        if let Location::HuggingFace { .. } = location {
+            let kind = raw.as_ref()?.kind.as_ref()?;
+            let problem = kind.problem("a place where checkpoints can be replaced: local, s3, gcs or azblob");
+            self.problems.push(problem.hint(
+                "a repository of the hub keeps every checkpoint for ever in its history; publish the result there, \
+                 with output.destination",
+            ));
+            return None;
+        }
+        Some(location)
+    }
+
     fn location(&mut self, raw: &RawLocation, used: Use) -> Option<Location> {
+        if used != Use::Destination
+            && let Some(text) = places::local(raw).filter(|text| files::is_beside(&text.value))
+        {
+            let text = text.clone();
+            return self.brought(&text);
+        }
         let location = places::location(raw, used, self.problems)?;
         if let Location::Local { path } = &location
             && path.starts_with('/')
@@ -259,29 +292,44 @@ impl Validation<'_> {
         Some(location)
     }
 
-    fn output(&mut self, spec: &RawSpec) -> Output {
+    /// A path beside the task file: its files came along, or nobody on the mesh can know them.
+    fn brought(&mut self, text: &Typed<String>) -> Option<Location> {
+        if text.value.len() > 1024 || text.value.contains(|c: char| c.is_control()) {
+            self.problems.push(text.problem("a path of at most 1024 characters, none of them a control character"));
+            return None;
+        }
+        self.beside.insert(text.value.clone());
+        let place = self.brought.place(&text.value);
+        if place.is_none() {
+            let problem = text.problem("a file or folder that came with the task");
+            self.problems.push(problem.hint(
+                "`mloc submit` sends it when it is there, beside the task file (over REST: PUT /api/v1/files, then `files`); \
+                 what lies on nodes is named `VOLUME/path`",
+            ));
+        }
+        place
+    }
+
+    fn output(&mut self, spec: &RawSpec, row: Option<&TaskTypeRow>) -> Output {
         let adapter = spec.model.as_ref().is_some_and(|model| model.adapter.is_some());
+        // A program makes what it likes, files of no kind we know among it.
+        let own_program = row.is_some_and(|row| row.task_type == TaskType::Command);
         let mut artifacts = Vec::new();
         for artifact in &spec.artifacts {
-            let name = artifact.value.as_str();
-            if !ARTIFACTS.contains(&name) {
-                let problem = artifact.problem(format!("one of {}", ARTIFACTS.join(", ")));
-                self.problems.push(match nearest(name, ARTIFACTS) {
-                    Some(near) => problem.hint(format!("did you mean `{near}`?")),
-                    None => problem,
-                });
-            } else if name == "adapter_weights" && !adapter {
-                let hint = "add `model.adapter`, or ask for full_model";
-                self.problems.push(artifact.problem("an artifact of a task without an adapter").hint(hint));
-            } else if name == "full_model" && adapter {
-                let hint = "merging an adapter into its base is not in this build: ask for adapter_weights";
-                self.problems.push(artifact.problem("an artifact of a task with an adapter").hint(hint));
+            if let Some(problem) = bad_artifact(artifact, adapter, own_program) {
+                self.problems.push(problem);
             }
             if !artifacts.contains(&artifact.value) {
                 artifacts.push(artifact.value.clone());
             }
         }
-        Output { destination: self.destination(&spec.destination), artifacts }
+        let destination = self.destination(&spec.destination);
+        let keep_ms = self.time(&spec.keep, true);
+        if let (Some(keep), Some(_)) = (&spec.keep, &destination) {
+            let hint = "what lies at a destination is its owner's: give the bucket a lifecycle rule";
+            self.problems.push(keep.problem("no `keep` beside a `destination`").hint(hint));
+        }
+        Output { destination, artifacts, keep_ms }
     }
 
     fn retry(&mut self, spec: &RawSpec) -> Retry {
@@ -346,5 +394,40 @@ impl Validation<'_> {
             env.extend(name.map(|name| (name, value.value.clone())));
         }
         env
+    }
+}
+
+/// Why a task may not ask for this.
+fn bad_artifact(artifact: &Typed<String>, adapter: bool, own_program: bool) -> Option<Problem> {
+    let name = artifact.value.as_str();
+    if let Some(pattern) = name.strip_prefix(artifacts::FILES) {
+        let why = artifacts::pattern(pattern).err()?;
+        let problem = artifact.problem("a pattern of paths, such as `files:plots/**/*.png`");
+        return Some(problem.hint(why));
+    }
+    let kinds = || artifacts::KINDS.into_iter().chain(own_program.then_some(artifacts::OTHER));
+    if !kinds().any(|kind| kind == name) {
+        let list = kinds().collect::<Vec<_>>().join(", ");
+        let problem = artifact.problem(format!("one of {list}, or files:PATTERN"));
+        return Some(match nearest(name, kinds()) {
+            Some(near) => problem.hint(format!("did you mean `{near}`?")),
+            None => problem,
+        });
+    }
+    match (name, adapter) {
+        _ if own_program => None,
+        ("adapter_weights", false) => {
+            let problem = artifact.problem("an artifact of a task without an adapter");
+            Some(problem.hint("add `model.adapter`, or ask for full_model"))
+        }
+        ("merged_model", false) => {
+            let problem = artifact.problem("an artifact of a task without an adapter");
+            Some(problem.hint("without an adapter the whole model is trained: ask for full_model"))
+        }
+        ("full_model", true) => {
+            let problem = artifact.problem("an artifact of a task with an adapter");
+            Some(problem.hint("ask for adapter_weights, or for merged_model: the base with the adapter in it"))
+        }
+        _ => None,
     }
 }

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use hickory_resolver::{
+    config::{ResolveHosts, ResolverConfig, ResolverOpts},
+    net::NetError,
+    system_conf,
+};
 use libp2p::{
     StreamProtocol, Swarm, SwarmBuilder, autonat, dcutr, identify, noise, ping, relay,
     request_response::{self, ProtocolSupport},
@@ -10,6 +15,7 @@ use libp2p::{
 };
 use libp2p_allow_block_list::{self as allow_list, AllowedPeers};
 use libp2p_connection_limits::{self as connection_limits, ConnectionLimits};
+use tracing::warn;
 
 use super::{
     Channel, LinkSettings, LinkStartError,
@@ -70,6 +76,7 @@ impl Channel {
 pub(crate) fn build(identity: &NodeIdentity, settings: &LinkSettings) -> Result<Swarm<Member>, LinkStartError> {
     let failed = |what: &'static str| move |reason: String| LinkStartError::Swarm { what, reason };
     let tcp_config = tcp::Config::default().nodelay(true);
+    let (names, how) = resolver(system_conf::read_system_conf());
     let swarm = SwarmBuilder::with_existing_identity(identity.libp2p_keypair())
         .with_tokio()
         .with_tcp(tcp_config, noise::Config::new, yamux::Config::default)
@@ -82,8 +89,7 @@ pub(crate) fn build(identity: &NodeIdentity, settings: &LinkSettings) -> Result<
             quic.max_connection_data = CONNECTION_WINDOW_BYTES;
             quic
         })
-        .with_dns()
-        .map_err(|e| failed("dns")(e.to_string()))?
+        .with_dns_config(names, how)
         .with_relay_client(noise::Config::new, yamux::Config::default)
         .map_err(|e| failed("relay")(e.to_string()))?
         .with_behaviour(|keypair, relay_client| member(keypair, relay_client, settings))
@@ -92,6 +98,17 @@ pub(crate) fn build(identity: &NodeIdentity, settings: &LinkSettings) -> Result<
         .with_swarm_config(|config| config.with_idle_connection_timeout(settings.unused).with_smart_dial())
         .build();
     Ok(swarm)
+}
+
+/// Members' link addresses may be names. A container without /etc/resolv.conf asks no name server and goes on: most
+/// addresses are none, and /etc/hosts may know the rest.
+fn resolver(system: Result<(ResolverConfig, ResolverOpts), NetError>) -> (ResolverConfig, ResolverOpts) {
+    system.unwrap_or_else(|error| {
+        warn!(%error, "/etc/resolv.conf can't be used: names of members are looked up in /etc/hosts alone");
+        let mut opts = ResolverOpts::default();
+        opts.use_hosts_file = ResolveHosts::Always;
+        (ResolverConfig::from_parts(None, Vec::new(), Vec::new()), opts)
+    })
 }
 
 fn member(

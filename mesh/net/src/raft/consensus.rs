@@ -432,7 +432,7 @@ impl Consensus {
 }
 
 /// 63 bits, so that the id fits every language's integers on its way through JSON tools; never 0.
-fn mint() -> RaftId {
+pub(crate) fn mint() -> RaftId {
     (rand::random::<u64>() >> 1).max(1)
 }
 

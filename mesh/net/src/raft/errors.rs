@@ -16,7 +16,7 @@ pub enum StartError {
     /// The log begins after what the snapshot holds.
     #[error(
         "{path}: missing or too old: the log before entry {purged} was dropped in trust of it \
-         (hint: move this node's data directory away and join again)"
+         (hint: move this node's data directory away and join again; if a restore broke off here, restore again)"
     )]
     SnapshotMissing {
         /// The snapshot file.

@@ -39,7 +39,7 @@ pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("
 pub(super) const VOTE: &str = "vote";
 pub(super) const PURGED: &str = "purged";
 pub(super) const COMMITTED: &str = "committed";
-const IDENTITY: &str = "identity";
+pub(super) const IDENTITY: &str = "identity";
 
 /// Entries wait in memory for their commit; at most this many writes queue up before `append` waits its turn.
 const QUEUE: usize = 256;
@@ -322,7 +322,7 @@ fn open_checked(
     let fault = |error: redb::Error| fault(path, error);
     let io_fault = |source| LogOpenError::Io { path: path.to_owned(), source };
     if !path.try_exists().map_err(io_fault)? {
-        create(path, peer, mint)?;
+        create(path, peer, mint(), &[])?;
     }
     // redb would take an emptied file for a new one, and the node would forget its votes.
     if path.metadata().map_err(io_fault)?.len() == 0 {
@@ -349,8 +349,13 @@ fn open_checked(
 }
 
 /// Makes the file under another name and gives it its own when it is whole: a crash on the way leaves no `raft.redb`
-/// that lacks an identity.
-fn create(path: &Path, peer: &NodeId, mint: impl FnOnce() -> RaftId) -> Result<(), LogOpenError> {
+/// that lacks an identity. `besides` is what else stands in it from the beginning.
+pub(super) fn create(
+    path: &Path,
+    peer: &NodeId,
+    id: RaftId,
+    besides: &[(&'static str, Vec<u8>)],
+) -> Result<(), LogOpenError> {
     let fault = |error: redb::Error| fault(path, error);
     let io_fault = |source| LogOpenError::Io { path: path.to_owned(), source };
     let draft = path.with_file_name(format!(".raft.redb.{}", std::process::id()));
@@ -360,9 +365,12 @@ fn create(path: &Path, peer: &NodeId, mint: impl FnOnce() -> RaftId) -> Result<(
     let db = builder().create(&draft).map_err(|error| fault(error.into()))?;
     let write = db.begin_write().map_err(|error| fault(error.into()))?;
     {
-        let identity = codec::encode(IDENTITY, &(mint(), peer)).map_err(|error| io_fault(error.into()))?;
+        let identity = codec::encode(IDENTITY, &(id, peer)).map_err(|error| io_fault(error.into()))?;
         let mut meta = write.open_table(META).map_err(|error| fault(error.into()))?;
         meta.insert(IDENTITY, identity.as_slice()).map_err(|error| fault(error.into()))?;
+        for (key, value) in besides {
+            meta.insert(*key, value.as_slice()).map_err(|error| fault(error.into()))?;
+        }
         write.open_table(LOG).map_err(|error| fault(error.into()))?;
     }
     write.commit().map_err(|error| fault(error.into()))?;
@@ -377,13 +385,13 @@ fn create(path: &Path, peer: &NodeId, mint: impl FnOnce() -> RaftId) -> Result<(
     super::snapshot::sync_parent(path).map_err(io_fault)
 }
 
-fn builder() -> redb::Builder {
+pub(super) fn builder() -> redb::Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder
 }
 
-fn fault(path: &Path, error: redb::Error) -> LogOpenError {
+pub(super) fn fault(path: &Path, error: redb::Error) -> LogOpenError {
     let path = path.to_owned();
     match error {
         redb::Error::DatabaseAlreadyOpen => LogOpenError::InUse { path },
@@ -397,7 +405,7 @@ fn fault(path: &Path, error: redb::Error) -> LogOpenError {
 }
 
 /// Every entry can be read, sits at its own index, and none is missing.
-fn check_entries(log: &impl ReadableTable<u64, &'static [u8]>, purged: Option<LogId>) -> io::Result<()> {
+pub(super) fn check_entries(log: &impl ReadableTable<u64, &'static [u8]>, purged: Option<LogId>) -> io::Result<()> {
     let wrong = |detail: String| io::Error::new(io::ErrorKind::InvalidData, detail);
     let mut next = purged.map(|id| id.index() + 1);
     for row in log.iter().map_err(io::Error::other)? {
@@ -415,7 +423,7 @@ fn check_entries(log: &impl ReadableTable<u64, &'static [u8]>, purged: Option<Lo
     Ok(())
 }
 
-fn get<T: DeserializeOwned>(
+pub(super) fn get<T: DeserializeOwned>(
     meta: &impl ReadableTable<&'static str, &'static [u8]>,
     key: &'static str,
 ) -> io::Result<Option<T>> {

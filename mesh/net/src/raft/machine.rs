@@ -51,6 +51,13 @@ impl LedgerView {
         look(&self.state.read().unwrap_or_else(PoisonError::into_inner).ledger)
     }
 
+    /// A copy of the ledger, with term and index of the last entry in it.
+    pub fn copy(&self) -> (Ledger, u64, u64) {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let (term, index) = state.applied.map_or((0, 0), |id| (**id.committed_leader_id(), id.index()));
+        (state.ledger.clone(), term, index)
+    }
+
     /// Changes after each applied entry; the value is the index of the last one (0 before the first).
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.clone()

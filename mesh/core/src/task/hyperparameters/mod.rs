@@ -40,6 +40,14 @@ pub fn find(task_type: TaskType, name: &str) -> Option<&'static Row> {
 /// Checks each name and value against the table of the task type.
 pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems, notes: &mut Vec<Note>) -> Read {
     let mut read = Read::default();
+    if task_type == TaskType::Command {
+        // A program's names are its own: they are passed on as they are.
+        for (key, node) in typed {
+            read.values.insert(key.text.clone(), node.json());
+            read.typed.insert(key.text.clone(), (key.text.clone(), node.at));
+        }
+        return read;
+    }
     for (key, node) in typed {
         let path = format!("{PATH}.{}", key.text);
         let Some(row) = find(task_type, &key.text) else {

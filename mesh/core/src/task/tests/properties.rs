@@ -9,8 +9,8 @@ use crate::{
     task::{
         kind::Kind,
         spec::{
-            Adapter, AdapterKind, Checkpointing, Dataset, HubRepo, Location, Metadata, Model, Output, Placement, Retry,
-            Timeouts,
+            Adapter, AdapterKind, Checkpointing, Code, Command, Dataset, HubRepo, Location, Metadata, Model, Output,
+            Placement, Retry, Timeouts,
         },
     },
 };
@@ -153,7 +153,8 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
         .prop_map(|(cpu_millis, memory_bytes, disk_bytes, gpu)| Request { cpu_millis, memory_bytes, disk_bytes, gpu });
     let data = || location(Some(HubRepo::Dataset));
     let places = (location(Some(HubRepo::Model)), prop::option::of(adapter), data(), prop::option::of(data()));
-    let ends = (prop::option::of(location(None)), prop::option::of(location(None)));
+    let checkpoints = || location(None).prop_filter("no checkpoints in a hub", |at| at.scheme() != "huggingface");
+    let ends = (prop::option::of(location(None)), prop::option::of(checkpoints()));
     let rest = (texts(), texts(), texts(), -1_000_000..1_000_000i32, 0..1_000u32, 1..1_000_000_000u64);
     (name(), request, places, ends, hyperparameters, rest).prop_map(
         |(name, request, (model, adapter, data, eval), (out, checkpoint), hyperparameters, rest)| {
@@ -171,8 +172,13 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                     prompt_template: Some("{a}: {{}}\n".into()),
                     max_seq_length: None,
                 }),
+                command: None,
                 hyperparameters,
-                output: Output { destination: out, artifacts: vec!["training_logs".into()] },
+                output: Output {
+                    keep_ms: out.is_none().then_some(ms),
+                    destination: out,
+                    artifacts: vec!["training_logs".into(), "files:a/*".into()],
+                },
                 priority,
                 depends_on: vec![],
                 retry: Retry { limit, backoff_ms: ms, backoff_max_ms: 2 * ms },
@@ -207,6 +213,23 @@ proptest! {
         let files = [files("configs"), files("tests/fixtures/tasks/good"), files("tests/fixtures/tasks/bad")].concat();
         let (_, bytes) = which.get(&files).clone();
         holds(&changed(bytes, &changes))?;
+    }
+
+    #[test]
+    fn a_program_means_the_same_after_its_canonical_form(
+        spec in spec(),
+        argv in prop::collection::vec("[^\u{0}]{1,24}", 1..4),
+        code in prop::option::of((location(Some(HubRepo::Model)), prop::option::of(name()))),
+    ) {
+        let code = code.map(|(source, workdir)| Code { source, workdir });
+        let command = Some(Command { argv, code });
+        let hyperparameters = [("any_name".to_owned(), json!({"nested": [1, 0.5, "x", null]}))].into();
+        let spec = TaskSpec { task_type: TaskType::Command, command, hyperparameters, ..spec };
+        let canonical = canonical::write(&spec).map_err(TestCaseError::fail)?;
+        match parse(&canonical, "canonical") {
+            Ok(again) => prop_assert_eq!(again.spec, spec),
+            Err(problems) => return Err(TestCaseError::fail(format!("{problems}\n{canonical}"))),
+        }
     }
 
     #[test]

@@ -1,3 +1,4 @@
+mod backup;
 mod cluster;
 mod entries;
 mod killed;

@@ -1,0 +1,98 @@
+//! A pull from the Hub beside `huggingface_hub`'s `snapshot_download`, from the same Hub on this machine's loopback: as a
+//! ratio of times, so that the machine's own pace drops out. Ours checks every digest and makes every file durable.
+//!
+//! ```sh
+//! cargo bench -p mloc-store --bench hub
+//! ```
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Instant,
+};
+
+use mloc_core::task::spec::{HubRepo, Location};
+use mloc_store::{HubConfig, Store, StoreConfig};
+use mloc_test_hub::{Hub, Kind};
+
+const FILES: usize = 6;
+const BYTES: usize = 48 << 20;
+const ROUNDS: usize = 5;
+
+/// Bytes that compress badly and differ by seed.
+fn noise(seed: u64) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(BYTES + 8);
+    while bytes.len() < BYTES {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        bytes.extend_from_slice(&x.to_le_bytes());
+    }
+    bytes.truncate(BYTES);
+    bytes
+}
+
+/// Seconds that the client needs, its start left out.
+fn theirs(hub: &Hub, tmp: &Path, folder: &Path) -> Option<f64> {
+    let program = "import sys, time, huggingface_hub as h\nstart = time.perf_counter()\n\
+                   h.snapshot_download('org/m', cache_dir=sys.argv[1])\nprint(time.perf_counter() - start)";
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/servers/hub_client.sh");
+    let mut command = Command::new(script);
+    command.arg(tmp).args(["-c", program]).arg(folder).env("HF_ENDPOINT", &hub.endpoint).env("HF_HOME", folder);
+    let output = command.output().expect("tests/fixtures/servers/hub_client.sh starts");
+    String::from_utf8_lossy(&output.stdout).trim().parse().ok()
+}
+
+/// Seconds that a pull needs.
+fn ours(hub: &Hub, folder: &Path) -> f64 {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads");
+    let hugging_face = HubConfig { endpoint: Some(hub.endpoint.clone()), ..HubConfig::default() };
+    let store = Store::new(StoreConfig { hugging_face, ..StoreConfig::default() }).expect("a client");
+    let source = Location::HuggingFace {
+        identifier: "org/m".into(),
+        revision: "main".into(),
+        repo: HubRepo::Model,
+        path: None,
+        config: None,
+        split: None,
+    };
+    let start = Instant::now();
+    let pulled = runtime.block_on(store.pull(&source, None, folder, Arc::new(|_| {}), Arc::new(|_| {})));
+    let seconds = start.elapsed().as_secs_f64();
+    assert_eq!(pulled.expect("it comes").bytes, (FILES * BYTES) as u64);
+    seconds
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+fn main() {
+    let hub = Hub::start();
+    let names: Vec<String> = (1..=FILES).map(|n| format!("model-{n:05}-of-{FILES:05}.safetensors")).collect();
+    let bytes: Vec<Vec<u8>> = (0..FILES as u64).map(noise).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(String::as_str).zip(bytes.iter().map(Vec::as_slice)).collect();
+    hub.commit(Kind::Model, "org/m", &files);
+    // A folder of this run, on the disk that the target folder is on: /tmp may be memory.
+    let tmp: PathBuf = env!("CARGO_TARGET_TMPDIR").into();
+    let (mut our_times, mut their_times) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let folder = tmp.join(format!("bench-hub-{}-{round}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        our_times.push(ours(&hub, &folder.join("ours")));
+        let theirs = theirs(&hub, &tmp, &folder.join("theirs"));
+        std::fs::remove_dir_all(&folder).expect("the folder goes");
+        let Some(theirs) = theirs else {
+            println!("no ratio: huggingface_hub 2.4.0 is neither installed nor to be had; ours took {our_times:.3?} s");
+            return;
+        };
+        their_times.push(theirs);
+    }
+    let (ours, theirs) = (median(our_times), median(their_times));
+    let mib = (FILES * BYTES) as f64 / f64::from(1 << 20);
+    println!("{mib:.0} MiB in {FILES} files, median of {ROUNDS}: ours {ours:.3} s, snapshot_download {theirs:.3} s");
+    println!("ours / theirs = {:.2}", ours / theirs);
+}

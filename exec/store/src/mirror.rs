@@ -1,0 +1,231 @@
+//! Mirrors: where else a node gets some sources from.
+//!
+//! The origin says what a source is (names, sizes, version, digests), a mirror only gives bytes, and only of files whose
+//! SHA-256 the origin says: large files of the Hugging Face Hub, files by URL with `sha256`, results that MLOC published.
+//! So the pin is the origin's whoever gave the bytes, a later attempt on a node without the mirror finds the same, and a
+//! mirror that holds something else is found out. Files without a digest, and all of them where the mirror lacks
+//! them or is down, come from the origin.
+//!
+//! With `only: true` the origin is never asked, and the mirror's own versions count. A pin of such a pull names the
+//! mirror: a node that has it from elsewhere cannot compare, says so, and leaves it to the nodes that can.
+
+mod beside;
+
+use mloc_core::task::spec::{HubRepo, Location, Pin};
+use serde::Deserialize;
+
+pub(crate) use self::beside::Beside;
+use crate::{Store, error::StoreError, git::Git, kinds, place::Source, remote::Remote};
+
+/// Where else some sources can be had.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Mirror {
+    /// Which: a type (`huggingface`), or a URL with all below it (`s3://bucket/models`, `https://host/data`).
+    pub from: String,
+    /// Where: what follows `from` in a source's URL is looked for below it.
+    pub to: Location,
+    /// Whether the origin is never asked.
+    #[serde(default)]
+    pub only: bool,
+}
+
+impl Mirror {
+    /// Where it has a source, when it is for it.
+    fn of(&self, source: &Location) -> Option<Location> {
+        let address = address(source)?;
+        let rest = if self.from.contains("://") {
+            let rest = address.strip_prefix(self.from.trim_end_matches('/'))?;
+            rest.is_empty().then_some("").or_else(|| rest.strip_prefix('/'))?
+        } else {
+            if self.from != source.scheme() {
+                return None;
+            }
+            address.split_once("://")?.1
+        };
+        match (&self.to, source) {
+            (Location::Http { url, .. }, Location::Http { sha256, .. }) => {
+                let url = format!("{}/{rest}", url.trim_end_matches('/'));
+                Some(Location::Http { url: url.trim_end_matches('/').to_owned(), sha256: sha256.clone() })
+            }
+            // A file by its URL has none below it.
+            (Location::Http { .. }, _) => None,
+            (to, _) => Some(to.below((!rest.is_empty()).then_some(rest))),
+        }
+    }
+
+    /// What pins begin with that are this mirror's own.
+    fn mark(&self) -> String {
+        let to = address(&self.to).unwrap_or_else(|| match &self.to {
+            Location::Local { path } => path.clone(),
+            other => other.scheme().to_owned(),
+        });
+        format!("{to} instead of {}: ", self.from)
+    }
+}
+
+/// A source as a URL that mirrors go by; `None` for what they are not for: places of a mesh's own, and object stores that
+/// the task names an endpoint or an account for, of which a bucket's name says nothing.
+fn address(source: &Location) -> Option<String> {
+    match source {
+        Location::S3 { bucket, path, endpoint: None, .. } => Some(format!("s3://{bucket}/{path}")),
+        Location::Gcs { bucket, path, endpoint: None } => Some(format!("gs://{bucket}/{path}")),
+        Location::Azblob { container, path, endpoint: None, account: None } => Some(format!("az://{container}/{path}")),
+        Location::Http { url, .. } => Some(url.clone()),
+        Location::HuggingFace { identifier, revision, repo, path, .. } => {
+            let repo = match repo {
+                HubRepo::Model => "models",
+                HubRepo::Dataset => "datasets",
+            };
+            let below = path.as_ref().map(|path| format!("/{path}")).unwrap_or_default();
+            Some(format!("huggingface://{repo}/{identifier}/{revision}{below}"))
+        }
+        Location::S3 { .. }
+        | Location::Gcs { .. }
+        | Location::Azblob { .. }
+        | Location::Local { .. }
+        | Location::Git { .. }
+        | Location::Task { .. }
+        | Location::Submitted { .. }
+        | Location::Kept { .. } => None,
+    }
+}
+
+/// How this node gets at a source.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// It lies in a volume.
+    Folder(crate::folder::Folder),
+    /// Out of a repository, from where that is: no mirror is for those.
+    Git(Git),
+    /// From where it is.
+    Origin(Box<dyn Remote>),
+    /// From where it is, with mirrors beside it.
+    Beside(Beside),
+    /// From a mirror instead, whose pins begin with `mark`.
+    Instead {
+        /// The mirror.
+        remote: Box<dyn Remote>,
+        /// Of its pins.
+        mark: String,
+    },
+}
+
+/// Finds the way. Touches the local disk, never the network.
+pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError> {
+    let origin = match kinds::source(store, location)? {
+        Source::Folder(folder) => return Ok(Way::Folder(folder)),
+        Source::Git(git) if store.config.offline => return Err(StoreError::offline_source(git.place())),
+        Source::Git(git) => return Ok(Way::Git(git)),
+        Source::Remote(origin) => origin,
+    };
+    let mut beside = Vec::new();
+    for mirror in &store.config.mirrors {
+        let Some(to) = mirror.of(location) else { continue };
+        let here = matches!(to, Location::Local { .. });
+        if store.config.offline && !here {
+            continue;
+        }
+        let remote: Box<dyn Remote> = match kinds::source(store, &to) {
+            // It cannot be asked for files by their names.
+            Ok(Source::Git(_)) => return Err(StoreError::unsupported(&to)),
+            Ok(Source::Folder(folder)) => Box::new(folder.as_remote(store.config.patience)),
+            Ok(Source::Remote(remote)) => remote,
+            Err(error) if mirror.only => return Err(error),
+            Err(error) => {
+                tracing::warn!(from = mirror.from, %error, "the mirror is left aside");
+                continue;
+            }
+        };
+        if mirror.only || store.config.offline {
+            return Ok(Way::Instead { remote, mark: mirror.mark() });
+        }
+        beside.push(remote);
+    }
+    if store.config.offline {
+        return Err(StoreError::offline_source(origin.url("")));
+    }
+    Ok(if beside.is_empty() { Way::Origin(origin) } else { Way::Beside(Beside::new(origin, beside)) })
+}
+
+/// A pin with the mark of the way that made it.
+pub(crate) fn marked(pin: Pin, mark: &str) -> Pin {
+    Pin { version: format!("{mark}{}", pin.version), ..pin }
+}
+
+/// The pin without the mark of the way that made it; an error when it was another way than this one.
+pub(crate) fn unmarked(pin: &Pin, mark: &str, place: String) -> Result<Pin, StoreError> {
+    let first = pin.version.split_once(" instead of ").map_or("its origin", |(to, _)| to);
+    let bare = pin.version.strip_prefix(mark).filter(|_| mark.is_empty() == (first == "its origin"));
+    match bare {
+        Some(version) => Ok(Pin { version: version.to_owned(), ..pin.clone() }),
+        None => {
+            let here = mark.split_once(" instead of ").map_or("its origin", |(to, _)| to);
+            Err(StoreError::OtherWay { place, first: first.to_owned(), here: here.to_owned() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mirror(from: &str, to: Location) -> Mirror {
+        Mirror { from: from.into(), to, only: false }
+    }
+
+    fn s3(bucket: &str, path: &str) -> Location {
+        Location::S3 { bucket: bucket.into(), path: path.into(), endpoint: None, region: None }
+    }
+
+    #[test]
+    fn what_follows_is_looked_for_below() {
+        let local = |path: &str| Location::Local { path: path.into() };
+        let models = mirror("s3://lab/models", local("nas/models"));
+        assert_eq!(models.of(&s3("lab", "models/a/b")), Some(local("nas/models/a/b")));
+        assert_eq!(models.of(&s3("lab", "models")), Some(local("nas/models")));
+        assert_eq!(models.of(&s3("lab", "models-other/a")), None);
+        assert_eq!(models.of(&s3("other", "models/a")), None);
+        let hub = Location::HuggingFace {
+            identifier: "owner/name".into(),
+            revision: "main".into(),
+            repo: HubRepo::Model,
+            path: Some("onnx".into()),
+            config: None,
+            split: None,
+        };
+        let all = mirror("huggingface", s3("hf", "mirror"));
+        assert_eq!(all.of(&hub), Some(s3("hf", "mirror/models/owner/name/main/onnx")));
+        let one = mirror("huggingface://models/owner/name", local("nas/it"));
+        assert_eq!(one.of(&hub), Some(local("nas/it/main/onnx")));
+        let http = |url: &str| Location::Http { url: url.into(), sha256: Some("00".into()) };
+        let web = mirror("https://far/data/", Location::Http { url: "https://near/d".into(), sha256: None });
+        assert_eq!(web.of(&http("https://far/data/x.bin")), Some(http("https://near/d/x.bin")));
+        assert_eq!(web.of(&hub), None);
+    }
+
+    #[test]
+    fn a_bucket_elsewhere_is_another_bucket() {
+        let elsewhere = Location::S3 {
+            bucket: "lab".into(),
+            path: "m".into(),
+            endpoint: Some("https://minio".into()),
+            region: None,
+        };
+        assert_eq!(mirror("s3", s3("x", "y")).of(&elsewhere), None);
+    }
+
+    #[test]
+    fn pins_of_other_ways_are_told_apart() {
+        let pin = |version: &str| Pin { version: version.into(), files: 1, bytes: 1 };
+        let mark = mirror("huggingface", s3("hf", "m")).mark();
+        assert_eq!(unmarked(&pin("abc"), "", "p".into()).unwrap().version, "abc");
+        assert_eq!(unmarked(&pin(&format!("{mark}abc")), &mark, "p".into()).unwrap().version, "abc");
+        for (version, mark) in
+            [("abc", mark.as_str()), (&format!("{mark}abc"), ""), ("z instead of huggingface: a", &mark)]
+        {
+            let error = unmarked(&pin(version), mark, "p".into()).unwrap_err();
+            assert!(matches!(error, StoreError::OtherWay { .. }), "{error}");
+        }
+    }
+}
