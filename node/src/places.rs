@@ -245,7 +245,7 @@ gcs: {credentialFile: /etc/mloc/gcs.json}
 azblob: {account: lab, accountKeyFile: /etc/mloc/azure}
 huggingface: {endpoint: \"https://hub.example.org\", tokenFile: /etc/mloc/hf, createRepos: true}
 http: [{host: data.example.org, tokenFile: /etc/mloc/data}, {host: \"http://10.0.0.1:80\", tokenFile: /t, header: private-token}]
-git: [{host: example.org, tokenFile: /etc/mloc/git}, {host: "http://inside:3000", username: me, tokenFile: /u}]
+git: [{host: example.org, tokenFile: /etc/mloc/git}, {host: \"http://inside:3000\", username: me, tokenFile: /u}]
 rateLimit: 50MiB/s
 mirrors:
   - {from: huggingface, to: {type: local, path: nas/hub}, only: true}

@@ -66,6 +66,25 @@ const PLACES: [(&str, &[&str]); 11] = [
         ],
     ),
     ("cache-s3", &CACHED),
+    (
+        "cache-git",
+        &[
+            "store.file.written",
+            "store.file.synced",
+            "store.file.renamed",
+            "store.folder.synced",
+            "store.pull.chunk",
+            "store.pull.whole",
+            "store.pull.renamed",
+            "store.git.received",
+            "store.git.written",
+            "store.git.placed",
+            "store.cache.blob",
+            "store.cache.built",
+            "store.cache.placed",
+            "store.cache.cleared",
+        ],
+    ),
     ("evict-s3", &EVICTED),
 ];
 const FETCHED: [&str; 7] = [
@@ -152,6 +171,10 @@ async fn run(case: &str, top: &Path, endpoint: &str, number: u32) {
         }
         "cache-s3" => {
             store.pull_cached(&at(endpoint, "m"), None, unseen(), unsaid()).await.expect("pulled");
+        }
+        "cache-git" => {
+            let from = Location::Git { url: endpoint.to_owned(), revision: None, path: None };
+            store.pull_cached(&from, None, unseen(), unsaid()).await.expect("pulled");
         }
         "evict-s3" => store.cache().prune(),
         other => panic!("no case {other}"),
@@ -358,9 +381,9 @@ async fn pulling_from_git() {
 
 /// What a dead process put into the cache is taken up or fetched again, and what it was removing is gone: what comes out
 /// is whole, and nothing stays behind.
-async fn proof_of_cache(top: &Path, url: &str, bytes: &[u8]) {
+async fn proof_of_cache(top: &Path, source: &Location, bytes: &[u8]) {
     let store = store_in(top);
-    let pulled = store.pull_cached(&at(url, "m"), None, unseen(), unsaid()).await.expect("pulled");
+    let pulled = store.pull_cached(source, None, unseen(), unsaid()).await.expect("pulled");
     let there = contents(&pulled.path);
     assert!(there["w.bin"] == bytes && there["config.json"] == b"{}" && there.len() == 2, "other bytes arrived");
     drop(pulled);
@@ -377,7 +400,26 @@ async fn pulling_into_the_cache() {
     let bytes = noise(5, 9 << 20);
     moto.put("m/w.bin", &bytes).await;
     moto.put("m/config.json", b"{}").await;
-    at_every_failpoint("cache-s3", Some(&moto), async |top, url| proof_of_cache(top, url, &bytes).await).await;
+    at_every_failpoint("cache-s3", Some(&moto), async |top, url| proof_of_cache(top, &at(url, "m"), &bytes).await)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulling_from_git_into_the_cache() {
+    let Some(server) = Gits::start().await else { return };
+    let work = server.repository("model");
+    let large = noise(6, 9 << 20);
+    server.keep(&large);
+    fill(&work.path, &[("w.bin", pointer(&large).as_bytes()), ("config.json", b"{}")]);
+    // One that a view has for itself.
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(work.path.join("config.json"), executable).expect("its mode is set");
+    work.commit_all();
+    at_every_failpoint_of("cache-git", None, &work.url, async |top, url| {
+        let from = Location::Git { url: url.to_owned(), revision: None, path: None };
+        proof_of_cache(top, &from, &large).await;
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -386,5 +428,6 @@ async fn evicting_from_the_cache() {
     let bytes = noise(5, 1 << 20);
     moto.put("m/w.bin", &bytes).await;
     moto.put("m/config.json", b"{}").await;
-    at_every_failpoint("evict-s3", Some(&moto), async |top, url| proof_of_cache(top, url, &bytes).await).await;
+    at_every_failpoint("evict-s3", Some(&moto), async |top, url| proof_of_cache(top, &at(url, "m"), &bytes).await)
+        .await;
 }

@@ -161,12 +161,7 @@ impl Shelf {
 
     /// Puts into a folder what the cache has of these objects, under their names: by the digest that the other side
     /// gives, or by what it called the same content in another version. The folder is the shelf's, or one in it.
-    pub async fn lend(
-        &self,
-        objects: &[Object],
-        into: &Path,
-        turn: &Turn,
-    ) -> Result<Vec<Option<Stamp>>, StoreError> {
+    pub async fn lend(&self, objects: &[Object], into: &Path, turn: &Turn) -> Result<Vec<Option<Stamp>>, StoreError> {
         let Some((cache, source)) = self.cached.clone() else { return Ok(vec![None; objects.len()]) };
         let (objects, turn, folder, say) = (objects.to_vec(), turn.clone(), into.to_owned(), self.say.clone());
         off_thread(move || {

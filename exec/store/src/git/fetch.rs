@@ -209,7 +209,9 @@ impl Git {
             }
             session = Session::open(&self.peer)?;
         }
-        inflow.shelf().say(&format!("the server does not give commit {asked} alone ({said}): its whole history is fetched"));
+        inflow
+            .shelf()
+            .say(&format!("the server does not give commit {asked} alone ({said}): its whole history is fetched"));
         let ask = Ask { wants, shallow: false, filter: None };
         let index = session.receive(&ask, folder, inflow).map_err(|e| self.not_given(e))?;
         let packs: Vec<_> = index.into_iter().collect();

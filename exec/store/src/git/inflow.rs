@@ -52,16 +52,7 @@ impl<'a> Inflow<'a> {
     /// For packs into a folder, of whose disk `reserve` bytes stay free.
     pub fn new(halt: &'a Halt, folder: &'a Path, reserve: u64, company: &'a Company) -> Self {
         let zero = || Cell::new(0);
-        Self {
-            halt,
-            folder,
-            reserve,
-            company,
-            bytes: zero(),
-            told: zero(),
-            looked: zero(),
-            ended: RefCell::default(),
-        }
+        Self { halt, folder, reserve, company, bytes: zero(), told: zero(), looked: zero(), ended: RefCell::default() }
     }
 
     /// Bytes so far.

@@ -250,7 +250,8 @@ impl Git {
         .await?;
         let lent = company.shelf.lend(&objects, &folder, &company.turn).await?;
         meter.found(lent.iter().flatten().map(|stamp| stamp.bytes).sum());
-        let missing: Vec<_> = objects.into_iter().zip(lent).filter(|(_, lent)| lent.is_none()).map(|(o, _)| o).collect();
+        let missing: Vec<_> =
+            objects.into_iter().zip(lent).filter(|(_, lent)| lent.is_none()).map(|(o, _)| o).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -307,12 +308,7 @@ impl Git {
     }
 
     /// Writes the files, gives them their place, and clears away what led there.
-    async fn check_out(
-        &self,
-        received: &Received,
-        plan: Plan,
-        company: &Company,
-    ) -> Result<Record, StoreError> {
+    async fn check_out(&self, received: &Received, plan: Plan, company: &Company) -> Result<Record, StoreError> {
         let (here, received, company) = (self.clone(), received.clone(), company.clone());
         self.blocking(move |halt| {
             let folder = company.shelf.folder();
