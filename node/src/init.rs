@@ -33,7 +33,7 @@ pub fn is_first() -> bool {
 pub fn stand_before() -> anyhow::Result<ExitCode> {
     let mut signals = SigSet::all();
     OWN.into_iter().for_each(|signal| signals.remove(signal));
-    // Blocked, they wait for `wait`; std starts children with none blocked.
+    // Blocked, they wait for `wait`. The daemon inherits that, and begins by [`unblock`].
     signals.thread_block().context("block signals")?;
     let program = std::env::current_exe().context("this program's path")?;
     let child = Command::new(&program).args(std::env::args_os().skip(1)).spawn();
@@ -50,6 +50,12 @@ pub fn stand_before() -> anyhow::Result<ExitCode> {
             signal => drop(kill(child, signal)),
         }
     }
+}
+
+/// Lets signals through that whoever started this process has blocked. Call it before there is any other thread.
+pub fn unblock() {
+    // It fails for no set of signals that exist.
+    drop(SigSet::all().thread_unblock());
 }
 
 /// Takes the dead; the code to end with when the daemon is among them.

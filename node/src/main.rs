@@ -39,6 +39,7 @@ fn main() -> ExitCode {
     if init::is_first() && matches!(cli.command, Command::Up(_) | Command::Join(_) | Command::Run(_)) {
         return init::stand_before().unwrap_or_else(|error| client::Refusal::from(error).report());
     }
+    init::unblock();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

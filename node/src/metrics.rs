@@ -20,7 +20,7 @@ use mloc_mesh::{
 use mloc_runtime::HostFigures;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, text},
+    encoding::{DescriptorEncoder, MetricEncoder, text},
     metrics::{MetricType, exemplar::Exemplar},
     registry::{Registry, Unit},
 };
@@ -99,17 +99,24 @@ impl Collector for Families {
                     metric.encode_info(labels)?;
                     continue;
                 }
-                let mut one = metric.encode_family(labels)?;
-                let none = None::<&Exemplar<Labels, f64>>;
-                match (kind, value) {
-                    (MetricType::Counter, Value::Whole(n)) => one.encode_counter(n, none)?,
-                    (MetricType::Counter, Value::Real(n)) => one.encode_counter(n, none)?,
-                    (_, Value::Whole(n)) => one.encode_gauge(n)?,
-                    (_, Value::Real(n)) => one.encode_gauge(n)?,
+                if labels.is_empty() {
+                    write(&mut metric, kind, *value)?;
+                } else {
+                    write(&mut metric.encode_family(labels)?, kind, *value)?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+fn write(metric: &mut MetricEncoder<'_>, kind: MetricType, value: Value) -> Result<(), std::fmt::Error> {
+    let none = None::<&Exemplar<Labels, f64>>;
+    match (kind, value) {
+        (MetricType::Counter, Value::Whole(n)) => metric.encode_counter(&n, none),
+        (MetricType::Counter, Value::Real(n)) => metric.encode_counter(&n, none),
+        (_, Value::Whole(n)) => metric.encode_gauge(&n),
+        (_, Value::Real(n)) => metric.encode_gauge(&n),
     }
 }
 
@@ -166,8 +173,8 @@ pub fn own(seen: Seen) -> Vec<Family> {
     let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
     let gauge = Family::gauge;
     let cores = || Unit::Other("cores".to_owned());
-    let mut moved = Family::counter("mloc_stream", "Bytes of streams to and from members, by what they are about.")
-        .of(Unit::Bytes);
+    let mut moved =
+        Family::counter("mloc_stream", "Bytes of streams to and from members, by what they are about.").of(Unit::Bytes);
     for (kind, traffic) in streams {
         for (direction, bytes) in [("received", traffic.received), ("sent", traffic.sent)] {
             let labels = vec![("about", kind.name().to_owned()), ("direction", direction.to_owned())];

@@ -26,7 +26,7 @@ pub struct Places {
     pub git: Vec<GitServer>,
     /// Most that may come and go, all transfers together: `50MiB/s`.
     pub rate_limit: Option<String>,
-    /// Whether nobody is asked: what the cache holds and volumes are all there is.
+    /// Whether nobody outside the mesh is asked: what the cache holds and volumes are all there is.
     pub offline: bool,
     /// Where else sources can be had; the first that fits is asked first.
     pub mirrors: Vec<MirrorOf>,

@@ -52,6 +52,7 @@ impl Reload {
         };
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        info!(file = %self.file.display(), live = LIVE.join(", "), "a changed file is read again; these keys need no restart");
         let mut applied = self.look().await;
         let mut before = applied.clone();
         loop {

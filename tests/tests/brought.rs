@@ -31,7 +31,7 @@ spec:
     source: {{type: local, path: {model}}}
     adapter: {{type: lora, r: 4, lora_alpha: 8, target_modules: [q_proj]}}
   dataset: {{source: {{type: local, path: {data}}}}}
-  hyperparameters: {{max_steps: 3, per_device_train_batch_size: 2, max_length: 64, logging_steps: 1, seed: 7}}
+  hyperparameters: {{max_steps: 2, per_device_train_batch_size: 1, max_length: 32, logging_steps: 1, seed: 7}}
   output: {{artifacts: [adapter_weights, training_logs]}}
 "
     )
@@ -49,7 +49,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 const IDLE: &str = "role: {work: false}";
 
-/// The quickstart's model with ballast, and its data, beside the sandbox's task files.
+/// The quickstart's model with ballast, and some of its data, beside the sandbox's task files.
 fn beside(dir: &Path, ballast: usize) -> anyhow::Result<()> {
     let quickstart = root().join("configs/quickstart");
     fs::create_dir_all(dir.join("model"))?;
@@ -57,7 +57,7 @@ fn beside(dir: &Path, ballast: usize) -> anyhow::Result<()> {
         let entry = entry?;
         fs::copy(entry.path(), dir.join("model").join(entry.file_name()))?;
     }
-    fs::copy(quickstart.join("data/train.jsonl"), dir.join("train.jsonl"))?;
+    fs::copy(quickstart.join("data/heldout.jsonl"), dir.join("train.jsonl"))?;
     // Bytes that differ, so that nothing is taken for something else.
     let noise: Vec<u8> = (0..ballast as u64).map(|n| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u8).collect();
     fs::write(dir.join("model/ballast.bin"), noise)?;
@@ -76,18 +76,27 @@ fn stream_bytes(sandbox: &Sandbox, node: usize, about: &str, direction: &str) ->
     Ok(line.with_context(|| format!("{name} in {text}"))?.trim().parse()?)
 }
 
-/// Whether a pull has chunks on a node's disk and is not at its end.
+/// Whether a pull has chunks on a node's disk and is not at its end: by what it writes of its files under way.
 fn in_the_middle_of_a_pull(data: &Path) -> bool {
-    let Ok(sources) = fs::read_dir(data.join("cache")) else { return false };
-    sources.flatten().any(|source| {
-        let states = fs::read_dir(source.path().join(".mloc-pull")).into_iter().flatten().flatten();
-        let states = states.filter(|state| state.path().extension().is_some_and(|e| e == "json"));
-        let parts = states.filter_map(|state| serde_json::from_slice::<Value>(&fs::read(state.path()).ok()?).ok());
-        parts.into_iter().any(|part| {
-            let done = part["done"].as_array().map_or(0, Vec::len);
-            part["name"] == "ballast.bin" && part["sha256"].is_null() && done > 0 && done < BALLAST / (8 << 20)
-        })
-    })
+    let mut left = vec![data.join("cache")];
+    while let Some(here) = left.pop() {
+        // What is there one moment may be gone the next.
+        for entry in fs::read_dir(here).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push(path);
+            } else if path.extension().is_some_and(|e| e == "json")
+                && let Some(part) = fs::read(&path).ok().and_then(|b| serde_json::from_slice::<Value>(&b).ok())
+            {
+                let done = part["done"].as_array().map_or(0, Vec::len);
+                let under_way = part["name"] == "ballast.bin" && part["sha256"].is_null();
+                if under_way && done > 0 && done < BALLAST / (8 << 20) {
+                    return true;
+                }
+            }
+        }
+    }
+    false
 }
 
 fn adapter(sandbox: &Sandbox, ask: usize, id: &str, dir: &str) -> anyhow::Result<Vec<u8>> {
@@ -117,7 +126,7 @@ fn files_beside_a_task_reach_a_worker_that_dies_in_between_and_the_leader_carrie
     // Nothing is sent for a dry run, and what is wrong is said where it stands, before anything is sent.
     let (file, wrong) = (dir.join("task.yaml"), dir.join("wrong.yaml"));
     fs::write(&file, task("./model", "./train.jsonl"))?;
-    fs::write(&wrong, task("./model", "./gone.jsonl").replace("max_steps: 3", "max_steps: -3"))?;
+    fs::write(&wrong, task("./model", "./gone.jsonl").replace("max_steps: 2", "max_steps: -3"))?;
     let dry = sandbox.run(taker, &["submit", "--dry-run", &file.display().to_string()])?;
     assert_eq!(dry.code, 0, "{}", dry.err);
     let refused = sandbox.run(taker, &["submit", &wrong.display().to_string()])?;
@@ -150,7 +159,7 @@ fn files_beside_a_task_reach_a_worker_that_dies_in_between_and_the_leader_carrie
     // The same again is the same task; with other data it is another.
     let again = sandbox.run(taker, &submit)?.json()?;
     assert_eq!((&again["created"], &again["task"]["id"]), (&false.into(), &id.as_str().into()));
-    fs::write(dir.join("train.jsonl"), fs::read(quickstart.join("data/heldout.jsonl"))?)?;
+    fs::copy(quickstart.join("data/pretrain_heldout.jsonl"), dir.join("train.jsonl"))?;
     let other = sandbox.run(taker, &submit)?;
     assert!(other.code == 2 && other.err.contains("Idempotency-Key"), "{}", other.err);
 
@@ -166,7 +175,7 @@ fn files_beside_a_task_reach_a_worker_that_dies_in_between_and_the_leader_carrie
     assert!(heard < 256 << 10, "{heard} bytes of requests");
 
     // On the worker's own disk the same files give the same weights.
-    let local = sandbox.submit(taker, &task("quickstart/model", "quickstart/data/train.jsonl"))?;
+    let local = sandbox.submit(taker, &task("quickstart/model", "quickstart/data/heldout.jsonl"))?;
     sandbox.until_state(taker, &local, &["COMPLETED"])?;
     let there = adapter(&sandbox, worker, &local, "from-volume")?;
     let (by_worker, by_taker) = (adapter(&sandbox, worker, &id, "w")?, adapter(&sandbox, taker, &id, "t")?);

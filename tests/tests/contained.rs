@@ -279,7 +279,7 @@ fn a_program_reads_no_secrets_and_writes_nowhere_but_in_its_folders() -> anyhow:
     let did: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix("did ")).collect();
     assert_eq!(did.iter().filter(|what| !what.starts_with("own ")).count(), 0, "{log}");
     assert_eq!(did.len(), 9, "{log}");
-    let refused = |line: &&str| line.starts_with("refused ") && (line.ends_with(" 13") || **line == "refused signal 1");
+    let refused = |line: &&str| line.starts_with("refused ") && (line.ends_with(" 13") || *line == "refused signal 1");
     assert_eq!(log.lines().filter(refused).count(), 14, "EACCES for files, EPERM for a signal: {log}");
     assert_eq!(fs::read_to_string(&outside)?, "whole");
     assert!(!outside.with_extension("new").exists());

@@ -8,11 +8,9 @@ use crate::{answer::root_cause, config::Patience, error::StoreError};
 /// The HTTP client of a node, shared by all its transfers. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Client {
-    /// Follows redirects. For sources with requests of their own.
-    pub http: reqwest::Client,
-    /// Follows none: for who decides hop by hop whom a token is shown to.
+    /// Follows no redirects: for who decides hop by hop whom a token is shown to.
     pub unled: reqwest::Client,
-    /// The same for opendal.
+    /// Follows them, for opendal.
     pub transport: HttpTransporter,
     /// Why `https://` cannot be spoken, when it cannot.
     no_tls: Option<String>,
@@ -41,7 +39,7 @@ impl Client {
         let unled = client().redirect(reqwest::redirect::Policy::none());
         let unled = if no_tls.is_some() { unled.tls_certs_only([]) } else { unled };
         let unled = unled.build().map_err(unready)?;
-        Ok(Self { unled, transport: HttpTransporter::new(ReqwestTransport::new(http.clone())), http, no_tls })
+        Ok(Self { unled, transport: HttpTransporter::new(ReqwestTransport::new(http)), no_tls })
     }
 
     /// Whether this node can speak to an endpoint at all: `https://` needs root certificates.

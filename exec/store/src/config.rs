@@ -26,7 +26,7 @@ pub struct StoreConfig {
     /// Bytes a second that may come and go, all transfers of this node together; as many as the line takes when absent.
     #[serde(skip)]
     pub rate_limit: Option<NonZeroU64>,
-    /// Sends nothing and asks nobody: what the cache holds, declared volumes and mirrors in them are all there is.
+    /// Asks nobody outside the mesh: what the cache holds, declared volumes and mirrors in them are all there is.
     pub offline: bool,
     /// Where else some sources can be had, the first that fits.
     pub mirrors: Vec<Mirror>,

@@ -13,14 +13,17 @@ use crate::{
     s3,
 };
 
+/// How a location of some kind is opened.
+type Open<T> = fn(&Store, &Location) -> Result<T, StoreError>;
+
 /// A kind of place.
 pub(crate) struct Kind {
     /// Its name: [`Location::scheme`].
     pub name: &'static str,
     /// Makes something to read from it, where it can be read. Touches the local disk, never the network.
-    pub source: Option<fn(&Store, &Location) -> Result<Source, StoreError>>,
+    pub source: Option<Open<Source>>,
     /// Makes something to write to it, where it can be written.
-    pub area: Option<fn(&Store, &Location) -> Result<Box<dyn Area>, StoreError>>,
+    pub area: Option<Open<Box<dyn Area>>>,
 }
 
 /// All kinds.

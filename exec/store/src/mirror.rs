@@ -1,7 +1,7 @@
 //! Mirrors: where else a node gets some sources from.
 //!
 //! The origin says what a source is (names, sizes, version, digests), a mirror only gives bytes, and only of files whose
-//! SHA-256 the origin says: large files of the Hugging Face Hub, files by URL with `sha256`, results that MLOC published.
+//! digest the origin says: those of the Hugging Face Hub, files by URL with `sha256`, results that MLOC published.
 //! So the pin is the origin's whoever gave the bytes, a later attempt on a node without the mirror finds the same, and a
 //! mirror that holds something else is found out. Files without a digest, and all of them where the mirror lacks
 //! them or is down, come from the origin.
@@ -91,6 +91,20 @@ fn address(source: &Location) -> Option<String> {
     }
 }
 
+/// Whether other members have it: an offline node is still one of them.
+fn in_the_mesh(location: &Location) -> bool {
+    match location {
+        Location::Submitted { .. } | Location::Task { .. } | Location::Kept { .. } => true,
+        Location::Local { .. }
+        | Location::S3 { .. }
+        | Location::Gcs { .. }
+        | Location::Azblob { .. }
+        | Location::Http { .. }
+        | Location::HuggingFace { .. }
+        | Location::Git { .. } => false,
+    }
+}
+
 /// How this node gets at a source.
 #[derive(Debug)]
 pub(crate) enum Way {
@@ -142,7 +156,7 @@ pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError>
         }
         beside.push(remote);
     }
-    if store.config.offline {
+    if store.config.offline && !in_the_mesh(location) {
         return Err(StoreError::offline_source(origin.url("")));
     }
     Ok(if beside.is_empty() { Way::Origin(origin) } else { Way::Beside(Beside::new(origin, beside)) })
@@ -213,6 +227,20 @@ mod tests {
             region: None,
         };
         assert_eq!(mirror("s3", s3("x", "y")).of(&elsewhere), None);
+    }
+
+    #[test]
+    fn an_offline_node_is_still_a_member() {
+        let offline = crate::StoreConfig { offline: true, ..crate::StoreConfig::default() };
+        let store = Store::new(offline).unwrap();
+        let brought = Location::Submitted {
+            node: mloc_core::id::NodeId::new("n"),
+            tree: "00".repeat(32),
+            path: "code".into(),
+            bytes: 1,
+        };
+        assert!(!matches!(way(&store, &brought), Err(StoreError::Offline { .. })));
+        assert!(matches!(way(&store, &s3("lab", "m")), Err(StoreError::Offline { .. })));
     }
 
     #[test]

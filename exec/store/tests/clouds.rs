@@ -169,7 +169,7 @@ async fn google_is_asked_to_hold_generations() {
             return Reply::new(412, r#"{"error":{"code":412,"message":"At least one of the pre-conditions you specified did not hold.","errors":[{"domain":"global","reason":"conditionNotMet","message":"x","location":"If-Match","locationType":"header"}]}}"#);
         }
         if asked.method == "POST" {
-            return Reply::new(200, object("x", 3));
+            return Reply::new(200, object("x", asked.body.len()));
         }
         let media = asked.path.contains("alt=media");
         if asked.path.contains(MANIFEST) {

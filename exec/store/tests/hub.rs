@@ -240,10 +240,10 @@ async fn each_refusal_says_what_was_found_and_what_would_work() {
     hub.let_in(TOKEN);
     let gone = Pin { version: "0".repeat(40), files: 1, bytes: 2 };
     case("a pinned commit that is gone", bench.pull(&model("org/m"), Some(&gone), "x").await.unwrap_err());
-    hub.trouble(Trouble::Flipped { large: true });
-    case("other bytes than the listing says", bench.pull(&model("org/m"), None, "x").await.unwrap_err());
     hub.trouble(Trouble::Flipped { large: false });
     case("other bytes than git's name says", bench.pull(&model("org/m"), None, "z").await.unwrap_err());
+    hub.trouble(Trouble::Flipped { large: true });
+    case("other bytes than the listing says", bench.pull(&model("org/m"), None, "x").await.unwrap_err());
     hub.lose_large_files();
     case("large files that are lost", bench.pull(&model("org/m"), None, "y").await.unwrap_err());
     case("checkpoints", bench.store.list_checkpoints(&attempt("t", 1), &model("org/m")).await.unwrap_err());

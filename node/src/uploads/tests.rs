@@ -48,6 +48,7 @@ async fn put_tree(uploads: &Arc<Uploads>, files: &[(&str, &[u8])]) -> BroughtTre
         let sha256 = put(uploads, bytes).await;
         tree.files.push(TreeFile { path: (*path).to_owned(), bytes: bytes.len() as u64, sha256 });
     }
+    tree.files.sort_by(|a, b| a.path.cmp(&b.path));
     let bytes = tree.bytes();
     BroughtTree { tree: put(uploads, &tree.to_bytes().unwrap()).await, bytes }
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mloc_core::task::FILES;
+use mloc_core::task::artifacts::OTHER as FILES;
 use mloc_exec::{ModuleOutput, Output, checkpoint::MANIFEST};
 
 /// Files of one checkpoint or one result: each is named in a manifest.

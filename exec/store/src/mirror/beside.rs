@@ -54,7 +54,7 @@ impl Beside {
         for (number, mirror) in self.mirrors.iter().enumerate() {
             match mirror.list(None).await {
                 Ok(listing) => {
-                    let has = pairs(wanted, &listing);
+                    let has = pairs(wanted, &listing, |object| self.digest(object).is_some());
                     tracing::info!(
                         mirror = mirror.url(""),
                         files = has.len(),
@@ -85,11 +85,11 @@ impl Beside {
 }
 
 /// Files of a mirror that may be those of the origin: named alike and of that size, and the origin says their digest.
-fn pairs(wanted: &Listing, mirror: &Listing) -> BTreeMap<String, Object> {
+fn pairs(wanted: &Listing, mirror: &Listing, known: impl Fn(&Object) -> bool) -> BTreeMap<String, Object> {
     let alone = wanted.one && mirror.one;
     let same =
         |object: &Object| mirror.objects.iter().find(|o| (alone || o.name == object.name) && o.bytes == object.bytes);
-    let known = wanted.objects.iter().filter(|object| object.sha256.is_some());
+    let known = wanted.objects.iter().filter(|object| known(object));
     known.filter_map(|object| Some((object.name.clone(), same(object)?.clone()))).collect()
 }
 
@@ -108,7 +108,7 @@ impl Remote for Beside {
         if let Err(error) = self.read_manifest(&mut listing).await {
             tracing::debug!(place = self.url(MANIFEST), %error, "no digests from here");
         }
-        if listing.objects.iter().any(|object| object.sha256.is_some()) {
+        if listing.objects.iter().any(|object| self.digest(object).is_some()) {
             let has = self.ask_mirrors(&listing).await;
             *self.has() = has;
         } else {
@@ -172,9 +172,10 @@ mod tests {
         let origin =
             listing(&[("a", 1, Some("00")), ("b", 2, None), ("c", 3, Some("01")), ("d", 4, Some("02"))], false);
         let mirror = listing(&[("a", 1, None), ("b", 2, None), ("c", 9, None)], false);
-        assert_eq!(pairs(&origin, &mirror).into_keys().collect::<Vec<_>>(), ["a"]);
+        let known = |object: &Object| object.sha256.is_some();
+        assert_eq!(pairs(&origin, &mirror, known).into_keys().collect::<Vec<_>>(), ["a"]);
         // One file is one file, whatever a header or a key calls it.
-        let pairs = pairs(&listing(&[("x.bin", 1, Some("00"))], true), &listing(&[("y", 1, None)], true));
+        let pairs = pairs(&listing(&[("x.bin", 1, Some("00"))], true), &listing(&[("y", 1, None)], true), known);
         assert_eq!(pairs["x.bin"].key, "k/y");
     }
 }

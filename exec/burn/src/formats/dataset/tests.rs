@@ -166,7 +166,7 @@ fn parquet_of_every_codec_gives_the_nested_rows_that_were_written() {
     let options = LoadOptions { prompt_template: template, ..LoadOptions::default() };
     let rows = load(&fixture("nested-zstd.parquet"), &options, &|| false).unwrap();
     let texts: Vec<_> = rows.iter().flat_map(|row| row.example.texts()).collect();
-    assert_eq!(texts, ["2024-07-26: 7 true 0.5", ": -3 false ", "1999-12-31:   1.25"]);
+    assert_eq!(texts, ["2024-07-26: 7 True 0.5", ": -3 False ", "1999-12-31:   1.25"]);
 }
 
 #[test]
