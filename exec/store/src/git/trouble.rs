@@ -159,9 +159,9 @@ pub(super) fn denied(address: &Address, has_account: bool, found: String) -> Sto
         (Way::Ssh, _) => {
             "the worker's own ssh key needs read access, and its known_hosts must know the host; or name the repository by its https:// URL"
         }
-        (_, true) => "the token for this host under `git` in node.yaml needs read access to the repository",
+        (_, true) => "the token for this host under store.git in node.yaml needs read access to the repository",
         (_, false) => {
-            "give the worker a token for this host under `git` in node.yaml; or check the URL: many servers say the same of repositories that do not exist"
+            "give the worker a token for this host under store.git in node.yaml; or check the URL: many servers say the same of repositories that do not exist"
         }
     };
     StoreError::Denied { place: address.url.clone(), found, hint, here: true }
