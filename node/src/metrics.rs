@@ -363,6 +363,7 @@ mod tests {
             raft: (5, 4),
             gossip: TransportStats::default(),
             links: 2,
+            streams: vec![(StreamKind::Files, Traffic { received: 7, sent: 5 })],
             refusals: 0,
             heard: 3,
             host: HostFigures { cpu_millis: 1500, gpus: vec![gpu], ..HostFigures::default() },

@@ -5,12 +5,7 @@
 //! ([`LIVE`]); for every other key the log says that it waits for a restart. A file that can't be meant is refused with
 //! its problem, and what runs stays.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_yaml::Value;
 use sha2::{Digest, Sha256};

@@ -1,4 +1,5 @@
 //! A node that only remembers what it was asked, and a mesh of such nodes.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     collections::BTreeMap,

@@ -8,10 +8,10 @@ use mloc_burn::{
     model::{Decoder, DecoderConfig},
 };
 use mloc_core::task::settings::{Shape, Training};
-use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
+use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 use serde_json::json;
 
-use crate::{base_model, fatal, finetune, training_log};
+use crate::{base_model, fatal, finetune};
 
 /// The module.
 pub struct Pretrain;

@@ -5,9 +5,9 @@ use mloc_core::task::{
     settings::Training,
     spec::{Adapter, AdapterKind},
 };
-use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
+use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 
-use crate::{base_model, fatal, finetune, training_log};
+use crate::{base_model, fatal, finetune};
 
 /// Trains adapters on the weights as they are.
 pub const LORA: &str = "adapter:lora";

@@ -138,7 +138,7 @@ async fn serve(read: Read, args: &DaemonArgs) -> Result<(), Refusal> {
     let config = read()?;
     let level = telemetry::start(args.log_json);
     level.choose(config.log.as_deref());
-    let token = given_token(&config).context(BadConfig)?;
+    let token = given_token(config.token_file.as_deref()).context(BadConfig)?;
     let stop = stop_signal()?;
     let node = tokio::select! {
         started = Node::start(config, token) => started?,
