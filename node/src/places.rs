@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use mloc_core::{quantity, task::spec::Location};
-use mloc_store::{HttpAccount, Mirror, Secret, StoreConfig};
+use mloc_store::{GitAccount, HttpAccount, Mirror, Secret, StoreConfig};
 use serde::{Deserialize, Serialize};
 
 /// Places and the way there.
@@ -22,6 +22,8 @@ pub struct Places {
     pub huggingface: HuggingFace,
     /// Accounts at web servers, each for its own host.
     pub http: Vec<Http>,
+    /// Accounts at git servers, each for its own host.
+    pub git: Vec<GitServer>,
     /// Most that may come and go, all transfers together: `50MiB/s`.
     pub rate_limit: Option<String>,
     /// Whether nobody outside the mesh is asked: what the cache holds and volumes are all there is.
@@ -85,6 +87,19 @@ pub struct Http {
     pub header: Option<String>,
 }
 
+/// An account at a git server: for its repositories and their large files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct GitServer {
+    /// `host` or `host:port`, spoken to by https; `http://host:port` where the token may go in the clear.
+    pub host: String,
+    /// User name; most servers go by the token alone and take any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// File with the token.
+    pub token_file: PathBuf,
+}
+
 /// Where else sources can be had.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -108,7 +123,8 @@ impl Places {
             &self.azblob.sas_token_file,
             &self.huggingface.token_file,
         ];
-        own.into_iter().flatten().chain(self.http.iter().map(|account| &account.token_file))
+        let http = self.http.iter().map(|account| &account.token_file);
+        own.into_iter().flatten().chain(http).chain(self.git.iter().map(|server| &server.token_file))
     }
 
     /// What serde cannot see.
@@ -128,6 +144,12 @@ impl Places {
         for account in &self.http {
             if account.host.contains('@') || account.host.trim_start_matches("http://").contains(['/', ' ']) {
                 bail!("store.http: `{}` is no host: write data.example.org, or data.example.org:8443", account.host);
+            }
+        }
+        for server in &self.git {
+            let host = server.host.strip_prefix("http://").unwrap_or(&server.host);
+            if host.is_empty() || host.contains(['/', '@', ' ']) {
+                bail!("store.git: `{}` is no host: write host, host:port, or http://host:port", server.host);
             }
         }
         for mirror in &self.mirrors {
@@ -171,6 +193,10 @@ impl Places {
         for account in &self.http {
             let token = Secret::new(secret(&account.token_file)?);
             store.http.push(HttpAccount { host: account.host.clone(), header: account.header.clone(), token });
+        }
+        for server in &self.git {
+            let token = Secret::new(secret(&server.token_file)?);
+            store.git.push(GitAccount { host: server.host.clone(), username: server.username.clone(), token });
         }
         store.rate_limit = self.bytes_per_s()?;
         store.offline = self.offline;
@@ -219,6 +245,7 @@ gcs: {credentialFile: /etc/mloc/gcs.json}
 azblob: {account: lab, accountKeyFile: /etc/mloc/azure}
 huggingface: {endpoint: \"https://hub.example.org\", tokenFile: /etc/mloc/hf, createRepos: true}
 http: [{host: data.example.org, tokenFile: /etc/mloc/data}, {host: \"http://10.0.0.1:80\", tokenFile: /t, header: private-token}]
+git: [{host: example.org, tokenFile: /etc/mloc/git}, {host: \"http://inside:3000\", username: me, tokenFile: /u}]
 rateLimit: 50MiB/s
 mirrors:
   - {from: huggingface, to: {type: local, path: nas/hub}, only: true}
@@ -232,6 +259,8 @@ mirrors:
         let hub = &store.hugging_face;
         assert_eq!((hub.endpoint.as_deref(), hub.create_repos), (Some("https://hub.example.org"), true));
         assert_eq!((store.http.len(), store.http[1].header.as_deref()), (2, Some("private-token")));
+        assert_eq!((store.git[0].username.as_deref(), store.git[1].username.as_deref()), (None, Some("me")));
+        assert_eq!(store.git[0].token, Secret::new("in /etc/mloc/git"));
         assert_eq!((store.mirrors.len(), store.mirrors[0].only), (2, true));
         assert!(!format!("{store:?}").contains("in /etc"), "a secret shows");
     }
@@ -246,6 +275,7 @@ mirrors:
             ("azblob: {anonymous: true, sasTokenFile: /t}", "store.azblob: anonymous"),
             ("http: [{host: \"user@host\", tokenFile: /t}]", "is no host"),
             ("http: [{host: \"host/path\", tokenFile: /t}]", "is no host"),
+            ("git: [{host: \"https://example.org\", tokenFile: /t}]", "store.git: `https://example.org` is no host"),
             ("mirrors: [{from: ftp, to: {type: local, path: a}}]", "expected a type of source"),
             ("mirrors: [{from: huggingface, to: {type: http, url: \"https://x\"}}]", "cannot stand for it"),
         ] {

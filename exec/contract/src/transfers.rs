@@ -31,7 +31,7 @@ pub struct Arrived {
 pub struct Moved {
     /// Bytes at their goal, those of an earlier try included.
     pub done: u64,
-    /// Bytes in all.
+    /// Bytes in all; 0 while nobody knows.
     pub total: u64,
 }
 

@@ -562,7 +562,7 @@ async fn kill(child: &Child, id: &AttemptId, log: &LogFile) {
 fn tell(outlet: &Outlet, phase: Phase, note: String) -> OnMoved {
     let outlet = outlet.clone();
     Arc::new(move |moved: Moved| {
-        let (bytes_done, bytes_total) = (Some(moved.done), Some(moved.total));
+        let (bytes_done, bytes_total) = (Some(moved.done), (moved.total > 0).then_some(moved.total));
         outlet.figures(phase, Progress { bytes_done, bytes_total, note: Some(note.clone()), ..Default::default() });
     })
 }

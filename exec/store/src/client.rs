@@ -8,9 +8,11 @@ use crate::{answer::root_cause, config::Patience, error::StoreError};
 /// The HTTP client of a node, shared by all its transfers. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Client {
+    /// Follows redirects, without the account's token where they lead to another host: for large files of repositories.
+    pub http: reqwest::Client,
     /// Follows no redirects: for who decides hop by hop whom a token is shown to.
     pub unled: reqwest::Client,
-    /// Follows them, for opendal.
+    /// Follows them too, for opendal.
     pub transport: HttpTransporter,
     /// Why `https://` cannot be spoken, when it cannot.
     no_tls: Option<String>,
@@ -39,7 +41,7 @@ impl Client {
         let unled = client().redirect(reqwest::redirect::Policy::none());
         let unled = if no_tls.is_some() { unled.tls_certs_only([]) } else { unled };
         let unled = unled.build().map_err(unready)?;
-        Ok(Self { unled, transport: HttpTransporter::new(ReqwestTransport::new(http)), no_tls })
+        Ok(Self { unled, transport: HttpTransporter::new(ReqwestTransport::new(http.clone())), http, no_tls })
     }
 
     /// Whether this node can speak to an endpoint at all: `https://` needs root certificates.

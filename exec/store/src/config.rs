@@ -30,6 +30,11 @@ pub struct StoreConfig {
     pub offline: bool,
     /// Where else some sources can be had, the first that fits.
     pub mirrors: Vec<Mirror>,
+    /// Its accounts at git servers; a server without one is asked without credentials.
+    pub git: Vec<GitAccount>,
+    /// How the `ssh` program is started for repositories that are spoken to through it: a shell's words.
+    #[serde(skip)]
+    pub ssh: String,
     /// How long a transfer bears with a bad line.
     #[serde(skip)]
     pub patience: Patience,
@@ -55,6 +60,9 @@ impl Default for StoreConfig {
             rate_limit: None,
             offline: false,
             mirrors: Vec::new(),
+            git: Vec::new(),
+            // Nobody is there to be asked for a password, and a dead line is noticed after a minute.
+            ssh: "ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o ServerAliveCountMax=4".into(),
             patience: Patience::default(),
             cache: CacheConfig::default(),
             reserve_bytes: 256 << 20,
@@ -78,6 +86,32 @@ pub struct S3Config {
     pub session_token: Option<Secret>,
     /// Sends unsigned requests: public buckets without credentials.
     pub anonymous: bool,
+}
+
+/// An account at a git server: for its repositories and their large files, and for no other host.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct GitAccount {
+    /// `host` or `host:port`, spoken to by https; `http://host:port` where the token may go in the clear.
+    pub host: String,
+    /// User name; `git` when absent, which servers that go by the token alone don't look at.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// Token, or password.
+    pub token: Secret,
+}
+
+impl GitAccount {
+    /// The user's name.
+    pub(crate) fn username(&self) -> &str {
+        self.username.as_deref().unwrap_or("git")
+    }
+
+    /// For the one who signs requests.
+    pub(crate) fn identity(&self) -> gix_sec::identity::Account {
+        let (username, password) = (self.username().to_owned(), self.token.reveal().to_owned());
+        gix_sec::identity::Account { username, password, oauth_refresh_token: None }
+    }
 }
 
 /// An account at Google Cloud Storage. What is absent comes from `GOOGLE_APPLICATION_CREDENTIALS`, gcloud's own file, or

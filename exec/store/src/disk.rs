@@ -58,7 +58,7 @@ impl Halt {
     }
 
     /// An error once nobody waits: before each block, and before a name is given.
-    fn check(&self, path: &Path) -> Result<(), StoreError> {
+    pub(crate) fn check(&self, path: &Path) -> Result<(), StoreError> {
         if self.0.load(Ordering::SeqCst) {
             let source = io::Error::new(io::ErrorKind::Interrupted, "the transfer was stopped");
             return Err(StoreError::Disk { action: "go on with", path: path.to_owned(), source });

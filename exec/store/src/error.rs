@@ -128,6 +128,18 @@ pub enum StoreError {
         /// The name.
         name: String,
     },
+    /// A symbolic link of a repository that leads somewhere else.
+    #[error(
+        "{place}: the link `{name}` leads out of what is pulled, to `{target}`\nhint: remove the link from the repository, or name a `path` that holds its target or leaves the link out"
+    )]
+    LeavesTree {
+        /// The repository.
+        place: String,
+        /// The link.
+        name: String,
+        /// What it says.
+        target: String,
+    },
     /// Not enough room, known before the transfer or found while writing.
     #[error(
         "{folder}: {needed} more bytes are needed and {free} are free\nhint: free some space, or ask for more `disk` in resources.hardware"
@@ -252,6 +264,7 @@ impl StoreError {
             | NotFound { .. }
             | Empty { .. }
             | Escapes { .. }
+            | LeavesTree { .. }
             | BadName { .. }
             | Taken { .. }
             | OtherVersion { .. }

@@ -7,7 +7,7 @@ use crate::{
     Store, azblob,
     error::StoreError,
     folder::Folder,
-    gcs, http, hub,
+    gcs, git, http, hub,
     peer::Peer,
     place::{Area, Source},
     s3,
@@ -37,6 +37,7 @@ pub(crate) const KINDS: &[Kind] = &[
     Kind { name: "azblob", source: Some(azblob::source), area: Some(azblob::area) },
     Kind { name: "huggingface", source: Some(hub::source), area: Some(hub::area) },
     Kind { name: "http", source: Some(http::source), area: None },
+    Kind { name: "git", source: Some(git::source), area: None },
 ];
 
 /// What of a kind tasks ask for: `source:KIND`, `destination:KIND`.

@@ -3,6 +3,7 @@
 //! ```text
 //! Location + StoreConfig → kinds: one row each kind of place
 //!     → Source  a folder of a volume, or a Remote   (files of one version, read in ranges; other nodes' too)
+//!     → Git     a commit of a repository            (a pack, a tree of files, large ones through transfer)
 //!     → Area    a folder of a volume, a prefix of a bucket, a branch of a repository (a result is one commit there)
 //!   pull         Source → where the attempt can open it       (cache: each content once; transfer: chunks, resumed)
 //!   checkpoints  folder → TASK/REPLICA/step-N/ and back       (manifest last, digests checked)
@@ -30,6 +31,7 @@ mod disk;
 mod error;
 mod folder;
 mod gcs;
+mod git;
 mod http;
 mod hub;
 mod kinds;
@@ -58,7 +60,7 @@ pub use self::{
     artifact::ArtifactFile,
     cache::{Cache, CacheConfig, Holding, Verified, Verify},
     checkpoints::Fetched,
-    config::{AzblobConfig, GcsConfig, HttpAccount, HubConfig, Patience, S3Config, Secret, StoreConfig},
+    config::{AzblobConfig, GcsConfig, GitAccount, HttpAccount, HubConfig, Patience, S3Config, Secret, StoreConfig},
     error::StoreError,
     leftovers::UPLOADING,
     manifest::{FORMAT, MANIFEST, Manifest},

@@ -15,7 +15,7 @@ use mloc_core::task::spec::{HubRepo, Location, Pin};
 use serde::Deserialize;
 
 pub(crate) use self::beside::Beside;
-use crate::{Store, error::StoreError, kinds, place::Source, remote::Remote};
+use crate::{Store, error::StoreError, git::Git, kinds, place::Source, remote::Remote};
 
 /// Where else some sources can be had.
 #[derive(Clone, Debug, Deserialize)]
@@ -110,6 +110,8 @@ fn in_the_mesh(location: &Location) -> bool {
 pub(crate) enum Way {
     /// It lies in a volume.
     Folder(crate::folder::Folder),
+    /// Out of a repository, from where that is: no mirror is for those.
+    Git(Git),
     /// From where it is.
     Origin(Box<dyn Remote>),
     /// From where it is, with mirrors beside it.
@@ -127,6 +129,8 @@ pub(crate) enum Way {
 pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError> {
     let origin = match kinds::source(store, location)? {
         Source::Folder(folder) => return Ok(Way::Folder(folder)),
+        Source::Git(git) if store.config.offline => return Err(StoreError::offline_source(git.place())),
+        Source::Git(git) => return Ok(Way::Git(git)),
         Source::Remote(origin) => origin,
     };
     let mut beside = Vec::new();
@@ -137,6 +141,8 @@ pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError>
             continue;
         }
         let remote: Box<dyn Remote> = match kinds::source(store, &to) {
+            // It cannot be asked for files by their names.
+            Ok(Source::Git(_)) => return Err(StoreError::unsupported(&to)),
             Ok(Source::Folder(folder)) => Box::new(folder.as_remote(store.config.patience)),
             Ok(Source::Remote(remote)) => remote,
             Err(error) if mirror.only => return Err(error),

@@ -15,6 +15,7 @@ use crate::{
     disk::Stamp,
     error::StoreError,
     folder::Folder,
+    git::Git,
     meter::Meter,
     remote::{Body, Remote},
 };
@@ -24,6 +25,8 @@ use crate::{
 pub(crate) enum Source {
     /// A file or folder of a declared volume: used where it lies.
     Folder(Folder),
+    /// A repository: its files come out of a pack.
+    Git(Git),
     /// Something on the other side of a line: brought here first.
     Remote(Box<dyn Remote>),
 }

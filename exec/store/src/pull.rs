@@ -116,6 +116,7 @@ impl Store {
         };
         match mirror::way(self, source)? {
             Way::Folder(place) => off_thread(move || place.use_in_place(&tell)).await,
+            Way::Git(git) => git.pull(pin, shelf, &self.limit, tell).await,
             Way::Origin(remote) => pull(&*remote, "").await,
             Way::Beside(remote) => match pull(&remote, "").await {
                 // Not the origin's bytes: those of the mirror are let go, and it is asked no more.
@@ -180,7 +181,7 @@ async fn pull_remote(
         transfer::remove_others(&known, &into)
     })
     .await?;
-    let lent = shelf.lend(objects, &turn).await?;
+    let lent = shelf.lend(objects, folder, &turn).await?;
     let missing: Vec<_> =
         objects.iter().zip(&lent).filter(|(_, lent)| lent.is_none()).map(|(o, _)| o.clone()).collect();
     let (known, here) = (missing.clone(), shelf.clone());
@@ -206,13 +207,15 @@ async fn pull_remote(
     let named = |f: &Fetched| f.object.etag.is_some() || f.object.sha256.is_some();
     let filled = Filled {
         place: remote.url(""),
+        at: folder.to_owned(),
         pin: arrived,
         exact: listing.version.is_some() || fetched.iter().all(named),
         one: listing.one,
         files: fetched
             .into_iter()
-            .map(|f| FilledFile { name: f.object.name, etag: f.object.etag, stamp: f.stamp })
+            .map(|f| FilledFile { name: f.object.name, etag: f.object.etag, stamp: f.stamp, executable: false })
             .collect(),
+        links: Vec::new(),
         fetched: meter.fetched(),
     };
     shelf.keep(filled, &turn).await

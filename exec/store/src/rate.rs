@@ -58,11 +58,16 @@ impl Limit {
 
     /// Waits until it is the time of so many bytes. Dropped, their time passes unused.
     pub async fn pass(&self, bytes: u64) {
-        let Some(line) = &self.0 else { return };
-        let wait = line.books.lock().unwrap_or_else(PoisonError::into_inner).book(bytes, line.opened.elapsed());
+        let wait = self.book(bytes);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Books bytes now, and says how long to wait: for those who wait in a thread of their own.
+    pub fn book(&self, bytes: u64) -> Duration {
+        let Some(line) = &self.0 else { return Duration::ZERO };
+        line.books.lock().unwrap_or_else(PoisonError::into_inner).book(bytes, line.opened.elapsed())
     }
 }
 

@@ -9,9 +9,11 @@ use std::{
     process::Command,
 };
 
+use mloc_core::task::spec::Location;
 use mloc_exec::failpoint;
-use mloc_store::{MANIFEST, Store, StoreConfig};
+use mloc_store::{MANIFEST, Store, StoreConfig, UPLOADING};
 use support::{
+    gits::{Gits, pointer},
     moto::{Moto, at, with_credentials},
     *,
 };
@@ -22,7 +24,7 @@ const LARGE: usize = 9 << 20;
 const SMALL: usize = 300_000;
 
 /// The places each case dies at; together they are all of this crate's.
-const PLACES: [(&str, &[&str]); 9] = [
+const PLACES: [(&str, &[&str]); 11] = [
     (
         "publish-local",
         &[
@@ -48,7 +50,41 @@ const PLACES: [(&str, &[&str]); 9] = [
     ("fetch-local", &["store.file.written", "store.file.synced", "store.file.renamed", "store.folder.synced"]),
     ("fetch-s3", &FETCHED),
     ("pull-s3", &FETCHED),
+    (
+        "pull-git",
+        &[
+            "store.file.written",
+            "store.file.synced",
+            "store.file.renamed",
+            "store.folder.synced",
+            "store.pull.chunk",
+            "store.pull.whole",
+            "store.pull.renamed",
+            "store.git.received",
+            "store.git.written",
+            "store.git.placed",
+        ],
+    ),
     ("cache-s3", &CACHED),
+    (
+        "cache-git",
+        &[
+            "store.file.written",
+            "store.file.synced",
+            "store.file.renamed",
+            "store.folder.synced",
+            "store.pull.chunk",
+            "store.pull.whole",
+            "store.pull.renamed",
+            "store.git.received",
+            "store.git.written",
+            "store.git.placed",
+            "store.cache.blob",
+            "store.cache.built",
+            "store.cache.placed",
+            "store.cache.cleared",
+        ],
+    ),
     ("evict-s3", &EVICTED),
 ];
 const FETCHED: [&str; 7] = [
@@ -129,8 +165,16 @@ async fn run(case: &str, top: &Path, endpoint: &str, number: u32) {
         "pull-s3" => {
             drop(store.pull(&at(endpoint, "m"), None, &top.join("m"), no_room(), unseen()).await.expect("pulled"))
         }
+        "pull-git" => {
+            let from = Location::Git { url: endpoint.to_owned(), revision: None, path: None };
+            drop(store.pull(&from, None, &top.join("m"), no_room(), unseen()).await.expect("pulled"))
+        }
         "cache-s3" => {
             store.pull_cached(&at(endpoint, "m"), None, unseen(), unsaid()).await.expect("pulled");
+        }
+        "cache-git" => {
+            let from = Location::Git { url: endpoint.to_owned(), revision: None, path: None };
+            store.pull_cached(&from, None, unseen(), unsaid()).await.expect("pulled");
         }
         "evict-s3" => store.cache().prune(),
         other => panic!("no case {other}"),
@@ -160,6 +204,11 @@ fn die(case: &str, top: &Path, endpoint: &str, n: u64) -> Option<String> {
 /// Kills a case at each of its failpoints in turn, each in a fresh folder; `proof` looks at what is left and goes on.
 async fn at_every_failpoint(case: &str, endpoint: Option<&Moto>, proof: impl AsyncFn(&Path, &str)) {
     let url = endpoint.map_or("", |m| m.endpoint.as_str());
+    at_every_failpoint_of(case, endpoint, url, proof).await;
+}
+
+/// The same with a server that is no bucket's.
+async fn at_every_failpoint_of(case: &str, endpoint: Option<&Moto>, url: &str, proof: impl AsyncFn(&Path, &str)) {
     let mut died_at = BTreeSet::new();
     for n in 1.. {
         let dir = tempfile::tempdir().expect("a folder");
@@ -205,7 +254,10 @@ async fn publishing_to_a_volume() {
     at_every_failpoint("publish-local", None, async |top, _| {
         let out = top.join("data/out");
         if out.join(MANIFEST).exists() {
-            assert_whole(contents(&out), top);
+            let mut there = contents(&out);
+            // What was announced is cleared away after the manifest is there.
+            there.remove(UPLOADING);
+            assert_whole(there, top);
         }
         run("publish-local", top, "", 2).await;
         assert_whole(contents(&out), top);
@@ -304,11 +356,37 @@ async fn pulling_from_a_bucket() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn pulling_from_git() {
+    let Some(server) = Gits::start().await else { return };
+    let work = server.repository("model");
+    let large = noise(6, 9 << 20);
+    server.keep(&large);
+    work.commit(&[("w.bin", pointer(&large).as_bytes()), ("config.json", b"{}")]);
+    at_every_failpoint_of("pull-git", None, &work.url, async |top, url| {
+        let m = top.join("m");
+        // A folder that has its name is whole, whenever the other one died.
+        let named = std::fs::read_dir(&m).expect("it is there").flatten();
+        for tree in named.filter(|entry| entry.file_name().to_string_lossy().starts_with("tree-")) {
+            assert!(contents(&tree.path())["w.bin"] == large, "a tree that is not whole");
+        }
+        run("pull-git", top, url, 2).await;
+        let there = contents(&m);
+        assert_eq!(there.len(), 2, "{:?}", there.keys());
+        for (name, bytes) in there {
+            assert!(bytes == if name.ends_with("w.bin") { &large[..] } else { b"{}" }, "{name}: other bytes arrived");
+        }
+        let left = std::fs::read_dir(m.join(".mloc-pull")).expect("it is there").count();
+        assert_eq!(left, 2, "more than the lock and the record stays");
+    })
+    .await;
+}
+
 /// What a dead process put into the cache is taken up or fetched again, and what it was removing is gone: what comes out
 /// is whole, and nothing stays behind.
-async fn proof_of_cache(top: &Path, url: &str, bytes: &[u8]) {
+async fn proof_of_cache(top: &Path, source: &Location, bytes: &[u8]) {
     let store = store_in(top);
-    let pulled = store.pull_cached(&at(url, "m"), None, unseen(), unsaid()).await.expect("pulled");
+    let pulled = store.pull_cached(source, None, unseen(), unsaid()).await.expect("pulled");
     let there = contents(&pulled.path);
     assert!(there["w.bin"] == bytes && there["config.json"] == b"{}" && there.len() == 2, "other bytes arrived");
     drop(pulled);
@@ -325,7 +403,26 @@ async fn pulling_into_the_cache() {
     let bytes = noise(5, 9 << 20);
     moto.put("m/w.bin", &bytes).await;
     moto.put("m/config.json", b"{}").await;
-    at_every_failpoint("cache-s3", Some(&moto), async |top, url| proof_of_cache(top, url, &bytes).await).await;
+    at_every_failpoint("cache-s3", Some(&moto), async |top, url| proof_of_cache(top, &at(url, "m"), &bytes).await)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulling_from_git_into_the_cache() {
+    let Some(server) = Gits::start().await else { return };
+    let work = server.repository("model");
+    let large = noise(6, 9 << 20);
+    server.keep(&large);
+    fill(&work.path, &[("w.bin", pointer(&large).as_bytes()), ("config.json", b"{}")]);
+    // One that a view has for itself.
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(work.path.join("config.json"), executable).expect("its mode is set");
+    work.commit_all();
+    at_every_failpoint_of("cache-git", None, &work.url, async |top, url| {
+        let from = Location::Git { url: url.to_owned(), revision: None, path: None };
+        proof_of_cache(top, &from, &large).await;
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -334,5 +431,6 @@ async fn evicting_from_the_cache() {
     let bytes = noise(5, 1 << 20);
     moto.put("m/w.bin", &bytes).await;
     moto.put("m/config.json", b"{}").await;
-    at_every_failpoint("evict-s3", Some(&moto), async |top, url| proof_of_cache(top, url, &bytes).await).await;
+    at_every_failpoint("evict-s3", Some(&moto), async |top, url| proof_of_cache(top, &at(url, "m"), &bytes).await)
+        .await;
 }

@@ -26,10 +26,10 @@ fn sealed_at() -> SystemTime {
 }
 
 /// Marks a file as one whose bytes have the digest it goes by: nobody writes to it from now on.
-pub(super) fn seal(path: &Path) -> Result<(), StoreError> {
+pub(super) fn seal(path: &Path, executable: bool) -> Result<(), StoreError> {
     let sealed = || -> io::Result<()> {
         let file = File::open(path)?;
-        file.set_permissions(Permissions::from_mode(0o444))?;
+        file.set_permissions(Permissions::from_mode(if executable { 0o555 } else { 0o444 }))?;
         // Setting the time needs ownership alone.
         file.set_modified(sealed_at())
     };
@@ -40,7 +40,7 @@ impl Cache {
     /// Gives a file the name of its content beside the one it has. One that is there already stays, and `from` becomes
     /// another name of it. `from` is sealed. Blocks.
     pub(super) fn adopt(&self, from: &Path, stamp: &Stamp) -> Result<(), StoreError> {
-        seal(from)?;
+        seal(from, false)?;
         let blob = self.blob(&stamp.sha256);
         blob.parent().map_or(Ok(()), disk::make_folder)?;
         match fs::hard_link(from, &blob) {
@@ -82,7 +82,7 @@ impl Cache {
     /// Reads a blob; one that is not what its name says goes. Blocks.
     pub(super) fn still(&self, blob: &Path, stamp: &Stamp, say: &Say) -> Result<bool, StoreError> {
         match disk::stamp(blob) {
-            Ok(found) if found == *stamp => seal(blob).map(|()| true),
+            Ok(found) if found == *stamp => seal(blob, false).map(|()| true),
             Ok(found) => {
                 say(&format!(
                     "the cached file {} is damaged (its SHA-256 is {} now): it is removed",
@@ -114,13 +114,13 @@ fn link_over(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Makes `to` hold the bytes of `from`: by a second name, else by a copy of its own.
-pub(super) fn second_name(from: &Path, to: &Path) -> Result<(), StoreError> {
+pub(super) fn second_name(from: &Path, to: &Path, executable: bool) -> Result<(), StoreError> {
     to.parent().map_or(Ok(()), disk::make_folder)?;
     if fs::hard_link(from, to).is_ok() {
         return Ok(());
     }
     disk::copy(from, to, &Halt::never(), |_| {})?;
-    seal(to)
+    seal(to, executable)
 }
 
 /// Bytes a file takes on its disk: a part under way has its full length from the start, as holes.

@@ -17,6 +17,9 @@
 //! for ever: a file of another time or size was touched, is read again before it is believed, and fetched again when it
 //! is damaged. What a disk changes without a trace only [`Verify::Always`] finds.
 //!
+//! **Links and modes.** Symbolic links of a source are links of its view, which names them in view.json. A mode is a
+//! file's and not a name's: blobs are read-only, and a file that can be executed is the view's own and no blob.
+//!
 //! **Bound.** Least recently used views go, then blobs that no view names; never one in use ([`evict`]).
 
 mod blobs;
@@ -36,7 +39,7 @@ use mloc_exec::OnSaid as Say;
 use serde::Deserialize;
 
 pub use self::evict::{Holding, Verified};
-pub(crate) use self::shelf::{Filled, FilledFile, Shelf};
+pub(crate) use self::shelf::{Filled, FilledFile, Shelf, Turn};
 use crate::{disk, error::StoreError};
 
 /// When every file of the cache was written, if you ask it: so many seconds after the epoch. No writer sets this by

@@ -15,6 +15,7 @@ use mloc_exec::{MakeRoom, failpoint};
 
 use super::{
     Cache, Say, Verify,
+    blobs::seal,
     lock::{Hold, Tried, try_lock},
     source_key,
     views::{FILES, FORMAT, Marked, Marker},
@@ -53,6 +54,8 @@ pub(crate) struct Turn {
 pub(crate) struct Filled {
     /// The source, for people.
     pub place: String,
+    /// Where the files lie: the shelf's folder, or one in it.
+    pub at: PathBuf,
     /// The version.
     pub pin: Pin,
     /// Whether the version tells contents apart: the other side has a word for it.
@@ -61,6 +64,8 @@ pub(crate) struct Filled {
     pub one: bool,
     /// Sorted by name.
     pub files: Vec<FilledFile>,
+    /// Path and target of symbolic links. They stay inside.
+    pub links: Vec<(String, String)>,
     /// Bytes that went over the line.
     pub fetched: u64,
 }
@@ -68,12 +73,14 @@ pub(crate) struct Filled {
 /// One of them.
 #[derive(Clone, Debug)]
 pub(crate) struct FilledFile {
-    /// Path below the folder.
+    /// Path below [`Filled::at`].
     pub name: String,
     /// What the other side calls its content.
     pub etag: Option<String>,
     /// Its bytes, durable.
     pub stamp: Stamp,
+    /// Whether it can be executed. Such a file must not be one with another by a second name.
+    pub executable: bool,
 }
 
 impl Shelf {
@@ -113,7 +120,20 @@ impl Shelf {
     pub async fn newest(&self) -> Result<Option<Pulled>, StoreError> {
         let Some((cache, source)) = self.cached.clone() else { return Ok(None) };
         let say = self.say.clone();
-        off_thread(move || cache.find_newest(&source, &say)).await
+        off_thread(move || cache.find_newest(&source, |_| true, &say)).await
+    }
+
+    /// The source in a version that is known by its name alone, when the cache has all of it: for those who see the
+    /// sizes only in what they fetch.
+    pub async fn there_by_name(&self, version: &str) -> Result<Option<Pulled>, StoreError> {
+        let Some((cache, source)) = self.cached.clone() else { return Ok(None) };
+        let (version, say) = (version.to_owned(), self.say.clone());
+        off_thread(move || cache.find_newest(&source, |pin| pin.version == version, &say)).await
+    }
+
+    /// Whether contents are kept once, whatever source they are of: then files of the same bytes may be one.
+    pub fn shares(&self) -> bool {
+        self.cached.is_some()
     }
 
     /// A sentence for the attempt's log.
@@ -139,11 +159,11 @@ impl Shelf {
         }
     }
 
-    /// Puts into the folder what the cache has of these objects, under their names: by the digest that the other side
-    /// gives, or by what it called the same content in another version.
-    pub async fn lend(&self, objects: &[Object], turn: &Turn) -> Result<Vec<Option<Stamp>>, StoreError> {
+    /// Puts into a folder what the cache has of these objects, under their names: by the digest that the other side
+    /// gives, or by what it called the same content in another version. The folder is the shelf's, or one in it.
+    pub async fn lend(&self, objects: &[Object], into: &Path, turn: &Turn) -> Result<Vec<Option<Stamp>>, StoreError> {
         let Some((cache, source)) = self.cached.clone() else { return Ok(vec![None; objects.len()]) };
-        let (objects, turn, folder, say) = (objects.to_vec(), turn.clone(), self.folder.clone(), self.say.clone());
+        let (objects, turn, folder, say) = (objects.to_vec(), turn.clone(), into.to_owned(), self.say.clone());
         off_thread(move || {
             let _turn = turn;
             let known = cache.known(&source)?;
@@ -162,7 +182,7 @@ impl Shelf {
 
     /// Takes over what the folder holds now.
     pub async fn keep(&self, filled: Filled, turn: &Turn) -> Result<Pulled, StoreError> {
-        let Some((cache, source)) = self.cached.clone() else { return Ok(filled.in_folder(&self.folder)) };
+        let Some((cache, source)) = self.cached.clone() else { return Ok(filled.in_folder()) };
         let (turn, folder) = (turn.clone(), self.folder.clone());
         off_thread(move || {
             let _turn = turn;
@@ -175,10 +195,10 @@ impl Shelf {
 }
 
 impl Filled {
-    fn in_folder(self, folder: &Path) -> Pulled {
+    fn in_folder(self) -> Pulled {
         let path = match self.files.first().filter(|_| self.one) {
-            Some(file) => folder.join(&file.name),
-            None => folder.to_owned(),
+            Some(file) => self.at.join(&file.name),
+            None => self.at,
         };
         let bytes = self.files.iter().map(|f| f.stamp.bytes).sum();
         let file = |f: FilledFile| PulledFile { path: f.name, bytes: f.stamp.bytes, sha256: Some(f.stamp.sha256) };
@@ -191,14 +211,21 @@ impl Cache {
     /// What a pull brought, as blobs and a view; its folder goes. Blocks.
     fn keep(&self, source: Location, filled: Filled, folder: &Path) -> Result<Pulled, StoreError> {
         for file in &filled.files {
-            self.adopt(&folder.join(&file.name), &file.stamp)?;
+            let path = filled.at.join(&file.name);
+            if file.executable { seal(&path, true)? } else { self.adopt(&path, &file.stamp)? }
         }
-        let mark = |f: FilledFile| Marked { path: f.name, bytes: f.stamp.bytes, sha256: f.stamp.sha256, etag: f.etag };
+        let mark = |f: FilledFile| Marked {
+            path: f.name,
+            bytes: f.stamp.bytes,
+            sha256: f.stamp.sha256,
+            etag: f.etag,
+            executable: f.executable,
+        };
         let files = filled.files.iter().cloned().map(mark).collect();
-        let Filled { place, pin, exact, one, fetched, files: _ } = filled;
-        let marker = Marker { format: FORMAT, source, place, pin, one, exact, files };
+        let Filled { place, at, pin, exact, one, fetched, files: _, links } = filled;
+        let marker = Marker { format: FORMAT, source, place, pin, one, exact, files, links };
         let pull = folder.parent().unwrap_or(folder);
-        let pulled = self.place(marker, folder, &pull.join("view"), fetched)?;
+        let pulled = self.place(marker, &at, &pull.join("view"), fetched)?;
         // With its lock, which is held: who waits for it looks for the name and finds that it is gone.
         self.throw_away(pull)?;
         failpoint::reached("store.cache.cleared");

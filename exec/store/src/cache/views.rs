@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -58,6 +59,9 @@ pub(super) struct Marker {
     pub exact: bool,
     /// Sorted by path.
     pub files: Vec<Marked>,
+    /// Path and target of symbolic links; whoever pulled them has seen to it that they stay inside.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<(String, String)>,
 }
 
 /// A file of a view.
@@ -69,6 +73,14 @@ pub(super) struct Marked {
     /// What the other side called this content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub etag: Option<String>,
+    /// Whether it can be executed. A mode is the file's and not the name's: such a file is the view's own, and no blob.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub executable: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Marked {
@@ -82,7 +94,8 @@ impl Marker {
     pub fn read(view: &Path) -> Option<Self> {
         let bytes = disk::read(&view.join(MARKER), MARKER_BYTES_MAX).ok()??;
         let marker: Self = serde_json::from_slice(&bytes).ok()?;
-        let sane = marker.format == FORMAT && marker.files.iter().all(|f| disk::below(&f.path).is_some());
+        let mut names = marker.files.iter().map(|f| &f.path).chain(marker.links.iter().map(|(path, _)| path));
+        let sane = marker.format == FORMAT && names.all(|name| disk::below(name).is_some());
         sane.then_some(marker)
     }
 
@@ -133,15 +146,20 @@ impl Cache {
         Ok(Some(marker.pulled(&view, Arc::new(mark), 0)))
     }
 
-    /// The version of a source that was placed last, of those that are whole. Blocks.
-    pub(super) fn find_newest(&self, source: &Location, say: &Say) -> Result<Option<Pulled>, StoreError> {
+    /// The version of a source that was placed last, of those that are whole and `wanted`. Blocks.
+    pub(super) fn find_newest(
+        &self,
+        source: &Location,
+        wanted: impl Fn(&Pin) -> bool,
+        say: &Say,
+    ) -> Result<Option<Pulled>, StoreError> {
         let prefix = format!("{}-", source_key(source));
         let views = disk::folders(&self.views())?.into_iter().filter(|name| name.starts_with(&prefix));
         let mut placed: Vec<_> = views
             .filter_map(|name| {
                 let view = self.views().join(name);
                 let at = fs::metadata(view.join(MARKER)).and_then(|meta| meta.modified()).ok()?;
-                Some((at, Marker::read(&view)?.pin))
+                Some((at, Marker::read(&view)?.pin)).filter(|(_, pin)| wanted(pin))
             })
             .collect();
         placed.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
@@ -163,6 +181,13 @@ impl Cache {
         for file in &marker.files {
             whole &= self.is_whole_file(view, file, always, say)?;
         }
+        for (path, target) in &marker.links {
+            if fs::read_link(view.join(FILES).join(path)).is_ok_and(|there| there == Path::new(target)) {
+                continue;
+            }
+            say(&format!("the cached link {path} does not lead to {target} any more"));
+            whole = false;
+        }
         Ok(whole)
     }
 
@@ -183,7 +208,7 @@ impl Cache {
             Err(e) => return Err(StoreError::disk("look at", &path, e)),
         };
         if found == file.sha256 {
-            return super::blobs::seal(&path).map(|()| true);
+            return super::blobs::seal(&path, file.executable).map(|()| true);
         }
         say(&format!("the cached file {} is damaged ({found}; it must be {})", file.path, file.sha256));
         tracing::warn!(path = %path.display(), found, must = file.sha256, "damaged in the cache");
@@ -217,8 +242,15 @@ impl Cache {
         let mut folders = BTreeSet::from([files.clone()]);
         for file in &marker.files {
             let to = files.join(&file.path);
-            second_name(&from.join(&file.path), &to)?;
+            second_name(&from.join(&file.path), &to, file.executable)?;
             folders.extend(to.ancestors().skip(1).take_while(|p| p.starts_with(&files)).map(Path::to_owned));
+        }
+        // Last: nothing is ever written through one.
+        for (path, target) in &marker.links {
+            let link = files.join(path);
+            link.parent().map_or(Ok(()), disk::make_folder)?;
+            symlink(target, &link).map_err(|e| StoreError::disk("link", &link, e))?;
+            folders.extend(link.ancestors().skip(1).take_while(|p| p.starts_with(&files)).map(Path::to_owned));
         }
         folders.iter().try_for_each(|folder| disk::sync_folder(folder))?;
         let view = self.views().join(view_key(&marker.source, &marker.pin));

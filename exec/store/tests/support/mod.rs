@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod clouds;
+pub mod gits;
 pub mod line;
 pub mod moto;
 pub mod web;
