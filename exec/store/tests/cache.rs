@@ -349,7 +349,7 @@ async fn role() {
             for _ in 0..12 {
                 lot = lot.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let name = ["m", "n"][(lot >> 40) as usize % 2];
-                if (lot >> 33) % 3 == 0 {
+                if (lot >> 33).is_multiple_of(3) {
                     store.cache().prune();
                 }
                 let pulled = pull(&store, &at(&endpoint, name), None).await.expect("pulled");
