@@ -359,6 +359,11 @@ impl Branch {
 
 #[async_trait]
 impl Area for Branch {
+    /// A result is one commit, its manifest among it.
+    fn appears_whole(&self) -> bool {
+        true
+    }
+
     fn url(&self) -> String {
         self.place.url("")
     }
