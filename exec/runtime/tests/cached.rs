@@ -50,8 +50,12 @@ async fn a_later_attempt_on_a_warm_node_needs_no_origin() {
     later.attempt = attempt(3);
     node.assign(later).await;
     assert!(matches!(node.leader.end_of(&attempt(3)).await, Report::Finished(_)));
-    node.assign(assign(4, unpinned)).await;
-    let Report::Failed(failure) = node.leader.end_of(&attempt(4)).await else { panic!("nobody was asked") };
+    // Of another replica: there is no result of an earlier attempt to take over.
+    let mut fresh = assign(4, unpinned);
+    fresh.attempt.replica = 1;
+    let id = fresh.attempt.clone();
+    node.assign(fresh).await;
+    let Report::Failed(failure) = node.leader.end_of(&id).await else { panic!("nobody was asked") };
     assert_eq!(failure.class, FailureClass::Retryable);
     assert!(failure.message.contains("no answer from"), "{}", failure.message);
     node.worker.stop().await;
