@@ -55,7 +55,7 @@ pub fn stand_before() -> anyhow::Result<ExitCode> {
 /// Lets signals through that whoever started this process has blocked. Call it before there is any other thread.
 pub fn unblock() {
     // It fails for no set of signals that exist.
-    drop(SigSet::all().thread_unblock());
+    SigSet::all().thread_unblock().ok();
 }
 
 /// Takes the dead; the code to end with when the daemon is among them.

@@ -70,7 +70,7 @@ impl Family {
         self.with(Vec::new(), Value::Whole(value))
     }
 
-    fn is_real(self, value: f64) -> Self {
+    fn real(self, value: f64) -> Self {
         self.with(Vec::new(), Value::Real(value))
     }
 
@@ -204,10 +204,10 @@ pub fn own(seen: Seen) -> Vec<Family> {
         gauge("mloc_process_memory", "Memory that the daemon itself holds.").of(Unit::Bytes).is(host.own_memory_bytes),
         gauge("mloc_node_cpu", "Cores that this node may use, as its container sees it.")
             .of(cores())
-            .is_real(host.cpu_millis as f64 / 1e3),
+            .real(host.cpu_millis as f64 / 1e3),
         Family::counter("mloc_node_cpu_used", "Processor time used by the container, or by the host without one.")
             .of(Unit::Seconds)
-            .is_real(host.cpu_used_us as f64 / 1e6),
+            .real(host.cpu_used_us as f64 / 1e6),
         gauge("mloc_node_memory", "Memory that this node may use, as its container sees it.")
             .of(Unit::Bytes)
             .is(host.memory_bytes),
@@ -276,7 +276,7 @@ pub fn of_leader(
         gauge("mloc_queue_length", "Tasks that wait.").is(pending),
         gauge("mloc_queue_oldest_wait", "How long the task that waits longest has waited; 0 when none waits.")
             .of(Unit::Seconds)
-            .is_real(oldest_wait_ms as f64 / 1e3),
+            .real(oldest_wait_ms as f64 / 1e3),
         gauge("mloc_attempts_running", "Attempts that started and have not ended.").is(running as u64),
         Family::counter("mloc_attempts", "Attempts that ended, by how.").each("end", ends),
         gauge("mloc_members", "Members in the table, revoked ones left out.").is(members as u64),

@@ -8,9 +8,12 @@ use tracing_subscriber::EnvFilter;
 /// What is logged unless somebody says otherwise: our own words, and warnings of what we stand on.
 const DEFAULT: &str = "warn,openraft=error,mloc=info,mloc_mesh=info,mloc_runtime=info,mloc_store=info,mloc_api=info";
 
+/// Takes node.yaml's `log`.
+type Choose = dyn Fn(Option<&str>) + Send + Sync;
+
 /// Chooses what is logged from now on.
 #[derive(Clone)]
-pub struct Level(Arc<dyn Fn(Option<&str>) + Send + Sync>);
+pub struct Level(Arc<Choose>);
 
 impl Level {
     /// As node.yaml's `log` says, which was checked; what is usual without it. `RUST_LOG` stays above both.

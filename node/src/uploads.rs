@@ -165,9 +165,9 @@ impl Uploads {
             let have = self.have(&file.sha256)?;
             if have.whole {
                 self.touch(&self.whole(&file.sha256), now)?;
-            } else if !missing.contains_key(&file.sha256) {
+            } else {
                 let one = Missing { sha256: file.sha256.clone(), bytes: file.bytes, there: have.bytes };
-                missing.insert(file.sha256, one);
+                missing.entry(file.sha256).or_insert(one);
             }
         }
         Ok(missing.into_values().collect())

@@ -29,7 +29,7 @@ fn healthz(data: &Path, flags: &[&str]) -> Output {
 fn skip(why: &str) {
     let here = std::thread::current();
     let line = format!("SKIP {}: {why}", here.name().unwrap_or("a test"));
-    writeln!(std::io::stderr(), "{line}").unwrap();
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
     assert!(std::env::var_os("MLOC_NO_SKIP").is_none_or(|v| v != "1"), "{line}, and MLOC_NO_SKIP=1 forbids it");
 }
 

@@ -101,7 +101,7 @@ async fn what_a_source_was_is_said_once_and_asked_for_again() {
     };
     let pin = Pin { version: "one".to_owned(), files: 1, bytes: 2 };
     let pins = std::collections::BTreeMap::from([(Input::Model, pin.clone())]);
-    assert_eq!(pinned(&node), [pins.clone()]);
+    assert_eq!(pinned(&node), std::slice::from_ref(&pins));
     let mut second = assign(2, taking("normal"));
     second.pins = pins;
     node.assign(second).await;

@@ -104,7 +104,7 @@ fn what_a_mesh_lived_through_comes_back_equal_from_a_backup() {
 fn no_byte_can_be_changed_and_none_be_missing() {
     let bytes = backup(lived(1).1).to_bytes().unwrap();
     // Every one of the head and of the end, and many between.
-    let chosen = |at: &usize| *at < 300 || bytes.len() - at < 80 || at % 101 == 0;
+    let chosen = |at: &usize| *at < 300 || bytes.len() - at < 80 || at.is_multiple_of(101);
     for length in (0..bytes.len()).filter(chosen) {
         refused(&bytes[..length]);
     }
