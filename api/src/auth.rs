@@ -5,8 +5,11 @@
 //! `admin` may act for any owner.
 //!
 //! Who may do what: acting on a task (submit, cancel) takes its owner's token or the admin's; acting on a node (drain,
-//! revoke) and taking a backup of all that the ledger holds takes the admin's. Reading takes any good token: every user of a mesh sees every task, log, node and usage
-//! row of it, so that people can see who holds what. Keep secrets out of task files; `secretsFrom` is for them.
+//! revoke) and taking a backup of all that the ledger holds takes the admin's. Reading takes any good token: every user of a
+//! mesh sees every task, log, node and usage row of it, so that people can see who holds what. So are artifacts: any token
+//! reads them, and any task takes them by the id of the task that made them. Files that came along with a task are had by
+//! who knows their digest, which is told to the admin only; uploading takes any token and counts against one bound for all.
+//! Keep secrets out of task files; `secretsFrom` is for them.
 
 use hmac::{Hmac, Mac, digest::KeyInit};
 use sha2::Sha256;

@@ -61,7 +61,7 @@ pub trait Control: Send + Sync + 'static {
     /// One task.
     async fn task(&self, fresh: Freshness, task: &TaskId) -> Result<TaskView, ControlError>;
     /// What tasks that have not ended brought along, of one node or of all.
-    async fn brought(&self, node: Option<&str>) -> Result<Vec<BroughtView>, ControlError>;
+    async fn brought(&self, caller: &Caller, node: Option<&str>) -> Result<Vec<BroughtView>, ControlError>;
     /// Cancels; returns after the commit, not after the worker has stopped.
     async fn cancel(&self, caller: &Caller, task: &TaskId) -> Result<TaskView, ControlError>;
     /// Why a task does or does not run.

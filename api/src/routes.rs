@@ -335,8 +335,12 @@ struct BroughtParams {
     node: Option<String>,
 }
 
-async fn brought(State(app): State<App>, Params(params): Params<BroughtParams>) -> Result<Response, ControlError> {
-    Ok(Json(app.brought(params.node.as_deref()).await?).into_response())
+async fn brought(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Params(params): Params<BroughtParams>,
+) -> Result<Response, ControlError> {
+    Ok(Json(app.brought(&caller, params.node.as_deref()).await?).into_response())
 }
 
 async fn nodes(State(app): State<App>, Params(read): Params<ReadParams>) -> Result<Response, ControlError> {

@@ -263,16 +263,8 @@ pub async fn collect_uploads(uploads: Arc<Uploads>, node: NodeId, asking: Asking
 pub fn brought_of<'s>(
     sources: impl Iterator<Item = &'s Location>,
 ) -> impl Iterator<Item = (NodeId, String, String, u64)> {
-    sources.filter_map(|source| match source {
-        Location::Submitted { node, tree, path, bytes } => Some((node.clone(), tree.clone(), path.clone(), *bytes)),
-        Location::Local { .. }
-        | Location::S3 { .. }
-        | Location::Gcs { .. }
-        | Location::Azblob { .. }
-        | Location::Http { .. }
-        | Location::HuggingFace { .. }
-        | Location::Git { .. }
-        | Location::Task { .. }
-        | Location::Kept { .. } => None,
+    sources.filter_map(|source| {
+        let Location::Submitted { node, tree, path, bytes } = source else { return None };
+        Some((node.clone(), tree.clone(), path.clone(), *bytes))
     })
 }

@@ -184,7 +184,7 @@ mod tests {
     fn what_is_applied_is_what_live_says_and_the_rest_waits() {
         let running = config("");
         let all = "name: n\nlog: debug\nlabels: {a: b}\nsecrets: {s: /s}\nvolumes: {v: /v}\ns3: {region: r}\n\
-                   cache: {maxBytes: 1GiB}\nrole: {vote: never}\nrest: {bind: '127.0.0.1:1'}\nhardware: {cpu: '2'}\n";
+                   cache: {maxBytes: 1GiB}\nstore: {offline: true}\nrole: {vote: never}\nrest: {bind: '127.0.0.1:1'}\nhardware: {cpu: '2'}\n";
         let read = config(all);
         let next = adopted(&running, &read);
         let applied = differences(&running, &next);

@@ -167,7 +167,6 @@ fn what_a_program_leaves_running_goes_with_it() -> anyhow::Result<()> {
 }
 
 #[test]
-#[ignore = "a known defect: some processes of a program outlive a daemon that is killed, until it is started again"]
 fn a_daemon_that_is_killed_takes_its_programs_with_it() -> anyhow::Result<()> {
     if !python::python()? {
         return Ok(());

@@ -97,7 +97,7 @@ impl Control for Fake {
         Ok(task())
     }
 
-    async fn brought(&self, node: Option<&str>) -> Result<Vec<BroughtView>, ControlError> {
+    async fn brought(&self, _: &Caller, node: Option<&str>) -> Result<Vec<BroughtView>, ControlError> {
         self.note(format!("brought of {node:?}"));
         let (task, node, path) = ("task-1".to_owned(), "a".to_owned(), "./x".to_owned());
         Ok(vec![BroughtView { task, node, path, tree: "0".repeat(64), bytes: 1 }])

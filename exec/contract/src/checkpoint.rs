@@ -195,7 +195,10 @@ fn link_all(from: &Path, top: &Path, below: &str, paths: &mut Vec<String>) -> io
         if path.is_dir() {
             link_all(&path, top, &name, paths)?;
         } else {
-            fs::hard_link(&path, top.join(&name)).or_else(|_| fs::copy(&path, top.join(&name)).map(drop))?;
+            let to = top.join(&name);
+            // A second name of the same bytes that was there already must not be written through.
+            remove(&to)?;
+            fs::hard_link(&path, &to).or_else(|_| fs::copy(&path, &to).map(drop))?;
             paths.push(name);
         }
     }

@@ -192,9 +192,12 @@ fn listen(asks: File, asked: Asked) -> io::Result<()> {
         }
         asked.stop.store(true, Ordering::Relaxed);
         std::thread::sleep(ORPHAN_GRACE);
-        eprintln!("the daemon is gone and the module has not stopped: killing it and what it started");
-        if let Err(e) = tree::kill_descendants() {
-            eprintln!("{e}");
+        // The log's reader was most likely the daemon. `eprintln!` panics without one, and then nobody would kill.
+        writeln!(io::stderr(), "the daemon is gone and the module has not stopped: killing it and what it started")
+            .ok();
+        // They are found by this process alone: it does not go before they do. Each try takes seconds where one stays.
+        while let Err(e) = tree::kill_descendants() {
+            writeln!(io::stderr(), "{e}").ok();
         }
         let group = nix::unistd::getpgrp();
         // A child that was not given a group of its own must not take its neighbours along.

@@ -10,8 +10,8 @@
 //! {"v":1,"event":"result","outputs":[{"path":"training_log.jsonl","kind":"training_logs"}],"summary":{}}
 //! {"v":1,"event":"error","class":"Fatal","message":"…"}
 //! ```
-//! `command`'s programs speak it too, with the liberties that `exec/modules/COMMAND.md` gives them. Exactly one `result` or `error` ends a run; `class` is absent when the run stopped because it was asked to. Unknown
-//! events and unknown members are ignored; another `v` is an error. Parent to child, on stdin: `{"v":1,"ask":"stop"}`,
+//! Exactly one `result` or `error` ends a run; `class` is absent when the run stopped because it was asked to. Programs of
+//! `command` speak it too, with the liberties that `exec/modules/COMMAND.md` gives them. Unknown events and unknown members are ignored; another `v` is an error. Parent to child, on stdin: `{"v":1,"ask":"stop"}`,
 //! with `"checkpoint":false` when nobody will go on from one. The end of stdin means that the daemon is gone: the child
 //! stops too.
 

@@ -35,7 +35,7 @@ pub struct Run {
     /// What the inputs are, where their sources have versions.
     #[serde(default)]
     pub pins: BTreeMap<Input, Pin>,
-    /// When the attempt started on this node, in milliseconds of its wall clock.
+    /// When the attempt first started on this node, in milliseconds of its wall clock.
     #[serde(default)]
     pub started_unix_ms: u64,
     /// An empty folder for what it makes.
@@ -49,6 +49,7 @@ pub struct Run {
     /// Checkpoints to keep on this disk; 0 keeps all.
     pub keep_checkpoints: usize,
     /// This attempt's own folder for whatever a module needs while it runs; may hold what an earlier start left.
+    #[serde(default)]
     pub work: PathBuf,
     /// How this node runs programs of its users; absent when it does not.
     #[serde(default)]

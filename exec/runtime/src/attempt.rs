@@ -159,8 +159,10 @@ impl Start {
 
     /// Inputs, checkpoint, run file, process.
     async fn prepare(&mut self) -> Result<(Arc<LogFile>, Child), NoChild> {
-        let started_unix_ms = clock::unix_ms();
         let (bench, id) = (self.bench.clone(), self.id().clone());
+        // A daemon that was started again goes on with the same attempt.
+        let before = Run::read(&bench.folders.run_file(&id)).ok().filter(|run| run.attempt == id);
+        let started_unix_ms = before.map_or_else(clock::unix_ms, |run| run.started_unix_ms);
         let dir = bench.folders.attempt(&id);
         std::fs::create_dir_all(&dir).map_err(|e| disk("make", &dir, &e))?;
         let path = bench.folders.log(&id);

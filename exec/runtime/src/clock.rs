@@ -11,7 +11,8 @@ pub(crate) fn boot_ms() -> u64 {
     })
 }
 
-/// Milliseconds since 1970 of the wall clock: for people, never for decisions.
+/// Milliseconds since 1970 of the wall clock: for people, and for times that outlast a boot (`output.keep`), which a clock
+/// set forward ends early.
 pub(crate) fn unix_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     now.map_or(0, |t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX))

@@ -63,14 +63,14 @@ pub(crate) fn now_and_then(folders: &Folders) {
 fn strip(dir: &Path) -> io::Result<()> {
     let run_file = dir.join(Folders::RUN);
     if run_file.exists() {
-        let published = Run::read(&run_file).map_or(true, |run| run.spec.output.destination.is_some());
-        if published || !dir.join(Folders::RESULT).exists() {
+        // Of one that another version wrote nothing is known: a result is rather kept for nothing than lost.
+        let output = Run::read(&run_file).map(|run| run.spec.output).unwrap_or_default();
+        if output.destination.is_some() || !dir.join(Folders::RESULT).exists() {
             remove(&dir.join(Folders::ARTIFACTS))?;
+        } else if let Some(keep_ms) = output.keep_ms {
+            let until = clock::unix_ms().saturating_add(keep_ms);
+            checkpoint::write_whole(&dir.join(UNTIL), until.to_string().as_bytes())?;
         }
-    }
-    if let Some(keep_ms) = Run::read(&run_file).ok().and_then(|run| run.spec.output.keep_ms) {
-        let until = clock::unix_ms().saturating_add(keep_ms);
-        checkpoint::write_whole(&dir.join(UNTIL), until.to_string().as_bytes())?;
     }
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

@@ -4,16 +4,18 @@
 use std::{
     collections::BTreeMap,
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use mloc_exec::{Programs, Transfers};
 
-/// Secrets, the way to places, and how programs of users are run.
-pub struct Tools {
-    secrets: RwLock<BTreeMap<String, String>>,
-    programs: RwLock<Option<Programs>>,
-    transfers: RwLock<Arc<dyn Transfers>>,
+/// Secrets, the way to places, and how programs of users are run: changed all at once.
+pub struct Tools(RwLock<Given>);
+
+struct Given {
+    secrets: BTreeMap<String, String>,
+    programs: Option<Programs>,
+    transfers: Arc<dyn Transfers>,
 }
 
 impl Tools {
@@ -22,31 +24,36 @@ impl Tools {
         transfers: Arc<dyn Transfers>,
         programs: Option<Programs>,
     ) -> Self {
-        Self { secrets: RwLock::new(secrets), programs: RwLock::new(programs), transfers: RwLock::new(transfers) }
+        Self(RwLock::new(Given { secrets, programs, transfers }))
+    }
+
+    fn given(&self) -> RwLockReadGuard<'_, Given> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn secret(&self, name: &str) -> Option<String> {
-        self.secrets.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.given().secrets.get(name).cloned()
     }
 
     pub(crate) fn transfers(&self) -> Arc<dyn Transfers> {
-        self.transfers.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.given().transfers.clone()
     }
 
     pub(crate) fn programs(&self) -> Option<Programs> {
-        self.programs.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.given().programs.clone()
     }
 
     /// Gives these from now on. Programs of users are never shown a file that is `hidden`; whether they are run at all, and
     /// how they are held, does not change while the node runs.
     pub fn change(&self, secrets: BTreeMap<String, String>, transfers: Arc<dyn Transfers>, hidden: Vec<PathBuf>) {
-        if let Some(programs) = &mut *self.programs.write().unwrap_or_else(PoisonError::into_inner) {
+        let mut given = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(programs) = &mut given.programs {
             // What was a secret file may still be one.
             programs.hidden.extend(hidden);
             programs.hidden.sort();
             programs.hidden.dedup();
         }
-        *self.secrets.write().unwrap_or_else(PoisonError::into_inner) = secrets;
-        *self.transfers.write().unwrap_or_else(PoisonError::into_inner) = transfers;
+        given.secrets = secrets;
+        given.transfers = transfers;
     }
 }

@@ -1,4 +1,4 @@
-//! What a node's owner says about places: volumes, an S3 account, patience.
+//! What a node's owner says about places: volumes, accounts, mirrors, limits, patience.
 
 use std::{collections::BTreeMap, fmt, num::NonZeroU64, path::PathBuf, time::Duration};
 
@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use crate::{cache::CacheConfig, mirror::Mirror};
 
-/// A node's places. Part of node.yaml; credentials may stay out of it and in the environment.
+/// A node's places, as whoever reads its configuration fills them in. Credentials that are absent come from the
+/// environment.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct StoreConfig {

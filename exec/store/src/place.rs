@@ -65,13 +65,7 @@ pub(crate) trait Area: fmt::Debug + Send + Sync {
     async fn fetch(&self, files: &[Artifact], folder: &Path, meter: &Meter) -> Result<Vec<Stamp>, StoreError>;
 
     /// A part of a file of it, as it arrives. Tries once.
-    async fn read(&self, name: &str, _range: Range<u64>) -> Result<Body, StoreError> {
-        Err(StoreError::NotFound {
-            place: self.join(name).url(),
-            found: "single files are not read from this kind of place".into(),
-            hint: "fetch it from there".into(),
-        })
-    }
+    async fn read(&self, name: &str, range: Range<u64>) -> Result<Body, StoreError>;
 
     /// Removes one file; not there is fine.
     async fn remove(&self, name: &str) -> Result<(), StoreError>;

@@ -14,7 +14,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, StatusCode};
 use mloc_api::view::ResultView;
-use mloc_core::{files::is_below, ledger::entry::Artifact, quantity::show_bytes};
+use mloc_core::{files::is_below, ledger::entry::Artifact, quantity::show_bytes, task::artifacts::pattern};
 use nix::fcntl::OFlag;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
@@ -243,28 +243,12 @@ async fn fetch_on(
 
 /// Whether a path is meant: itself, a folder above it, or a pattern of it.
 fn is_chosen(wanted: &str, path: &str) -> bool {
-    if wanted.contains(['*', '?']) {
-        return matches(wanted.as_bytes(), path.as_bytes());
+    // As `files:` in a task has it. A name that is no pattern is a name.
+    if wanted.contains(['*', '?', '[', '{']) && pattern(wanted).is_ok_and(|pattern| pattern.is_match(path)) {
+        return true;
     }
     let wanted = wanted.trim_end_matches('/');
     path == wanted || path.strip_prefix(wanted).is_some_and(|rest| rest.starts_with('/'))
-}
-
-/// `*` and `?` stand for anything but a slash, `**` for anything.
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    match pattern {
-        [] => text.is_empty(),
-        [b'*', b'*', b'/', rest @ ..] if matches(rest, text) => true,
-        [b'*', b'*', rest @ ..] => (0..=text.len()).any(|at| matches(rest, &text[at..])),
-        [b'*', rest @ ..] => {
-            let name = text.iter().position(|c| *c == b'/').unwrap_or(text.len());
-            (0..=name).any(|at| matches(rest, &text[at..]))
-        }
-        [c, rest @ ..] => match text {
-            [first, others @ ..] => (first == c || (*c == b'?' && *first != b'/')) && matches(rest, others),
-            [] => false,
-        },
-    }
 }
 
 #[cfg(test)]
@@ -280,7 +264,8 @@ mod tests {
             ("log", "logs/a.txt", false),
             ("*.txt", "a.txt", true),
             ("*.txt", "logs/a.txt", false),
-            ("**.txt", "logs/a.txt", true),
+            ("{a,b}.txt", "b.txt", true),
+            ("[odd].txt", "[odd].txt", true),
             ("**/*.txt", "a.txt", true),
             ("**/*.txt", "logs/deep/a.txt", true),
             ("logs/?.txt", "logs/a.txt", true),

@@ -126,8 +126,11 @@ impl Uploads {
             let over = broke.is_some() || come >= end;
             if block.len() >= BLOCK || (over && !block.is_empty()) {
                 let full = std::mem::replace(&mut block, Vec::with_capacity(BLOCK));
-                self.changed(full.len() as u64, 0);
+                let uploads = self.clone();
                 part = off_thread(move || {
+                    // Others may have come since this one was let in.
+                    uploads.room_for(full.len() as u64)?;
+                    uploads.changed(full.len() as u64, 0);
                     part.write(&full).map_err(|e| broken("write", &part.path, &e))?;
                     Ok(part)
                 })

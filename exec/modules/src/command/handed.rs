@@ -59,15 +59,11 @@ pub fn take(from: &Path, into: &Path) -> Result<(), String> {
     }
 }
 
-/// What is published: what the program named, or else every file; and what is left out of that.
+/// What may be published (which of it is, `output.artifacts` decides): what the program named, or else every file; and what is left out of that.
 ///
 /// # Errors
 /// When it named what is not there.
-pub fn artifacts(
-    dir: &Path,
-    named: Option<ModuleOutput>,
-    wanted: &[String],
-) -> Result<(ModuleOutput, Vec<String>), String> {
+pub fn artifacts(dir: &Path, named: Option<ModuleOutput>) -> Result<(ModuleOutput, Vec<String>), String> {
     let (files, odd) = files(dir)?;
     let mut output = named.unwrap_or_default();
     if output.outputs.is_empty() {
@@ -80,7 +76,6 @@ pub fn artifacts(
             dir.display()
         ));
     }
-    output.outputs.retain(|output| wanted.is_empty() || wanted.contains(&output.kind));
     Ok((output, odd))
 }
 
@@ -151,19 +146,17 @@ mod tests {
             ("sub/tokenizer.json", "tokenizer"),
             ("training_log.jsonl", "training_logs"),
         ];
-        let (found, odd) = artifacts(dir.path(), None, &[]).unwrap();
+        let (found, odd) = artifacts(dir.path(), None).unwrap();
         assert_eq!((outputs(&found), odd), (all.to_vec(), vec!["passwd".to_owned()]));
-        let (found, _) = artifacts(dir.path(), None, &["files".into(), "tokenizer".into()]).unwrap();
-        assert_eq!(outputs(&found), all[1..3]);
 
         let named = |path: &str| ModuleOutput {
             outputs: vec![Output { path: path.into(), kind: "report".into() }],
             summary: [("loss".to_owned(), 1.into())].into(),
         };
-        let (found, _) = artifacts(dir.path(), Some(named("sub/notes.txt")), &[]).unwrap();
+        let (found, _) = artifacts(dir.path(), Some(named("sub/notes.txt"))).unwrap();
         assert_eq!((outputs(&found), found.summary.len()), (vec![("sub/notes.txt", "report")], 1));
         for bad in ["none", "passwd", "../x", "/etc/passwd", "sub"] {
-            assert!(artifacts(dir.path(), Some(named(bad)), &[]).unwrap_err().contains("no such file"), "{bad}");
+            assert!(artifacts(dir.path(), Some(named(bad))).unwrap_err().contains("no such file"), "{bad}");
         }
     }
 

@@ -91,7 +91,7 @@ impl Module for Command {
         }
         ctx.phase(Phase::Training);
         let heard = Hearing::new(folders.checkpoints.clone()).hear(ctx, &program)?;
-        conclude(ctx, heard, &spec)
+        conclude(ctx, heard)
     }
 }
 
@@ -306,7 +306,7 @@ fn end_the_rest(ctx: &mut RunContext) -> Result<(), ModuleError> {
 }
 
 /// What a program's last words and its exit come to.
-fn conclude(ctx: &mut RunContext, outcome: Outcome, spec: &TaskSpec) -> Result<ModuleOutput, ModuleError> {
+fn conclude(ctx: &mut RunContext, outcome: Outcome) -> Result<ModuleOutput, ModuleError> {
     let class = |class: Option<FailureClass>, message: String| match class {
         Some(FailureClass::Retryable) => ModuleError::Retryable(message),
         Some(FailureClass::Fatal | FailureClass::TimedOut) => ModuleError::Fatal(message),
@@ -316,8 +316,7 @@ fn conclude(ctx: &mut RunContext, outcome: Outcome, spec: &TaskSpec) -> Result<M
     match (outcome.error, outcome.ended) {
         // It was done before it heard.
         (None, Some(Ended::Code(0))) if !stopping || outcome.result.is_some() => {
-            let (output, odd) =
-                handed::artifacts(ctx.artifacts(), outcome.result, &spec.output.artifacts).map_err(fatal)?;
+            let (output, odd) = handed::artifacts(ctx.artifacts(), outcome.result).map_err(fatal)?;
             if !odd.is_empty() {
                 ctx.warn(format_args!(
                     "not published, for they are no files, or have no UTF-8 names: {}",

@@ -88,7 +88,8 @@ impl Drop for Program {
         if !self.gone.load(Ordering::SeqCst)
             && let Err(error) = tree::kill_descendants()
         {
-            eprintln!("mloc: {error}");
+            // A daemon that died took the log's reader with it, and `eprintln!` panics without one.
+            writeln!(io::stderr(), "mloc: {error}").ok();
         }
     }
 }

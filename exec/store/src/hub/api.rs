@@ -202,7 +202,12 @@ impl Api {
             let next = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
             let Some(next) = next.filter(|_| response.status().is_redirection()) else { return Ok((url, response)) };
             url = match url.join(next) {
-                Ok(next) if matches!(next.scheme(), "http" | "https") => next,
+                Ok(next) if next.scheme() == "https" || (next.scheme() == "http" && url.scheme() == "http") => next,
+                // A signed address, or a file on its way, would be read by whoever is on the line.
+                Ok(next) if next.scheme() == "http" => {
+                    let host = next.host_str().unwrap_or_default();
+                    return Err(self.broken(place, format!("it leads from https to http at {host}")));
+                }
                 _ => return Err(self.broken(place, format!("it sends on to `{next}`, which is no URL"))),
             };
         }

@@ -54,7 +54,7 @@ impl fmt::Debug for Hub {
 /// A `huggingface` source.
 pub(crate) fn source(store: &Store, location: &Location) -> Result<Source, StoreError> {
     let place = Place::of(store, location)?;
-    Ok(Source::Remote(Box::new(Hub { place, signed: Mutex::default() })))
+    Ok(Source::Remote(Box::new(Hub::of(place))))
 }
 
 /// A file that is wanted, and what it is called here.
@@ -64,6 +64,11 @@ struct Wanted {
 }
 
 impl Hub {
+    /// The way to a repository.
+    pub fn of(place: Place) -> Self {
+        Self { place, signed: Mutex::default() }
+    }
+
     /// The commit a task began with, or the one its revision is now; and whether it is of the converted Parquet.
     async fn commit(&self, pin: Option<&Pin>) -> Result<(String, bool), StoreError> {
         match pin {

@@ -31,9 +31,11 @@ use crate::{
     hub::{
         api::{Failed, Head},
         repo::Place,
+        source::Hub,
     },
     meter::Meter,
     place::Area,
+    remote::{Body, Object, Remote as _},
 };
 
 /// What of a file the Hub looks at to say how it is to be kept.
@@ -373,6 +375,14 @@ impl Area for Branch {
         Box::new(Self { place, create: self.create, put: Arc::default() })
     }
 
+    async fn read(&self, name: &str, range: std::ops::Range<u64>) -> Result<Body, StoreError> {
+        let api = &self.place.api;
+        let commit = api.commit(&self.place.revision).await?;
+        let key = api.resolve(&commit, &self.path(name)).to_string();
+        let object = Object { name: name.to_owned(), key, bytes: range.end, etag: None, sha256: None };
+        Hub::of(self.place.clone()).read(&object, range).await
+    }
+
     async fn get(&self, name: &str, bytes_max: u64) -> Result<Option<Bytes>, StoreError> {
         match self.place.api.head(&self.place.revision).await? {
             Head::Commit(commit) => self.place.api.get(&commit, &self.path(name), bytes_max).await,
@@ -397,6 +407,7 @@ impl Area for Branch {
             if disk::stamp_bytes(&bytes) != stamp {
                 return Err(StoreError::Changed { place: from.display().to_string() });
             }
+            meter.pass(stamp.bytes).await;
             meter.moved(stamp.bytes);
             Put::Small { path, bytes }
         };
@@ -495,9 +506,12 @@ fn body(path: PathBuf, range: std::ops::Range<u64>, meter: Meter) -> reqwest::Bo
         file.seek(std::io::SeekFrom::Start(range.start)).await?;
         Ok::<_, std::io::Error>(ReaderStream::with_capacity(file.take(range.end - range.start), BLOCK))
     };
-    let blocks = stream::once(opened).try_flatten().inspect(move |block| {
-        if let Ok(block) = block {
+    let blocks = stream::once(opened).try_flatten().and_then(move |block| {
+        let meter = meter.clone();
+        async move {
+            meter.pass(block.len() as u64).await;
             meter.moved(block.len() as u64);
+            Ok(block)
         }
     });
     reqwest::Body::wrap_stream(blocks.boxed())

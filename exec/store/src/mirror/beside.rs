@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -24,20 +27,21 @@ pub(crate) struct Beside {
     mirrors: Vec<Box<dyn Remote>>,
     /// Which mirror has which files, and what it calls them; none once it has failed.
     has: Mutex<Option<(usize, BTreeMap<String, Object>)>>,
+    /// Whether any bytes were a mirror's.
+    used: AtomicBool,
 }
 
 impl Beside {
     pub fn new(origin: Box<dyn Remote>, mirrors: Vec<Box<dyn Remote>>) -> Self {
-        Self { origin, mirrors, has: Mutex::new(None) }
+        Self { origin, mirrors, has: Mutex::new(None), used: AtomicBool::new(false) }
     }
 
-    /// Leaves the mirrors alone from now on, and says so. Whether one of them was used until now.
+    /// Leaves the mirrors alone from now on, and says so. Whether bytes came from one of them until now.
     pub fn leave_mirrors(&self, why: &StoreError) -> bool {
-        let used = self.has().take();
-        if let Some((mirror, _)) = &used {
-            tracing::warn!(mirror = self.mirrors[*mirror].url(""), %why, "the mirror fails: from here on the origin");
+        if let Some((mirror, _)) = self.has().take() {
+            tracing::warn!(mirror = self.mirrors[mirror].url(""), %why, "the mirror fails: from here on the origin");
         }
-        used.is_some()
+        self.used.load(Ordering::SeqCst)
     }
 
     /// The origin alone.
@@ -52,6 +56,11 @@ impl Beside {
     /// The first mirror that answers, with what it has of these.
     async fn ask_mirrors(&self, wanted: &Listing) -> Option<(usize, BTreeMap<String, Object>)> {
         for (number, mirror) in self.mirrors.iter().enumerate() {
+            if mirror.one_stream() && !self.origin.one_stream() {
+                // It answers with all of a file, whichever part is asked for.
+                tracing::info!(mirror = mirror.url(""), "the mirror gives no parts of files: passed over");
+                continue;
+            }
             match mirror.list(None).await {
                 Ok(listing) => {
                     let has = pairs(wanted, &listing, |object| self.digest(object).is_some());
@@ -127,7 +136,10 @@ impl Remote for Beside {
         };
         if let Some((mirror, of_mirror)) = from {
             match self.mirrors[mirror].read(&of_mirror, range.clone()).await {
-                Ok(body) => return Ok(body),
+                Ok(body) => {
+                    self.used.store(true, Ordering::SeqCst);
+                    return Ok(body);
+                }
                 Err(error) => drop(self.leave_mirrors(&error)),
             }
         }

@@ -23,7 +23,9 @@ pub fn kind_wanted(asked: &[String], kind: &str) -> bool {
 
 /// Whether a task that asks for `asked` wants this file.
 pub fn wanted(asked: &[String], kind: &str, path: &str) -> bool {
-    kind_wanted(asked, kind)
+    // What was made unasked was made to be kept.
+    asked.is_empty()
+        || kind_wanted(asked, kind)
         || asked.iter().filter_map(|wish| wish.strip_prefix(FILES)).any(|pattern| matches(pattern, path))
 }
 
@@ -54,7 +56,9 @@ mod tests {
     #[test]
     fn nothing_asked_is_all_but_what_costs() {
         assert!(wanted(&[], "training_logs", "training_log.jsonl") && wanted(&[], "files", "a/b"));
-        assert!(!wanted(&[], "merged_model", "merged_model/config.json"));
+        assert!(!kind_wanted(&[], "merged_model") && kind_wanted(&[], "tokenizer"));
+        // A program may make what our own modules do only on request.
+        assert!(wanted(&[], "merged_model", "merged_model/config.json"));
     }
 
     #[test]

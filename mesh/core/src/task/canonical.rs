@@ -119,7 +119,9 @@ fn adapter(adapter: &Adapter) -> Value {
 }
 
 fn location(location: &Location) -> Value {
-    let mut value = json!({ "type": location.scheme() });
+    // What came along is a path beside the file there.
+    let kind = if matches!(location, Location::Submitted { .. }) { "local" } else { location.scheme() };
+    let mut value = json!({ "type": kind });
     let mut put = |key: &str, text: Option<&String>| set(&mut value, key, text.map(|t| Value::from(t.as_str())));
     match location {
         Location::Local { path } => put("path", Some(path)),

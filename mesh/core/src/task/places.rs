@@ -19,47 +19,53 @@ pub enum Use {
     Destination,
 }
 
-/// The types of location, and whether a destination can have them.
-const TYPES: [(&str, bool); 8] = [
-    ("local", true),
-    ("s3", true),
-    ("huggingface", true),
-    ("task", false),
-    ("gcs", true),
-    ("azblob", true),
-    ("http", false),
-    ("git", false),
+/// A type of location.
+struct Kind {
+    name: &'static str,
+    /// Whether a destination can have it.
+    written: bool,
+    read: fn(&mut Place<'_, '_>, Use) -> Option<Location>,
+}
+
+const fn kind(name: &'static str, written: bool, read: fn(&mut Place<'_, '_>, Use) -> Option<Location>) -> Kind {
+    Kind { name, written, read }
+}
+
+/// All of them.
+const KINDS: [Kind; 8] = [
+    kind("local", true, |place, _| place.local()),
+    kind("s3", true, |place, _| place.s3()),
+    kind("huggingface", true, |place, used| place.hugging_face(used)),
+    kind("task", false, |place, _| place.task()),
+    kind("gcs", true, |place, _| place.gcs()),
+    kind("azblob", true, |place, _| place.azblob()),
+    kind("http", false, |place, _| place.http()),
+    kind("git", false, |place, _| place.git()),
 ];
+
+/// Names of those that can be used so.
+fn names_for(used: Use) -> impl Iterator<Item = &'static str> {
+    KINDS.iter().filter(move |kind| kind.written || used != Use::Destination).map(|kind| kind.name)
+}
 
 /// What a raw location means; `None` when that was told to `problems`.
 pub fn location(raw: &RawLocation, used: Use, problems: &mut Problems) -> Option<Location> {
     let kind = raw.kind.as_ref()?;
-    let known = TYPES.iter().find(|(name, _)| *name == kind.value);
-    let Some((name, as_destination)) = known else {
-        let names = TYPES.iter().filter(|(_, d)| *d || used != Use::Destination).map(|(name, _)| *name);
-        let list = names.clone().collect::<Vec<_>>().join(", ");
-        let problem = kind.problem(format!("one of {list}"));
-        problems.push(match alias(&kind.value).or_else(|| nearest(&kind.value, names)) {
+    let Some(known) = KINDS.iter().find(|known| known.name == kind.value) else {
+        let problem = kind.problem(format!("one of {}", names_for(used).collect::<Vec<_>>().join(", ")));
+        problems.push(match alias(&kind.value).or_else(|| nearest(&kind.value, names_for(used))) {
             Some(name) => problem.hint(format!("did you mean `{name}`?")),
             None => problem,
         });
         return None;
     };
-    if used == Use::Destination && !as_destination {
-        problems.push(kind.problem("a place that can be written to: local, s3, gcs, azblob or huggingface"));
+    if used == Use::Destination && !known.written {
+        let names = names_for(used).collect::<Vec<_>>().join(", ");
+        problems.push(kind.problem(format!("a place that can be written to: {names}")));
         return None;
     }
     let mut place = Place { raw, problems, failed: false };
-    let location = match *name {
-        "local" => place.local(),
-        "s3" => place.s3(),
-        "huggingface" => place.hugging_face(used),
-        "task" => place.task(),
-        "gcs" => place.gcs(),
-        "azblob" => place.azblob(),
-        "http" => place.http(),
-        _ => place.git(),
-    };
+    let location = (known.read)(&mut place, used);
     if place.failed { None } else { location }
 }
 

@@ -216,24 +216,13 @@ impl Location {
     /// The feature of the volume that a relative `local` path names. An absolute path names none: which volume it lies
     /// in, if in any, is each node's own configuration, which it does not gossip.
     fn volume(&self) -> Option<String> {
-        match self {
-            Location::Local { path } if !path.starts_with('/') => {
-                path.split('/').next().map(|name| format!("volume:{name}"))
-            }
-            Location::Local { .. }
-            | Location::S3 { .. }
-            | Location::Gcs { .. }
-            | Location::Azblob { .. }
-            | Location::Http { .. }
-            | Location::HuggingFace { .. }
-            | Location::Git { .. }
-            | Location::Task { .. }
-            | Location::Submitted { .. }
-            | Location::Kept { .. } => None,
-        }
+        let Location::Local { path } = self else { return None };
+        let name = path.split('/').next().filter(|name| !name.is_empty());
+        name.map(|name| format!("volume:{name}"))
     }
 
-    /// The name after `type:` in a file, and in the features `source:NAME` and `destination:NAME`.
+    /// The name in the features `source:NAME` and `destination:NAME`, and after `type:` in a file, where what came along with
+    /// the task is `local`.
     pub fn scheme(&self) -> &'static str {
         match self {
             Location::Local { .. } => "local",
@@ -272,18 +261,8 @@ impl Location {
 
     /// The split of a data set that it names.
     pub fn split(&self) -> Option<&str> {
-        match self {
-            Location::HuggingFace { split, .. } => split.as_deref(),
-            Location::Local { .. }
-            | Location::S3 { .. }
-            | Location::Gcs { .. }
-            | Location::Azblob { .. }
-            | Location::Http { .. }
-            | Location::Git { .. }
-            | Location::Task { .. }
-            | Location::Submitted { .. }
-            | Location::Kept { .. } => None,
-        }
+        let Location::HuggingFace { split, .. } = self else { return None };
+        split.as_deref()
     }
 }
 
@@ -456,17 +435,9 @@ impl TaskSpec {
     /// Names or ids of the tasks that must have completed before this one may run: those of `dependsOn`, and those whose
     /// artifacts it takes.
     pub fn waits_for(&self) -> impl Iterator<Item = &str> {
-        let taken = self.sources().filter_map(|(_, source)| match source {
-            Location::Task { identifier, .. } => Some(identifier.as_str()),
-            Location::Local { .. }
-            | Location::S3 { .. }
-            | Location::Gcs { .. }
-            | Location::Azblob { .. }
-            | Location::Http { .. }
-            | Location::HuggingFace { .. }
-            | Location::Git { .. }
-            | Location::Submitted { .. }
-            | Location::Kept { .. } => None,
+        let taken = self.sources().filter_map(|(_, source)| {
+            let Location::Task { identifier, .. } = source else { return None };
+            Some(identifier.as_str())
         });
         self.depends_on.iter().map(String::as_str).chain(taken)
     }
