@@ -214,16 +214,14 @@ fn a_task_waits_for_the_node_that_took_it_when_that_node_is_away() -> anyhow::Re
     let id = sandbox.submit(taker, &task("./model", "./train.jsonl"))?;
     sandbox.kill(taker)?;
     sandbox.start("c", "hardware: {cpu: '1', memory: 8GiB}")?;
-    sandbox.until("an attempt says what it could not reach", |s| {
-        let task = s.task(ask, &id)?;
-        let attempts = task["attempts"].as_array().cloned().unwrap_or_default();
-        Ok(attempts
-            .iter()
-            .any(|a| a["state"] == "FAILED" && a["reason"].as_str().is_some_and(|r| r.contains("./model"))))
+    sandbox.until("it says whom it waits for", |s| {
+        Ok(s.run(ask, &["explain", &id])?.out.contains("node b, which alone has files of this task, is silent"))
     })?;
     sandbox.restart(taker)?;
     let done = sandbox.until_state(ask, &id, &["COMPLETED"])?;
-    assert!(done["attempts"].as_array().is_some_and(|all| all.len() > 1), "{done}");
+    // Some may have begun before anybody knew; the wait itself uses up none.
+    let failed = done["attempts"].as_array().into_iter().flatten().filter(|a| a["state"] == "FAILED").count();
+    assert!(failed <= 2, "{done}");
     assert!(!adapter(&sandbox, ask, &id, "out")?.is_empty());
     Ok(())
 }

@@ -421,7 +421,9 @@ fn at_every_hit(hits_max: u64, each: impl Fn(Death) + Sync) {
     std::thread::scope(|scope| {
         let work = || {
             while let Some(place) = ours.get(next.fetch_add(1, Ordering::SeqCst)) {
-                let hits = (1..=hits_max).map_while(|n| Death::at(format!("{place}#{n}"))).map(&each).count();
+                // Of a child that is done before its daemon looks no checkpoint is pushed: one run may miss a place.
+                let at = |n: u64| (0..if n == 1 { 5 } else { 1 }).find_map(|_| Death::at(format!("{place}#{n}")));
+                let hits = (1..=hits_max).map_while(at).map(&each).count();
                 assert!(hits > 0, "no run reaches {place}");
             }
         };

@@ -105,6 +105,9 @@ fn waits_for(problem: &Problem<'_>, task: &crate::ledger::state::Task) -> Vec<St
             Dependency::Broken(id) => waits.push(format!("dependsOn {on}: {id} did not complete")),
         }
     }
+    if let Some(node) = problem.away(task) {
+        waits.push(format!("node {}, which alone has files of this task, is silent", name(problem, &node)));
+    }
     waits
 }
 

@@ -62,7 +62,18 @@ impl<'a> Problem<'a> {
 
     /// Whether a replica may go now, if a node has room.
     pub(super) fn is_ready(&self, waiting: &Waiting<'_>) -> bool {
-        waiting.replica.may_go(self.now) && self.ledger.dependencies_done(waiting.task)
+        waiting.replica.may_go(self.now)
+            && self.ledger.dependencies_done(waiting.task)
+            && self.away(waiting.task).is_none()
+    }
+
+    /// A member that gossip does not hear of and that alone has a source of this task: an attempt would use up a try. Of a
+    /// source that was pinned a worker may have a copy.
+    pub(super) fn away(&self, task: &Task) -> Option<NodeId> {
+        let heard = |node: &NodeId| self.nodes.get(node).is_some_and(|view| view.alive);
+        let spec = self.ledger.resolved(task);
+        let mut unseen = spec.sources().filter(|(input, _)| !task.pins.contains_key(input));
+        unseen.find_map(|(_, source)| source.held_by().filter(|node| !heard(node)).cloned())
     }
 
     /// What is held on each node that gossips.

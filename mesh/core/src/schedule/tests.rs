@@ -10,7 +10,7 @@ use crate::{
     ledger::{Entry, Ledger},
     task::{
         TaskSpec, TaskType,
-        spec::{Location, Model},
+        spec::{Input, Location, Model, Pin},
     },
     time::Millis,
 };
@@ -330,4 +330,29 @@ fn held_and_foreign_gpus_are_explained() {
           hint: wait for those to end, or cancel one
     ");
     insta::assert_snapshot!(env.explain("first"), @"first is SCHEDULED: node n was chosen and has not started yet");
+}
+
+#[test]
+fn a_task_whose_files_one_silent_node_has_waits_for_it() {
+    let brought = |held_by: &str| {
+        let node = NodeId::new(held_by);
+        let source = Location::Submitted { node, tree: "0".repeat(64), path: "./model".into(), bytes: 1 };
+        TaskSpec { model: Some(Model { source, adapter: None }), ..spec("t") }
+    };
+    let offering = |name: &str| {
+        let mut capability = node(name, &[]);
+        capability.features.insert("source:submitted".into());
+        capability
+    };
+    let mut env = Env::new(vec![offering("a"), offering("b")]).task("t", brought("b"));
+    env.nodes.get_mut(&NodeId::new("b")).unwrap().alive = false;
+    assert!(env.solve().is_empty(), "an attempt could only fail");
+    assert!(env.explain("t").contains("node b, which alone has files of this task, is silent"), "{}", env.explain("t"));
+    // A worker that pulled it may have it still.
+    let pin = Pin { version: "v".into(), files: 1, bytes: 1 };
+    env.ledger.tasks.get_mut(&TaskId::new("t")).unwrap().pins.insert(Input::Model, pin);
+    assert_eq!(env.solve(), ["t@a:"]);
+
+    let mut env = Env::new(vec![offering("a"), offering("b")]).task("t", brought("b"));
+    assert_eq!(env.solve().len(), 1);
 }

@@ -259,6 +259,12 @@ impl Location {
         place
     }
 
+    /// The one member that has it.
+    pub fn held_by(&self) -> Option<&NodeId> {
+        let (Location::Submitted { node, .. } | Location::Kept { node, .. }) = self else { return None };
+        Some(node)
+    }
+
     /// The split of a data set that it names.
     pub fn split(&self) -> Option<&str> {
         let Location::HuggingFace { split, .. } = self else { return None };
