@@ -5,6 +5,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -197,6 +198,8 @@ pub struct CommandModule {
     pub enabled: bool,
     /// Whether they are held to their folders.
     pub sandbox: Sandbox,
+    /// How many processes one of them may have at once; 4096 when absent.
+    pub processes: Option<NonZeroUsize>,
 }
 
 /// S3 defaults.
@@ -265,10 +268,7 @@ impl UploadsConfig {
     /// # Errors
     /// When a text is no number of bytes, or no time.
     pub fn settle(&self) -> anyhow::Result<(Option<u64>, Duration)> {
-        let bad = |key: &str, text: &str, e: quantity::BadQuantity| {
-            let hint = e.hint.map(|h| format!("; {h}")).unwrap_or_default();
-            anyhow::anyhow!("uploads.{key}: `{text}`: expected {}{hint}", e.expected)
-        };
+        let bad = |key: &str, text: &str, e: quantity::BadQuantity| anyhow::anyhow!("uploads.{key}: `{text}`: {e}");
         let max = self.max_bytes.as_ref();
         let max = max.map(|text| quantity::bytes(text).map_err(|e| bad("maxBytes", text, e))).transpose()?;
         let keep = self.keep_for.as_ref();
@@ -375,12 +375,8 @@ impl NodeConfig {
     /// # Errors
     /// When the text is no number of bytes.
     pub fn cache_bytes_max(&self) -> anyhow::Result<Option<u64>> {
-        let bytes = |text: &String| {
-            quantity::bytes(text).map_err(|e| {
-                anyhow::anyhow!("expected {}{}", e.expected, e.hint.map(|h| format!("; {h}")).unwrap_or_default())
-            })
-        };
-        self.cache.max_bytes.as_ref().map(bytes).transpose()
+        let bytes = |text: &String| quantity::bytes(text);
+        Ok(self.cache.max_bytes.as_ref().map(bytes).transpose()?)
     }
 
     /// The cache of pulled sources, as the store takes it.
@@ -448,7 +444,10 @@ mod tests {
     #[test]
     fn programs_of_users_are_off_and_held_to_their_folders_unless_somebody_says_otherwise() {
         let modules = |text: &str| NodeConfig::parse(text).map(|config| config.modules);
-        assert_eq!(modules("name: a").unwrap().command, CommandModule { enabled: false, sandbox: Sandbox::Required });
+        assert_eq!(
+            modules("name: a").unwrap().command,
+            CommandModule { enabled: false, sandbox: Sandbox::Required, processes: None }
+        );
         let on = modules("modules: {offer: [sft], command: {enabled: true, sandbox: best-effort}}").unwrap();
         assert_eq!((on.command.enabled, on.command.sandbox), (true, Sandbox::BestEffort));
         assert!(

@@ -1,5 +1,6 @@
 //! `mloc`: the command line, and the daemon behind `up`, `join` and `run`.
 
+mod addresses;
 mod bring;
 mod cli;
 mod client;
@@ -11,10 +12,13 @@ mod follow;
 mod front;
 mod init;
 mod logs;
+mod members;
 mod metrics;
 mod node;
+mod offers;
 mod places;
 mod reload;
+mod settle;
 mod show;
 mod tail;
 mod telemetry;

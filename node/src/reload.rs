@@ -26,12 +26,43 @@ const LIVE: [&str; 7] = ["log", "labels", "secrets", "volumes", "s3", "store", "
 /// Reads the configuration as the start did: file, then environment and flags.
 pub type Read = Arc<dyn Fn() -> anyhow::Result<NodeConfig> + Send + Sync>;
 
+/// A node's file, and how it and the files that it names are today.
+#[derive(Clone)]
+pub struct Source {
+    file: PathBuf,
+    read: Read,
+}
+
+/// The files that matter, each with its digest where it can be read.
+pub type Seen = Vec<(PathBuf, Option<[u8; 32]>)>;
+
+impl Source {
+    /// `file`, read by `read`.
+    pub fn new(file: PathBuf, read: Read) -> Self {
+        Self { file, read }
+    }
+
+    /// A digest of every file that matters to a node that runs with `running`. Blocks: a network's file system may take
+    /// its time.
+    pub fn look(&self, running: &NodeConfig) -> Seen {
+        let digest = |file: PathBuf| {
+            let bytes = std::fs::read(&file).ok();
+            (file, bytes.map(|bytes| Sha256::digest(bytes).into()))
+        };
+        let mut files = named(running);
+        // Those of a file that was refused, or is new, matter too: mending one of them is a change.
+        files.extend((self.read)().iter().flat_map(named));
+        files.insert(self.file.clone());
+        files.into_iter().map(digest).collect()
+    }
+}
+
 /// Looks after a node's file.
 pub struct Reload {
-    /// The file.
-    pub file: PathBuf,
-    /// How it is read.
-    pub read: Read,
+    /// Where its configuration comes from.
+    pub source: Source,
+    /// How its files were when `running` was read: a change while the node waits to join is one too.
+    pub applied: Seen,
     /// What runs.
     pub running: NodeConfig,
     /// For /metrics.
@@ -47,9 +78,8 @@ impl Reload {
         };
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        info!(file = %self.file.display(), live = LIVE.join(", "), "a changed file is read again; these keys need no restart");
-        let mut applied = self.look().await;
-        let mut before = applied.clone();
+        info!(file = %self.source.file.display(), live = LIVE.join(", "), "a changed file is read again; these keys need no restart");
+        let mut before = self.look().await;
         loop {
             let asked = tokio::select! {
                 _ = hangup.recv() => true,
@@ -58,18 +88,19 @@ impl Reload {
             let now = self.look().await;
             // Twice the same: nobody is in the middle of writing it.
             let settled = std::mem::replace(&mut before, now.clone()) == now;
-            if asked || (settled && now != applied) {
-                self.read_again(&apply);
+            if asked || (settled && now != self.applied) {
+                // Both read files.
+                tokio::task::block_in_place(|| self.read_again(&apply));
                 // By now it may name other files.
-                applied = self.look().await;
-                before = applied.clone();
+                self.applied = self.look().await;
+                before.clone_from(&self.applied);
             }
         }
     }
 
     fn read_again(&mut self, apply: &(impl Fn(&NodeConfig) -> anyhow::Result<()> + Send)) {
-        let file = self.file.display();
-        let read = match (self.read)() {
+        let file = self.source.file.display();
+        let read = match (self.source.read)() {
             Ok(read) => read,
             Err(error) => return self.refuse(&error),
         };
@@ -90,26 +121,14 @@ impl Reload {
     fn refuse(&self, error: &anyhow::Error) {
         self.figures.send_modify(|figures| figures.broken = true);
         error!(
-            file = %self.file.display(), problem = %format!("{error:#}"),
+            file = %self.source.file.display(), problem = %format!("{error:#}"),
             "the configuration was refused; what was read before stays"
         );
     }
 
-    /// A digest of every file that matters.
-    async fn look(&self) -> Vec<(PathBuf, Option<[u8; 32]>)> {
-        let (read, file, mut files) = (self.read.clone(), self.file.clone(), named(&self.running));
-        let digest = |file: PathBuf| {
-            let bytes = std::fs::read(&file).ok();
-            (file, bytes.map(|bytes| Sha256::digest(bytes).into()))
-        };
-        // A network's file system may take its time.
-        let digests = move || {
-            // Those of a file that was refused, or is new, matter too: mending one of them is a change.
-            files.extend(read().iter().flat_map(named));
-            files.insert(file);
-            files.into_iter().map(digest).collect()
-        };
-        tokio::task::spawn_blocking(digests).await.unwrap_or_default()
+    async fn look(&self) -> Seen {
+        let (source, running) = (self.source.clone(), self.running.clone());
+        tokio::task::spawn_blocking(move || source.look(&running)).await.unwrap_or_default()
     }
 }
 

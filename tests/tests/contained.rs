@@ -41,8 +41,11 @@ def hide(work):
         os._exit(0)
     os.wait()
 
+told, tell = os.pipe()
+
 def say(name):
     print("here", name, os.getpgrp(), os.getpid(), flush=True)
+    os.write(tell, b".")
 
 def bare():
     say("bare")
@@ -156,7 +159,9 @@ fn what_a_program_leaves_running_goes_with_it() -> anyhow::Result<()> {
     }
     let mut sandbox = Sandbox::new(&[])?;
     sandbox.start("one", NODE)?;
-    let leaves = WILD.replace("say(\"first\")\ntime.sleep(1000)", "say(\"first\")\ntime.sleep(1)");
+    // It ends when all of them have said that they are there.
+    let leaves =
+        WILD.replace("say(\"first\")\ntime.sleep(1000)", "say(\"first\")\nfor _ in range(4): os.read(told, 1)");
     let id = sandbox.submit(0, &task(&leaves, ""))?;
     let pids = here(&mut sandbox, &id)?;
     sandbox.until_state(0, &id, &["COMPLETED"])?;
@@ -164,6 +169,23 @@ fn what_a_program_leaves_running_goes_with_it() -> anyhow::Result<()> {
     let log = sandbox.run(0, &["logs", &id])?.out;
     assert!(log.contains("the program has ended and left "), "{log}");
     Ok(())
+}
+
+#[test]
+fn a_loop_of_forks_is_ended_before_it_fills_the_node() -> anyhow::Result<()> {
+    if !python::python()? {
+        return Ok(());
+    }
+    let mut sandbox = Sandbox::new(&[])?;
+    sandbox.start("one", &NODE.replace("enabled: true,", "enabled: true, processes: 40,"))?;
+    // 128 of them.
+    let swarm =
+        "import os, signal, time\nsignal.signal(15, signal.SIG_IGN)\nfor _ in range(7): os.fork()\ntime.sleep(1000)";
+    let id = sandbox.submit(0, &task(swarm, ""))?;
+    let failed = sandbox.until_state(0, &id, &["FAILED"])?;
+    let said = failed["reason"].as_str().unwrap_or_default();
+    assert!(said.contains("processes at once") && said.contains("modules.command.processes"), "{failed}");
+    gone(&mut sandbox, &id, &[])
 }
 
 #[test]

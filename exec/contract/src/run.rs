@@ -57,12 +57,20 @@ pub struct Run {
 }
 
 /// How a node runs programs of its users.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Programs {
     /// Whether they are held to their folders.
     pub sandbox: Sandbox,
     /// Files and folders of the node that none of them may read: keys, tokens, what other attempts have.
     pub hidden: Vec<PathBuf>,
+    /// How many processes one of them may have at once; with more all of them are killed.
+    pub processes: usize,
+}
+
+impl Programs {
+    /// Far more than the data loaders of the largest machine; a loop of forks is ended before the node has no process ids
+    /// left for its own work.
+    pub const PROCESSES: usize = 4096;
 }
 
 /// Whether programs are held to their folders.

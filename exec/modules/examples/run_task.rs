@@ -58,7 +58,7 @@ fn main() -> Result<()> {
         keep_checkpoints: 0,
         work: work.join("work"),
         // The user's own process and the user's own program.
-        programs: Some(Programs { sandbox: Sandbox::BestEffort, hidden: Vec::new() }),
+        programs: Some(Programs { sandbox: Sandbox::BestEffort, hidden: Vec::new(), processes: Programs::PROCESSES }),
         spec,
     };
     let began = Instant::now();

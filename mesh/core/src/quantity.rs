@@ -1,5 +1,7 @@
 //! Amounts as Kubernetes writes them: `500m`, `8`, `64Gi`, `64GiB`, `40G`.
 
+use std::fmt;
+
 /// Why a text is no amount; `hint` is what would work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadQuantity {
@@ -8,6 +10,15 @@ pub struct BadQuantity {
     /// What to write instead.
     pub hint: Option<String>,
 }
+
+impl fmt::Display for BadQuantity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "expected {}", self.expected)?;
+        self.hint.iter().try_for_each(|hint| write!(f, "; {hint}"))
+    }
+}
+
+impl std::error::Error for BadQuantity {}
 
 /// Bytes of `64Gi`, `64GiB`, `40G`, `512M`, `1024`. A unitless number counts bytes only when it is at least 1 Mi,
 /// for `memory: 40` is a mistake, not forty bytes.

@@ -262,9 +262,9 @@ impl MeshHandle {
         members.iter().map(|(id, peer)| (id.clone(), view(peer))).collect()
     }
 
-    /// Voters, as this node knows them.
+    /// Voters, as this node knows them: whom the mesh needs a majority of today, so not those that are being promoted.
     pub fn voters(&self) -> Vec<NodeId> {
-        self.inner.consensus.voters().into_iter().map(|v| v.peer).collect()
+        self.inner.consensus.ledger().voters()
     }
 
     /// Figures for `/metrics`.

@@ -47,7 +47,7 @@ pub async fn run(args: RunArgs) -> Result<(), Refusal> {
         // Who types this could as well start the program in the file.
         modules: Modules {
             offer: None,
-            command: CommandModule { enabled: true, sandbox: mloc_exec::Sandbox::BestEffort },
+            command: CommandModule { enabled: true, sandbox: mloc_exec::Sandbox::BestEffort, processes: None },
         },
         ..NodeConfig::default()
     };

@@ -18,7 +18,7 @@ use crate::{
     config::NodeConfig,
     front,
     node::{BadConfig, Node, user_tokens},
-    reload::Read,
+    reload::{Read, Source},
     show::{indented, say},
     telemetry,
 };
@@ -136,6 +136,9 @@ pub(super) fn given_token(file: Option<&Path>) -> anyhow::Result<Option<JoinToke
 
 async fn serve(read: Read, args: &DaemonArgs) -> Result<(), Refusal> {
     let config = read()?;
+    // What changes from here on is read again, though the node may wait long to join.
+    let source = args.config.clone().map(|file| Source::new(file, read));
+    let seen = source.as_ref().map(|source| source.look(&config));
     let level = telemetry::start(args.log_json);
     level.choose(config.log.as_deref());
     let token = given_token(config.token_file.as_deref()).context(BadConfig)?;
@@ -144,8 +147,8 @@ async fn serve(read: Read, args: &DaemonArgs) -> Result<(), Refusal> {
         started = Node::start(config, token) => started?,
         () = stop.clone().cancelled_owned() => return Ok(()),
     };
-    if let Some(file) = &args.config {
-        node.follow(file.clone(), read, level);
+    if let (Some(source), Some(seen)) = (source, seen) {
+        node.follow(source, seen, level);
     }
     greet(&node);
     tokio::select! {

@@ -82,9 +82,10 @@ impl Module for Command {
         let mut process = Process::new(&command.argv[0]);
         process.args(&command.argv[1..]).current_dir(&start_in);
         process.env_clear().envs(environment(ctx, &folders));
+        let processes = programs.processes;
         let fence = fence(ctx, &folders, programs);
         let may_write = folders.said(&fence);
-        let program = Program::start(process, fence, &folders.events, ctx.asked()).map_err(not_started)?;
+        let program = Program::start(process, fence, &folders.events, processes, ctx.asked()).map_err(not_started)?;
         match &program.unheld {
             None => ctx.log(format_args!("mloc: the program may write in {may_write}, and nowhere else")),
             Some(why) => ctx.warn(format_args!("the program is not held to its folders: {why}")),
@@ -249,6 +250,13 @@ impl Hearing {
                     if !ctx.stopping() {
                         end_the_rest(ctx)?;
                     }
+                }
+                Ok(Heard::Swarmed(found)) => {
+                    let why = format!(
+                        "the program had {found} processes at once, more than this node allows, and all were killed\nhint: \
+                         start fewer, or raise modules.command.processes in its node.yaml"
+                    );
+                    self.outcome.error = Some((Some(FailureClass::Fatal), why));
                 }
                 Ok(Heard::Gone) => gone = true,
                 Ok(Heard::Silent) => silent += 1,

@@ -50,6 +50,8 @@ const WAITING: usize = 256;
 /// A wish to stop is passed on within this, and the pipe of events is seen to be empty after its last writer is gone.
 const LOOK: Duration = Duration::from_millis(50);
 const PIECE_BYTES: usize = 64 << 10;
+/// Between two counts of the processes: each reads the whole of /proc.
+const COUNT_EVERY: Duration = Duration::from_millis(500);
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,8 @@ pub enum Heard {
     Said(Said),
     /// The process that was started has ended; others may live on.
     Ended(Ended),
+    /// It had so many processes at once that all of them were killed.
+    Swarmed(usize),
     /// The last of its processes is gone.
     Gone,
     /// Nothing more will be said; once for stdout, once for the pipe of events.
@@ -95,11 +99,17 @@ impl Drop for Program {
 }
 
 impl Program {
-    /// Starts it.
+    /// Starts it; with more than `processes` at once it is killed.
     ///
     /// # Errors
     /// When it cannot be started, or not be held to its folders.
-    pub fn start(mut command: Command, fence: Fence, events: &Path, asked: Asked) -> Result<Self, String> {
+    pub fn start(
+        mut command: Command,
+        fence: Fence,
+        events: &Path,
+        processes: usize,
+        asked: Asked,
+    ) -> Result<Self, String> {
         // Open for both, it has no end while this process lives; nobody is waited for.
         let pipe = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(events);
         let pipe = pipe.map_err(|e| format!("open {}: {e}", events.display()))?;
@@ -118,6 +128,8 @@ impl Program {
         spawn("stdout", Box::new(move || listen(stdout.into_iter(), &said)))?;
         let (end, said) = (gone.clone(), tell.clone());
         spawn("events", Box::new(move || listen(Some(Events { pipe, end }).into_iter(), &said)))?;
+        let (end, said) = (gone.clone(), tell.clone());
+        spawn("count", Box::new(move || bound(processes, &said, &end)))?;
         spawn("stop", Box::new(move || pass_on_stop(&asked, stdin, &over)))?;
         spawn("reap", Box::new(move || reap(&child, &tell, &gone)))?;
         Ok(started)
@@ -142,6 +154,21 @@ fn reap(child: &Child, tell: &SyncSender<Heard>, gone: &AtomicBool) {
     gone.store(true, Ordering::SeqCst);
     // Nobody listens when the module has ended before.
     tell.send(Heard::Gone).unwrap_or(());
+}
+
+/// Counts the processes until there are none, or too many.
+fn bound(processes: usize, tell: &SyncSender<Heard>, over: &AtomicBool) {
+    while !over.load(Ordering::SeqCst) {
+        let found = tree::below_this_one().len();
+        if found > processes {
+            tell.send(Heard::Swarmed(found)).unwrap_or(());
+            if let Err(error) = tree::kill_descendants() {
+                writeln!(io::stderr(), "mloc: {error}").ok();
+            }
+            return;
+        }
+        thread::sleep(COUNT_EVERY);
+    }
 }
 
 /// Reads one source of lines to its end.

@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use mloc_core::id::NodeId;
 use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
     storage::{EntryResponder, RaftStateMachine, Snapshot},
@@ -56,6 +57,15 @@ impl LedgerView {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let (term, index) = state.applied.map_or((0, 0), |id| (**id.committed_leader_id(), id.index()));
         (state.ledger.clone(), term, index)
+    }
+
+    /// Whose majority decides, as the last applied entry has it. While the voters change these are those of before: until
+    /// the change is committed their majority is needed, whoever else votes by then.
+    pub fn voters(&self) -> Vec<NodeId> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let membership = state.membership.membership();
+        let of_before = membership.get_joint_config().first().into_iter().flatten();
+        of_before.filter_map(|id| membership.get_node(id)).map(|node| node.peer.clone()).collect()
     }
 
     /// Changes after each applied entry; the value is the index of the last one (0 before the first).

@@ -99,11 +99,13 @@ async fn a_change_that_its_leader_did_not_end_is_ended_by_the_next() {
 
     let next = &cluster.nodes[cluster.leader().await].consensus;
     assert_eq!(next.unfinished_change(), Some(new.clone()));
+    assert!(next.ledger().voters().iter().eq(old.values()), "the newcomer is counted too early");
     next.change_voters(&new).await.unwrap();
     let next = &cluster.nodes[cluster.leader().await].consensus;
     assert_eq!(next.unfinished_change(), None);
     assert!(next.voters().into_iter().map(|voter| voter.id).eq(new.keys().copied()));
     cluster.submit(0).await;
+    assert!(next.ledger().voters().iter().eq(new.values()));
     cluster.stop().await;
 }
 
