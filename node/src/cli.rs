@@ -57,6 +57,8 @@ pub enum Command {
     Mesh(ListArgs),
     /// Show, read through or empty the cache of pulled models and data sets on this machine
     Cache(CacheArgs),
+    /// Look at this machine: processor, memory, disk, GPUs with a first product on each; exit code 1 when something is broken
+    Doctor(DoctorArgs),
     /// Probe this machine's node: exit code 0 when its process lives (with --ready: when it has joined and serves), else 1
     Healthz(HealthzArgs),
     /// Print the REST bearer token of a user, from this node's data directory; or mint a join token for a new mesh
@@ -71,6 +73,9 @@ pub enum Command {
         /// The run file the daemon wrote.
         run: PathBuf,
     },
+    /// Computes on the one GPU it sees; started by `doctor` and by the daemon
+    #[command(name = "__gpu-check", hide = true)]
+    GpuCheck,
 }
 
 /// Flags of a daemon. Each stands above its environment variable, which stands above node.yaml.
@@ -361,6 +366,20 @@ pub struct TokenArgs {
     /// The node's node.yaml
     #[arg(long, env = "MLOC_CONFIG")]
     pub config: Option<PathBuf>,
+}
+
+/// `mloc doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// node.yaml
+    #[arg(long, env = "MLOC_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Whose file system is looked at [default: as `up` has it]
+    #[arg(long, env = "MLOC_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// How to print
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
 }
 
 /// `mloc healthz`.

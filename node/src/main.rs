@@ -10,6 +10,7 @@ mod control;
 mod files;
 mod follow;
 mod front;
+mod gpu_check;
 mod init;
 mod logs;
 mod members;
@@ -40,6 +41,9 @@ fn main() -> ExitCode {
     if let Command::Attempt { run } = &cli.command {
         return mloc_runtime::child::main(run, mloc_modules::registry());
     }
+    if matches!(cli.command, Command::GpuCheck) {
+        return gpu_check::main();
+    }
     if init::is_first() && matches!(cli.command, Command::Up(_) | Command::Join(_) | Command::Run(_)) {
         return init::stand_before().unwrap_or_else(|error| client::Refusal::from(error).report());
     }
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> Result<(), client::Refusal> {
     use cli::ArtifactsVerb;
-    use commands::{artifacts, backup, client as ask, healthz, restore, run, up};
+    use commands::{artifacts, backup, client as ask, doctor, healthz, restore, run, up};
     match command {
         Command::Up(args) => up::up(args).await,
         Command::Join(args) => up::join(args).await,
@@ -78,11 +82,12 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Stats(args) => ask::stats(args).await,
         Command::Mesh(args) => ask::mesh(args).await,
         Command::Cache(args) => commands::cache::cache(&args),
+        Command::Doctor(args) => doctor::doctor(args).await,
         Command::Healthz(args) => healthz::healthz(args).await,
         Command::Token(args) => up::token(&args),
         Command::Backup(args) => backup::backup(args).await,
         Command::Restore(args) => restore::restore(args),
         // Handled before the runtime was built.
-        Command::Attempt { .. } => Ok(()),
+        Command::Attempt { .. } | Command::GpuCheck => Ok(()),
     }
 }

@@ -31,6 +31,7 @@ use crate::{
     control::{Host, MeshControl},
     files::{self, NodeFiles},
     front::Front,
+    gpu_check::Checked,
     logs::Logs,
     members::{self, MeshForward, MeshLink},
     metrics::ConfigFigures,
@@ -154,7 +155,7 @@ impl Node {
         let store = store.with_peers(files.clone());
 
         let settings = ProbeSettings { node: mesh.handle.node().clone(), data_dir: data_dir.clone() };
-        let capability = offers::capability(&settings, &config, &name, &offers);
+        let capability = offers::capability(&settings, &config, &name, &offers, &Checked::default());
         info!(
             cores = quantity::show_cpu(capability.cpu_millis),
             memory = quantity::show_bytes(capability.memory_bytes),

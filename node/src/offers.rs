@@ -13,7 +13,10 @@ use mloc_runtime::ProbeSettings;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::config::{CommandModule, NodeConfig, Vote};
+use crate::{
+    config::{CommandModule, NodeConfig, Vote},
+    gpu_check::{self, Checked},
+};
 
 /// Volatile figures (GPU use, free disk) are read and gossiped this often.
 const LOAD_EVERY: Duration = Duration::from_secs(5);
@@ -106,8 +109,15 @@ impl Offers {
 }
 
 /// What this node offers: what was found, unless its configuration says otherwise.
-pub fn capability(settings: &ProbeSettings, config: &NodeConfig, name: &str, offers: &Offers) -> Capability {
+pub fn capability(
+    settings: &ProbeSettings,
+    config: &NodeConfig,
+    name: &str,
+    offers: &Offers,
+    checked: &Checked,
+) -> Capability {
     let mut found = mloc_runtime::probe(settings);
+    gpu_check::mark(&mut found.gpus, checked);
     name.clone_into(&mut found.name);
     env!("CARGO_PKG_VERSION").clone_into(&mut found.version);
     found.cpu_millis = offers.cpu_millis.unwrap_or(found.cpu_millis);
@@ -124,7 +134,8 @@ pub fn capability(settings: &ProbeSettings, config: &NodeConfig, name: &str, off
     found
 }
 
-/// Gossips what this node offers whenever it changes, with the measured matmul rate once that is there.
+/// Gossips what this node offers whenever it changes, with the measured matmul rate once that is there, and with each GPU
+/// once this program has computed on it.
 pub async fn keep_capability(
     mesh: MeshHandle,
     settings: ProbeSettings,
@@ -133,15 +144,26 @@ pub async fn keep_capability(
 ) {
     let measured = tokio::task::spawn_blocking(mloc_modules::measure_matmul).await.ok();
     let mut ticks = tokio::time::interval(LOAD_EVERY);
+    let mut checked = Checked::default();
     loop {
         let (again, named, (with, offered)) = (settings.clone(), name.clone(), offers.borrow_and_update().clone());
-        let probed = tokio::task::spawn_blocking(move || capability(&again, &with, &named, &offered)).await;
+        let tried = checked.clone();
+        let probed = tokio::task::spawn_blocking(move || capability(&again, &with, &named, &offered, &tried)).await;
         if let Ok(mut found) = probed {
             found.matmul_gflops = measured;
             // Disk in steps of 256 MiB: every byte would be news to the whole mesh.
             found.disk_bytes &= !((256 << 20) - 1);
             if let Err(error) = mesh.publish_capability(&found).await {
                 warn!(%error, "this node's hardware is gossiped as it was before");
+            }
+            if let Some(index) = gpu_check::next(&found.gpus) {
+                let tried = gpu_check::check(index).await;
+                match &tried {
+                    Ok(found) => info!(index, gflops_bf16 = found.gflops_bf16, "this GPU computes"),
+                    Err(why) => warn!(index, why, "this GPU is not offered"),
+                }
+                checked.insert(index, tried);
+                continue;
             }
         }
         tokio::select! {

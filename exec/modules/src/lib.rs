@@ -33,7 +33,7 @@ use mloc_exec::{Module, ModuleError, RunContext};
 pub use self::{
     command::{Command, sandbox::available as sandbox_available},
     echo::Echo,
-    measure::measure_matmul,
+    measure::{GpuCheck, check_gpu, measure_matmul},
     pretrain::Pretrain,
     sft::Sft,
 };
@@ -70,10 +70,5 @@ mod tests {
         let names = registry().iter().map(|m| m.name().to_owned());
         let said: BTreeSet<String> = names.chain(FEATURES.map(str::to_owned)).collect();
         assert_eq!(features(), said);
-    }
-
-    #[test]
-    fn this_machine_multiplies() {
-        assert!(measure_matmul() > 0);
     }
 }

@@ -3,6 +3,8 @@
 use mloc_core::capability::Grant;
 use mloc_exec::DeviceChoice;
 
+use crate::cuda::Cuda;
+
 /// Threads for a grant's share of the CPU.
 pub(crate) fn threads(grant: &Grant) -> usize {
     usize::try_from(grant.cpu_millis.div_ceil(1000)).unwrap_or(1).max(1)
@@ -16,13 +18,17 @@ pub(crate) fn environment(grant: &Grant) -> Vec<(&'static str, String)> {
         DeviceChoice::Cpu | DeviceChoice::Simulated { .. } => String::new(),
     };
     let threads = threads(grant).to_string();
-    vec![
+    // Kernels look for headers in one folder only: the one where they were found.
+    let headers = matches!(DeviceChoice::of(grant), DeviceChoice::Cuda { .. }).then(|| Cuda::find().headers.ok());
+    let headers = headers.flatten().map(|root| ("CUDA_PATH", root.display().to_string()));
+    let own = [
         ("CUDA_VISIBLE_DEVICES", gpus),
         // As NVML counts, whose indices the grant has.
         ("CUDA_DEVICE_ORDER", "PCI_BUS_ID".into()),
         ("RAYON_NUM_THREADS", threads.clone()),
         ("OMP_NUM_THREADS", threads),
-    ]
+    ];
+    own.into_iter().chain(headers).collect()
 }
 
 #[cfg(test)]

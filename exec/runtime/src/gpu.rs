@@ -12,13 +12,13 @@ use nvml_wrapper::{
     Device, Nvml, enums::device::UsedGpuMemory, error::NvmlError, struct_wrappers::device::ProcessInfo,
 };
 
-use crate::host::GpuFigures;
+use crate::{cuda::Cuda, host::GpuFigures};
 
 /// Loading takes long and leaks a little: once.
 static NVML: LazyLock<Option<Nvml>> = LazyLock::new(|| match Nvml::init() {
     Ok(nvml) => Some(nvml),
     Err(error @ (NvmlError::LibloadingError(_) | NvmlError::DriverNotLoaded)) => {
-        let cards = nvidia_cards(Path::new("/sys/bus/pci/devices"));
+        let cards = cards();
         if cards > 0 {
             tracing::warn!(
                 cards, %error,
@@ -34,14 +34,16 @@ static NVML: LazyLock<Option<Nvml>> = LazyLock::new(|| match Nvml::init() {
     }
 });
 
+/// Where the kernel lists what is on the PCI bus.
+const PCI_DEVICES: &str = "/sys/bus/pci/devices";
 /// A desktop lives on a sixteenth of a GPU's memory; what draws with more than that would be in a task's way.
 const DESKTOP_SHARE: u64 = 16;
 
 /// The GPUs of this machine, in the order of their PCI bus, as `CUDA_DEVICE_ORDER=PCI_BUS_ID` counts.
-pub(crate) fn gpus() -> Vec<Gpu> {
+pub fn gpus() -> Vec<Gpu> {
     let Some(nvml) = &*NVML else { return Vec::new() };
     let driver = nvml.sys_driver_version().unwrap_or_else(|_| "unknown".into());
-    let missing = missing_libraries();
+    let missing = Cuda::find().missing();
     let count = match nvml.device_count() {
         Ok(count) => count,
         Err(error) => {
@@ -91,6 +93,11 @@ pub(crate) fn figures() -> Vec<GpuFigures> {
         })
     };
     (0..nvml.device_count().unwrap_or(0)).filter_map(one).collect()
+}
+
+/// NVIDIA's cards in this machine, with a driver or without.
+pub fn cards() -> usize {
+    nvidia_cards(Path::new(PCI_DEVICES))
 }
 
 /// NVIDIA's display and 3D controllers on the PCI bus, which the kernel lists with a driver or without.
@@ -174,25 +181,6 @@ fn visible(list: &str, count: u32, uuids: &BTreeMap<u32, String>) -> BTreeSet<u3
         Err(_) => None,
     };
     list.split(',').map_while(|name| index(name.trim())).collect()
-}
-
-/// What this build lacks on this machine to compute on a GPU.
-#[cfg(feature = "cuda")]
-#[expect(unsafe_code, reason = "cudarc marks its probes so because loading a library runs its initialisers")]
-fn missing_libraries() -> Option<String> {
-    let (driver, nvrtc) = unsafe { (cudarc::driver::sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present()) };
-    let missing = match (driver, nvrtc) {
-        (true, true) => return None,
-        (false, _) => "libcuda (the driver's library)",
-        (true, false) => "libnvrtc (CUDA's run-time compiler)",
-    };
-    Some(format!("{missing} cannot be loaded: install it or set LD_LIBRARY_PATH"))
-}
-
-/// A build without CUDA computes on no GPU.
-#[cfg(not(feature = "cuda"))]
-fn missing_libraries() -> Option<String> {
-    Some("this build of mloc has no CUDA: use one with the feature `cuda`".into())
 }
 
 #[cfg(test)]

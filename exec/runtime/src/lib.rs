@@ -10,7 +10,7 @@
 //!             ├─ tools       what the node's owner gives attempts, changed while they run
 //!             ├─ tidy       what attempts leave when they are over
 //!             └─ disk       stops attempts before it is full
-//! probe, gpu     what this machine is, as its container sees it; host what it does right now
+//! probe, gpu, cuda   what this machine is, as its container sees it; host what it does right now
 //! ```
 //!
 //! Deliberately absent: what is to happen next (mloc-core), who holds which slot (the ledger), burn, libp2p.
@@ -18,6 +18,7 @@
 mod attempt;
 mod bounds;
 mod clock;
+mod cuda;
 mod devices;
 mod disk;
 mod ending;
@@ -38,7 +39,9 @@ mod tools;
 pub use mloc_exec::child;
 
 pub use self::{
+    cuda::Cuda,
     folders::result_folder,
+    gpu::{cards as nvidia_cards, gpus},
     host::{GpuFigures, HostFigures, host},
     journal::{Journal, JournalError},
     logs::AttemptLogs,

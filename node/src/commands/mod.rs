@@ -4,6 +4,7 @@ pub mod artifacts;
 pub mod backup;
 pub mod cache;
 pub mod client;
+pub mod doctor;
 pub mod healthz;
 pub mod restore;
 pub mod run;
