@@ -41,9 +41,6 @@ pub type OnMoved = Arc<dyn Fn(Moved) + Send + Sync>;
 /// Called with sentences for the attempt's log: what is waited for, what was found damaged. From any thread.
 pub type OnSaid = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Called when so many bytes are to be free on a pull's disk and are not: frees what it can. Blocks.
-pub type MakeRoom = Arc<dyn Fn(u64) + Send + Sync>;
-
 /// A worker's way to sources and destinations. Every call may be dropped and made again: it goes on where it was.
 /// A dropped call gives no file its name any more; a thread of it may be in the middle of a block, and holds
 /// [`OnMoved`] until it touches nothing: who must know when that is lets the closure own something that says so.

@@ -312,7 +312,7 @@ impl StoreError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 let folder = path.parent().unwrap_or(path).to_owned();
-                let free = crate::disk::free_bytes(&folder).unwrap_or(0);
+                let free = mloc_exec::disk::free_bytes(&folder).unwrap_or(0);
                 StoreError::NoSpace { folder, needed: free.saturating_add(1), free }
             }
             _ => StoreError::Disk { action, path: path.to_owned(), source },

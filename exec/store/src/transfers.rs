@@ -15,7 +15,7 @@ use crate::Store;
 #[async_trait]
 impl Transfers for Store {
     async fn pull(&self, source: &Location, pin: Option<&Pin>, tell: OnMoved, say: OnSaid) -> Result<Arrived, Failure> {
-        let pulled = self.pull_cached(source, pin, tell, say).await?;
+        let pulled = Store::pull(self, source, pin, tell, say).await?;
         Ok(Arrived { path: pulled.path, pin: pulled.pin, held: pulled.held })
     }
 
@@ -64,6 +64,6 @@ impl Transfers for Store {
         lineage: Option<Lineage>,
         tell: OnMoved,
     ) -> Result<TaskResult, Failure> {
-        Ok(self.publish_made(attempt, destination, folder, made, lineage, tell).await?)
+        Ok(Store::publish(self, attempt, destination, folder, made, lineage, tell).await?)
     }
 }

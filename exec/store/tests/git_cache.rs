@@ -22,10 +22,6 @@ fn source(work: &Work, revision: Option<&str>) -> Location {
     Location::Git { url: work.url.clone(), revision: revision.map(str::to_owned), path: None }
 }
 
-async fn pull(store: &Store, source: &Location, pin: Option<&Pin>) -> Result<Pulled, StoreError> {
-    store.pull_cached(source, pin, unseen(), unsaid()).await
-}
-
 /// A model with a large file, links, and the same bytes with and without leave to execute them.
 fn model(server: &Gits) -> (Work, Vec<u8>) {
     let (work, weights) = (server.repository("model"), noise(8, 9 << 20));

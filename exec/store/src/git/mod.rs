@@ -6,7 +6,7 @@
 //!   → a plan: files, links, pointers         (tree; pointer)
 //!   → large files                            (lfs, through transfer)
 //!   → .mloc-pull/tree → tree-COMMIT          (checkout: whole or not there)
-//!   → the shelf                              (cache: contents once, a view with links and modes; or it stays where it is)
+//!   → the shelf                              (cache: contents once, a view with links and modes)
 //! ```
 //!
 //! A commit that the cache has takes no request when it is pinned, else the one for the names. Large files that it has
@@ -46,7 +46,6 @@ use self::{
     address::Address,
     checkout::Record,
     fetch::Meant,
-    inflow::enough_room,
     lfs::Lfs,
     objects::Objects,
     tree::{Plan, Shape},
@@ -261,7 +260,7 @@ impl Git {
         let unpacked = plan.bytes() - plan.large_bytes();
         off_thread(move || {
             let needed = transfer::missing_bytes(&known, &into)?.saturating_add(unpacked);
-            enough_room(needed, &into, reserve, &shelf)
+            shelf.enough_room(needed.saturating_add(reserve))
         })
         .await?;
         transfer::fetch(&lfs, &missing, &folder, meter).await?;
@@ -301,7 +300,7 @@ impl Git {
                 _ => None,
             };
             let unpacked = plan.bytes() - plan.large_bytes();
-            enough_room(unpacked, &packs, here.reserve, &company.shelf)?;
+            company.shelf.enough_room(unpacked.saturating_add(here.reserve))?;
             Ok((plan, configured))
         })
         .await
@@ -316,7 +315,7 @@ impl Git {
             let (mut objects, commit) = here.objects(&received, &way.join(PACKS))?;
             let commit = commit.to_string();
             let aside = way.join("tree");
-            let files = checkout::write(&plan, &mut objects, &way.join(LARGE), company.shelf.shares(), &aside, halt)?;
+            let files = checkout::write(&plan, &mut objects, &way.join(LARGE), &aside, halt)?;
             drop(objects);
             let name = format!("{TREE}{}", &commit[..commit.len().min(12)]);
             checkout::place(&aside, &folder.join(&name))?;
