@@ -20,10 +20,10 @@ use mloc_exec::failpoint;
 use crate::{
     Store,
     answer::{Answer, root_cause, unsigned},
-    config::Patience,
     disk::Stamp,
     error::StoreError,
     meter::Meter,
+    patience::Patience,
     place::Area,
     remote::{Body, Listing, Object, Remote},
     service::Service,
@@ -147,7 +147,7 @@ impl Bucket {
     }
 
     fn object(&self, name: String, key: String, meta: &Metadata) -> Object {
-        Object { name, key, bytes: meta.content_length(), etag: self.service.version.of(meta), sha256: None }
+        Object { name, key, bytes: meta.content_length(), etag: self.service.version.of(meta), digest: None }
     }
 }
 
@@ -258,7 +258,7 @@ impl Area for Bucket {
 
     async fn read(&self, name: &str, range: std::ops::Range<u64>) -> Result<Body, StoreError> {
         let (name, key) = (name.to_owned(), self.key(name));
-        let object = Object { name, key, bytes: range.end, etag: None, sha256: None };
+        let object = Object { name, key, bytes: range.end, etag: None, digest: None };
         Remote::read(self, &object, range).await
     }
 

@@ -3,7 +3,7 @@
 use opendal::HttpTransporter;
 use opendal_http_transport_reqwest::ReqwestTransport;
 
-use crate::{answer::root_cause, config::Patience, error::StoreError};
+use crate::{answer::root_cause, error::StoreError, patience::Patience};
 
 /// The HTTP client of a node, shared by all its transfers. Cheap to clone.
 #[derive(Clone)]

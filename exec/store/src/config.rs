@@ -1,10 +1,10 @@
 //! What a node's owner says about places: volumes, accounts, mirrors, limits, patience.
 
-use std::{collections::BTreeMap, fmt, num::NonZeroU64, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, num::NonZeroU64, path::PathBuf};
 
 use serde::Deserialize;
 
-use crate::{cache::CacheConfig, mirror::Mirror};
+use crate::{cache::CacheConfig, mirror::Mirror, patience::Patience};
 
 /// A node's places, as whoever reads its configuration fills them in. Credentials that are absent come from the
 /// environment.
@@ -212,42 +212,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How long a transfer bears with a bad line before it gives the attempt back to the scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
-    /// Tries in a row that brought nothing; any progress starts the count again.
-    pub tries: u32,
-    /// Wait before the second try; doubles each time.
-    pub first_wait: Duration,
-    /// Longest wait.
-    pub longest_wait: Duration,
-    /// Time to open a connection.
-    pub connect: Duration,
-    /// Silence on an open connection. Covers the sending of one part (8 MiB) too: 70 kB/s and less is given up.
-    pub silence: Duration,
-}
-
-impl Default for Patience {
-    /// Six tries over some six seconds: a blip is borne here, an outage is the scheduler's to wait out.
-    fn default() -> Self {
-        Self {
-            tries: 6,
-            first_wait: Duration::from_millis(200),
-            longest_wait: Duration::from_secs(10),
-            connect: Duration::from_secs(10),
-            silence: Duration::from_secs(120),
-        }
-    }
-}
-
-impl Patience {
-    /// The wait after so many failures in a row; `None` when it is enough.
-    pub fn wait_after(&self, failures: u32) -> Option<Duration> {
-        let doublings = failures.saturating_sub(1).min(16);
-        (failures < self.tries).then(|| (self.first_wait * 2u32.pow(doublings)).min(self.longest_wait))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,12 +223,5 @@ mod tests {
             ..StoreConfig::default()
         };
         assert!(!format!("{config:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn patience_doubles_and_ends() {
-        let patience = Patience { tries: 4, longest_wait: Duration::from_millis(500), ..Patience::default() };
-        let waits: Vec<_> = (1..=4).map(|n| patience.wait_after(n).map(|w| w.as_millis())).collect();
-        assert_eq!(waits, [Some(200), Some(400), Some(500), None]);
     }
 }

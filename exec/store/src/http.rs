@@ -28,10 +28,11 @@ use crate::{
     Store,
     answer::root_cause,
     client::Client,
-    config::{HttpAccount, Patience},
+    config::HttpAccount,
     error::StoreError,
+    patience::{Patience, patiently},
     place::Source,
-    remote::{Body, Listing, Object, Remote},
+    remote::{Body, Digest, Listing, Object, Remote},
 };
 
 /// Redirects in a row: more are a circle.
@@ -150,32 +151,19 @@ impl Http {
         }
         let name = name::of(headers, &self.url);
         let etag = self.version(headers);
-        Ok(Object { name, key: self.url.to_string(), bytes: bytes.unwrap_or(0), etag, sha256: self.sha256.clone() })
+        Ok(Object {
+            name,
+            key: self.url.to_string(),
+            bytes: bytes.unwrap_or(0),
+            etag,
+            digest: self.sha256.clone().map(Digest::Sha256),
+        })
     }
 
     fn version(&self, headers: &HeaderMap) -> Option<String> {
         let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned);
         let by_digest = self.sha256.as_ref().map(|sha256| format!("{BY_DIGEST}{sha256}"));
         by_digest.or_else(|| text(ETAG)).or_else(|| text(LAST_MODIFIED).map(|time| format!("{BY_TIME}{time}")))
-    }
-
-    /// Tries again as long as patience lasts.
-    async fn look_patiently(&self) -> Result<Object, StoreError> {
-        let mut failures = 0;
-        loop {
-            let error = match self.look().await {
-                Ok(object) => return Ok(object),
-                Err(error) => error,
-            };
-            failures += 1;
-            match self.patience.wait_after(failures) {
-                Some(wait) if matches!(error, StoreError::Unreachable { .. }) => {
-                    tracing::debug!(url = %self.url, %error, ?wait, "again");
-                    tokio::time::sleep(wait).await;
-                }
-                _ => return Err(error.after(failures)),
-            }
-        }
     }
 
     fn broken(&self, found: String) -> StoreError {
@@ -205,7 +193,7 @@ impl Remote for Http {
     }
 
     async fn list(&self, _: Option<&Pin>) -> Result<Listing, StoreError> {
-        Ok(Listing { objects: vec![self.look_patiently().await?], one: true, version: None })
+        Ok(Listing { objects: vec![patiently(self.patience, || self.look()).await?], one: true, version: None })
     }
 
     async fn read(&self, object: &Object, range: Range<u64>) -> Result<Body, StoreError> {
@@ -241,7 +229,7 @@ impl Remote for Http {
     }
 
     async fn again(&self, object: &Object) -> Result<Object, StoreError> {
-        Ok(Object { name: object.name.clone(), ..self.look_patiently().await? })
+        Ok(Object { name: object.name.clone(), ..patiently(self.patience, || self.look()).await? })
     }
 
     fn one_stream(&self) -> bool {

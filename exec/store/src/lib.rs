@@ -39,6 +39,7 @@ mod leftovers;
 mod manifest;
 mod meter;
 mod mirror;
+mod patience;
 mod peer;
 mod place;
 mod publish;
@@ -60,12 +61,13 @@ pub use self::{
     artifact::ArtifactFile,
     cache::{Cache, CacheConfig, Holding, Verified, Verify},
     checkpoints::Fetched,
-    config::{AzblobConfig, GcsConfig, GitAccount, HttpAccount, HubConfig, Patience, S3Config, Secret, StoreConfig},
+    config::{AzblobConfig, GcsConfig, GitAccount, HttpAccount, HubConfig, S3Config, Secret, StoreConfig},
     error::StoreError,
     leftovers::UPLOADING,
     manifest::{FORMAT, MANIFEST, Manifest},
     meter::bytes_moved,
     mirror::Mirror,
+    patience::Patience,
     pull::{Pulled, PulledFile},
 };
 

@@ -152,7 +152,7 @@ impl Shelf {
             let always = cache.config.verify == Verify::Always;
             let lend = |object: &Object| {
                 let by_etag = || known.get(&(object.name.clone(), object.etag.clone()?, object.bytes)).cloned();
-                let Some(sha256) = object.sha256.clone().or_else(by_etag) else { return Ok(None) };
+                let Some(sha256) = object.sha256().cloned().or_else(by_etag) else { return Ok(None) };
                 let stamp = Stamp { bytes: object.bytes, sha256 };
                 let Some(name) = disk::below(&object.name) else { return Ok(None) };
                 Ok(cache.lend(&stamp, &folder.join(name), always, &here.say)?.then_some(stamp))

@@ -35,10 +35,7 @@ mod wire;
 use std::{path::Path, sync::Arc};
 
 use gix_hash::ObjectId;
-use mloc_core::{
-    ledger::entry::FailureClass,
-    task::spec::{Location, Pin},
-};
+use mloc_core::task::spec::{Location, Pin};
 use mloc_exec::OnMoved;
 use serde::{Deserialize, Serialize};
 
@@ -54,10 +51,10 @@ use self::{
 use crate::{
     Store,
     cache::{Filled, Shelf, Turn},
-    config::Patience,
     disk::{self, Halt, off_thread, until_dropped},
     error::StoreError,
     meter::Meter,
+    patience::patiently,
     place::Source,
     pull::Pulled,
     rate::Limit,
@@ -405,26 +402,4 @@ fn clear(folder: &Path, record: &Record) -> Result<(), StoreError> {
         disk::remove_all(&folder.join(name))?;
     }
     Ok(())
-}
-
-/// Does something again while the line is what fails and patience lasts.
-async fn patiently<T, W: Future<Output = Result<T, StoreError>>>(
-    patience: Patience,
-    work: impl Fn() -> W,
-) -> Result<T, StoreError> {
-    let mut failures = 0;
-    loop {
-        let error = match work().await {
-            Err(error)
-                if matches!(error, StoreError::Unreachable { .. }) && error.class() == FailureClass::Retryable =>
-            {
-                error
-            }
-            ended => return ended,
-        };
-        failures += 1;
-        let Some(wait) = patience.wait_after(failures) else { return Err(error.after(failures)) };
-        tracing::debug!(%error, ?wait, "git again");
-        tokio::time::sleep(wait).await;
-    }
 }

@@ -35,10 +35,7 @@ use super::{
     revision::Tip,
     trouble::{self, Told},
 };
-use crate::{
-    config::{GitAccount, Patience},
-    error::StoreError,
-};
+use crate::{config::GitAccount, error::StoreError, patience::Patience};
 
 /// Threads that unpack one pack: the node has other things to do.
 const THREADS_MAX: usize = 4;

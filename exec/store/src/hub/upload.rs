@@ -34,6 +34,7 @@ use crate::{
         source::Hub,
     },
     meter::Meter,
+    patience::patiently,
     place::Area,
     remote::{Body, Object, Remote as _},
 };
@@ -197,19 +198,12 @@ impl Branch {
     async fn send(&self, path: &str, from: &Path, stamp: &Stamp, meter: &Meter) -> Result<(), StoreError> {
         let api = &self.place.api;
         let place = api.repo.url(&self.place.revision, path);
-        let mut failures = 0;
-        loop {
+        let (place, patience) = (&place, api.patience);
+        patiently(patience, || async {
             let meter = meter.of_one_file();
-            let error = match self.send_once(&place, from, stamp, &meter).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            meter.start_over();
-            failures += 1;
-            let Some(wait) = api.wait_after(failures, &error) else { return Err(error.after(failures)) };
-            tracing::debug!(place, %error, ?wait, "the upload broke off; again");
-            tokio::time::sleep(wait).await;
-        }
+            self.send_once(place, from, stamp, &meter).await.inspect_err(|_| meter.start_over())
+        })
+        .await
     }
 
     async fn send_once(&self, place: &str, from: &Path, stamp: &Stamp, meter: &Meter) -> Result<(), StoreError> {
@@ -379,7 +373,7 @@ impl Area for Branch {
         let api = &self.place.api;
         let commit = api.commit(&self.place.revision).await?;
         let key = api.resolve(&commit, &self.path(name)).to_string();
-        let object = Object { name: name.to_owned(), key, bytes: range.end, etag: None, sha256: None };
+        let object = Object { name: name.to_owned(), key, bytes: range.end, etag: None, digest: None };
         Hub::of(self.place.clone()).read(&object, range).await
     }
 
@@ -450,7 +444,7 @@ impl Area for Branch {
                 Err(failed) => failed.into_error(api, &place),
             };
             failures += 1;
-            let Some(wait) = api.wait_after(failures, &error) else { return Err(error.after(failures)) };
+            let Some(wait) = api.patience.wait_for(&error, failures) else { return Err(error.after(failures)) };
             tokio::time::sleep(wait.max(Duration::from_millis(1))).await;
         }
     }
