@@ -12,21 +12,18 @@
 mod beside;
 
 use mloc_core::task::spec::{HubRepo, Location, Pin};
-use serde::Deserialize;
 
 pub(crate) use self::beside::Beside;
 use crate::{Store, error::StoreError, git::Git, kinds, place::Source, remote::Remote};
 
 /// Where else some sources can be had.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Clone, Debug)]
 pub struct Mirror {
     /// Which: a type (`huggingface`), or a URL with all below it (`s3://bucket/models`, `https://host/data`).
     pub from: String,
     /// Where: what follows `from` in a source's URL is looked for below it.
     pub to: Location,
     /// Whether the origin is never asked.
-    #[serde(default)]
     pub only: bool,
 }
 

@@ -30,7 +30,7 @@ use gix_transport::{
 use gix_utils::progress::Discard;
 
 use super::{
-    address::{self, Address, Way},
+    address::{Address, Way},
     inflow::{Ended, Inflow},
     revision::Tip,
     trouble::{self, Told},
@@ -241,7 +241,7 @@ impl OrLine for StoreError {
 impl Peer {
     /// The account for requests to a URL of this repository's host.
     pub fn account(&self, url: &str) -> Option<&GitAccount> {
-        address::account(&self.accounts, url)
+        self.accounts.iter().find(|account| account.is_for(url))
     }
 
     fn connect(&self) -> Result<Line, Told> {

@@ -5,13 +5,14 @@ use std::fmt;
 use bytes::{Bytes, BytesMut};
 use reqwest::{
     Method, RequestBuilder, Response, StatusCode, Url,
-    header::{AUTHORIZATION, LINK, LOCATION},
+    header::{AUTHORIZATION, LINK},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     Store,
     answer::root_cause,
+    client::Client,
     config::Secret,
     error::StoreError,
     hub::{
@@ -21,8 +22,6 @@ use crate::{
     patience::{Patience, patiently},
 };
 
-/// How often the Hub may send a request on.
-const HOPS_MAX: u32 = 8;
 /// Pages of a listing: a thousand files each.
 const PAGES_MAX: u32 = 1_000;
 /// Larger answers of the API are none.
@@ -33,8 +32,7 @@ const WORDS_MAX: u64 = 64 << 10;
 /// The way to one repository.
 #[derive(Clone)]
 pub(super) struct Api {
-    /// Follows no redirects: who gets the token is decided here, hop by hop.
-    http: reqwest::Client,
+    client: Client,
     endpoint: Url,
     token: Option<Secret>,
     /// How long it goes on without progress.
@@ -137,7 +135,7 @@ impl Api {
             return Err(bad("the endpoint of the Hub holds credentials".into()));
         }
         store.client.speaks(endpoint)?;
-        Ok(Self { http: store.client.unled.clone(), endpoint: url, token, patience: store.config.patience, repo })
+        Ok(Self { client: store.client.clone(), endpoint: url, token, patience: store.config.patience, repo })
     }
 
     /// The Hub, for people.
@@ -191,26 +189,14 @@ impl Api {
         url: &Url,
         fill: &(dyn Fn(RequestBuilder) -> RequestBuilder + Sync),
     ) -> Result<(Url, Response), StoreError> {
-        let mut url = url.clone();
-        for _ in 0..HOPS_MAX {
-            let mut request = fill(self.http.request(method.clone(), url.clone()));
-            if let Some(token) = self.token.as_ref().filter(|_| self.is_own(&url)) {
-                request = request.header(AUTHORIZATION, format!("Bearer {}", token.reveal()));
-            }
-            let response = request.send().await.map_err(|e| self.broken(place, root_cause(&e)))?;
-            let next = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
-            let Some(next) = next.filter(|_| response.status().is_redirection()) else { return Ok((url, response)) };
-            url = match url.join(next) {
-                Ok(next) if next.scheme() == "https" || (next.scheme() == "http" && url.scheme() == "http") => next,
-                // A signed address, or a file on its way, would be read by whoever is on the line.
-                Ok(next) if next.scheme() == "http" => {
-                    let host = next.host_str().unwrap_or_default();
-                    return Err(self.broken(place, format!("it leads from https to http at {host}")));
-                }
-                _ => return Err(self.broken(place, format!("it sends on to `{next}`, which is no URL"))),
-            };
-        }
-        Err(self.broken(place, format!("it was sent on {HOPS_MAX} times")))
+        let request = |client: &reqwest::Client, url: &Url| {
+            let request = fill(client.request(method.clone(), url.clone()));
+            Ok(match self.token.as_ref().filter(|_| self.is_own(url)) {
+                Some(token) => request.header(AUTHORIZATION, format!("Bearer {}", token.reveal())),
+                None => request,
+            })
+        };
+        self.client.send(place, url, &request).await
     }
 
     /// Whether an address is the Hub's own.
