@@ -88,8 +88,12 @@ mod tests {
         let patience = Patience::default();
         let place = || "p".to_owned();
         let lost = StoreError::Unreachable { place: place(), endpoint: place(), tries: 1, found: place() };
-        let busy =
-            |seconds| StoreError::Busy { place: place(), found: place(), wait: Some(Duration::from_secs(seconds)) };
+        let busy = |seconds| StoreError::Busy {
+            place: place(),
+            found: place(),
+            hint: "",
+            wait: Some(Duration::from_secs(seconds)),
+        };
         assert_eq!(patience.wait_for(&lost, 1), Some(patience.first_wait));
         assert_eq!(patience.wait_for(&busy(299), 1), Some(Duration::from_secs(299)));
         assert_eq!(patience.wait_for(&busy(301), 1), None);

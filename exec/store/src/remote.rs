@@ -96,6 +96,11 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
     /// The version of a file that is there now. Tries again by itself.
     async fn again(&self, object: &Object) -> Result<Object, StoreError>;
 
+    /// What a mirror of this source calls a file, where it lies in a folder.
+    fn at_mirror<'o>(&self, object: &'o Object) -> &'o str {
+        &object.name
+    }
+
     /// Whether a file can only be had from its first byte to its last, as the listing has shown. Its size is then 0 where
     /// nobody says it beforehand.
     fn one_stream(&self) -> bool {

@@ -15,9 +15,10 @@ use std::{
 
 use mloc_core::{
     ledger::entry::FailureClass,
-    task::spec::{Location, Pin},
+    task::spec::{HubRepo, Location, Pin},
 };
 use mloc_store::{Mirror, Pulled, Store, StoreConfig, StoreError};
+use mloc_test_hub::{Hub, Kind};
 use sha2::{Digest, Sha256};
 use support::{
     moto,
@@ -128,6 +129,40 @@ async fn a_mirror_with_other_bytes_is_found_out() {
     let store = bench.config(|config| config.mirrors = mirror(&web, local("data/nas"), false));
     let pulled = bench.pull(&store, &source, None, "a").await.unwrap();
     assert!(fs::read(pulled.path).unwrap() == bytes, "the mirror's bytes were taken");
+}
+
+/// At a mirror the files of a split lie in the repository's own folders.
+#[tokio::test]
+async fn a_data_set_of_the_hub_comes_from_its_mirror() {
+    let bench = Bench::new();
+    let hub = Hub::start();
+    let (train, test) = (noise(5, 3 << 20), noise(6, 1 << 20));
+    let files: [(&str, &[u8]); 2] =
+        [("data/train-00000-of-00001.parquet", &train), ("data/test-00000-of-00001.parquet", &test)];
+    hub.commit(Kind::Dataset, "org/d", &files);
+    fill(&bench.top.join("nas/datasets/org/d/main"), &files);
+    let near = bench.config(|config| {
+        config.hugging_face.endpoint = Some(hub.endpoint.clone());
+        config.mirrors = vec![Mirror { from: "huggingface".into(), to: local("data/nas"), only: false }];
+    });
+    for (path, split, bytes) in
+        [(None, "train", &train), (Some("data"), "test", &test), (Some("data/t*-00000-of-*"), "train", &train)]
+    {
+        let source = Location::HuggingFace {
+            identifier: "org/d".into(),
+            revision: "main".into(),
+            repo: HubRepo::Dataset,
+            path: path.map(Into::into),
+            config: None,
+            split: Some(split.into()),
+        };
+        let pulled = bench.pull(&near, &source, None, "a").await.unwrap();
+        let there = contents(&pulled.path);
+        let name = format!("{split}/data/{split}-00000-of-00001.parquet");
+        assert!(there.len() == 1 && there[&name] == *bytes, "{path:?}: {:?}", there.keys());
+    }
+    let bytes: Vec<_> = hub.seen().into_iter().map(|s| s.path).filter(|path| path.contains("/resolve/")).collect();
+    assert!(bytes.is_empty(), "the Hub was asked for bytes: {bytes:?}");
 }
 
 #[tokio::test]

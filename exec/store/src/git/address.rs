@@ -1,4 +1,4 @@
-//! Where a repository is, and which of this node's accounts are for it. Plain decisions.
+//! Where a repository is, and how it is spoken to. Plain decisions.
 
 /// How a repository is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

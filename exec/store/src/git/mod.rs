@@ -79,6 +79,8 @@ pub(crate) struct Git {
     revision: Option<String>,
     path: Option<String>,
     reserve: u64,
+    /// Where its commits can be had as well, and first.
+    mirrors: Vec<Git>,
 }
 
 /// How a pull is followed and helped.
@@ -122,7 +124,12 @@ impl Git {
             tls: client.speaks("https://").is_ok(),
         };
         let (revision, path) = (revision.map(str::to_owned), path.map(str::to_owned));
-        Ok(Self { peer, http: client.http.clone(), revision, path, reserve: config.reserve_bytes })
+        Ok(Self { peer, http: client.http.clone(), revision, path, reserve: config.reserve_bytes, mirrors: Vec::new() })
+    }
+
+    /// The same with mirrors beside it.
+    pub fn beside(self, mirrors: Vec<Git>) -> Self {
+        Self { mirrors, ..self }
     }
 
     /// The repository and the revision as text for people.
@@ -207,8 +214,29 @@ impl Git {
         Ok(Some(there))
     }
 
-    /// Fetches a commit and writes its files; how many bytes went over the line for it.
+    /// Fetches a commit from the first mirror that gives all of it, else from where it is.
     async fn fetch(
+        &self,
+        asked: ObjectId,
+        pinned: bool,
+        way: &Path,
+        company: &Company,
+    ) -> Result<(Record, u64), StoreError> {
+        for mirror in &self.mirrors {
+            match mirror.fetch_here(asked, pinned, way, company).await {
+                // This node's own disk is the same whoever is asked.
+                ended @ (Ok(_) | Err(StoreError::NoSpace { .. } | StoreError::Disk { .. })) => return ended,
+                Err(error) => {
+                    let place = self.place();
+                    tracing::warn!(place, %error, "the mirror does not give it");
+                }
+            }
+        }
+        self.fetch_here(asked, pinned, way, company).await
+    }
+
+    /// Fetches a commit and writes its files; how many bytes went over the line for it.
+    async fn fetch_here(
         &self,
         asked: ObjectId,
         pinned: bool,

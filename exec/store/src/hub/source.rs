@@ -395,6 +395,16 @@ impl Remote for Hub {
         Ok(object.clone())
     }
 
+    /// The files of a data set come in a folder for each split; a mirror has them as the repository does.
+    fn at_mirror<'o>(&self, object: &'o Object) -> &'o str {
+        let path = match (self.place.api.repo.kind, object.name.split_once('/')) {
+            (HubRepo::Dataset, Some((_, path))) => path,
+            (HubRepo::Dataset, None) | (HubRepo::Model, _) => return &object.name,
+        };
+        let folder = self.place.path.as_deref().unwrap_or_default();
+        path.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/')).unwrap_or(path)
+    }
+
     fn cut_short(&self, object: &Object, at: u64) -> StoreError {
         let place = self.place.url(&object.name);
         self.place.api.broken(&place, format!("the answer ended at byte {at} of {}", object.bytes))

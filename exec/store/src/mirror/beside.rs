@@ -63,7 +63,7 @@ impl Beside {
             }
             match mirror.list(None).await {
                 Ok(listing) => {
-                    let has = pairs(wanted, &listing);
+                    let has = pairs(wanted, &listing, |object| self.origin.at_mirror(object));
                     tracing::info!(
                         mirror = mirror.url(""),
                         files = has.len(),
@@ -95,10 +95,16 @@ impl Beside {
 }
 
 /// Files of a mirror that may be those of the origin: named alike and of that size, and the origin says their digest.
-fn pairs(wanted: &Listing, mirror: &Listing) -> BTreeMap<String, Object> {
+fn pairs<'o>(
+    wanted: &'o Listing,
+    mirror: &Listing,
+    called: impl Fn(&'o Object) -> &'o str,
+) -> BTreeMap<String, Object> {
     let alone = wanted.one && mirror.one;
-    let same =
-        |object: &Object| mirror.objects.iter().find(|o| (alone || o.name == object.name) && o.bytes == object.bytes);
+    let same = |object: &'o Object| {
+        let name = called(object);
+        mirror.objects.iter().find(|o| (alone || o.name == name) && o.bytes == object.bytes)
+    };
     let known = wanted.objects.iter().filter(|object| object.digest.is_some());
     known.filter_map(|object| Some((object.name.clone(), same(object)?.clone()))).collect()
 }
@@ -180,9 +186,10 @@ mod tests {
         let origin =
             listing(&[("a", 1, Some("00")), ("b", 2, None), ("c", 3, Some("01")), ("d", 4, Some("02"))], false);
         let mirror = listing(&[("a", 1, None), ("b", 2, None), ("c", 9, None)], false);
-        assert_eq!(pairs(&origin, &mirror).into_keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(pairs(&origin, &mirror, |o| &o.name).into_keys().collect::<Vec<_>>(), ["a"]);
         // One file is one file, whatever a header or a key calls it.
-        let pairs = pairs(&listing(&[("x.bin", 1, Some("00"))], true), &listing(&[("y", 1, None)], true));
+        let (one, other) = (listing(&[("x.bin", 1, Some("00"))], true), listing(&[("y", 1, None)], true));
+        let pairs = pairs(&one, &other, |o| &o.name);
         assert_eq!(pairs["x.bin"].key, "k/y");
     }
 }
