@@ -85,6 +85,15 @@ impl Store {
         Ok(manifest.into_result(place.url()))
     }
 
+    /// Clears away the temporary files that an attempt of this node was writing to a destination on its disks when the
+    /// daemon died. Nobody else's: nothing where another one has begun to publish since.
+    ///
+    /// # Errors
+    /// Those of this disk.
+    pub async fn sweep(&self, attempt: &AttemptId, destination: &Location) -> Result<(), StoreError> {
+        leftovers::sweep(&*self.area(destination)?, attempt).await
+    }
+
     /// The result of this task and replica at a destination, when an earlier attempt got so far and could not say
     /// so: an attempt that finds one has nothing left to compute.
     ///

@@ -51,6 +51,10 @@ impl Transfers for Store {
         Ok(Store::push_checkpoint(self, attempt, destination, step, folder, keep, tell).await?)
     }
 
+    async fn sweep(&self, attempt: &AttemptId, destination: &Location) -> Result<(), Failure> {
+        Ok(Store::sweep(self, attempt, destination).await?)
+    }
+
     async fn published(&self, attempt: &AttemptId, destination: &Location) -> Result<Option<TaskResult>, Failure> {
         Ok(Store::published(self, attempt, destination).await?)
     }

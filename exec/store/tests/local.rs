@@ -169,6 +169,29 @@ async fn what_a_dead_attempt_left_is_taken_away_and_nothing_else() {
     assert!(data.join("beside.txt").exists());
 }
 
+/// A node that starts again takes away the halves that its own attempt was writing, and no other's.
+#[tokio::test]
+async fn what_a_dead_daemon_was_writing_goes_when_it_starts_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    let out = top.join("out");
+    let half = ".mloc-0123456789abcdef-7.tmp";
+    let record = serde_json::json!({ "attempt": attempt("t", 2), "paths": ["logs/log.jsonl", "model.bin"] });
+    let store = Store::new(config(&top)).unwrap();
+    let sweep = async |number| {
+        store.sweep(&attempt("t", number), &local("data/out")).await.unwrap();
+        [out.join(half), out.join("logs").join(half)].iter().filter(|path| path.exists()).count()
+    };
+    assert_eq!(sweep(2).await, 0, "there is nothing yet");
+    let record = record.to_string();
+    let files: [(&str, &[u8]); 4] =
+        [(UPLOADING, record.as_bytes()), ("model.bin", b"m"), (half, b"h"), (&format!("logs/{half}"), b"h")];
+    fill(&out, &files);
+    assert_eq!(sweep(1).await, 2, "another attempt has begun since");
+    assert_eq!(sweep(2).await, 0);
+    assert!(out.join(UPLOADING).exists() && out.join("model.bin").exists(), "for whoever publishes there next");
+}
+
 #[tokio::test]
 async fn a_manifest_says_where_a_result_comes_from() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,7 +5,7 @@ mod support;
 use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, process::Command, time::Duration};
 
 use mloc_core::ledger::entry::FailureClass;
-use mloc_store::{MANIFEST, Patience, Secret, Store, StoreConfig, StoreError};
+use mloc_store::{MANIFEST, Patience, Secret, Store, StoreConfig, StoreError, UPLOADING};
 use reqwest::Method;
 use support::{
     line::Line,
@@ -236,6 +236,32 @@ async fn a_result_gets_through_a_line_that_breaks() {
     store.publish(&attempt("t", 1), Some(&to), &run, &files, None, unseen()).await.unwrap();
     let back = pull(&store, &at(&moto.endpoint, "out"), None).await.unwrap();
     assert!(contents(&back.path)["model.safetensors"] == noise(3, 40 << 20), "other bytes came back");
+}
+
+/// Parts that nobody completes are paid for: a stopped publication takes its own back, and says when it is done.
+#[tokio::test]
+async fn an_upload_that_was_stopped_leaves_no_parts() {
+    let Some(Bench { moto, store, top, _dir }) = Bench::new().await else { return };
+    let run = top.join("run");
+    fill(&run, &[("model.bin", &noise(3, 80 << 20))]);
+    let (reached, mut at_block) = tokio::sync::mpsc::channel(256);
+    let (quiet, mut is_quiet) = tokio::sync::watch::channel(());
+    let tell = std::sync::Arc::new(move |moved: mloc_exec::Moved| {
+        let _ = &quiet;
+        // The case has seen enough after the first.
+        if moved.done > 20 << 20 {
+            reached.try_send(moved.done).ok();
+        }
+    });
+    let (a, to, made) = (attempt("t", 1), at(&moto.endpoint, "out"), outputs(&["model.bin"]));
+    tokio::select! {
+        ended = store.publish(&a, Some(&to), &run, &made, None, tell) => panic!("it ended: {ended:?}"),
+        block = at_block.recv() => assert!(block.is_some()),
+    }
+    assert!(!moto.uploads().await.is_empty() || is_quiet.has_changed().is_err(), "no upload in parts was under way");
+    assert!(is_quiet.changed().await.is_err(), "it is over now");
+    assert_eq!(moto.uploads().await, [""; 0]);
+    assert_eq!(moto.keys().await, [format!("out/{UPLOADING}")], "a name was given");
 }
 
 #[tokio::test]
