@@ -16,7 +16,7 @@ use mloc_core::{
     ledger::entry::FailureClass,
     task::spec::{Location, Pin},
 };
-use mloc_store::{GitAccount, Mirror, Pulled, Secret, StoreConfig, StoreError};
+use mloc_store::{GitAccount, Pulled, Secret, StoreConfig, StoreError};
 use support::{
     config, contents, fill,
     gits::{Gits, Work, git, git_command, git_lfs, pointer},
@@ -249,39 +249,6 @@ async fn large_files_come_from_lfs() {
     assert!(!server.seen().iter().any(|(_, path, _)| path.contains("lfs")), "nothing large is below that path");
     pull(&config, &source(&work.url, None, None), None, &top.join("own")).await.unwrap();
     assert!(server.seen().iter().any(|(_, path, _)| path == "/own/info/lfs/objects/batch"));
-}
-
-/// Which commit it is, the origin says; all of it comes from the mirror, and what that lacks from the origin.
-#[tokio::test]
-async fn a_commit_comes_from_a_mirror() {
-    let Some(server) = Gits::start().await else { return };
-    let work = server.repository("model");
-    let large = noise(7, 20_000);
-    server.keep(&large);
-    let first = point(&work, &[("w.bin", &large)]);
-    let root = work.bare.parent().unwrap();
-    git(root, &["clone", "--quiet", "--mirror", work.bare.to_str().unwrap(), "near/model.git"]);
-    let (top, main) = (server.top(), source(&work.url, None, None));
-    let with = |only| {
-        let to = source(&format!("{}/near", server.url), None, None);
-        StoreConfig { mirrors: vec![Mirror { from: server.url.clone(), to, only }], ..config(&top) }
-    };
-    server.seen();
-    let pulled = pull(&with(false), &main, None, &top.join("near")).await.unwrap();
-    assert!(contents(&pulled.path)["w.bin"] == large, "other bytes arrived");
-    assert_eq!(pulled.pin.unwrap().version, first);
-    let seen = server.seen();
-    let posts = |path: &str| seen.iter().filter(|(method, at, _)| method == "POST" && at.starts_with(path)).count();
-    assert_eq!(posts("/model.git"), 1, "the origin was asked for more than names: {seen:?}");
-    assert_eq!(posts("/near/model.git/info/lfs"), 1, "{seen:?}");
-
-    let second = work.commit(&[("new.txt", b"new")]);
-    let newer = pull(&with(false), &main, None, &top.join("newer")).await.unwrap();
-    assert_eq!((contents(&newer.path)["new.txt"].as_slice(), newer.pin.unwrap().version), (&b"new"[..], second));
-    server.seen();
-    let alone = pull(&with(true), &main, None, &top.join("alone")).await.unwrap();
-    assert_eq!(alone.pin.unwrap().version, first, "with `only` the mirror says which commit it is");
-    assert!(server.seen().iter().all(|(_, path, _)| !path.starts_with("/model.git")), "the origin was asked");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,6 +21,7 @@ use mloc_store::{Mirror, Pulled, Store, StoreConfig, StoreError};
 use mloc_test_hub::{Hub, Kind};
 use sha2::{Digest, Sha256};
 use support::{
+    gits::{Gits, git, pointer},
     moto,
     web::{Reply, Web},
     *,
@@ -163,6 +164,40 @@ async fn a_data_set_of_the_hub_comes_from_its_mirror() {
     }
     let bytes: Vec<_> = hub.seen().into_iter().map(|s| s.path).filter(|path| path.contains("/resolve/")).collect();
     assert!(bytes.is_empty(), "the Hub was asked for bytes: {bytes:?}");
+}
+
+/// Which commit it is, the origin says; all of it comes from the mirror, and what that lacks from the origin.
+#[tokio::test]
+async fn a_commit_comes_from_a_mirror() {
+    let Some(server) = Gits::start().await else { return };
+    let work = server.repository("model");
+    let large = noise(7, 20_000);
+    server.keep(&large);
+    let first = work.commit(&[("w.bin", pointer(&large).as_bytes())]);
+    let repository = |url: String| Location::Git { url, revision: None, path: None };
+    let root = work.bare.parent().unwrap();
+    git(root, &["clone", "--quiet", "--mirror", work.bare.to_str().unwrap(), "near/model.git"]);
+    let (top, main) = (server.top(), repository(work.url.clone()));
+    let with = |only| {
+        let to = repository(format!("{}/near", server.url));
+        StoreConfig { mirrors: vec![Mirror { from: server.url.clone(), to, only }], ..config(&top) }
+    };
+    server.seen();
+    let pulled = pull(&node(&with(false), &top.join("near")), &main, None).await.unwrap();
+    assert!(contents(&pulled.path)["w.bin"] == large, "other bytes arrived");
+    assert_eq!(pulled.pin.unwrap().version, first);
+    let seen = server.seen();
+    let posts = |path: &str| seen.iter().filter(|(method, at, _)| method == "POST" && at.starts_with(path)).count();
+    assert_eq!(posts("/model.git"), 1, "the origin was asked for more than names: {seen:?}");
+    assert_eq!(posts("/near/model.git/info/lfs"), 1, "{seen:?}");
+
+    let second = work.commit(&[("new.txt", b"new")]);
+    let newer = pull(&node(&with(false), &top.join("newer")), &main, None).await.unwrap();
+    assert_eq!((contents(&newer.path)["new.txt"].as_slice(), newer.pin.unwrap().version), (&b"new"[..], second));
+    server.seen();
+    let alone = pull(&node(&with(true), &top.join("alone")), &main, None).await.unwrap();
+    assert_eq!(alone.pin.unwrap().version, first, "with `only` the mirror says which commit it is");
+    assert!(server.seen().iter().all(|(_, path, _)| !path.starts_with("/model.git")), "the origin was asked");
 }
 
 #[tokio::test]
