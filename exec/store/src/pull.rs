@@ -19,7 +19,7 @@ use crate::{
     meter::Meter,
     mirror::{self, Way},
     rate::Limit,
-    remote::{Object, Remote},
+    remote::Remote,
     transfer::{self, Fetched},
 };
 
@@ -141,6 +141,9 @@ async fn pull_remote(
     if objects.is_empty() {
         return Err(StoreError::Empty { place: remote.url("") });
     }
+    if let Some(bad) = objects.iter().find(|object| disk::below(&object.name).is_none()) {
+        return Err(StoreError::BadName { place: remote.url(""), name: bad.name.clone() });
+    }
     let listed = mirror::marked(listing.pin(objects.iter()), mark);
     // What does not say its size beforehand is compared when it is here.
     if !remote.one_stream() {
@@ -192,7 +195,7 @@ async fn pull_remote(
     // A file that changed under way has come in another version than was listed.
     let arrived = mirror::marked(listing.pin(fetched.iter().map(|f| &f.object)), mark);
     still(remote, pin, &arrived)?;
-    let named = |f: &Fetched| f.object.etag.is_some() || f.object.sha256.is_some();
+    let named = |f: &Fetched| f.object.etag.is_some() || f.object.digest.is_some();
     let filled = Filled {
         place: remote.url(""),
         at: folder.to_owned(),

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mloc_core::task::spec::{Location, Pin};
+use mloc_core::task::spec::Location;
 use mloc_store::{CacheConfig, MANIFEST, Pulled, Store, StoreError, Verify};
 use reqwest::Method;
 use support::{

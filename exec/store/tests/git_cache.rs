@@ -12,7 +12,7 @@ use std::{
 };
 
 use mloc_core::task::spec::{Location, Pin};
-use mloc_store::{Pulled, Store, StoreConfig, StoreError};
+use mloc_store::{Store, StoreConfig, StoreError};
 use support::{
     gits::{Gits, Work, pointer},
     *,
