@@ -2,6 +2,7 @@
 //! warm one, for many small files and for one large one.
 //!
 //! ```sh
+//! cargo build --release -p mloc-runtime --example child
 //! cargo bench -p mloc-runtime --bench warm_start
 //! ```
 //!
@@ -39,7 +40,11 @@ fn program() -> PathBuf {
     // target/PROFILE/deps/THIS → target/PROFILE/examples/child
     let this = std::env::current_exe().expect("it has a path");
     let program = this.ancestors().nth(2).expect("target/PROFILE").join("examples/child");
-    assert!(program.exists(), "{} is missing: cargo build -p mloc-runtime --example child", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing: build the example first, in the same profile (cargo build --release -p mloc-runtime --example child)",
+        program.display()
+    );
     program
 }
 
