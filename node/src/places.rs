@@ -213,15 +213,22 @@ impl MirrorOf {
     fn check(&self) -> anyhow::Result<()> {
         let scheme = self.from.split_once("://").map_or(self.from.as_str(), |(scheme, _)| scheme);
         let known = match self.from.contains("://") {
-            true => ["s3", "gs", "az", "http", "https", "huggingface"].contains(&scheme),
-            false => ["s3", "gcs", "azblob", "http", "huggingface"].contains(&scheme),
+            true => ["s3", "gs", "az", "http", "https", "hf", "ssh", "git"].contains(&scheme),
+            false => ["s3", "gcs", "azblob", "http", "huggingface", "git"].contains(&scheme),
         };
         if !known {
             bail!(
-                "expected a type of source (huggingface, s3, gcs, azblob, http) or a URL (huggingface://models/OWNER/NAME, s3://BUCKET/PATH, gs://…, az://…, https://…)"
+                "expected a type of source (huggingface, s3, gcs, azblob, http, git) or a URL (hf://OWNER/NAME, hf://datasets/OWNER/NAME, s3://BUCKET/PATH, gs://…, az://…, https://…, ssh://…, git://…)"
             );
         }
+        let of_git = ["git", "ssh"].contains(&scheme);
+        // Repositories and plain files are both named by such URLs.
+        let by_http = self.from.starts_with("http://") || self.from.starts_with("https://");
         match &self.to {
+            Location::Git { revision: None, path: None, .. } if of_git || by_http => Ok(()),
+            Location::Git { revision: None, path: None, .. } => bail!("a repository can only stand for others"),
+            Location::Git { .. } => bail!("a repository stands for another whole: leave out revision and path"),
+            to if of_git => bail!("a place of type {} cannot stand for a repository: expected git", to.scheme()),
             Location::Local { .. } | Location::S3 { .. } | Location::Gcs { .. } | Location::Azblob { .. } => Ok(()),
             Location::Http { .. } if scheme.starts_with("http") => Ok(()),
             to => bail!("a place of type {} cannot stand for it: expected local, s3, gcs or azblob", to.scheme()),
@@ -250,6 +257,7 @@ rateLimit: 50MiB/s
 mirrors:
   - {from: huggingface, to: {type: local, path: nas/hub}, only: true}
   - {from: \"s3://lab/models\", to: {type: s3, bucket: near, path: models, endpoint: \"http://minio:9000\"}}
+  - {from: \"https://forge.example/org\", to: {type: git, url: \"https://near.example/mirror\"}}
 ";
         let mut store = StoreConfig::default();
         parse(text).unwrap().settle(&mut store, |path| Ok(format!("in {}", path.display()))).unwrap();
@@ -261,7 +269,7 @@ mirrors:
         assert_eq!((store.http.len(), store.http[1].header.as_deref()), (2, Some("private-token")));
         assert_eq!((store.git[0].username.as_deref(), store.git[1].username.as_deref()), (None, Some("me")));
         assert_eq!(store.git[0].token, Secret::new("in /etc/mloc/git"));
-        assert_eq!((store.mirrors.len(), store.mirrors[0].only), (2, true));
+        assert_eq!((store.mirrors.len(), store.mirrors[0].only), (3, true));
         assert!(!format!("{store:?}").contains("in /etc"), "a secret shows");
     }
 
@@ -277,7 +285,11 @@ mirrors:
             ("http: [{host: \"host/path\", tokenFile: /t}]", "is no host"),
             ("git: [{host: \"https://example.org\", tokenFile: /t}]", "store.git: `https://example.org` is no host"),
             ("mirrors: [{from: ftp, to: {type: local, path: a}}]", "expected a type of source"),
+            ("mirrors: [{from: \"huggingface://models/a/b\", to: {type: local, path: a}}]", "hf://OWNER/NAME"),
             ("mirrors: [{from: huggingface, to: {type: http, url: \"https://x\"}}]", "cannot stand for it"),
+            ("mirrors: [{from: git, to: {type: local, path: a}}]", "cannot stand for a repository"),
+            ("mirrors: [{from: s3, to: {type: git, url: \"https://x/y\"}}]", "can only stand for others"),
+            ("mirrors: [{from: git, to: {type: git, url: \"https://x/y\", path: z}}]", "leave out revision and path"),
         ] {
             let error = format!("{:#}", parse(bad).unwrap_err());
             assert!(error.contains(expected), "{bad}: {error}");

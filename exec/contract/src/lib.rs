@@ -21,6 +21,7 @@
 //! | [`lineage`] | what the manifest of a result says of its run |
 //! | [`transfers`] | how bytes come and go, as the worker needs it |
 //! | [`peers`] | how bytes come from another node, as whoever pulls needs it |
+//! | [`disk`] | what is left of one |
 //! | [`failpoint`] | places where a test may kill the process |
 //!
 //! Deliberately absent: burn, libp2p, redb, an async runtime. A module is a plain loop on a thread of its own.
@@ -28,6 +29,7 @@
 pub mod checkpoint;
 pub mod child;
 pub mod context;
+pub mod disk;
 pub mod event;
 pub mod failpoint;
 pub mod lineage;
@@ -45,7 +47,7 @@ pub use self::{
     module::{Module, ModuleError, ModuleOutput, Output},
     peers::{PeerBytes, PeerError, Peers},
     run::{DeviceChoice, Inputs, Programs, Run, Sandbox},
-    transfers::{Arrived, MakeRoom, Moved, OnMoved, OnSaid, Transfers},
+    transfers::{Arrived, Moved, OnMoved, OnSaid, Transfers},
 };
 
 /// Version of this crate, the same as the binary's.

@@ -41,12 +41,10 @@ pub type OnMoved = Arc<dyn Fn(Moved) + Send + Sync>;
 /// Called with sentences for the attempt's log: what is waited for, what was found damaged. From any thread.
 pub type OnSaid = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// Called when so many bytes are to be free on a pull's disk and are not: frees what it can. Blocks.
-pub type MakeRoom = Arc<dyn Fn(u64) + Send + Sync>;
-
 /// A worker's way to sources and destinations. Every call may be dropped and made again: it goes on where it was.
-/// A dropped call gives no file its name any more; a thread of it may be in the middle of a block, and holds
-/// [`OnMoved`] until it touches nothing: who must know when that is lets the closure own something that says so.
+/// A dropped call gives no file its name any more; a thread of it may be in the middle of a block, or an upload may be
+/// taking its parts back, and holds [`OnMoved`] until it touches nothing: who must know when that is lets the closure own
+/// something that says so.
 #[async_trait]
 pub trait Transfers: Send + Sync + 'static {
     /// Brings a source to this node (or uses it where it lies) and says where it can be opened: a folder, or the file
@@ -80,6 +78,10 @@ pub trait Transfers: Send + Sync + 'static {
         keep: usize,
         tell: OnMoved,
     ) -> Result<CheckpointRef, Failure>;
+
+    /// As a worker starts: clears away the temporary files that an attempt of it was writing to a destination on its own
+    /// disks when the daemon died.
+    async fn sweep(&self, attempt: &AttemptId, destination: &Location) -> Result<(), Failure>;
 
     /// What an earlier attempt of this task and replica published and could not report: nothing is left to compute.
     async fn published(&self, attempt: &AttemptId, destination: &Location) -> Result<Option<TaskResult>, Failure>;

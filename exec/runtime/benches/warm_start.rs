@@ -2,6 +2,7 @@
 //! warm one, for many small files and for one large one.
 //!
 //! ```sh
+//! cargo build --release -p mloc-runtime --example child
 //! cargo bench -p mloc-runtime --bench warm_start
 //! ```
 //!
@@ -33,12 +34,17 @@ const HEARTBEAT: Duration = Duration::from_millis(2);
 const SMALL_FILES: usize = 1000;
 const SMALL_BYTES: u64 = 4 << 10;
 const WARM_STARTS: u32 = 7;
+const COLD_STARTS: u32 = 3;
 
 fn program() -> PathBuf {
     // target/PROFILE/deps/THIS → target/PROFILE/examples/child
     let this = std::env::current_exe().expect("it has a path");
     let program = this.ancestors().nth(2).expect("target/PROFILE").join("examples/child");
-    assert!(program.exists(), "{} is missing: cargo build -p mloc-runtime --example child", program.display());
+    assert!(
+        program.exists(),
+        "{} is missing: build the example first, in the same profile (cargo build --release -p mloc-runtime --example child)",
+        program.display()
+    );
     program
 }
 
@@ -70,8 +76,11 @@ async fn main() {
     }
     origin.put("large/w.bin", &mut Noise(7).take(large_mib << 20), large_mib << 20);
     let profile = if cfg!(debug_assertions) { "a debug build" } else { "a release build" };
-    println!("{profile}, assignment → first step, medians of {WARM_STARTS} warm starts, seen within {HEARTBEAT:?}");
-    let dir = tempfile::tempdir().expect("a folder");
+    println!(
+        "{profile}, assignment → first step, medians of {COLD_STARTS} cold and {WARM_STARTS} warm starts, seen within {HEARTBEAT:?}"
+    );
+    // On the disk that the target folder is on: /tmp may be memory.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
     let mut number = 0;
     let bare = warm(dir.path(), &mut number, support::spec(1, "slow"), &Assign::clone).await;
     println!("without inputs: {:>8.1} ms", ms(bare));
@@ -81,11 +90,12 @@ async fn main() {
         let pinned = |assign: &Assign| Assign { pins: pins.clone(), ..assign.clone() };
         let warm = warm(dir.path(), &mut number, origin.taking(key, "slow"), &pinned).await;
         println!(
-            "{what}: cold {:>8.1} ms, warm {:>6.1} ms (1:{:.0}), warm without a pin {:>6.1} ms",
+            "{what}: cold {:>8.1} ms, warm {:>6.1} ms, warm without a pin {:>6.1} ms; cold / warm = {:.0}, warm / bare = {:.2}",
             ms(cold),
             ms(warm),
+            ms(unpinned),
             cold.as_secs_f64() / warm.as_secs_f64(),
-            ms(unpinned)
+            warm.as_secs_f64() / bare.as_secs_f64()
         );
     }
 }
@@ -115,13 +125,17 @@ async fn start(node: &Node, mut assign: Assign) -> Duration {
 type Pins = std::collections::BTreeMap<mloc_core::task::spec::Input, mloc_core::task::spec::Pin>;
 
 async fn cold(dir: &Path, number: &mut u32, spec: &TaskSpec) -> (Duration, Pins) {
-    fs::remove_dir_all(dir.join("cache")).ok();
-    let node = node(dir).await;
-    *number += 1;
-    let took = start(&node, assign(*number, spec.clone())).await;
-    let Report::Pinned(pins) = node.leader.report(|r| matches!(r, Report::Pinned(_))).await else { unreachable!() };
-    node.worker.stop().await;
-    (took, pins)
+    let (mut took, mut all) = (Vec::new(), Pins::new());
+    for _ in 0..COLD_STARTS {
+        fs::remove_dir_all(dir.join("cache")).ok();
+        let node = node(dir).await;
+        *number += 1;
+        took.push(start(&node, assign(*number, spec.clone())).await);
+        let Report::Pinned(pins) = node.leader.report(|r| matches!(r, Report::Pinned(_))).await else { unreachable!() };
+        all.extend(pins);
+        node.worker.stop().await;
+    }
+    (median(took), all)
 }
 
 async fn warm(dir: &Path, number: &mut u32, spec: TaskSpec, change: &dyn Fn(&Assign) -> Assign) -> Duration {
@@ -134,6 +148,10 @@ async fn warm(dir: &Path, number: &mut u32, spec: TaskSpec, change: &dyn Fn(&Ass
         took.push(start(&node, assign).await);
     }
     node.worker.stop().await;
-    took.sort();
-    took[took.len() / 2]
+    median(took)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
 }

@@ -2,18 +2,19 @@
 //! be written.
 
 use std::{
-    io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use mloc_core::ledger::entry::{Failure, FailureClass};
-use mloc_exec::MakeRoom;
-use nix::sys::statvfs::statvfs;
+use mloc_exec::disk::free_bytes;
 
 /// After one attempt was stopped the others go on for so long: what it held may be enough.
 const ONE_AT_A_TIME: Duration = Duration::from_secs(10);
+
+/// Frees what it can until so many bytes are free. Blocks.
+type MakeRoom = Arc<dyn Fn(u64) + Send + Sync>;
 
 /// Looks after it.
 pub(crate) struct DiskWatch {
@@ -44,13 +45,6 @@ impl DiskWatch {
     }
 }
 
-/// Bytes this process may still write below a folder, which need not exist yet.
-fn free_bytes(folder: &Path) -> io::Result<u64> {
-    let there = folder.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let stats = statvfs(there)?;
-    Ok(stats.blocks_available() * stats.fragment_size())
-}
-
 fn shortage(free: u64, reserve: u64, dir: &Path) -> Option<Failure> {
     (free < reserve).then(|| Failure {
         class: FailureClass::Retryable,
@@ -69,7 +63,7 @@ mod tests {
     fn one_attempt_is_stopped_at_a_time_and_only_for_want_of_room() {
         let top = tempfile::tempdir().unwrap();
         let (asked, heard) = std::sync::mpsc::channel();
-        let room: MakeRoom = std::sync::Arc::new(move |bytes| asked.send(bytes).unwrap());
+        let room: MakeRoom = Arc::new(move |bytes| asked.send(bytes).unwrap());
         assert!(DiskWatch::new(top.path().to_owned(), 0, room.clone()).short().is_none());
         assert!(heard.try_recv().is_err(), "nothing is evicted without need");
         let watch = DiskWatch::new(top.path().to_owned(), u64::MAX, room);

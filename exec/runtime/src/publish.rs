@@ -242,6 +242,10 @@ mod tests {
             std::future::pending().await
         }
 
+        async fn sweep(&self, _: &AttemptId, _: &Location) -> Result<(), Failure> {
+            std::future::pending().await
+        }
+
         async fn published(&self, _: &AttemptId, _: &Location) -> Result<Option<TaskResult>, Failure> {
             std::future::pending().await
         }

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use mloc_core::{
     id::{AttemptId, NodeId, TaskId},
     wire::{FromLeader, FromWorker, Report, ToLeader, ToWorker},
-    worker::{self, Action, ChildEvent, Event, Write},
+    worker::{self, Action, AttemptRow, ChildEvent, Event, Stage, Write},
 };
 use mloc_exec::{Programs, Transfers};
 use tokio::{
@@ -43,6 +43,8 @@ const EVENTS: usize = 256;
 const HEARTBEATS_AT_ONCE: u32 = 4;
 /// At a shutdown, beyond the grace children have: to kill them and to close the journal.
 const SHUTDOWN_MARGIN: Duration = Duration::from_secs(5);
+/// At a start, for what is to be cleared away at one destination.
+const SWEEP_MAX: Duration = Duration::from_secs(5);
 /// Before an unanswered report is sent again; never more often than heartbeats.
 const REPORT_RETRY: Duration = Duration::from_secs(1);
 
@@ -151,6 +153,7 @@ impl Worker {
             sources.tidy();
         };
         tokio::task::spawn_blocking(clear).await.ok();
+        sweep(&*tools.transfers(), &rows.attempts).await;
         let mut machine = worker::Settings::new(settings.node.clone());
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         machine.heartbeat_ms = millis(settings.heartbeat);
@@ -276,6 +279,20 @@ struct Service {
     reporting: Arc<Mutex<BTreeSet<AttemptId>>>,
     beating: Arc<Mutex<u32>>,
     tell_failed: watch::Sender<Option<String>>,
+}
+
+/// Clears away what attempts were writing to destinations on this node's disks when the daemon died. Those that will be
+/// published do it themselves in the end; of one that is cancelled now nobody else would.
+async fn sweep(transfers: &dyn Transfers, rows: &[AttemptRow]) {
+    for row in rows.iter().filter(|row| row.stage == Stage::Computed) {
+        let (attempt, Some(destination)) = (&row.assign.attempt, &row.assign.spec.output.destination) else { continue };
+        // A disk that does not answer must not keep the node from its work.
+        match timeout(SWEEP_MAX, transfers.sweep(attempt, destination)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(failure)) => warn!(%attempt, error = failure.message, "temporary files of it stay"),
+            Err(_) => warn!(%attempt, "temporary files of it stay: its destination does not answer"),
+        }
+    }
 }
 
 /// The time of a kept result ends whether or not anything else happens on this node.

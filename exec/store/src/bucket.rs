@@ -2,6 +2,8 @@
 //! requests leave from here; all answers are turned into [`StoreError`]s here. What differs between them is
 //! [`Service`]'s.
 
+mod upload;
+
 use std::{fmt, path::Path};
 
 use async_trait::async_trait;
@@ -12,29 +14,21 @@ use opendal::{
     Builder, ErrorKind, Metadata, OperationContext, Operator,
     layers::{RetryEvent, RetryLayer},
 };
-use sha2::{Digest, Sha256};
-use tokio::io::AsyncReadExt;
 
 use mloc_exec::failpoint;
 
 use crate::{
     Store,
     answer::{Answer, root_cause, unsigned},
-    config::Patience,
     disk::Stamp,
     error::StoreError,
     meter::Meter,
+    patience::Patience,
     place::Area,
     remote::{Body, Listing, Object, Remote},
     service::Service,
     transfer,
 };
-
-/// One part of a multipart upload: S3 takes no smaller ones than 5 MiB, and 10,000 parts at most.
-const PART: u64 = 8 << 20;
-const PARTS_MAX: u64 = 9_000;
-/// Parts on their way at once.
-const PARTS_AT_ONCE: usize = 4;
 
 /// A key or prefix of a bucket.
 #[derive(Clone)]
@@ -147,7 +141,7 @@ impl Bucket {
     }
 
     fn object(&self, name: String, key: String, meta: &Metadata) -> Object {
-        Object { name, key, bytes: meta.content_length(), etag: self.service.version.of(meta), sha256: None }
+        Object { name, key, bytes: meta.content_length(), etag: self.service.version.of(meta), digest: None }
     }
 }
 
@@ -199,45 +193,7 @@ impl Area for Bucket {
     }
 
     async fn put(&self, name: &str, from: &Path, meter: &Meter) -> Result<Stamp, StoreError> {
-        let failed = |e: &opendal::Error| self.error(&self.key(name), self.patience.tries, e);
-        let unread = |e| StoreError::disk("read", from, e);
-        let mut file = tokio::fs::File::open(from).await.map_err(unread)?;
-        let size = file.metadata().await.map_err(unread)?.len();
-        let part = PART.max(size.div_ceil(PARTS_MAX)) as usize;
-        let key = self.key(name);
-        let writer = self.patient.writer_with(&key).chunk(part).concurrent(PARTS_AT_ONCE);
-        let mut writer = writer.await.map_err(|e| failed(&e))?;
-        let (mut hasher, mut bytes) = (Sha256::new(), 0);
-        let sent = async {
-            loop {
-                let mut block = Vec::with_capacity(part.min(1 << 20));
-                let n = (&mut file).take(1 << 20).read_to_end(&mut block).await.map_err(unread)?;
-                if n == 0 {
-                    break;
-                }
-                hasher.update(&block);
-                meter.pass(n as u64).await;
-                writer.write(block).await.map_err(|e| failed(&e))?;
-                failpoint::reached("store.upload.part");
-                bytes += n as u64;
-                meter.moved(n as u64);
-            }
-            writer.close().await.map_err(|e| failed(&e))
-        }
-        .await;
-        if let Err(e) = sent {
-            // Parts that nobody completes would be paid for until somebody clears them away.
-            if let Err(left) = writer.abort().await {
-                tracing::debug!(
-                    place = self.url_of(&self.key(name)),
-                    error = left.message(),
-                    "parts of an upload stay behind"
-                );
-            }
-            return Err(e);
-        }
-        failpoint::reached("store.upload.done");
-        Ok(Stamp { bytes, sha256: hex::encode(hasher.finalize()) })
+        self.upload(self.key(name), from, meter).await
     }
 
     async fn put_new(&self, name: &str, bytes: Vec<u8>, _: &Meter) -> Result<bool, StoreError> {
@@ -258,7 +214,7 @@ impl Area for Bucket {
 
     async fn read(&self, name: &str, range: std::ops::Range<u64>) -> Result<Body, StoreError> {
         let (name, key) = (name.to_owned(), self.key(name));
-        let object = Object { name, key, bytes: range.end, etag: None, sha256: None };
+        let object = Object { name, key, bytes: range.end, etag: None, digest: None };
         Remote::read(self, &object, range).await
     }
 

@@ -16,7 +16,6 @@ use crate::{
     manifest::{FORMAT, MANIFEST, MANIFEST_BYTES_MAX, Manifest},
     meter::Meter,
     place::Area,
-    rate::Limit,
     transfer,
 };
 
@@ -30,8 +29,8 @@ pub struct Fetched {
 }
 
 impl Store {
-    /// Pushes a checkpoint's folder. The same one again, by the same attempt, sends nothing; then all but the newest `keep` are removed
-    /// (0 keeps all). Old ones that cannot be removed are logged and left.
+    /// Pushes a checkpoint's folder. The same one again, by the same attempt, sends nothing; then all but the newest
+    /// `keep` are removed (0 keeps all). Old ones that cannot be removed are logged and left.
     pub async fn push_checkpoint(
         &self,
         attempt: &AttemptId,
@@ -105,7 +104,7 @@ impl Store {
         let mut passed_over = Vec::new();
         for step in steps(&*all).await?.into_iter().rev() {
             let place = all.join(&step_name(step));
-            match fetch_one(&*place, step, folder, self.config.reserve_bytes, &self.limit, tell.clone()).await {
+            match fetch_one(self, &*place, step, folder, tell.clone()).await {
                 Ok(checkpoint) => return Ok(Some(Fetched { checkpoint, passed_over })),
                 Err(
                     error @ (StoreError::Damaged { .. } | StoreError::BadName { .. } | StoreError::NotFound { .. }),
@@ -161,11 +160,10 @@ fn stamped(folder: &Path) -> Result<Vec<Artifact>, StoreError> {
 }
 
 async fn fetch_one(
+    store: &Store,
     place: &dyn Area,
     step: u64,
     folder: &Path,
-    reserve: u64,
-    limit: &Limit,
     tell: OnMoved,
 ) -> Result<CheckpointRef, StoreError> {
     let Some(bytes) = place.get(MANIFEST, MANIFEST_BYTES_MAX).await? else {
@@ -174,14 +172,15 @@ async fn fetch_one(
     };
     let manifest = Manifest::read(&place.url(), &bytes)?;
     let bytes_all = manifest.files.iter().map(|f| f.bytes).sum();
-    let meter = Meter::new(bytes_all, tell).at(limit);
-    let here = folder.to_owned();
-    off_thread(move || disk::remove_all(&here).and_then(|()| disk::make_folder(&here))).await?;
-    let free = disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e))?;
-    let needed = bytes_all.saturating_add(reserve);
-    if needed > free {
-        return Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free });
-    }
+    let meter = Meter::new(bytes_all, tell).at(&store.limit);
+    let (here, cache, needed) =
+        (folder.to_owned(), store.cache.clone(), bytes_all.saturating_add(store.config.reserve_bytes));
+    off_thread(move || {
+        disk::remove_all(&here)?;
+        disk::make_folder(&here)?;
+        cache.enough_room(&here, needed)
+    })
+    .await?;
     let stamps = place.fetch(&manifest.files, folder, &meter).await?;
     for (file, stamp) in std::iter::zip(&manifest.files, stamps) {
         if (stamp.bytes, &stamp.sha256) != (file.bytes, &file.sha256) {

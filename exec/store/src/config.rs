@@ -1,15 +1,14 @@
 //! What a node's owner says about places: volumes, accounts, mirrors, limits, patience.
 
-use std::{collections::BTreeMap, fmt, num::NonZeroU64, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, num::NonZeroU64, path::PathBuf};
 
-use serde::Deserialize;
+use reqwest::Url;
 
-use crate::{cache::CacheConfig, mirror::Mirror};
+use crate::{cache::CacheConfig, mirror::Mirror, patience::Patience};
 
 /// A node's places, as whoever reads its configuration fills them in. Credentials that are absent come from the
 /// environment.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Clone, Debug)]
 pub struct StoreConfig {
     /// Declared volumes: name → folder. Nothing else of this machine's disk can be a source or a destination.
     pub volumes: BTreeMap<String, PathBuf>,
@@ -20,12 +19,10 @@ pub struct StoreConfig {
     /// Its account at Azure Blob Storage.
     pub azblob: AzblobConfig,
     /// Its account at the Hugging Face Hub.
-    #[serde(rename = "huggingface")]
     pub hugging_face: HubConfig,
     /// Its accounts at web servers; a host without one is asked without credentials.
     pub http: Vec<HttpAccount>,
     /// Bytes a second that may come and go, all transfers of this node together; as many as the line takes when absent.
-    #[serde(skip)]
     pub rate_limit: Option<NonZeroU64>,
     /// Asks nobody outside the mesh: what the cache holds, declared volumes and mirrors in them are all there is.
     pub offline: bool,
@@ -34,16 +31,12 @@ pub struct StoreConfig {
     /// Its accounts at git servers; a server without one is asked without credentials.
     pub git: Vec<GitAccount>,
     /// How the `ssh` program is started for repositories that are spoken to through it: a shell's words.
-    #[serde(skip)]
     pub ssh: String,
     /// How long a transfer bears with a bad line.
-    #[serde(skip)]
     pub patience: Patience,
     /// Where pulled sources are kept.
-    #[serde(skip)]
     pub cache: CacheConfig,
     /// Bytes a pull leaves free on the disk it fills.
-    #[serde(skip)]
     pub reserve_bytes: u64,
 }
 
@@ -72,8 +65,7 @@ impl Default for StoreConfig {
 }
 
 /// An S3 account. What is absent comes from the usual `AWS_*` variables, a profile, or the cloud's metadata service.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Clone, Debug, Default)]
 pub struct S3Config {
     /// Endpoint URL, `http://` or `https://`; a task's own endpoint goes before it.
     pub endpoint: Option<String>,
@@ -90,19 +82,22 @@ pub struct S3Config {
 }
 
 /// An account at a git server: for its repositories and their large files, and for no other host.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Clone, Debug)]
 pub struct GitAccount {
     /// `host` or `host:port`, spoken to by https; `http://host:port` where the token may go in the clear.
     pub host: String,
     /// User name; `git` when absent, which servers that go by the token alone don't look at.
-    #[serde(default)]
     pub username: Option<String>,
     /// Token, or password.
     pub token: Secret,
 }
 
 impl GitAccount {
+    /// Whether it is shown to a URL.
+    pub(crate) fn is_for(&self, url: &str) -> bool {
+        Url::parse(url).is_ok_and(|url| is_at(&self.host, &url))
+    }
+
     /// The user's name.
     pub(crate) fn username(&self) -> &str {
         self.username.as_deref().unwrap_or("git")
@@ -117,8 +112,7 @@ impl GitAccount {
 
 /// An account at Google Cloud Storage. What is absent comes from `GOOGLE_APPLICATION_CREDENTIALS`, gcloud's own file, or
 /// the cloud's metadata service.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Clone, Debug, Default)]
 pub struct GcsConfig {
     /// Endpoint URL, `http://` or `https://`; a task's own endpoint goes before it, Google's after it.
     pub endpoint: Option<String>,
@@ -132,8 +126,7 @@ pub struct GcsConfig {
 
 /// An account at Azure Blob Storage. What is absent comes from the usual `AZURE_*` variables, or the cloud's metadata
 /// service.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Clone, Debug, Default)]
 pub struct AzblobConfig {
     /// Endpoint URL, `http://` or `https://`; a task's own endpoint goes before it, the account's after it.
     pub endpoint: Option<String>,
@@ -148,8 +141,7 @@ pub struct AzblobConfig {
 }
 
 /// An account at the Hugging Face Hub. What is absent comes from `HF_ENDPOINT` and `HF_TOKEN`.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Clone, Debug, Default)]
 pub struct HubConfig {
     /// The Hub, or a mirror of it; `https://huggingface.co` when nobody says another one.
     pub endpoint: Option<String>,
@@ -160,23 +152,27 @@ pub struct HubConfig {
 }
 
 /// An account at a web server: shown to this host, and to no other that it leads to.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Clone, Debug)]
 pub struct HttpAccount {
     /// `host` or `host:port`, spoken to by https; `http://host:port` where the token may go in the clear.
     pub host: String,
     /// Name of the header that holds the token; `Authorization: Bearer TOKEN` when absent.
-    #[serde(default)]
     pub header: Option<String>,
     /// The token, or all that the header holds.
     pub token: Secret,
 }
 
+/// Whether a URL is at an account's host, with its port and scheme. Over plain `http` only where its owner wrote
+/// `http://`: a token that a task could send in the clear is one that everybody on the way can read.
+fn is_at(host: &str, url: &Url) -> bool {
+    let own = if host.contains("://") { host.to_owned() } else { format!("https://{host}") };
+    Url::parse(&own).is_ok_and(|own| own.origin() == url.origin())
+}
+
 impl HttpAccount {
-    /// Whether a URL is at its host, port and scheme.
-    pub(crate) fn is_for(&self, url: &reqwest::Url) -> bool {
-        let own = if self.host.contains("://") { self.host.clone() } else { format!("https://{}", self.host) };
-        reqwest::Url::parse(&own).is_ok_and(|own| own.origin() == url.origin())
+    /// Whether it is shown to a URL.
+    pub(crate) fn is_for(&self, url: &Url) -> bool {
+        is_at(&self.host, url)
     }
 
     /// What it shows: a header's name, where it has one of its own, and value.
@@ -190,8 +186,7 @@ impl HttpAccount {
 }
 
 /// Text that shows itself to nobody by accident: `Debug` prints dots, and it cannot be serialised.
-#[derive(Clone, Deserialize, PartialEq, Eq)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
@@ -212,42 +207,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How long a transfer bears with a bad line before it gives the attempt back to the scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Patience {
-    /// Tries in a row that brought nothing; any progress starts the count again.
-    pub tries: u32,
-    /// Wait before the second try; doubles each time.
-    pub first_wait: Duration,
-    /// Longest wait.
-    pub longest_wait: Duration,
-    /// Time to open a connection.
-    pub connect: Duration,
-    /// Silence on an open connection. Covers the sending of one part (8 MiB) too: 70 kB/s and less is given up.
-    pub silence: Duration,
-}
-
-impl Default for Patience {
-    /// Six tries over some six seconds: a blip is borne here, an outage is the scheduler's to wait out.
-    fn default() -> Self {
-        Self {
-            tries: 6,
-            first_wait: Duration::from_millis(200),
-            longest_wait: Duration::from_secs(10),
-            connect: Duration::from_secs(10),
-            silence: Duration::from_secs(120),
-        }
-    }
-}
-
-impl Patience {
-    /// The wait after so many failures in a row; `None` when it is enough.
-    pub fn wait_after(&self, failures: u32) -> Option<Duration> {
-        let doublings = failures.saturating_sub(1).min(16);
-        (failures < self.tries).then(|| (self.first_wait * 2u32.pow(doublings)).min(self.longest_wait))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,9 +221,24 @@ mod tests {
     }
 
     #[test]
-    fn patience_doubles_and_ends() {
-        let patience = Patience { tries: 4, longest_wait: Duration::from_millis(500), ..Patience::default() };
-        let waits: Vec<_> = (1..=4).map(|n| patience.wait_after(n).map(|w| w.as_millis())).collect();
-        assert_eq!(waits, [Some(200), Some(400), Some(500), None]);
+    fn an_account_goes_to_its_host_alone() {
+        let of = |host: &str| GitAccount { host: host.into(), username: None, token: Secret::new("t") };
+        let accounts = [of("h.org"), of("h.org:8443"), of("http://inside:3000")];
+        let host = |url: &str| accounts.iter().find(|account| account.is_for(url)).map(|a| a.host.as_str());
+        assert_eq!(host("https://h.org/a/b"), Some("h.org"));
+        assert_eq!(host("https://H.org:443/a"), Some("h.org"));
+        assert_eq!(host("https://h.org:8443/a"), Some("h.org:8443"));
+        assert_eq!(host("http://inside:3000/a"), Some("http://inside:3000"));
+        for none in [
+            "http://h.org/a",
+            "https://evil/h.org",
+            "https://h.org.evil/a",
+            "https://h.org@evil/a",
+            "https://inside:3000/a",
+            "ssh://git@h.org/a",
+            "git@h.org:a/b",
+        ] {
+            assert_eq!(host(none), None, "{none}");
+        }
     }
 }

@@ -89,13 +89,6 @@ pub fn below(name: &str) -> Option<PathBuf> {
     (plain && normal && !name.contains(['\\', '\0', '\n'])).then_some(path)
 }
 
-/// Bytes this process may still write below a folder. The folder need not exist yet.
-pub fn free_bytes(folder: &Path) -> io::Result<u64> {
-    let there = folder.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-    let stats = nix::sys::statvfs::statvfs(there)?;
-    Ok(stats.blocks_available() * stats.fragment_size())
-}
-
 /// Makes a folder's entries durable.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| StoreError::disk("sync", folder, e))?;

@@ -61,14 +61,14 @@ pub enum StoreError {
         here: bool,
     },
     /// The server answers, and has had enough of this node for now.
-    #[error(
-        "{place}: the server limits how much this node may ask: {found}\nhint: give the worker a token (HF_TOKEN), for limits are higher with one; the task will be tried again"
-    )]
+    #[error("{place}: the server limits how much this node may ask: {found}\nhint: {hint}")]
     Busy {
         /// The place.
         place: String,
         /// The server's words.
         found: String,
+        /// What would work.
+        hint: &'static str,
         /// When to come again, where it says so.
         wait: Option<std::time::Duration>,
     },
@@ -286,9 +286,9 @@ impl StoreError {
         }
     }
 
-    /// A destination that an offline node cannot write to.
+    /// A destination that an offline node can neither write to nor read from.
     pub(crate) fn offline_destination(place: String) -> Self {
-        let hint = "write to a volume, or name nodes that are online in placement.nodes";
+        let hint = "write to it and read from it through a node that is online (placement.nodes), or use a volume";
         StoreError::Offline { place, found: "", hint }
     }
 
@@ -312,7 +312,7 @@ impl StoreError {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 let folder = path.parent().unwrap_or(path).to_owned();
-                let free = crate::disk::free_bytes(&folder).unwrap_or(0);
+                let free = mloc_exec::disk::free_bytes(&folder).unwrap_or(0);
                 StoreError::NoSpace { folder, needed: free.saturating_add(1), free }
             }
             _ => StoreError::Disk { action, path: path.to_owned(), source },

@@ -17,14 +17,13 @@ use mloc_core::{
     task::spec::{Location, Pin},
 };
 use mloc_exec::OnMoved;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::{
     Store,
-    config::Patience,
     disk::{self, Halt, Stamp, off_thread, until_dropped},
     error::StoreError,
     meter::Meter,
+    patience::Patience,
     place::{Area, Source},
     pull::{Pulled, PulledFile},
     remote::{Body, Listing, Object, Remote},
@@ -32,7 +31,7 @@ use crate::{
 };
 
 /// Bytes of a file read at once.
-const PIECE_BYTES: usize = 256 << 10;
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// A file or folder of a declared volume.
 #[derive(Clone, Debug)]
@@ -201,26 +200,7 @@ impl Area for Folder {
             Err(StoreError::Escapes { path: given, found: format!("a link leads to {}", real.display()) })
         })
         .await?;
-        let opening = async {
-            let mut file = tokio::fs::File::open(&path).await?;
-            file.seek(std::io::SeekFrom::Start(range.start)).await?;
-            Ok::<_, std::io::Error>(file)
-        };
-        let file = opening.await.map_err(|e| StoreError::disk("open", &path, e))?;
-        let left = range.end.saturating_sub(range.start);
-        let pieces = stream::try_unfold((file.take(left), left, path), |(mut file, left, path)| async move {
-            if left == 0 {
-                return Ok(None);
-            }
-            let mut piece = Vec::with_capacity(PIECE_BYTES.min(usize::try_from(left).unwrap_or(PIECE_BYTES)));
-            let read = file.read_buf(&mut piece).await.and_then(|read| match read {
-                0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
-                read => Ok(read as u64),
-            });
-            let read = read.map_err(|e| StoreError::disk("read", &path, e))?;
-            Ok(Some((Bytes::from(piece), (file, left - read, path))))
-        });
-        Ok(pieces.boxed())
+        read_part(path, range).await
     }
 
     async fn remove(&self, name: &str) -> Result<(), StoreError> {
@@ -242,10 +222,8 @@ impl Area for Folder {
         }
     }
 
-    fn free_bytes(&self) -> Result<Option<(PathBuf, u64)>, StoreError> {
-        let path = &self.inside.path;
-        let free = disk::free_bytes(path).map_err(|e| StoreError::disk("look at", path, e))?;
-        Ok(Some((path.clone(), free)))
+    fn folder(&self) -> Option<&Path> {
+        Some(&self.inside.path)
     }
 }
 
@@ -263,7 +241,7 @@ impl FolderRemote {
         let path = if root.is_file() { root.clone() } else { root.join(&name) };
         let meta = path.metadata().map_err(|e| StoreError::disk("look at", &path, e))?;
         let etag = Some(format!("modified {}.{:09}", meta.mtime(), meta.mtime_nsec()));
-        Ok(Object { name, key: path.display().to_string(), bytes: meta.len(), etag, sha256: None })
+        Ok(Object { name, key: path.display().to_string(), bytes: meta.len(), etag, digest: None })
     }
 }
 
@@ -288,30 +266,7 @@ impl Remote for FolderRemote {
     }
 
     async fn read(&self, object: &Object, range: Range<u64>) -> Result<Body, StoreError> {
-        let path = PathBuf::from(&object.key);
-        let file = File::open(&path).map_err(|e| StoreError::disk("open", &path, e))?;
-        let (file, path) = (Arc::new(file), Arc::new(path));
-        let blocks = stream::unfold(range, move |left| {
-            let (file, path) = (file.clone(), path.clone());
-            async move {
-                if left.is_empty() {
-                    return None;
-                }
-                let read = off_thread(move || {
-                    let mut block = vec![0; (left.end - left.start).min(disk::BLOCK as u64) as usize];
-                    let n = file.read_at(&mut block, left.start).map_err(|e| StoreError::disk("read", &path, e))?;
-                    block.truncate(n);
-                    Ok((Bytes::from(block), left.start + n as u64..left.end))
-                });
-                match read.await {
-                    // Shorter than it was: the end of the answer.
-                    Ok((block, _)) if block.is_empty() => None,
-                    Ok((block, left)) => Some((Ok(block), left)),
-                    Err(error) => Some((Err(error), 0..0)),
-                }
-            }
-        });
-        Ok(blocks.boxed())
+        read_part(PathBuf::from(&object.key), range).await
     }
 
     async fn again(&self, object: &Object) -> Result<Object, StoreError> {
@@ -322,4 +277,33 @@ impl Remote for FolderRemote {
     fn cut_short(&self, object: &Object, _: u64) -> StoreError {
         StoreError::Changed { place: self.url(&object.name) }
     }
+}
+
+/// A part of a file, block by block. One that has become shorter is [`StoreError::Changed`].
+async fn read_part(path: PathBuf, range: Range<u64>) -> Result<Body, StoreError> {
+    let opened = off_thread(move || match File::open(&path) {
+        Ok(file) => Ok((file, path)),
+        Err(e) => Err(StoreError::disk("open", &path, e)),
+    });
+    let opened = Arc::new(opened.await?);
+    let blocks = stream::try_unfold(range, move |left| {
+        let opened = opened.clone();
+        async move {
+            if left.is_empty() {
+                return Ok(None);
+            }
+            off_thread(move || {
+                let (file, path) = &*opened;
+                let mut block = vec![0; (left.end - left.start).min(PIECE_BYTES) as usize];
+                let n = file.read_at(&mut block, left.start).map_err(|e| StoreError::disk("read", path, e))?;
+                if n == 0 {
+                    return Err(StoreError::Changed { place: path.display().to_string() });
+                }
+                block.truncate(n);
+                Ok(Some((Bytes::from(block), left.start + n as u64..left.end)))
+            })
+            .await
+        }
+    });
+    Ok(blocks.boxed())
 }

@@ -21,21 +21,19 @@ use futures::{StreamExt, TryStreamExt};
 use mloc_core::task::spec::{Location, Pin};
 use reqwest::{
     Response, StatusCode, Url,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE},
+    header::{ACCEPT_ENCODING, AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_RANGE, LAST_MODIFIED, RANGE},
 };
 
 use crate::{
     Store,
-    answer::root_cause,
-    client::Client,
-    config::{HttpAccount, Patience},
+    client::{self, Client},
+    config::HttpAccount,
     error::StoreError,
+    patience::{Patience, patiently},
     place::Source,
-    remote::{Body, Listing, Object, Remote},
+    remote::{Body, Digest, Listing, Object, Remote},
 };
 
-/// Redirects in a row: more are a circle.
-const HOPS_MAX: usize = 10;
 /// Before a version that is not an ETag, of which no server makes such ones.
 const BY_DIGEST: &str = "sha256:";
 const BY_TIME: &str = "modified ";
@@ -77,43 +75,20 @@ pub(crate) fn source(store: &Store, location: &Location) -> Result<Source, Store
 impl Http {
     /// One request, through redirects. Each hop gets the account of its own host, or none.
     async fn get(&self, range: Option<Range<u64>>, held: Option<&HeaderValue>) -> Result<Response, StoreError> {
-        let mut url = self.url.clone();
-        for _ in 0..=HOPS_MAX {
-            let account = self.accounts.iter().find(|account| account.is_for(&url));
-            let mut request = self.client.unled.get(url.clone()).header(ACCEPT_ENCODING, "identity");
+        let fill = |client: &reqwest::Client, url: &Url| {
+            let mut request = client.get(url.clone()).header(ACCEPT_ENCODING, "identity");
             if let Some(range) = &range {
                 request = request.header(RANGE, format!("bytes={}-{}", range.start, range.end.saturating_sub(1)));
             }
             if let Some(held) = held {
                 request = request.header(IF_RANGE, held);
             }
-            if let Some(account) = account {
-                request = request.headers(self.shown(account)?);
+            match self.accounts.iter().find(|account| account.is_for(url)) {
+                Some(account) => Ok(request.headers(self.shown(account)?)),
+                None => Ok(request),
             }
-            let answer = request.send().await.map_err(|e| self.broken(root_cause(&e)))?;
-            if !answer.status().is_redirection() || answer.status() == StatusCode::NOT_MODIFIED {
-                return Ok(answer);
-            }
-            url = self.next(&url, &answer)?;
-        }
-        Err(self.refused(format!("it leads from redirect to redirect, {HOPS_MAX} times")))
-    }
-
-    /// Where a redirect leads. Its URL is not shown: it may be signed.
-    fn next(&self, from: &Url, answer: &Response) -> Result<Url, StoreError> {
-        let to = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok()).and_then(|to| from.join(to).ok());
-        let Some(to) = to else { return Err(self.refused(format!("HTTP {}, and no place to go to", answer.status()))) };
-        match to.scheme() {
-            "https" => {
-                self.client.speaks(to.as_str())?;
-                Ok(to)
-            }
-            "http" if from.scheme() == "http" => Ok(to),
-            scheme => {
-                let host = to.host_str().unwrap_or_default();
-                Err(self.refused(format!("it leads from {} to {scheme} at {host}", from.scheme())))
-            }
-        }
+        };
+        Ok(self.client.send(self.url.as_str(), &self.url, &fill).await?.1)
     }
 
     fn shown(&self, account: &HttpAccount) -> Result<HeaderMap, StoreError> {
@@ -150,7 +125,13 @@ impl Http {
         }
         let name = name::of(headers, &self.url);
         let etag = self.version(headers);
-        Ok(Object { name, key: self.url.to_string(), bytes: bytes.unwrap_or(0), etag, sha256: self.sha256.clone() })
+        Ok(Object {
+            name,
+            key: self.url.to_string(),
+            bytes: bytes.unwrap_or(0),
+            etag,
+            digest: self.sha256.clone().map(Digest::Sha256),
+        })
     }
 
     fn version(&self, headers: &HeaderMap) -> Option<String> {
@@ -159,32 +140,9 @@ impl Http {
         by_digest.or_else(|| text(ETAG)).or_else(|| text(LAST_MODIFIED).map(|time| format!("{BY_TIME}{time}")))
     }
 
-    /// Tries again as long as patience lasts.
-    async fn look_patiently(&self) -> Result<Object, StoreError> {
-        let mut failures = 0;
-        loop {
-            let error = match self.look().await {
-                Ok(object) => return Ok(object),
-                Err(error) => error,
-            };
-            failures += 1;
-            match self.patience.wait_after(failures) {
-                Some(wait) if matches!(error, StoreError::Unreachable { .. }) => {
-                    tracing::debug!(url = %self.url, %error, ?wait, "again");
-                    tokio::time::sleep(wait).await;
-                }
-                _ => return Err(error.after(failures)),
-            }
-        }
-    }
-
     fn broken(&self, found: String) -> StoreError {
         let endpoint = self.url.origin().ascii_serialization();
         StoreError::Unreachable { place: self.url.to_string(), endpoint, tries: 1, found }
-    }
-
-    fn refused(&self, found: String) -> StoreError {
-        StoreError::Refused { place: self.url.to_string(), found }
     }
 
     /// An answer that is not the file.
@@ -205,7 +163,7 @@ impl Remote for Http {
     }
 
     async fn list(&self, _: Option<&Pin>) -> Result<Listing, StoreError> {
-        Ok(Listing { objects: vec![self.look_patiently().await?], one: true, version: None })
+        Ok(Listing { objects: vec![patiently(self.patience, || self.look()).await?], one: true, version: None })
     }
 
     async fn read(&self, object: &Object, range: Range<u64>) -> Result<Body, StoreError> {
@@ -230,18 +188,12 @@ impl Remote for Http {
             }
             _ => return Err(self.failed(&answer)),
         }
-        let (place, endpoint) = (self.url.to_string(), self.url.origin().ascii_serialization());
-        let broken = move |e: reqwest::Error| StoreError::Unreachable {
-            place: place.clone(),
-            endpoint: endpoint.clone(),
-            tries: 1,
-            found: root_cause(&e),
-        };
-        Ok(answer.bytes_stream().map_err(broken).boxed())
+        let (url, place) = (self.url.clone(), self.url.to_string());
+        Ok(answer.bytes_stream().map_err(move |e| client::broken(&place, &url, &e)).boxed())
     }
 
     async fn again(&self, object: &Object) -> Result<Object, StoreError> {
-        Ok(Object { name: object.name.clone(), ..self.look_patiently().await? })
+        Ok(Object { name: object.name.clone(), ..patiently(self.patience, || self.look()).await? })
     }
 
     fn one_stream(&self) -> bool {

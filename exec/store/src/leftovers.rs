@@ -64,11 +64,28 @@ async fn try_clear(place: &dyn Area, manifest: &Manifest) -> Result<(), StoreErr
     place.remove(UPLOADING).await
 }
 
+/// Clears away the temporary files that an attempt was writing when its daemon died, where they lie on this node's disks;
+/// only while the record there is that attempt's: nobody has begun to publish since.
+pub(crate) async fn sweep(place: &dyn Area, attempt: &AttemptId) -> Result<(), StoreError> {
+    if place.folder().is_none() {
+        return Ok(());
+    }
+    let Some(bytes) = place.get(UPLOADING, BYTES_MAX).await? else { return Ok(()) };
+    let Some(record) = read(&bytes).filter(|record| record.attempt == *attempt) else { return Ok(()) };
+    let paths: Vec<&str> = record.paths.iter().map(String::as_str).chain([UPLOADING]).collect();
+    place.sweep(&paths).await;
+    Ok(())
+}
+
 /// Paths that an earlier record names. One that cannot be read names none.
 async fn recorded(place: &dyn Area) -> Result<Option<BTreeSet<String>>, StoreError> {
     let Some(bytes) = place.get(UPLOADING, BYTES_MAX).await? else { return Ok(None) };
-    let record: Option<Uploading> = serde_json::from_slice(&bytes).ok();
+    Ok(Some(read(&bytes).map_or_else(BTreeSet::new, |record| record.paths)))
+}
+
+fn read(bytes: &[u8]) -> Option<Uploading> {
+    let mut record: Uploading = serde_json::from_slice(bytes).ok()?;
     // It lies where others may write: a path out of there is nobody's leftover.
-    let below = |path: &String| disk::below(path).is_some();
-    Ok(Some(record.map_or_else(BTreeSet::new, |r| r.paths.into_iter().filter(below).collect())))
+    record.paths.retain(|path| disk::below(path).is_some());
+    Some(record)
 }

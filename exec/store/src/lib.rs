@@ -1,21 +1,30 @@
 //! Sources, destinations, checkpoints and manifests: how bytes come and go.
 //!
 //! ```text
-//! Location + StoreConfig → kinds: one row each kind of place
-//!     → Source  a folder of a volume, or a Remote   (files of one version, read in ranges; other nodes' too)
-//!     → Git     a commit of a repository            (a pack, a tree of files, large ones through transfer)
-//!     → Area    a folder of a volume, a prefix of a bucket, a branch of a repository (a result is one commit there)
-//!   pull         Source → where the attempt can open it       (cache: each content once; transfer: chunks, resumed)
-//!   checkpoints  folder → TASK/REPLICA/step-N/ and back       (manifest last, digests checked)
-//!   publish      outputs → destination, once                  (manifest last, only where there is none)
-//!   artifact     a file of a result → whoever asks for it     (what the manifest names, nothing else)
+//! Location + StoreConfig → kinds: one row each kind of place → what it comes to on this node (place)
+//!   Source   folder     a volume's file or folder, used where it lies                    volume: which paths may be
+//!            git        a commit of a repository: a pack, a tree, large files by transfer
+//!            Remote     files of one version, read in ranges
+//!                       bucket (service: s3, gcs, azblob; answer), http, hub, peer (other nodes' files)
+//!   Area     folder, bucket, hub (a result is one commit there)
+//!
+//! pull         Source → cache → where the attempt can open it    mirror: from where    transfer: chunks, resumed
+//! checkpoints  folder → TASK/REPLICA/step-N/ and back            manifest last, digests checked
+//! publish      outputs → destination, once                       manifest last, only where there is none; leftovers
+//! artifact     a file of a result → whoever asks for it          what the manifest names, nothing else
+//! transfers    all of this as the worker calls it
+//!
+//! config       what the node's owner says              patience   how long a bad line is borne
+//! client       requests, redirects, TLS                meter, rate   bytes told, and held to the node's limit
+//! disk         files whole or not at all, durable      error      what went wrong, and what would work
 //! ```
 //!
 //! Every file is whole under its name or not there; every error says where, what was found and what would work, and
 //! whether another try is worth it. Left to others: when to do any of this (the attempt), and whether it may (the
 //! ledger). Bytes never pass the leader; credentials never leave [`StoreConfig`].
 //!
-//! A new kind of place is a file with its opener, a row in `kinds`, and its account in [`StoreConfig`].
+//! A new kind of place is a file with its opener, a row in `kinds`, and its account in [`StoreConfig`]; what node.yaml
+//! calls that is the node's.
 //!
 //! Deliberately absent: burn, redb, libp2p.
 
@@ -39,6 +48,7 @@ mod leftovers;
 mod manifest;
 mod meter;
 mod mirror;
+mod patience;
 mod peer;
 mod place;
 mod publish;
@@ -60,12 +70,13 @@ pub use self::{
     artifact::ArtifactFile,
     cache::{Cache, CacheConfig, Holding, Verified, Verify},
     checkpoints::Fetched,
-    config::{AzblobConfig, GcsConfig, GitAccount, HttpAccount, HubConfig, Patience, S3Config, Secret, StoreConfig},
+    config::{AzblobConfig, GcsConfig, GitAccount, HttpAccount, HubConfig, S3Config, Secret, StoreConfig},
     error::StoreError,
     leftovers::UPLOADING,
     manifest::{FORMAT, MANIFEST, Manifest},
     meter::bytes_moved,
     mirror::Mirror,
+    patience::Patience,
     pull::{Pulled, PulledFile},
 };
 

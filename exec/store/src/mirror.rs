@@ -1,7 +1,9 @@
 //! Mirrors: where else a node gets some sources from.
 //!
 //! The origin says what a source is (names, sizes, version, digests), a mirror only gives bytes, and only of files whose
-//! digest the origin says: those of the Hugging Face Hub, files by URL with `sha256`, results that MLOC published.
+//! digest the origin says: those of the Hugging Face Hub, files by URL with `sha256`, results that MLOC published. Of a
+//! git repository another repository is the mirror: the origin says which commit a revision is, and that commit, whose
+//! name is a digest, comes from there with its large files.
 //! So the pin is the origin's whoever gave the bytes, a later attempt on a node without the mirror finds the same, and a
 //! mirror that holds something else is found out. Files without a digest, and all of them where the mirror lacks
 //! them or is down, come from the origin.
@@ -12,21 +14,22 @@
 mod beside;
 
 use mloc_core::task::spec::{HubRepo, Location, Pin};
-use serde::Deserialize;
 
 pub(crate) use self::beside::Beside;
 use crate::{Store, error::StoreError, git::Git, kinds, place::Source, remote::Remote};
 
+/// Signs of a pattern in a path.
+const PATTERN: [char; 3] = ['*', '?', '['];
+
 /// Where else some sources can be had.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[derive(Clone, Debug)]
 pub struct Mirror {
-    /// Which: a type (`huggingface`), or a URL with all below it (`s3://bucket/models`, `https://host/data`).
+    /// Which: a type (`huggingface`), or a URL with all below it (`hf://owner/name`, `s3://bucket/models`,
+    /// `https://host/data`).
     pub from: String,
     /// Where: what follows `from` in a source's URL is looked for below it.
     pub to: Location,
     /// Whether the origin is never asked.
-    #[serde(default)]
     pub only: bool,
 }
 
@@ -48,8 +51,12 @@ impl Mirror {
                 let url = format!("{}/{rest}", url.trim_end_matches('/'));
                 Some(Location::Http { url: url.trim_end_matches('/').to_owned(), sha256: sha256.clone() })
             }
-            // A file by its URL has none below it.
-            (Location::Http { .. }, _) => None,
+            (Location::Git { url, .. }, Location::Git { revision, path, .. }) => {
+                let url = format!("{}/{rest}", url.trim_end_matches('/')).trim_end_matches('/').to_owned();
+                Some(Location::Git { url, revision: revision.clone(), path: path.clone() })
+            }
+            // A file by its URL has none below it, and a repository's files lie in packs.
+            (Location::Http { .. } | Location::Git { .. }, _) | (_, Location::Git { .. }) => None,
             (to, _) => Some(to.below((!rest.is_empty()).then_some(rest))),
         }
     }
@@ -73,35 +80,24 @@ fn address(source: &Location) -> Option<String> {
         Location::Azblob { container, path, endpoint: None, account: None } => Some(format!("az://{container}/{path}")),
         Location::Http { url, .. } => Some(url.clone()),
         Location::HuggingFace { identifier, revision, repo, path, .. } => {
+            // As errors and the Hub's own tools write it, but for the revision, which is a folder.
             let repo = match repo {
-                HubRepo::Model => "models",
-                HubRepo::Dataset => "datasets",
+                HubRepo::Model => "",
+                HubRepo::Dataset => "datasets/",
             };
-            let below = path.as_ref().map(|path| format!("/{path}")).unwrap_or_default();
-            Some(format!("huggingface://{repo}/{identifier}/{revision}{below}"))
+            // What a pattern matches is named from the top.
+            let path = path.as_ref().filter(|path| !path.contains(PATTERN));
+            let below = path.map(|path| format!("/{path}")).unwrap_or_default();
+            Some(format!("hf://{repo}{identifier}/{revision}{below}"))
         }
+        Location::Git { url, .. } => url.contains("://").then(|| url.clone()),
         Location::S3 { .. }
         | Location::Gcs { .. }
         | Location::Azblob { .. }
         | Location::Local { .. }
-        | Location::Git { .. }
         | Location::Task { .. }
         | Location::Submitted { .. }
         | Location::Kept { .. } => None,
-    }
-}
-
-/// Whether other members have it: an offline node is still one of them.
-fn in_the_mesh(location: &Location) -> bool {
-    match location {
-        Location::Submitted { .. } | Location::Task { .. } | Location::Kept { .. } => true,
-        Location::Local { .. }
-        | Location::S3 { .. }
-        | Location::Gcs { .. }
-        | Location::Azblob { .. }
-        | Location::Http { .. }
-        | Location::HuggingFace { .. }
-        | Location::Git { .. } => false,
     }
 }
 
@@ -110,7 +106,7 @@ fn in_the_mesh(location: &Location) -> bool {
 pub(crate) enum Way {
     /// It lies in a volume.
     Folder(crate::folder::Folder),
-    /// Out of a repository, from where that is: no mirror is for those.
+    /// Out of a repository: from where that is, or from its mirrors.
     Git(Git),
     /// From where it is.
     Origin(Box<dyn Remote>),
@@ -130,7 +126,7 @@ pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError>
     let origin = match kinds::source(store, location)? {
         Source::Folder(folder) => return Ok(Way::Folder(folder)),
         Source::Git(git) if store.config.offline => return Err(StoreError::offline_source(git.place())),
-        Source::Git(git) => return Ok(Way::Git(git)),
+        Source::Git(git) => return with_mirrors(store, location, git).map(Way::Git),
         Source::Remote(origin) => origin,
     };
     let mut beside = Vec::new();
@@ -141,7 +137,7 @@ pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError>
             continue;
         }
         let remote: Box<dyn Remote> = match kinds::source(store, &to) {
-            // It cannot be asked for files by their names.
+            // Only repositories have such mirrors.
             Ok(Source::Git(_)) => return Err(StoreError::unsupported(&to)),
             Ok(Source::Folder(folder)) => Box::new(folder.as_remote(store.config.patience)),
             Ok(Source::Remote(remote)) => remote,
@@ -156,10 +152,27 @@ pub(crate) fn way(store: &Store, location: &Location) -> Result<Way, StoreError>
         }
         beside.push(remote);
     }
-    if store.config.offline && !in_the_mesh(location) {
+    if store.config.offline && !kinds::in_mesh(location) {
         return Err(StoreError::offline_source(origin.url("")));
     }
     Ok(if beside.is_empty() { Way::Origin(origin) } else { Way::Beside(Beside::new(origin, beside)) })
+}
+
+/// A repository with its mirrors; one that is never to be asked is replaced by its mirror. Commits are the same wherever
+/// they come from, so that pins need no mark.
+fn with_mirrors(store: &Store, location: &Location, origin: Git) -> Result<Git, StoreError> {
+    let mut mirrors = Vec::new();
+    for mirror in &store.config.mirrors {
+        let Some(to) = mirror.of(location) else { continue };
+        match kinds::source(store, &to) {
+            Ok(Source::Git(git)) if mirror.only => return Ok(git),
+            Ok(Source::Git(git)) => mirrors.push(git),
+            Ok(_) => return Err(StoreError::unsupported(&to)),
+            Err(error) if mirror.only => return Err(error),
+            Err(error) => tracing::warn!(from = mirror.from, %error, "the mirror is left aside"),
+        }
+    }
+    Ok(origin.beside(mirrors))
 }
 
 /// A pin with the mark of the way that made it.
@@ -209,13 +222,20 @@ mod tests {
             split: None,
         };
         let all = mirror("huggingface", s3("hf", "mirror"));
-        assert_eq!(all.of(&hub), Some(s3("hf", "mirror/models/owner/name/main/onnx")));
-        let one = mirror("huggingface://models/owner/name", local("nas/it"));
+        assert_eq!(all.of(&hub), Some(s3("hf", "mirror/owner/name/main/onnx")));
+        let one = mirror("hf://owner/name", local("nas/it"));
         assert_eq!(one.of(&hub), Some(local("nas/it/main/onnx")));
+        assert_eq!(mirror("hf://datasets/owner/name", local("nas/it")).of(&hub), None);
         let http = |url: &str| Location::Http { url: url.into(), sha256: Some("00".into()) };
         let web = mirror("https://far/data/", Location::Http { url: "https://near/d".into(), sha256: None });
         assert_eq!(web.of(&http("https://far/data/x.bin")), Some(http("https://near/d/x.bin")));
         assert_eq!(web.of(&hub), None);
+        let git = |url: &str| Location::Git { url: url.into(), revision: Some("v1".into()), path: Some("m".into()) };
+        let forge = mirror("https://far/org", git("https://near/mirror"));
+        assert_eq!(forge.of(&git("https://far/org/model.git")), Some(git("https://near/mirror/model.git")));
+        assert_eq!(mirror("git", git("https://near")).of(&git("ssh://git@far/a")), Some(git("https://near/git@far/a")));
+        assert_eq!((forge.of(&http("https://far/org/x")), web.of(&git("https://far/data/m"))), (None, None));
+        assert_eq!(mirror("git", local("nas")).of(&git("https://far/a")), None);
     }
 
     #[test]

@@ -13,13 +13,12 @@ use mloc_core::{
 use mloc_exec::{PeerError, Peers};
 
 use crate::{
-    Store,
-    config::Patience,
-    disk,
+    Store, disk,
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
+    patience::{Patience, patiently},
     place::Source,
-    remote::{Body, Listing, Object, Remote},
+    remote::{Body, Digest, Listing, Object, Remote},
 };
 
 /// A source on another node, or on this one.
@@ -94,18 +93,7 @@ impl Peer {
 
     /// A small file, whole. Tries again by itself.
     async fn get(&self, what: &PeerFile, bytes_max: u64) -> Result<Vec<u8>, StoreError> {
-        let mut failures = 0;
-        loop {
-            let error = match self.get_once(what, bytes_max).await {
-                Err(error @ StoreError::Unreachable { .. }) => error,
-                ended => return ended,
-            };
-            failures += 1;
-            match self.patience.wait_after(failures) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(error.after(failures)),
-            }
-        }
+        patiently(self.patience, || self.get_once(what, bytes_max)).await
     }
 
     async fn get_once(&self, what: &PeerFile, bytes_max: u64) -> Result<Vec<u8>, StoreError> {
@@ -135,7 +123,7 @@ impl Peer {
             key: file.sha256.clone(),
             bytes: file.bytes,
             etag: Some(file.sha256.clone()),
-            sha256: Some(file.sha256),
+            digest: Some(Digest::Sha256(file.sha256)),
         };
         let objects = tree.files.into_iter().map(object).collect();
         Ok(Listing { objects, one: !tree.folder, version: Some(format!("sha256:{digest}")) })
@@ -158,8 +146,8 @@ impl Peer {
                     None => continue,
                 },
             };
-            let (etag, sha256) = (Some(file.sha256.clone()), Some(file.sha256));
-            objects.push(Object { name, key: file.path, bytes: file.bytes, etag, sha256 });
+            let (etag, digest) = (Some(file.sha256.clone()), Some(Digest::Sha256(file.sha256)));
+            objects.push(Object { name, key: file.path, bytes: file.bytes, etag, digest });
         }
         if objects.is_empty() {
             let found = format!("{attempt} left no such file");

@@ -1,11 +1,7 @@
 //! What a [`Location`](mloc_core::task::spec::Location) comes to on this node: something to read from, or something
 //! to write to. Which kind of place comes to what is [`crate::kinds`]'.
 
-use std::{
-    fmt,
-    ops::Range,
-    path::{Path, PathBuf},
-};
+use std::{fmt, ops::Range, path::Path};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -82,9 +78,9 @@ pub(crate) trait Area: fmt::Debug + Send + Sync {
     /// to do.
     async fn sweep(&self, _names: &[&str]) {}
 
-    /// Bytes that are free where this area lies, when it is on this node's disks; elsewhere there is no bound.
-    fn free_bytes(&self) -> Result<Option<(PathBuf, u64)>, StoreError> {
-        Ok(None)
+    /// The folder it is, when it is on this node's disks: elsewhere nobody says how much room there is.
+    fn folder(&self) -> Option<&Path> {
+        None
     }
 
     /// A file of it that the manifest names and that is not there.

@@ -4,7 +4,7 @@
 //! whole result or none; a retry writes over what its own dead attempt left, and a result that is already there is
 //! adopted when it is of the same task and replica.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use mloc_core::{
     id::AttemptId,
@@ -24,31 +24,15 @@ use crate::{
 };
 
 impl Store {
-    /// Publishes what an attempt made. Call it only after the ledger has granted [`Publishing`] to this attempt.
-    /// Without a destination the files stay where they are, and the result's location says so.
+    /// Publishes what an attempt made, with a word in the manifest on where it comes from. Call it only after the ledger
+    /// has granted [`Publishing`] to this attempt. Without a destination the files stay where they are, and the result's
+    /// location says so.
     ///
     /// # Errors
     /// [`StoreError::Taken`] when another task's result lies there; others as for any transfer.
     ///
     /// [`Publishing`]: mloc_core::ledger::entry::Entry::Publishing
     pub async fn publish(
-        &self,
-        attempt: &AttemptId,
-        destination: Option<&Location>,
-        folder: &Path,
-        outputs: &[Output],
-        summary: BTreeMap<String, serde_json::Value>,
-        tell: OnMoved,
-    ) -> Result<TaskResult, StoreError> {
-        let made = ModuleOutput { outputs: outputs.to_vec(), summary };
-        self.publish_made(attempt, destination, folder, &made, None, tell).await
-    }
-
-    /// [`Self::publish`] with a word in the manifest on where the result comes from.
-    ///
-    /// # Errors
-    /// Those of [`Self::publish`].
-    pub async fn publish_made(
         &self,
         attempt: &AttemptId,
         destination: Option<&Location>,
@@ -78,12 +62,9 @@ impl Store {
             leftovers::clear(&*place, &there).await;
             return Ok(there.into_result(place.url()));
         }
-        // Said before the first byte when they will not all fit.
-        if let Some((folder, free)) = place.free_bytes()? {
-            let needed = sizes.iter().sum();
-            if needed > free {
-                return Err(StoreError::NoSpace { folder, needed, free });
-            }
+        if let Some(folder) = place.folder().map(Path::to_owned) {
+            let (cache, needed) = (self.cache.clone(), sizes.iter().sum());
+            off_thread(move || cache.enough_room(&folder, needed)).await?;
         }
         leftovers::announce(&*place, attempt, outputs.iter().map(|o| o.path.as_str()), &meter).await?;
         let mut files = Vec::with_capacity(outputs.len());
@@ -102,6 +83,15 @@ impl Store {
         place.sweep(&all).await;
         leftovers::clear(&*place, &manifest).await;
         Ok(manifest.into_result(place.url()))
+    }
+
+    /// Clears away the temporary files that an attempt of this node was writing to a destination on its disks when the
+    /// daemon died. Nobody else's: nothing where another one has begun to publish since.
+    ///
+    /// # Errors
+    /// Those of this disk.
+    pub async fn sweep(&self, attempt: &AttemptId, destination: &Location) -> Result<(), StoreError> {
+        leftovers::sweep(&*self.area(destination)?, attempt).await
     }
 
     /// The result of this task and replica at a destination, when an earlier attempt got so far and could not say

@@ -8,7 +8,7 @@ use std::{
 };
 
 use mloc_core::task::spec::{Location, Pin};
-use mloc_exec::{MakeRoom, OnMoved, OnSaid};
+use mloc_exec::{OnMoved, OnSaid};
 
 use crate::{
     Store,
@@ -19,7 +19,7 @@ use crate::{
     meter::Meter,
     mirror::{self, Way},
     rate::Limit,
-    remote::{Object, Remote},
+    remote::Remote,
     transfer::{self, Fetched},
 };
 
@@ -38,7 +38,7 @@ pub struct Pulled {
     pub fetched: u64,
     /// What it was: a later pull with this gets the same or an error. `local` sources have no versions.
     pub pin: Option<Pin>,
-    /// Of a cached one: it is not evicted while this is open, in whatever process.
+    /// Of one in the cache: it is not evicted while this is open, in whatever process.
     pub held: Option<Arc<File>>,
 }
 
@@ -54,31 +54,15 @@ pub struct PulledFile {
 }
 
 impl Store {
-    /// Brings a source to this node, into `folder`, past the cache, and goes on where an earlier try of the same source
-    /// stopped. `local` sources are used where they lie. Two pulls into one folder wait for one another, whatever process
-    /// they are in. With a `pin` it is what was pinned, or [`StoreError::OtherVersion`]. Dropped, it leaves parts that the
-    /// next one uses. Where the disk is too full, `room` is asked first.
+    /// Brings a source to this node, into its cache, and goes on where an earlier try of the same source stopped. `local`
+    /// sources are used where they lie. With a `pin` it is what was pinned, or [`StoreError::OtherVersion`]. What the cache
+    /// has takes no request where it is pinned, else the one that says which version is newest. Two pulls of one source
+    /// wait for one another, whatever process they are in. Dropped, it leaves parts that the next one uses. `say` gets
+    /// sentences for the attempt's log.
     ///
     /// # Errors
     /// See [`StoreError`]; [`StoreError::class`] says which are worth another try.
     pub async fn pull(
-        &self,
-        source: &Location,
-        pin: Option<&Pin>,
-        folder: &Path,
-        room: MakeRoom,
-        tell: OnMoved,
-    ) -> Result<Pulled, StoreError> {
-        let say: OnSaid = Arc::new(|text| tracing::info!("{text}"));
-        self.bring(source, pin, &Shelf::plain(folder, room, say), tell).await
-    }
-
-    /// The same through this node's cache. What is there and pinned takes no request; what is not pinned takes the one
-    /// that says which version is newest. `say` gets sentences for the attempt's log.
-    ///
-    /// # Errors
-    /// As [`Store::pull`].
-    pub async fn pull_cached(
         &self,
         source: &Location,
         pin: Option<&Pin>,
@@ -157,6 +141,9 @@ async fn pull_remote(
     if objects.is_empty() {
         return Err(StoreError::Empty { place: remote.url("") });
     }
+    if let Some(bad) = objects.iter().find(|object| disk::below(&object.name).is_none()) {
+        return Err(StoreError::BadName { place: remote.url(""), name: bad.name.clone() });
+    }
     let listed = mirror::marked(listing.pin(objects.iter()), mark);
     // What does not say its size beforehand is compared when it is here.
     if !remote.one_stream() {
@@ -185,7 +172,11 @@ async fn pull_remote(
     let missing: Vec<_> =
         objects.iter().zip(&lent).filter(|(_, lent)| lent.is_none()).map(|(o, _)| o.clone()).collect();
     let (known, here) = (missing.clone(), shelf.clone());
-    off_thread(move || enough_room(&known, &here, reserve)).await?;
+    off_thread(move || match transfer::missing_bytes(&known, here.folder())? {
+        0 => Ok(()),
+        missing => here.enough_room(missing.saturating_add(reserve)),
+    })
+    .await?;
     meter.found(lent.iter().flatten().map(|stamp| stamp.bytes).sum());
     let mut came = transfer::fetch(remote, &missing, folder, &meter).await?.into_iter();
     let fetched: Vec<_> = objects
@@ -204,7 +195,7 @@ async fn pull_remote(
     // A file that changed under way has come in another version than was listed.
     let arrived = mirror::marked(listing.pin(fetched.iter().map(|f| &f.object)), mark);
     still(remote, pin, &arrived)?;
-    let named = |f: &Fetched| f.object.etag.is_some() || f.object.sha256.is_some();
+    let named = |f: &Fetched| f.object.etag.is_some() || f.object.digest.is_some();
     let filled = Filled {
         place: remote.url(""),
         at: folder.to_owned(),
@@ -227,22 +218,6 @@ fn still(remote: &dyn Remote, pin: Option<&Pin>, found: &Pin) -> Result<(), Stor
         Some(pin) if pin != found => {
             Err(StoreError::OtherVersion { place: remote.url(""), pinned: pin.clone(), found: found.clone() })
         }
-        _ => Ok(()),
-    }
-}
-
-/// Says it before the first byte when they will not all fit, even with what the shelf could free.
-fn enough_room(objects: &[Object], shelf: &Shelf, reserve: u64) -> Result<(), StoreError> {
-    let folder = shelf.folder();
-    let missing = transfer::missing_bytes(objects, folder)?;
-    let needed = missing.saturating_add(reserve);
-    let free = || disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e));
-    if missing == 0 || needed <= free()? {
-        return Ok(());
-    }
-    shelf.make_room(needed);
-    match free()? {
-        free if needed > free => Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free }),
         _ => Ok(()),
     }
 }

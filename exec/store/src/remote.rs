@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use mloc_core::task::spec::Pin;
 
-use crate::{config::Patience, disk, error::StoreError};
+use crate::{disk, error::StoreError, patience::Patience};
 
 /// A file of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +20,18 @@ pub(crate) struct Object {
     pub bytes: u64,
     /// What the other side calls this version of the content. Without one nothing under way can be taken up again.
     pub etag: Option<String>,
-    /// SHA-256 that its bytes must have, hex, where the other side says so beforehand.
-    pub sha256: Option<String>,
+    /// What its bytes must come to, where the other side says so beforehand.
+    pub digest: Option<Digest>,
+}
+
+impl Object {
+    /// SHA-256 that its bytes must have, hex.
+    pub fn sha256(&self) -> Option<&String> {
+        match &self.digest {
+            Some(Digest::Sha256(sha256)) => Some(sha256),
+            Some(Digest::GitBlob(_)) | None => None,
+        }
+    }
 }
 
 /// What tells whether bytes are those that were meant.
@@ -86,9 +96,9 @@ pub(crate) trait Remote: fmt::Debug + Send + Sync {
     /// The version of a file that is there now. Tries again by itself.
     async fn again(&self, object: &Object) -> Result<Object, StoreError>;
 
-    /// What the bytes of a file must come to, where that is known beforehand.
-    fn digest(&self, object: &Object) -> Option<Digest> {
-        object.sha256.clone().map(Digest::Sha256)
+    /// What a mirror of this source calls a file, where it lies in a folder.
+    fn at_mirror<'o>(&self, object: &'o Object) -> &'o str {
+        &object.name
     }
 
     /// Whether a file can only be had from its first byte to its last, as the listing has shown. Its size is then 0 where

@@ -15,7 +15,6 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use mloc_core::ledger::entry::FailureClass;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -173,7 +172,7 @@ pub(crate) fn missing_bytes(objects: &[Object], folder: &Path) -> Result<u64, St
 }
 
 /// Removes what a folder holds of objects that are not among these any more: files, what is known of them, and parts.
-/// A shard that left the source must not be trained on. Blocks.
+/// They would take room until the pull is done. Blocks.
 pub(crate) fn remove_others(objects: &[Object], folder: &Path) -> Result<(), StoreError> {
     let paths: Vec<_> = objects.iter().map(|o| Paths::of(o, folder)).collect::<Result<_, _>>()?;
     let names: BTreeSet<&str> = objects.iter().map(|o| o.name.as_str()).collect();
@@ -305,7 +304,7 @@ async fn name_it(remote: &dyn Remote, object: &Object, paths: &Paths, mut part: 
     if (&now.etag, now.bytes) != (&object.etag, object.bytes) {
         return Err(StoreError::Changed { place: remote.url(&object.name) });
     }
-    let (paths, must, place) = (paths.clone(), remote.digest(object), remote.url(&object.name));
+    let (paths, must, place) = (paths.clone(), object.digest.clone(), remote.url(&object.name));
     off_thread(move || {
         let stamp = disk::stamp(&paths.part)?;
         if let Some(found) = must.map(|must| differs(&paths.part, &stamp, &must)).transpose()?.flatten() {
@@ -360,12 +359,8 @@ async fn fetch_range(
         let from = at;
         let ended = read_on(remote, object, &mut at, range.end, file, path, meter).await;
         let Err(error) = ended else { break };
-        let broken = matches!(error, StoreError::Unreachable { .. });
         failures = if at > from { 1 } else { failures + 1 };
-        let Some(wait) = patience.wait_after(failures).filter(|_| broken && error.class() == FailureClass::Retryable)
-        else {
-            return Err(error.after(failures));
-        };
+        let Some(wait) = patience.wait_for(&error, failures) else { return Err(error.after(failures)) };
         tracing::debug!(place = remote.url(&object.name), at, %error, ?wait, "the line broke; going on");
         tokio::time::sleep(wait).await;
     }

@@ -15,7 +15,7 @@ use crate::Store;
 #[async_trait]
 impl Transfers for Store {
     async fn pull(&self, source: &Location, pin: Option<&Pin>, tell: OnMoved, say: OnSaid) -> Result<Arrived, Failure> {
-        let pulled = self.pull_cached(source, pin, tell, say).await?;
+        let pulled = Store::pull(self, source, pin, tell, say).await?;
         Ok(Arrived { path: pulled.path, pin: pulled.pin, held: pulled.held })
     }
 
@@ -51,6 +51,10 @@ impl Transfers for Store {
         Ok(Store::push_checkpoint(self, attempt, destination, step, folder, keep, tell).await?)
     }
 
+    async fn sweep(&self, attempt: &AttemptId, destination: &Location) -> Result<(), Failure> {
+        Ok(Store::sweep(self, attempt, destination).await?)
+    }
+
     async fn published(&self, attempt: &AttemptId, destination: &Location) -> Result<Option<TaskResult>, Failure> {
         Ok(Store::published(self, attempt, destination).await?)
     }
@@ -64,6 +68,6 @@ impl Transfers for Store {
         lineage: Option<Lineage>,
         tell: OnMoved,
     ) -> Result<TaskResult, Failure> {
-        Ok(self.publish_made(attempt, destination, folder, made, lineage, tell).await?)
+        Ok(Store::publish(self, attempt, destination, folder, made, lineage, tell).await?)
     }
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mloc_core::task::spec::{Location, Pin};
+use mloc_core::task::spec::Location;
 use mloc_store::{CacheConfig, MANIFEST, Pulled, Store, StoreError, Verify};
 use reqwest::Method;
 use support::{
@@ -63,10 +63,6 @@ fn store_in(cache: &Path, change: impl FnOnce(&mut CacheConfig)) -> Store {
     Store::new(config).unwrap()
 }
 
-async fn pull(store: &Store, source: &Location, pin: Option<&Pin>) -> Result<Pulled, StoreError> {
-    store.pull_cached(source, pin, unseen(), unsaid()).await
-}
-
 fn is_empty(cache: &Path) -> bool {
     contents(cache).is_empty()
 }
@@ -79,7 +75,7 @@ async fn a_pinned_source_that_is_here_takes_no_request_and_a_newer_one_only_what
     bench.moto.put("m/sub/config.json", b"{}").await;
     let (store, source) = (bench.store(), bench.source("m"));
     let (tell, told) = seen();
-    let first = store.pull_cached(&source, None, tell, unsaid()).await.unwrap();
+    let first = store.pull(&source, None, tell, unsaid()).await.unwrap();
     assert_eq!((first.fetched, first.in_place), (weights.len() as u64 + 2, false));
     assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((first.bytes, first.bytes)));
     let there = contents(&first.path);
@@ -89,7 +85,7 @@ async fn a_pinned_source_that_is_here_takes_no_request_and_a_newer_one_only_what
 
     let before = bench.line.requests();
     let (tell, told) = seen();
-    let again = store.pull_cached(&source, first.pin.as_ref(), tell, unsaid()).await.unwrap();
+    let again = store.pull(&source, first.pin.as_ref(), tell, unsaid()).await.unwrap();
     assert_eq!((&again.path, &again.files, again.fetched), (&first.path, &first.files, 0));
     assert_eq!(bench.line.requests(), before, "it was asked for");
     assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((first.bytes, first.bytes)));
@@ -128,7 +124,7 @@ async fn a_hit_waits_for_nobody() {
     turn.lock().unwrap();
     for pin in [first.pin.as_ref(), None] {
         let (say, said) = heard();
-        let hit = tokio::time::timeout(PATIENCE, store.pull_cached(&source, pin, unseen(), say)).await;
+        let hit = tokio::time::timeout(PATIENCE, store.pull(&source, pin, unseen(), say)).await;
         assert_eq!(hit.expect("it waits").unwrap().path, first.path);
         assert!(said.lock().unwrap().is_empty());
     }
@@ -141,7 +137,7 @@ async fn a_hit_waits_for_nobody() {
         }
         drop(turn);
     };
-    let (newer, ()) = tokio::join!(store.pull_cached(&source, None, unseen(), say), go_on);
+    let (newer, ()) = tokio::join!(store.pull(&source, None, unseen(), say), go_on);
     assert_eq!(fs::read(newer.unwrap().path.join("a")).unwrap(), b"two");
 }
 
@@ -151,21 +147,18 @@ async fn a_pin_is_held_to() {
     bench.moto.put("m/a", b"one").await;
     bench.moto.put("m/b", b"two").await;
     let (store, source) = (bench.store(), bench.source("m"));
-    let folder = bench.top.join("plain");
-    let first = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
+    let first = pull(&store, &source, None).await.unwrap();
     let pin = first.pin.expect("a bucket has versions");
     assert_eq!((pin.files, pin.bytes), (2, 6));
-    let other = bench.top.join("other");
-    let same = store.pull(&source, Some(&pin), &other, no_room(), unseen()).await.unwrap();
-    assert_eq!((same.pin.as_ref(), contents(&other)), (Some(&pin), contents(&folder)));
+    let same = pull(&store_in(&bench.top.join("other"), |_| {}), &source, Some(&pin)).await.unwrap();
+    assert_eq!((same.pin.as_ref(), contents(&same.path)), (Some(&pin), contents(&first.path)));
 
     bench.moto.put("m/b", b"three").await;
-    let changed = store.pull(&source, Some(&pin), &other, no_room(), unseen()).await.unwrap_err();
+    let late = store_in(&bench.top.join("late"), |_| {});
+    let changed = pull(&late, &source, Some(&pin)).await.unwrap_err();
     let said = changed.to_string();
     let words = said.split(' ').map(|word| if word.starts_with("sha256:") { "sha256:…" } else { word });
     insta::assert_snapshot!(words.collect::<Vec<_>>().join(" "));
-    // What it held is left alone.
-    assert_eq!(contents(&other)["b"], b"two");
 }
 
 #[tokio::test]
@@ -221,7 +214,7 @@ async fn a_flipped_byte_is_found_and_mended() {
         flip(keep_time);
         let store = bench.store_with(|c| c.verify = if always { Verify::Always } else { Verify::Changed });
         let (say, said) = heard();
-        let mended = store.pull_cached(&source, pin.as_ref(), unseen(), say).await.unwrap();
+        let mended = store.pull(&source, pin.as_ref(), unseen(), say).await.unwrap();
         assert_eq!((&mended.path, mended.fetched), (&first.path, weights.len() as u64), "one file came again");
         assert!(contents(&mended.path)["w.bin"] == weights, "a damaged file was used");
         let said = said.lock().unwrap().join("\n");
@@ -395,7 +388,7 @@ async fn two_processes_pull_a_source_once() {
         bench.line.go_on();
     };
     // Listing passes the pause: only what came down before it was held.
-    let (two, ()) = tokio::join!(store.pull_cached(&source, None, unseen(), say), let_go);
+    let (two, ()) = tokio::join!(store.pull(&source, None, unseen(), say), let_go);
     let two = two.unwrap();
     assert_eq!(two.fetched, 0, "it came twice");
     assert!(contents(&two.path)["w.bin"] == bytes);

@@ -4,7 +4,6 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
     path::PathBuf,
     sync::{
         Mutex,
@@ -44,20 +43,20 @@ async fn there_and_back(store: &Store, top: &std::path::Path, to: impl Fn(&str) 
     let out = to("out/one");
     let publish = |task: &'static str, number| {
         let (store, out, run, files) = (store.clone(), out.clone(), run.clone(), files.clone());
-        async move { store.publish(&attempt(task, number), Some(&out), &run, &files, BTreeMap::new(), unseen()).await }
+        async move { store.publish(&attempt(task, number), Some(&out), &run, &files, None, unseen()).await }
     };
     let won = publish("task-a", 1).await.unwrap();
     assert_eq!(publish("task-a", 2).await.unwrap(), won, "a retry adopts");
     let lost = publish("task-b", 1).await.unwrap_err();
     assert!(matches!(&lost, StoreError::Taken { task, .. } if task == "task-a"), "{lost}");
-    let pulled = store.pull(&out, None, &top.join("back"), no_room(), unseen()).await.unwrap();
-    let mut back = contents(&top.join("back"));
+    let pulled = pull(store, &out, None).await.unwrap();
+    let mut back = contents(&pulled.path);
     back.remove(MANIFEST);
     assert!(back == contents(&run), "other bytes came back");
-    let again = store.pull(&out, pulled.pin.as_ref(), &top.join("back"), no_room(), unseen()).await.unwrap();
+    let again = pull(store, &out, pulled.pin.as_ref()).await.unwrap();
     assert_eq!(again.fetched, 0);
-    let one = store.pull(&to("out/one/logs/log.jsonl"), None, &top.join("one"), no_room(), unseen()).await.unwrap();
-    assert_eq!(one.path, top.join("one/log.jsonl"));
+    let one = pull(store, &to("out/one/logs/log.jsonl"), None).await.unwrap();
+    assert_eq!(std::fs::read(one.path).unwrap(), b"{}\n");
 
     let (a, ckpt) = (attempt("task-a", 1), to("ckpt"));
     for step in [5, 10, 15] {
@@ -74,14 +73,14 @@ async fn there_and_back(store: &Store, top: &std::path::Path, to: impl Fn(&str) 
 #[tokio::test]
 async fn google_there_and_back() {
     let Some(gcs) = Gcs::start() else { return };
-    let Bench { store, top, .. } = bench(Gcs::config);
+    let Bench { store, top, _dir, .. } = bench(Gcs::config);
     there_and_back(&store, &top, |path| gcs.at(path), 3 << 20).await;
 }
 
 #[tokio::test]
 async fn azure_there_and_back() {
     let Some(azurite) = Azurite::start() else { return };
-    let Bench { store, top, .. } = bench(Azurite::config);
+    let Bench { store, top, _dir, .. } = bench(Azurite::config);
     there_and_back(&store, &top, |path| azurite.at("mloc-test", path), 20 << 20).await;
     assert!(azurite.keys().await.contains(&format!("out/one/{MANIFEST}")));
 }
@@ -90,14 +89,14 @@ async fn azure_there_and_back() {
 #[tokio::test]
 async fn azure_publishes_once() {
     let Some(azurite) = Azurite::start() else { return };
-    let Bench { store, top, .. } = bench(Azurite::config);
+    let Bench { store, top, _dir, .. } = bench(Azurite::config);
     let run = top.join("run");
     fill(&run, &[("a", b"abc")]);
     for round in 0..5 {
         let to = azurite.at("mloc-test", &format!("race/{round}"));
         let publish = |task: &'static str| {
             let (store, to, run) = (&store, &to, &run);
-            async move { store.publish(&attempt(task, 1), Some(to), run, &outputs(&["a"]), BTreeMap::new(), unseen()).await }
+            async move { store.publish(&attempt(task, 1), Some(to), run, &outputs(&["a"]), None, unseen()).await }
         };
         let (a, b) = tokio::join!(publish("task-a"), publish("task-b"));
         let (won, lost) = if a.is_ok() { (a, b) } else { (b, a) };
@@ -109,18 +108,18 @@ async fn azure_publishes_once() {
 #[tokio::test]
 async fn azure_over_a_line_that_breaks() {
     let Some(azurite) = Azurite::start() else { return };
-    let Bench { store, top, .. } = bench(Azurite::config);
+    let Bench { store, top, _dir, .. } = bench(Azurite::config);
     let run = top.join("run");
     let bytes = noise(3, 30 << 20);
     fill(&run, &[("w.bin", &bytes)]);
     let to = azurite.at("mloc-private", "m");
-    store.publish(&attempt("t", 1), Some(&to), &run, &outputs(&["w.bin"]), BTreeMap::new(), unseen()).await.unwrap();
+    store.publish(&attempt("t", 1), Some(&to), &run, &outputs(&["w.bin"]), None, unseen()).await.unwrap();
     let line = Line::to(&azurite.0.endpoint).await;
     line.breaks_after(3 << 20);
     let Location::Azblob { container, account, .. } = to else { unreachable!() };
     let endpoint = Some(format!("{}/devstoreaccount1", line.endpoint));
     let source = Location::Azblob { container, path: "m/w.bin".into(), account, endpoint };
-    let pulled = store.pull(&source, None, &top.join("back"), no_room(), unseen()).await.unwrap();
+    let pulled = pull(&store, &source, None).await.unwrap();
     assert!(std::fs::read(pulled.path).unwrap() == bytes, "other bytes arrived");
     let over = line.down() as f64 / bytes.len() as f64;
     assert!(over <= 1.05, "{over:.3} × the object came down");
@@ -130,7 +129,7 @@ async fn azure_over_a_line_that_breaks() {
 #[tokio::test]
 async fn azure_objects_are_held_by_their_etag() {
     let Some(azurite) = Azurite::start() else { return };
-    let Bench { store, top, .. } = bench(Azurite::config);
+    let Bench { store, top, _dir, .. } = bench(Azurite::config);
     let (a, to) = (attempt("t", 1), azurite.at("mloc-test", "m"));
     fill(&top.join("old"), &[("w.bin", &noise(1, 40 << 20))]);
     fill(&top.join("new"), &[("w.bin", &noise(2, 30 << 20))]);
@@ -146,10 +145,8 @@ async fn azure_objects_are_held_by_their_etag() {
         store.push_checkpoint(&a, &to, 1, &top.join("new"), 0, unseen()).await.unwrap();
         line.go_on();
     };
-    let folder = top.join("m");
-    let (pulled, ()) = tokio::join!(store.pull(&source, None, &folder, no_room(), unseen()), change);
-    pulled.unwrap();
-    assert!(contents(&folder)["w.bin"] == noise(2, 30 << 20), "old bytes, or a mixture");
+    let (pulled, ()) = tokio::join!(pull(&store, &source, None), change);
+    assert!(std::fs::read(pulled.unwrap().path).unwrap() == noise(2, 30 << 20), "old bytes, or a mixture");
 }
 
 /// What Google holds and the emulator does not: a manifest is placed with `ifGenerationMatch=0`, and objects are read
@@ -188,13 +185,13 @@ async fn google_is_asked_to_hold_generations() {
         }
     })
     .await;
-    let Bench { store, top, .. } = bench(Gcs::config);
+    let Bench { store, top, _dir, .. } = bench(Gcs::config);
     fill(&top.join("run"), &[("a", b"abc")]);
     let (to, run, files) = (at_gcs(&web.endpoint, "out"), top.join("run"), outputs(&["a"]));
-    let lost = store.publish(&attempt("t", 1), Some(&to), &run, &files, BTreeMap::new(), unseen()).await.unwrap_err();
+    let lost = store.publish(&attempt("t", 1), Some(&to), &run, &files, None, unseen()).await.unwrap_err();
     assert!(matches!(&lost, StoreError::Taken { task, .. } if task == "task-z"), "{lost}");
 
-    let pulled = store.pull(&at_gcs(&web.endpoint, "m"), None, &top.join("m"), no_room(), unseen()).await.unwrap();
+    let pulled = pull(&store, &at_gcs(&web.endpoint, "m"), None).await.unwrap();
     assert_eq!(pulled.pin.unwrap().version, "17");
     let reads: Vec<_> =
         web.asked().into_iter().filter(|a| a.path.contains("/o/m%2Fa") && a.path.contains("alt=media")).collect();
@@ -213,12 +210,12 @@ async fn what_is_said_when_a_cloud_does_not_give() {
         *said.lock().unwrap() += &format!("# {what}\n{text}\n\n");
     };
     let (fatal, retryable) = (FailureClass::Fatal, FailureClass::Retryable);
-    let pull = |store: &Store, from: Location, top: &std::path::Path| {
-        let (store, folder) = (store.clone(), top.join("p"));
-        async move { store.pull(&from, None, &folder, no_room(), unseen()).await.unwrap_err() }
+    let refused = |store: &Store, from: Location| {
+        let store = store.clone();
+        async move { pull(&store, &from, None).await.unwrap_err() }
     };
 
-    let Bench { store: google, top, .. } = bench(Gcs::config);
+    let Bench { store: google, _dir, .. } = bench(Gcs::config);
     let of_google = |code: u16, reason: &'static str, message: &'static str| {
         Web::start(move |_| {
             let error = format!(
@@ -247,7 +244,7 @@ async fn what_is_said_when_a_cloud_does_not_give() {
         ("google: down", 503, "backendError", "Backend Error", retryable),
     ] {
         let web = of_google(code, reason, message).await;
-        say(what, pull(&google, at_gcs(&web.endpoint, "m"), &top).await, class, &web.endpoint);
+        say(what, refused(&google, at_gcs(&web.endpoint, "m")).await, class, &web.endpoint);
     }
 
     let of_s3 = |status: u16, code: &'static str, message: &'static str| {
@@ -258,7 +255,7 @@ async fn what_is_said_when_a_cloud_does_not_give() {
             Reply::new(status, error)
         })
     };
-    let Bench { store: s3, .. } = bench(moto::with_credentials);
+    let Bench { store: s3, _dir, .. } = bench(moto::with_credentials);
     for (what, status, code, message, class) in [
         ("s3: an expired token", 400, "ExpiredToken", "The provided token has expired.", retryable),
         (
@@ -274,37 +271,32 @@ async fn what_is_said_when_a_cloud_does_not_give() {
         ("s3: too fast", 503, "SlowDown", "Please reduce your request rate.", retryable),
     ] {
         let web = of_s3(status, code, message).await;
-        say(what, pull(&s3, moto::at(&web.endpoint, "m"), &top).await, class, &web.endpoint);
+        say(what, refused(&s3, moto::at(&web.endpoint, "m")).await, class, &web.endpoint);
     }
     let page = Web::start(|_| Reply::new(502, "<html><body>Bad gateway</body></html>")).await;
-    say("s3: a page for browsers", pull(&s3, moto::at(&page.endpoint, "m"), &top).await, retryable, &page.endpoint);
+    say("s3: a page for browsers", refused(&s3, moto::at(&page.endpoint, "m")).await, retryable, &page.endpoint);
 
     if let Some(azurite) = Azurite::start() {
         let endpoint = azurite.0.endpoint.clone();
-        let Bench { store: azure, .. } = bench(Azurite::config);
-        say("azure: no such object", pull(&azure, azurite.at("mloc-test", "none"), &top).await, fatal, &endpoint);
-        say("azure: no such container", pull(&azure, azurite.at("nobodys", "m"), &top).await, fatal, &endpoint);
-        let Bench { store: wrong, .. } = bench(|mut config| {
+        let Bench { store: azure, _dir, .. } = bench(Azurite::config);
+        say("azure: no such object", refused(&azure, azurite.at("mloc-test", "none")).await, fatal, &endpoint);
+        say("azure: no such container", refused(&azure, azurite.at("nobodys", "m")).await, fatal, &endpoint);
+        let Bench { store: wrong, _dir, .. } = bench(|mut config| {
             config.azblob.account_key = Some(Secret::new("aHVudGVyMg=="));
             config
         });
-        say("azure: a wrong key", pull(&wrong, azurite.at("mloc-private", "m"), &top).await, retryable, &endpoint);
-        let Bench { store: expired, .. } = bench(|mut config| {
+        say("azure: a wrong key", refused(&wrong, azurite.at("mloc-private", "m")).await, retryable, &endpoint);
+        let Bench { store: expired, _dir, .. } = bench(|mut config| {
             config.azblob.sas_token =
                 Some(Secret::new("sv=2021-08-06&ss=b&srt=sco&sp=rl&se=2020-01-01T00:00:00Z&sig=aHVudGVyMg%3D%3D"));
             config
         });
-        say(
-            "azure: an expired token",
-            pull(&expired, azurite.at("mloc-private", "m"), &top).await,
-            retryable,
-            &endpoint,
-        );
+        say("azure: an expired token", refused(&expired, azurite.at("mloc-private", "m")).await, retryable, &endpoint);
         let mut nowhere = azurite.at("mloc-test", "m");
         if let Location::Azblob { account, endpoint, .. } = &mut nowhere {
             (*account, *endpoint) = (None, None);
         }
-        say("azure: no account is named", pull(&azure, nowhere, &top).await, fatal, &endpoint);
+        say("azure: no account is named", refused(&azure, nowhere).await, fatal, &endpoint);
         insta::assert_snapshot!(said.into_inner().unwrap());
     }
 }

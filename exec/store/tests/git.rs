@@ -16,22 +16,20 @@ use mloc_core::{
     ledger::entry::FailureClass,
     task::spec::{Location, Pin},
 };
-use mloc_store::{GitAccount, Pulled, Secret, Store, StoreConfig, StoreError};
+use mloc_store::{GitAccount, Pulled, Secret, StoreConfig, StoreError};
 use support::{
+    config, contents, fill,
     gits::{Gits, Work, git, git_command, git_lfs, pointer},
-    *,
+    node, noise, seen, skip, unsaid, unseen,
 };
 
 fn source(url: &str, revision: Option<&str>, path: Option<&str>) -> Location {
     Location::Git { url: url.to_owned(), revision: revision.map(str::to_owned), path: path.map(str::to_owned) }
 }
 
-fn store(top: &Path) -> Store {
-    Store::new(config(top)).expect("a client")
-}
-
-async fn pull(store: &Store, source: &Location, pin: Option<&Pin>, into: &Path) -> Result<Pulled, StoreError> {
-    store.pull(source, pin, into, no_room(), unseen()).await
+/// A source as a node with a cache of its own has it.
+async fn pull(config: &StoreConfig, source: &Location, pin: Option<&Pin>, cache: &Path) -> Result<Pulled, StoreError> {
+    node(config, cache).pull(source, pin, unseen(), unsaid()).await
 }
 
 fn text(files: &BTreeMap<String, Vec<u8>>) -> String {
@@ -57,7 +55,7 @@ async fn a_branch_a_tag_or_a_commit_comes_without_what_was_before() {
     let Some(server) = Gits::start().await else { return };
     let work = server.repository("model");
     let [first, second, third] = history(&work);
-    let (top, store) = (server.top(), store(&server.top()));
+    let (top, config) = (server.top(), config(&server.top()));
     for (n, (revision, commit, expected)) in [
         (None, &third, "a.txt=three sub/deep/b.txt=b"),
         (Some("main"), &third, "a.txt=three sub/deep/b.txt=b"),
@@ -69,7 +67,7 @@ async fn a_branch_a_tag_or_a_commit_comes_without_what_was_before() {
     .into_iter()
     .enumerate()
     {
-        let pulled = pull(&store, &source(&work.url, revision, None), None, &top.join(n.to_string())).await.unwrap();
+        let pulled = pull(&config, &source(&work.url, revision, None), None, &top.join(n.to_string())).await.unwrap();
         assert_eq!(text(&contents(&pulled.path)), expected, "{revision:?}");
         let files: Vec<_> = pulled.files.iter().map(|f| f.path.as_str()).collect();
         assert_eq!((files.as_slice(), pulled.in_place), (["a.txt", "sub/deep/b.txt"].as_slice(), false));
@@ -77,37 +75,9 @@ async fn a_branch_a_tag_or_a_commit_comes_without_what_was_before() {
         assert_eq!((&pin.version, pin.files, pin.bytes), (commit, 2, pulled.bytes));
         assert!(pulled.fetched > 0 && pulled.fetched < 10_000, "{revision:?}: {} bytes came", pulled.fetched);
     }
-    let tag = pull(&store, &source(&work.url, Some("v1"), None), None, &top.join("v1")).await.unwrap();
+    let tag = pull(&config, &source(&work.url, Some("v1"), None), None, &top.join("v1")).await.unwrap();
     assert_eq!(tag.pin.unwrap().version, first, "the commit, not the tag's own object");
     assert!(contents(&tag.path)["old.bin"] == noise(7, 3 << 20), "other bytes arrived");
-}
-
-#[tokio::test]
-async fn what_is_there_is_not_fetched_again_unless_it_was_touched() {
-    let Some(server) = Gits::start().await else { return };
-    let work = server.repository("model");
-    history(&work);
-    let (into, store) = (server.top().join("m"), store(&server.top()));
-    let main = source(&work.url, Some("main"), None);
-    let first = pull(&store, &main, None, &into).await.unwrap();
-    server.seen();
-    let again = pull(&store, &main, None, &into).await.unwrap();
-    assert_eq!((again.fetched, &again.path, &again.files), (0, &first.path, &first.files));
-    assert_eq!(server.seen().len(), 2, "the names were asked for, and nothing else");
-    let pinned = pull(&store, &main, again.pin.as_ref(), &into).await.unwrap();
-    assert_eq!((pinned.fetched, server.seen().len()), (0, 0));
-
-    fs::write(first.path.join("a.txt"), "THREE").unwrap();
-    let mended = pull(&store, &main, None, &into).await.unwrap();
-    assert_eq!(text(&contents(&mended.path)), "a.txt=three sub/deep/b.txt=b");
-    assert!(mended.fetched > 0);
-
-    let fourth = work.commit(&[("c.txt", b"c")]);
-    let moved = pull(&store, &main, None, &into).await.unwrap();
-    assert_eq!(moved.pin.unwrap().version, fourth);
-    assert_eq!(text(&contents(&into)).matches("a.txt").count(), 1, "the other commit's files are gone");
-    let left: Vec<_> = fs::read_dir(into.join(".mloc-pull")).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(left.len(), 2, "more than the lock and the record stays: {left:?}");
 }
 
 #[tokio::test]
@@ -115,17 +85,17 @@ async fn a_pinned_commit_comes_though_the_tag_moved_and_a_lost_one_is_named() {
     let Some(server) = Gits::start().await else { return };
     let work = server.repository("model");
     let [_, second, _] = history(&work);
-    let (top, store) = (server.top(), store(&server.top()));
+    let (top, config) = (server.top(), config(&server.top()));
     let light = source(&work.url, Some("light"), None);
-    let pin = pull(&store, &light, None, &top.join("one")).await.unwrap().pin.unwrap();
+    let pin = pull(&config, &light, None, &top.join("one")).await.unwrap().pin.unwrap();
     assert_eq!(pin.version, second);
 
     git(&work.path, &["tag", "--force", "light", "main"]);
     work.push(&["light"]);
-    let again = pull(&store, &light, Some(&pin), &top.join("two")).await.unwrap();
+    let again = pull(&config, &light, Some(&pin), &top.join("two")).await.unwrap();
     assert_eq!(text(&contents(&again.path)), "a.txt=two sub/deep/b.txt=b");
     assert_eq!(again.pin.as_ref(), Some(&pin));
-    let now = pull(&store, &light, None, &top.join("three")).await.unwrap();
+    let now = pull(&config, &light, None, &top.join("three")).await.unwrap();
     assert_ne!(now.pin.as_ref(), Some(&pin));
 
     // Its history is written anew, and the server forgets what nothing leads to.
@@ -135,15 +105,15 @@ async fn a_pinned_commit_comes_though_the_tag_moved_and_a_lost_one_is_named() {
     git(&work.bare, &["branch", "--delete", "--force", "fresh"]);
     git(&work.bare, &["reflog", "expire", "--expire=now", "--all"]);
     git(&work.bare, &["gc", "--quiet", "--prune=now"]);
-    let lost = pull(&store, &light, Some(&pin), &top.join("four")).await.unwrap_err();
+    let lost = pull(&config, &light, Some(&pin), &top.join("four")).await.unwrap_err();
     assert_eq!(lost.class(), FailureClass::Fatal);
     insta::assert_snapshot!(lost.to_string().replace(&work.url, "URL").replace(&second, "COMMIT"));
     let other = Pin {
         files: 9,
-        ..pull(&store, &source(&work.url, None, None), None, &top.join("five")).await.unwrap().pin.unwrap()
+        ..pull(&config, &source(&work.url, None, None), None, &top.join("five")).await.unwrap().pin.unwrap()
     };
     assert_eq!(other.version, fresh);
-    let differs = pull(&store, &source(&work.url, None, None), Some(&other), &top.join("five")).await.unwrap_err();
+    let differs = pull(&config, &source(&work.url, None, None), Some(&other), &top.join("five")).await.unwrap_err();
     assert!(matches!(differs, StoreError::OtherVersion { .. }), "{differs}");
 }
 
@@ -157,19 +127,19 @@ async fn of_a_part_only_that_part_comes() {
         ("code/lib/x.py", b"x"),
         ("data/d", b"d"),
     ]);
-    let (top, store) = (server.top(), store(&server.top()));
-    let folder = pull(&store, &source(&work.url, None, Some("code")), None, &top.join("folder")).await.unwrap();
+    let (top, config) = (server.top(), config(&server.top()));
+    let folder = pull(&config, &source(&work.url, None, Some("code")), None, &top.join("folder")).await.unwrap();
     assert_eq!(text(&contents(&folder.path)), "lib/x.py=x run.py=run");
     assert!(folder.fetched < 10_000, "{} bytes came", folder.fetched);
-    let file = pull(&store, &source(&work.url, None, Some("code/lib/x.py")), None, &top.join("file")).await.unwrap();
+    let file = pull(&config, &source(&work.url, None, Some("code/lib/x.py")), None, &top.join("file")).await.unwrap();
     assert_eq!((fs::read(&file.path).unwrap(), file.files.len()), (b"x".to_vec(), 1));
     assert!(file.path.ends_with("x.py"));
-    let again = pull(&store, &source(&work.url, None, Some("code/lib/x.py")), None, &top.join("file")).await.unwrap();
+    let again = pull(&config, &source(&work.url, None, Some("code/lib/x.py")), None, &top.join("file")).await.unwrap();
     assert_eq!((again.path, again.fetched), (file.path, 0));
 
     // A server that cannot leave anything out sends all of it; what is written is the same.
     git(&work.bare, &["config", "uploadpack.allowFilter", "false"]);
-    let all = pull(&store, &source(&work.url, None, Some("code")), None, &top.join("all")).await.unwrap();
+    let all = pull(&config, &source(&work.url, None, Some("code")), None, &top.join("all")).await.unwrap();
     assert!(all.fetched > 4 << 20, "{} bytes came", all.fetched);
     assert_eq!(text(&contents(&all.path)), "lib/x.py=x run.py=run");
 }
@@ -205,8 +175,8 @@ async fn links_modes_and_submodules() {
         ],
     );
     work.commit_all();
-    let (top, store) = (server.top(), store(&server.top()));
-    let tree = pull(&store, &source(&work.url, None, None), None, &top.join("m")).await.unwrap();
+    let (top, config) = (server.top(), config(&server.top()));
+    let tree = pull(&config, &source(&work.url, None, None), None, &top.join("m")).await.unwrap();
     assert_eq!(fs::read_link(tree.path.join("latest")).unwrap(), Path::new("v2"));
     assert_eq!(fs::read(tree.path.join("v2/again")).unwrap(), b"m");
     assert_eq!(fs::read(tree.path.join("t.txt")).unwrap(), b"a\nb\n", "line ends are the commit's");
@@ -220,10 +190,10 @@ async fn links_modes_and_submodules() {
         std::os::unix::fs::symlink(target, work.path.join("latest")).unwrap();
         work.commit_all();
         let into = top.join(format!("out{n}"));
-        let error = pull(&store, &source(&work.url, None, None), None, &into).await.unwrap_err();
+        let error = pull(&config, &source(&work.url, None, None), None, &into).await.unwrap_err();
         assert_eq!(error.class(), FailureClass::Fatal);
         said += &format!("{}\n", error.to_string().replace(&work.url, "URL"));
-        assert!(contents(&into).is_empty(), "files lie there");
+        assert!(contents(&into.join("views")).is_empty(), "files lie there");
     }
     insta::assert_snapshot!(said);
 }
@@ -250,13 +220,14 @@ async fn large_files_come_from_lfs() {
     );
     fs::set_permissions(work.path.join("m/tool"), fs::Permissions::from_mode(0o755)).unwrap();
     work.commit_all();
-    let (top, store) = (server.top(), store(&server.top()));
+    let (top, config) = (server.top(), config(&server.top()));
     // Signed, with a leave that is worn out once, on a line that breaks.
     server.inner.signed.store(true, Ordering::SeqCst);
     server.inner.stale.store(1, Ordering::SeqCst);
     server.inner.breaks.store(2, Ordering::SeqCst);
     let (tell, told) = seen();
-    let pulled = store.pull(&source(&work.url, None, Some("m")), None, &top.join("m"), no_room(), tell).await.unwrap();
+    let pulled =
+        node(&config, &top.join("m")).pull(&source(&work.url, None, Some("m")), None, tell, unsaid()).await.unwrap();
     let there = contents(&pulled.path);
     assert!(there["weights.bin"] == weights && there["again.bin"] == weights && there["tool"] == other, "other bytes");
     assert_eq!(pulled.bytes, 2 * (20 << 20) + 70_000);
@@ -264,21 +235,19 @@ async fn large_files_come_from_lfs() {
     let last = *told.lock().unwrap().last().unwrap();
     assert!(last.done >= 20 << 20, "{last:?}");
     assert_eq!(server.inner.breaks.load(Ordering::SeqCst), 0);
-    fs::write(pulled.path.join("again.bin"), "changed").unwrap();
-    assert!(fs::read(pulled.path.join("weights.bin")).unwrap() == weights, "the two are one file");
 
-    let missing = pull(&store, &source(&work.url, None, None), None, &top.join("all")).await.unwrap_err();
+    let missing = pull(&config, &source(&work.url, None, None), None, &top.join("all")).await.unwrap_err();
     assert_eq!(missing.class(), FailureClass::Fatal);
     insta::assert_snapshot!(missing.to_string().replace(&work.url, "URL"));
     // Another server would have to be asked: it is said where it was asked for instead.
     server.keep(b"nowhere");
     work.commit(&[(".lfsconfig", b"[lfs]\n\turl = https://elsewhere.example/lfs\n")]);
-    pull(&store, &source(&work.url, None, None), None, &top.join("all")).await.unwrap();
+    pull(&config, &source(&work.url, None, None), None, &top.join("all")).await.unwrap();
     work.commit(&[(".lfsconfig", format!("[lfs]\n\turl = {}/own/info/lfs\n", server.url).as_bytes())]);
     server.seen();
-    pull(&store, &source(&work.url, None, Some("README")), None, &top.join("readme")).await.unwrap();
+    pull(&config, &source(&work.url, None, Some("README")), None, &top.join("readme")).await.unwrap();
     assert!(!server.seen().iter().any(|(_, path, _)| path.contains("lfs")), "nothing large is below that path");
-    pull(&store, &source(&work.url, None, None), None, &top.join("own")).await.unwrap();
+    pull(&config, &source(&work.url, None, None), None, &top.join("own")).await.unwrap();
     assert!(server.seen().iter().any(|(_, path, _)| path == "/own/info/lfs/objects/batch"));
 }
 
@@ -295,7 +264,7 @@ async fn what_the_real_git_lfs_pushes_comes_back() {
     let weights = noise(4, 9 << 20);
     work.commit(&[("w.bin", &weights), ("small.txt", b"s")]);
     let pulled =
-        pull(&store(&server.top()), &source(&work.url, None, None), None, &server.top().join("m")).await.unwrap();
+        pull(&config(&server.top()), &source(&work.url, None, None), None, &server.top().join("m")).await.unwrap();
     let there = contents(&pulled.path);
     assert!(there["w.bin"] == weights, "other bytes arrived");
     // And git itself gets the same from the fixture.
@@ -331,7 +300,7 @@ async fn private_repositories() {
         username: Some("me".into()),
         token: Secret::new(token),
     };
-    let with = |accounts: Vec<GitAccount>| Store::new(StoreConfig { git: accounts, ..config(&top) }).expect("a client");
+    let with = |accounts: Vec<GitAccount>| StoreConfig { git: accounts, ..config(&top) };
     let main = source(&work.url, None, None);
 
     let right = with(vec![account("elsewhere.example", "hunter3"), account(&server.url, "hunter2")]);
@@ -343,8 +312,7 @@ async fn private_repositories() {
     for accounts in [vec![], vec![account(&host, "hunter2")], vec![account(&server.url, "hunter4")]] {
         server.seen();
         let plain = accounts.iter().all(|a| !a.host.starts_with("http://"));
-        let store = with(accounts);
-        let error = pull(&store, &main, None, &top.join("none")).await.unwrap_err();
+        let error = pull(&with(accounts), &main, None, &top.join("none")).await.unwrap_err();
         assert_eq!(error.class(), FailureClass::Retryable, "another node may have the token: {error}");
         assert_eq!(
             server.seen().iter().all(|(_, _, authorized)| !authorized),
@@ -364,7 +332,7 @@ async fn what_is_said_when_git_does_not_give() {
     history(&work);
     work.push(&["main:refs/heads/release-1", "main:refs/heads/release-2"]);
     let empty = server.repository("empty");
-    let (top, store) = (server.top(), store(&server.top()));
+    let (top, config) = (server.top(), config(&server.top()));
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let unreachable = format!("http://{gone}/a/b.git");
     let no_repository = format!("{}/nothing.git", server.url);
@@ -383,14 +351,14 @@ async fn what_is_said_when_git_does_not_give() {
         (source(&unreachable, None, None), FailureClass::Retryable),
         (source("file:///etc", None, None), FailureClass::Fatal),
     ] {
-        let error = pull(&store, &source, None, &top.join("none")).await.unwrap_err();
+        let error = pull(&config, &source, None, &top.join("none")).await.unwrap_err();
         assert_eq!(error.class(), class, "{error}");
         let shown = error.to_string().replace(&gone.to_string(), "GONE").replace(&server.url, "SERVER");
         said += &format!("{shown}\n");
     }
     insta::assert_snapshot!(said);
     // More than is free, and nothing that could be freed.
-    let full = Store::new(StoreConfig { reserve_bytes: u64::MAX / 2, ..config(&top) }).unwrap();
+    let full = StoreConfig { reserve_bytes: u64::MAX / 2, ..config };
     let error = pull(&full, &source(&work.url, None, None), None, &top.join("full")).await.unwrap_err();
     assert!(matches!(error, StoreError::NoSpace { .. }), "{error}");
     assert_eq!(error.class(), FailureClass::Retryable);
@@ -401,7 +369,7 @@ async fn two_pulls_wait_for_one_another_and_a_dropped_one_is_taken_up() {
     let Some(server) = Gits::start().await else { return };
     let work = server.repository("model");
     work.commit(&[("w.bin", &noise(5, 6 << 20))]);
-    let (top, store) = (server.top(), store(&server.top()));
+    let (top, config) = (server.top(), config(&server.top()));
     let main = source(&work.url, None, None);
     // Dropped as the first bytes come.
     let (reached, mut bytes) = tokio::sync::mpsc::unbounded_channel();
@@ -410,11 +378,12 @@ async fn two_pulls_wait_for_one_another_and_a_dropped_one_is_taken_up() {
         reached.send(moved.done).ok();
     });
     let into = top.join("m");
+    let dropped = node(&config, &into);
     tokio::select! {
-        ended = store.pull(&main, None, &into, no_room(), tell) => panic!("it ended: {ended:?}"),
+        ended = dropped.pull(&main, None, tell, unsaid()) => panic!("it ended: {ended:?}"),
         some = bytes.recv() => assert!(some.is_some()),
     }
-    let (one, two) = tokio::join!(pull(&store, &main, None, &into), pull(&store, &main, None, &into));
+    let (one, two) = tokio::join!(pull(&config, &main, None, &into), pull(&config, &main, None, &into));
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!((&one.path, &one.files), (&two.path, &two.files));
     assert_eq!([one.fetched, two.fetched].iter().filter(|fetched| **fetched == 0).count(), 1, "both fetched it");
@@ -442,16 +411,16 @@ async fn gits_own_daemon() {
             tokio::spawn(async move { child.wait().await });
         }
     });
-    let (top, store) = (server.top(), store(&server.top()));
+    let (top, config) = (server.top(), config(&server.top()));
     for (n, revision) in [Some("light"), Some(second.as_str()), Some(&second[..7])].into_iter().enumerate() {
         let from = source(&format!("{base}/model.git"), revision, None);
-        let pulled = pull(&store, &from, None, &top.join(n.to_string())).await.unwrap();
+        let pulled = pull(&config, &from, None, &top.join(n.to_string())).await.unwrap();
         assert_eq!(text(&contents(&pulled.path)), "a.txt=two sub/deep/b.txt=b");
     }
     let sub = source(&format!("{base}/model.git"), None, Some("sub"));
-    assert_eq!(text(&contents(&pull(&store, &sub, None, &top.join("sub")).await.unwrap().path)), "deep/b.txt=b");
+    assert_eq!(text(&contents(&pull(&config, &sub, None, &top.join("sub")).await.unwrap().path)), "deep/b.txt=b");
     let none =
-        pull(&store, &source(&format!("{base}/none.git"), None, None), None, &top.join("none")).await.unwrap_err();
+        pull(&config, &source(&format!("{base}/none.git"), None, None), None, &top.join("none")).await.unwrap_err();
     assert_eq!(none.class(), FailureClass::Fatal, "{none}");
     daemon.abort();
 }
@@ -495,19 +464,19 @@ async fn over_ssh_also_with_servers_of_old() {
     // With the protocol of today, and with a server that takes no environment: it speaks the one of old, which gives a
     // commit in the middle to nobody unless all of its history comes.
     for (n, line) in ["", "unset GIT_PROTOCOL"].into_iter().enumerate() {
-        let store = Store::new(StoreConfig { ssh: stand_in(&folder, line), ..config(&top) }).unwrap();
-        let main = pull(&store, &source(&url, None, None), None, &top.join(format!("{n}-main"))).await.unwrap();
+        let config = StoreConfig { ssh: stand_in(&folder, line), ..config(&top) };
+        let main = pull(&config, &source(&url, None, None), None, &top.join(format!("{n}-main"))).await.unwrap();
         assert!(contents(&main.path)["w.bin"] == large, "other bytes arrived");
         assert!(main.fetched < 20_000, "{} bytes came", main.fetched);
         let middle = source(&url, Some(&second), None);
-        let middle = pull(&store, &middle, None, &top.join(format!("{n}-middle"))).await.unwrap();
+        let middle = pull(&config, &middle, None, &top.join(format!("{n}-middle"))).await.unwrap();
         assert_eq!(text(&contents(&middle.path)), "a.txt=two sub/deep/b.txt=b");
         assert_eq!(middle.fetched > 3 << 20, n == 1, "{} bytes came", middle.fetched);
         let tag = source(&url, Some("v1"), None);
-        let tag = pull(&store, &tag, None, &top.join(format!("{n}-tag"))).await.unwrap();
+        let tag = pull(&config, &tag, None, &top.join(format!("{n}-tag"))).await.unwrap();
         assert!(contents(&tag.path).contains_key("old.bin"), "another commit arrived");
     }
-    let store = Store::new(StoreConfig { ssh: "/no/such/program".into(), ..config(&top) }).unwrap();
-    let error = pull(&store, &source(&url, None, None), None, &top.join("none")).await.unwrap_err();
+    let config = StoreConfig { ssh: "/no/such/program".into(), ..config(&top) };
+    let error = pull(&config, &source(&url, None, None), None, &top.join("none")).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Retryable, "{error}");
 }

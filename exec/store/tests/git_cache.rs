@@ -12,7 +12,7 @@ use std::{
 };
 
 use mloc_core::task::spec::{Location, Pin};
-use mloc_store::{Pulled, Store, StoreConfig, StoreError};
+use mloc_store::{Store, StoreConfig, StoreError};
 use support::{
     gits::{Gits, Work, pointer},
     *,
@@ -20,10 +20,6 @@ use support::{
 
 fn source(work: &Work, revision: Option<&str>) -> Location {
     Location::Git { url: work.url.clone(), revision: revision.map(str::to_owned), path: None }
-}
-
-async fn pull(store: &Store, source: &Location, pin: Option<&Pin>) -> Result<Pulled, StoreError> {
-    store.pull_cached(source, pin, unseen(), unsaid()).await
 }
 
 /// A model with a large file, links, and the same bytes with and without leave to execute them.

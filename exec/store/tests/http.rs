@@ -44,15 +44,15 @@ fn digest(bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn a_file_comes_in_ranges_over_a_line_that_breaks() {
-    let Bench { store, top, .. } = bench(vec![]);
+    let Bench { store, _dir, .. } = bench(vec![]);
     let bytes = Arc::new(noise(1, 40 << 20));
     let here = bytes.clone();
     let web = Web::start(move |asked| Reply::file(asked, &here, "\"v1\"")).await;
     let line = Line::to(&web.endpoint).await;
     line.breaks_after(3 << 20);
     let source = at(format!("{}/data/train%20set.jsonl", line.endpoint));
-    let pulled = store.pull(&source, None, &top.join("f"), no_room(), unseen()).await.unwrap();
-    assert_eq!(pulled.path, top.join("f/train set.jsonl"));
+    let pulled = pull(&store, &source, None).await.unwrap();
+    assert!(pulled.path.ends_with("train set.jsonl"));
     assert!(fs::read(&pulled.path).unwrap() == *bytes, "other bytes arrived");
     let over = line.down() as f64 / bytes.len() as f64;
     println!("a line that breaks every 3 MiB: {over:.4} × the file came down");
@@ -61,7 +61,7 @@ async fn a_file_comes_in_ranges_over_a_line_that_breaks() {
     assert_eq!((pin.version.as_str(), pin.files, pin.bytes), ("\"v1\"", 1, 40 << 20));
 
     line.breaks_after(u64::MAX);
-    let again = store.pull(&source, Some(&pin), &top.join("f"), no_room(), unseen()).await.unwrap();
+    let again = pull(&store, &source, Some(&pin)).await.unwrap();
     assert_eq!((again.fetched, again.files), (0, pulled.files));
 }
 
@@ -73,7 +73,7 @@ async fn a_gibibyte_over_a_line_that_breaks_ten_times() {
     // No two blocks are alike, and all of them come out of a little more than one.
     let noise = Arc::new(noise(7, BLOCK + BYTES / BLOCK));
     let block = |noise: &[u8], n: usize| noise[n..n + BLOCK].to_vec();
-    let Bench { store, top, .. } = bench(vec![]);
+    let Bench { store, _dir, .. } = bench(vec![]);
     let here = noise.clone();
     let web = Web::start(move |asked| {
         let range = asked.range().expect("it is asked for ranges");
@@ -87,7 +87,7 @@ async fn a_gibibyte_over_a_line_that_breaks_ten_times() {
     let line = Line::to(&web.endpoint).await;
     line.breaks(10, 5 << 20);
     let source = at(format!("{}/model.safetensors", line.endpoint));
-    let pulled = store.pull(&source, None, &top.join("f"), no_room(), unseen()).await.unwrap();
+    let pulled = pull(&store, &source, None).await.unwrap();
     assert_eq!(line.breaks_left(), 0, "it has not broken ten times");
     let mut hasher = Sha256::new();
     (0..BYTES / BLOCK).for_each(|n| hasher.update(&noise[n..n + BLOCK]));
@@ -99,17 +99,16 @@ async fn a_gibibyte_over_a_line_that_breaks_ten_times() {
 
 #[tokio::test]
 async fn an_empty_file_is_a_file() {
-    let Bench { store, top, .. } = bench(vec![]);
+    let Bench { store, _dir, .. } = bench(vec![]);
     let web = Web::start(|asked| Reply::file(asked, b"", "\"v1\"")).await;
-    let pulled =
-        store.pull(&at(format!("{}/empty.txt", web.endpoint)), None, &top.join("f"), no_room(), unseen()).await;
+    let pulled = pull(&store, &at(format!("{}/empty.txt", web.endpoint)), None).await;
     assert_eq!(fs::read(pulled.unwrap().path).unwrap(), b"");
 }
 
 /// Without ranges, and without a length: one stream, begun again after each break.
 #[tokio::test]
 async fn a_server_without_ranges_begins_again() {
-    let Bench { store, top, .. } = bench(vec![]);
+    let Bench { store, _dir, .. } = bench(vec![]);
     let bytes = Arc::new(noise(2, 5 << 20));
     let (here, streams) = (bytes.clone(), Arc::new(AtomicUsize::new(0)));
     let counted = streams.clone();
@@ -124,31 +123,31 @@ async fn a_server_without_ranges_begins_again() {
     .await;
     let source = at(format!("{}/made/on/the/fly.csv", web.endpoint));
     let (tell, told) = seen();
-    let pulled = store.pull(&source, None, &top.join("f"), no_room(), tell).await.unwrap();
-    assert!(fs::read(top.join("f/fly.csv")).unwrap() == *bytes, "other bytes arrived");
+    let pulled = store.pull(&source, None, tell, unsaid()).await.unwrap();
+    assert!(pulled.path.ends_with("fly.csv") && fs::read(&pulled.path).unwrap() == *bytes, "other bytes arrived");
     assert_eq!(streams.load(Ordering::SeqCst), 3, "two breaks, and a whole one");
     assert_eq!((pulled.bytes, told.lock().unwrap().last().unwrap().done), (5 << 20, 5 << 20));
     // Its version is known although its length was not: nothing comes again, and the pin holds.
     let pin = pulled.pin.unwrap();
     assert_eq!((pin.version.as_str(), pin.bytes), ("\"v1\"", 5 << 20));
-    let again = store.pull(&source, Some(&pin), &top.join("f"), no_room(), unseen()).await.unwrap();
+    let again = pull(&store, &source, Some(&pin)).await.unwrap();
     assert_eq!((again.fetched, again.pin), (0, Some(pin)));
     assert_eq!(streams.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test]
 async fn a_stream_that_always_breaks_is_given_up() {
-    let Bench { store, top, .. } = bench(vec![]);
+    let Bench { store, top, _dir, .. } = bench(vec![]);
     let web = Web::start(|_| Reply { breaks_at: Some(1000), ..Reply::new(200, vec![7; 2000]) }).await;
     let source = at(format!("{}/f", web.endpoint));
-    let error = store.pull(&source, None, &top.join("f"), no_room(), unseen()).await.unwrap_err();
+    let error = pull(&store, &source, None).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable { tries: 4, .. }), "{error}");
-    assert!(contents(&top.join("f")).is_empty(), "half a file has its name");
+    assert!(contents(&top.join("cache")).keys().all(|name| name.ends_with("lock")), "half a file has its name");
 }
 
 #[tokio::test]
 async fn a_file_that_changes_meanwhile_is_begun_again() {
-    let Bench { store, top, .. } = bench(vec![]);
+    let Bench { store, top, _dir, .. } = bench(vec![]);
     let (old, new) = (noise(3, 20 << 20), noise(4, 18 << 20));
     let (at_first, then, reads) = (old.clone(), new.clone(), AtomicUsize::new(0));
     let web = Web::start(move |asked| {
@@ -162,10 +161,10 @@ async fn a_file_that_changes_meanwhile_is_begun_again() {
     // The first look after the change has to see it too.
     let looks = web.endpoint.clone();
     let source = at(format!("{looks}/f.bin"));
-    let pulled = store.pull(&source, None, &top.join("f"), no_room(), unseen()).await;
+    let pulled = pull(&store, &source, None).await;
     // A server that shows the old version to looks and the new one to reads never comes to rest.
     assert!(matches!(pulled, Err(StoreError::Changed { .. })), "{pulled:?}");
-    assert!(contents(&top.join("f")).is_empty());
+    assert!(contents(&top.join("cache")).keys().all(|name| name.ends_with("lock")));
 
     let moved = Arc::new(AtomicUsize::new(0));
     let count = moved.clone();
@@ -176,8 +175,8 @@ async fn a_file_that_changes_meanwhile_is_begun_again() {
     })
     .await;
     let source = at(format!("{}/f.bin", web.endpoint));
-    store.pull(&source, None, &top.join("g"), no_room(), unseen()).await.unwrap();
-    assert!(contents(&top.join("g"))["f.bin"] == new, "old bytes, or a mixture");
+    let pulled = pull(&store, &source, None).await.unwrap();
+    assert!(fs::read(pulled.path).unwrap() == new, "old bytes, or a mixture");
 }
 
 /// An account is shown to its own host, and to no host that this one leads to.
@@ -199,28 +198,28 @@ async fn redirects_are_followed_and_accounts_stay_at_home() {
         header: header.map(Into::into),
         token: Secret::new(token),
     };
-    let Bench { store, top, .. } = bench(vec![account(&home, "hunter2", None)]);
-    let pulled = store.pull(&at(format!("{}/file", home.endpoint)), None, &top.join("f"), no_room(), unseen()).await;
-    assert_eq!(pulled.unwrap().path, top.join("f/named.jsonl"));
+    let Bench { store, _dir, .. } = bench(vec![account(&home, "hunter2", None)]);
+    let pulled = pull(&store, &at(format!("{}/file", home.endpoint)), None).await;
+    assert!(pulled.unwrap().path.ends_with("named.jsonl"));
     assert!(home.asked().iter().all(|asked| asked.header("authorization") == "Bearer hunter2"));
     assert!(!far.asked().is_empty());
     for asked in far.asked() {
         assert!(!format!("{asked:?}").contains("hunter2"), "{asked:?}");
     }
-    let circle = store.pull(&at(format!("{}/circle", home.endpoint)), None, &top.join("c"), no_room(), unseen()).await;
+    let circle = pull(&store, &at(format!("{}/circle", home.endpoint)), None).await;
     assert!(circle.unwrap_err().to_string().contains("from redirect to redirect"));
 
     // The other host has an account of its own, in a header of its own.
-    let Bench { store, top, .. } =
+    let Bench { store, _dir, .. } =
         bench(vec![account(&home, "hunter2", None), account(&far, "hunter4", Some("private-token"))]);
-    store.pull(&at(format!("{}/file", home.endpoint)), None, &top.join("f"), no_room(), unseen()).await.unwrap();
+    pull(&store, &at(format!("{}/file", home.endpoint)), None).await.unwrap();
     let last = far.asked().pop().unwrap();
     assert_eq!((last.header("private-token"), last.header("authorization")), ("hunter4", ""));
 }
 
 #[tokio::test]
 async fn a_digest_is_a_version_and_is_held_to() {
-    let Bench { store, top, .. } = bench(vec![]);
+    let Bench { store, _dir, .. } = bench(vec![]);
     // No ETag, no time: nothing tells versions apart but the digest.
     let bytes = noise(5, 9 << 20);
     let here = bytes.clone();
@@ -231,9 +230,9 @@ async fn a_digest_is_a_version_and_is_held_to() {
     })
     .await;
     let source = Location::Http { url: format!("{}/w.bin", web.endpoint), sha256: Some(digest(&bytes)) };
-    let pulled = store.pull(&source, None, &top.join("f"), no_room(), unseen()).await.unwrap();
+    let pulled = pull(&store, &source, None).await.unwrap();
     assert_eq!(pulled.pin.unwrap().version, format!("sha256:{}", digest(&bytes)));
-    let again = store.pull(&source, None, &top.join("f"), no_room(), unseen()).await.unwrap();
+    let again = pull(&store, &source, None).await.unwrap();
     assert_eq!(again.fetched, 0);
 }
 
@@ -248,7 +247,7 @@ async fn what_is_said_when_the_web_does_not_give() {
         _ => Reply::new(403, "no"),
     })
     .await;
-    let Bench { store, top, .. } = bench(vec![]);
+    let Bench { store, top, _dir, .. } = bench(vec![]);
     let known = bench(vec![HttpAccount { host: web.endpoint.clone(), header: None, token: Secret::new("hunter2") }]);
     let (fatal, retryable) = (FailureClass::Fatal, FailureClass::Retryable);
     let mut said = String::new();
@@ -265,15 +264,15 @@ async fn what_is_said_when_the_web_does_not_give() {
         ("a 418", "/odd", fatal),
         ("a 503", "/down", retryable),
     ] {
-        say(what, store.pull(&url(path), None, &top, no_room(), unseen()).await.unwrap_err(), class);
+        say(what, pull(&store, &url(path), None).await.unwrap_err(), class);
     }
-    let expired = known.store.pull(&url("/secret"), None, &top, no_room(), unseen()).await.unwrap_err();
+    let expired = pull(&known.store, &url("/secret"), None).await.unwrap_err();
     say("an expired token", expired, retryable);
     let wrong = Location::Http { url: format!("{}/open", web.endpoint), sha256: Some("00".repeat(32)) };
-    say("a wrong digest", store.pull(&wrong, None, &top.join("w"), no_room(), unseen()).await.unwrap_err(), retryable);
-    assert!(contents(&top.join("w")).is_empty(), "a damaged file has its name");
+    say("a wrong digest", pull(&store, &wrong, None).await.unwrap_err(), retryable);
+    assert!(contents(&top.join("cache")).keys().all(|name| name.ends_with("lock")), "a damaged file has its name");
     let pin = mloc_core::task::spec::Pin { version: "\"v1\"".into(), files: 1, bytes: 3 };
-    let moved = store.pull(&url("/open"), Some(&pin), &top.join("o"), no_room(), unseen()).await.unwrap_err();
+    let moved = pull(&store, &url("/open"), Some(&pin)).await.unwrap_err();
     say("a version that moved", moved, fatal);
     insta::assert_snapshot!(said);
 }

@@ -5,7 +5,6 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     process::{Command, Output},
 };
@@ -13,7 +12,7 @@ use std::{
 use mloc_core::task::spec::{HubRepo, Location};
 use mloc_store::{HubConfig, Secret, Store, StoreConfig};
 use mloc_test_hub::{Hub, Kind};
-use support::*;
+use support::{attempt, config, contents, fill, noise, outputs, pull, skip, unseen};
 
 const TOKEN: &str = "hf_of_this_test";
 
@@ -81,9 +80,9 @@ async fn the_client_and_this_crate_bring_the_same_files() {
     assert!(snapshot.ends_with(&commit), "the commit that the client found: {snapshot}");
     let theirs = contents(Path::new(&snapshot));
     let ours = node(&hub, dir.path());
-    let ours = ours.pull(&model("org/m"), None, &dir.path().join("ours"), no_room(), unseen()).await.unwrap();
+    let ours = pull(&ours, &model("org/m"), None).await.unwrap();
     assert_eq!(ours.files.len(), 4);
-    assert!(contents(&dir.path().join("ours")) == theirs, "other files, or other bytes");
+    assert!(contents(&ours.path) == theirs, "other files, or other bytes");
     assert!(theirs["model.safetensors"] == weights);
     assert!(hub.seen().iter().filter(|s| s.store).all(|s| !s.token));
 }
@@ -150,7 +149,7 @@ print(api.upload_folder(repo_id='org/up', folder_path=sys.argv[1], commit_messag
     let store = node(&hub, dir.path());
     let names = ["weights.safetensors", "small.bin", "notes/readme.txt", "empty.txt"];
     let published = store
-        .publish(&attempt("t", 1), Some(&model("org/up")), &folder, &outputs(&names), BTreeMap::new(), unseen())
+        .publish(&attempt("t", 1), Some(&model("org/up")), &folder, &outputs(&names), None, unseen())
         .await
         .unwrap();
     let program = "

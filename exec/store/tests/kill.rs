@@ -25,7 +25,7 @@ const LARGE: usize = 9 << 20;
 const SMALL: usize = 300_000;
 
 /// The places each case dies at; together they are all of this crate's.
-const PLACES: [(&str, &[&str]); 11] = [
+const PLACES: [(&str, &[&str]); 9] = [
     (
         "publish-local",
         &[
@@ -50,22 +50,6 @@ const PLACES: [(&str, &[&str]); 11] = [
     ("push-s3", &["store.upload.part", "store.upload.done", "store.checkpoint.prune"]),
     ("fetch-local", &["store.file.written", "store.file.synced", "store.file.renamed", "store.folder.synced"]),
     ("fetch-s3", &FETCHED),
-    ("pull-s3", &FETCHED),
-    (
-        "pull-git",
-        &[
-            "store.file.written",
-            "store.file.synced",
-            "store.file.renamed",
-            "store.folder.synced",
-            "store.pull.chunk",
-            "store.pull.whole",
-            "store.pull.renamed",
-            "store.git.received",
-            "store.git.written",
-            "store.git.placed",
-        ],
-    ),
     ("cache-s3", &CACHED),
     (
         "cache-git",
@@ -143,7 +127,7 @@ async fn run(case: &str, top: &Path, endpoint: &str, number: u32) {
     let store = store_in(top);
     let (a, run) = (attempt("task-a", number), top.join("run"));
     let publish = async |to| {
-        store.publish(&a, Some(&to), &run, &outputs(&FILES), BTreeMap::new(), unseen()).await.expect("published");
+        store.publish(&a, Some(&to), &run, &outputs(&FILES), None, unseen()).await.expect("published");
     };
     let push = async |to| {
         for step in [1, 2] {
@@ -163,19 +147,12 @@ async fn run(case: &str, top: &Path, endpoint: &str, number: u32) {
         "push-s3" => push(at(endpoint, "ckpt")).await,
         "fetch-local" => fetch(local("data/ckpt")).await,
         "fetch-s3" => fetch(at(endpoint, "ckpt")).await,
-        "pull-s3" => {
-            drop(store.pull(&at(endpoint, "m"), None, &top.join("m"), no_room(), unseen()).await.expect("pulled"))
-        }
-        "pull-git" => {
-            let from = Location::Git { url: endpoint.to_owned(), revision: None, path: None };
-            drop(store.pull(&from, None, &top.join("m"), no_room(), unseen()).await.expect("pulled"))
-        }
         "cache-s3" => {
-            store.pull_cached(&at(endpoint, "m"), None, unseen(), unsaid()).await.expect("pulled");
+            pull(&store, &at(endpoint, "m"), None).await.expect("pulled");
         }
         "cache-git" => {
             let from = Location::Git { url: endpoint.to_owned(), revision: None, path: None };
-            store.pull_cached(&from, None, unseen(), unsaid()).await.expect("pulled");
+            pull(&store, &from, None).await.expect("pulled");
         }
         "evict-s3" => store.cache().prune(),
         other => panic!("no case {other}"),
@@ -277,17 +254,13 @@ fn assert_whole(mut there: BTreeMap<String, Vec<u8>>, top: &Path) {
 async fn publishing_to_a_bucket() {
     let Some(moto) = Moto::start().await else { return };
     at_every_failpoint("publish-s3", Some(&moto), async |top, url| {
-        let back = top.join("back");
         let whole = moto.keys().await.iter().any(|key| key == "out/mloc-manifest.json");
         if whole {
-            store_in(top)
-                .pull(&at(url, "out"), None, &back, no_room(), unseen())
-                .await
-                .expect("a manifest speaks the truth");
+            pull(&store_in(top), &at(url, "out"), None).await.expect("a manifest speaks the truth");
         }
         run("publish-s3", top, url, 2).await;
-        store_in(top).pull(&at(url, "out"), None, &back, no_room(), unseen()).await.expect("pulled");
-        assert_whole(contents(&back), top);
+        let back = pull(&store_in(top), &at(url, "out"), None).await.expect("pulled");
+        assert_whole(contents(&back.path), top);
     })
     .await;
 }
@@ -343,51 +316,11 @@ async fn fetching_a_checkpoint_from_a_bucket() {
     at_every_failpoint("fetch-s3", Some(&moto), async |top, url| proof_of_fetch("fetch-s3", top, url).await).await;
 }
 
-#[tokio::test]
-async fn pulling_from_a_bucket() {
-    let Some(moto) = Moto::start().await else { return };
-    let bytes = noise(5, 18 << 20);
-    moto.put("m/w.bin", &bytes).await;
-    moto.put("m/config.json", b"{}").await;
-    at_every_failpoint("pull-s3", Some(&moto), async |top, url| {
-        run("pull-s3", top, url, 2).await;
-        let there = contents(&top.join("m"));
-        assert!(there["w.bin"] == bytes && there["config.json"] == b"{}", "other bytes arrived");
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn pulling_from_git() {
-    let Some(server) = Gits::start().await else { return };
-    let work = server.repository("model");
-    let large = noise(6, 9 << 20);
-    server.keep(&large);
-    work.commit(&[("w.bin", pointer(&large).as_bytes()), ("config.json", b"{}")]);
-    at_every_failpoint_of("pull-git", None, &work.url, async |top, url| {
-        let m = top.join("m");
-        // A folder that has its name is whole, whenever the other one died.
-        let named = std::fs::read_dir(&m).expect("it is there").flatten();
-        for tree in named.filter(|entry| entry.file_name().to_string_lossy().starts_with("tree-")) {
-            assert!(contents(&tree.path())["w.bin"] == large, "a tree that is not whole");
-        }
-        run("pull-git", top, url, 2).await;
-        let there = contents(&m);
-        assert_eq!(there.len(), 2, "{:?}", there.keys());
-        for (name, bytes) in there {
-            assert!(bytes == if name.ends_with("w.bin") { &large[..] } else { b"{}" }, "{name}: other bytes arrived");
-        }
-        let left = std::fs::read_dir(m.join(".mloc-pull")).expect("it is there").count();
-        assert_eq!(left, 2, "more than the lock and the record stays");
-    })
-    .await;
-}
-
 /// What a dead process put into the cache is taken up or fetched again, and what it was removing is gone: what comes out
 /// is whole, and nothing stays behind.
 async fn proof_of_cache(top: &Path, source: &Location, bytes: &[u8]) {
     let store = store_in(top);
-    let pulled = store.pull_cached(source, None, unseen(), unsaid()).await.expect("pulled");
+    let pulled = pull(&store, source, None).await.expect("pulled");
     let there = contents(&pulled.path);
     assert!(there["w.bin"] == bytes && there["config.json"] == b"{}" && there.len() == 2, "other bytes arrived");
     drop(pulled);

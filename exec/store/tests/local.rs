@@ -10,7 +10,7 @@ use mloc_core::{
     task::spec::{Input, Pin},
 };
 use mloc_exec::{
-    Lineage, ModuleOutput, Transfers,
+    Lineage, Transfers,
     lineage::{AttemptUsage, Hardware, InputLineage},
 };
 use mloc_store::{MANIFEST, Manifest, Store, StoreError, UPLOADING};
@@ -24,14 +24,13 @@ async fn a_local_source_is_used_where_it_lies() {
     let store = Store::new(config(&top)).unwrap();
     let (tell, told) = seen();
 
-    let model = store.pull(&local("data/model"), None, &top.join("unused"), no_room(), tell).await.unwrap();
+    let model = store.pull(&local("data/model"), None, tell, unsaid()).await.unwrap();
     assert_eq!((model.path, model.in_place, model.bytes), (top.join("model"), true, 5));
     assert_eq!(model.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>(), ["config.json", "weights/a.bin"]);
-    assert!(!top.join("unused").exists());
+    assert!(!top.join("cache").exists());
     assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((5, 5)));
 
-    let set =
-        store.pull(&local(top.join("set.jsonl").to_str().unwrap()), None, &top, no_room(), unseen()).await.unwrap();
+    let set = pull(&store, &local(top.join("set.jsonl").to_str().unwrap()), None).await.unwrap();
     assert_eq!((set.path, set.files[0].path.as_str()), (top.join("set.jsonl"), "set.jsonl"));
 }
 
@@ -45,7 +44,7 @@ async fn local_sources_that_cannot_be() {
     let store = Store::new(config(&top.join("data"))).unwrap();
     let mut said = String::new();
     for path in ["data/none", "data/empty", "/etc", "data/../secret", "data/model"] {
-        let error = store.pull(&local(path), None, &top, no_room(), unseen()).await.unwrap_err();
+        let error = pull(&store, &local(path), None).await.unwrap_err();
         let elsewhere = matches!(error, StoreError::NoVolume { .. });
         assert_eq!(error.class() == FailureClass::Retryable, elsewhere, "another node may have the volume: {error}");
         said += &format!("{}\n", error.to_string().replace(top.to_str().unwrap(), "TOP"));
@@ -61,12 +60,12 @@ async fn a_result_is_published_once() {
     fs::create_dir(&data).unwrap();
     fill(&run, &[("adapter_model.safetensors", &noise(1, 3 << 20)), ("logs/training_log.jsonl", b"{}\n")]);
     let store = Store::new(config(&data)).unwrap();
-    let outputs = outputs(&["logs/training_log.jsonl", "adapter_model.safetensors"]);
+    let mut outputs = outputs(&["logs/training_log.jsonl", "adapter_model.safetensors"]);
+    outputs.summary = BTreeMap::from([("loss".to_owned(), serde_json::json!(0.5))]);
     let to = local("data/results/one");
-    let summary = BTreeMap::from([("loss".to_owned(), serde_json::json!(0.5))]);
     let (tell, told) = seen();
 
-    let first = store.publish(&attempt("task-a", 1), Some(&to), &run, &outputs, summary, tell).await.unwrap();
+    let first = store.publish(&attempt("task-a", 1), Some(&to), &run, &outputs, None, tell).await.unwrap();
     assert_eq!(first.location, data.join("results/one").display().to_string());
     assert_eq!(first.artifacts[0].path, "adapter_model.safetensors");
     let total = (3 << 20) + 3;
@@ -77,11 +76,11 @@ async fn a_result_is_published_once() {
 
     // A later attempt of the same task, with other bytes: what is there stands.
     fill(&run, &[("adapter_model.safetensors", b"other")]);
-    let again = store.publish(&attempt("task-a", 2), Some(&to), &run, &outputs, BTreeMap::new(), unseen()).await;
+    let again = store.publish(&attempt("task-a", 2), Some(&to), &run, &outputs, None, unseen()).await;
     assert_eq!(again.unwrap(), first);
     assert_eq!(store.published(&attempt("task-a", 3), &to).await.unwrap(), Some(first));
 
-    let taken = store.publish(&attempt("task-b", 1), Some(&to), &run, &outputs, BTreeMap::new(), unseen()).await;
+    let taken = store.publish(&attempt("task-b", 1), Some(&to), &run, &outputs, None, unseen()).await;
     let taken = taken.unwrap_err();
     assert_eq!(taken.class(), FailureClass::Fatal);
     assert!(taken.to_string().contains("destination holds the result of task task-a"), "{taken}");
@@ -112,7 +111,7 @@ async fn a_publication_that_was_stopped_gives_no_name_any_more() {
     });
     let (to, outputs, a) = (local("data/out"), outputs(&["model.bin"]), attempt("t", 1));
     {
-        let publish = store.publish(&a, Some(&to), &run, &outputs, BTreeMap::new(), tell);
+        let publish = store.publish(&a, Some(&to), &run, &outputs, None, tell);
         tokio::select! {
             ended = publish => panic!("it ended: {ended:?}"),
             block = at_block.recv() => assert_eq!(block, Some(1 << 20)),
@@ -125,7 +124,7 @@ async fn a_publication_that_was_stopped_gives_no_name_any_more() {
     assert_eq!(left, [UPLOADING], "a name was given, or a part stays behind");
 
     // The successor is not disturbed.
-    let again = store.publish(&attempt("t", 2), Some(&to), &run, &outputs, BTreeMap::new(), unseen()).await.unwrap();
+    let again = store.publish(&attempt("t", 2), Some(&to), &run, &outputs, None, unseen()).await.unwrap();
     assert_eq!(again.artifacts[0].bytes, 4 << 20);
     assert!(!data.join("out").join(UPLOADING).exists());
 }
@@ -156,18 +155,41 @@ async fn what_a_dead_attempt_left_is_taken_away_and_nothing_else() {
     });
     let (made, dead) = (outputs(&["model.bin"]), attempt("t", 2));
     tokio::select! {
-        ended = store.publish(&dead, Some(&to), &run, &made, BTreeMap::new(), tell) => panic!("it ended: {ended:?}"),
+        ended = store.publish(&dead, Some(&to), &run, &made, None, tell) => panic!("it ended: {ended:?}"),
         block = at_block.recv() => assert!(block.is_some()),
     }
     drop(go_on);
     let said: serde_json::Value = serde_json::from_slice(&fs::read(out.join(UPLOADING)).unwrap()).unwrap();
     assert_eq!(said["paths"], serde_json::json!(["gone", "model.bin", "old/shard-1"]));
 
-    store.publish(&attempt("t", 3), Some(&to), &run, &made, BTreeMap::new(), unseen()).await.unwrap();
+    store.publish(&attempt("t", 3), Some(&to), &run, &made, None, unseen()).await.unwrap();
     let there: Vec<_> = contents(&out).into_keys().collect();
     assert_eq!(there, ["kept.txt", MANIFEST, "model.bin"]);
     assert_eq!(fs::read(out.join("model.bin")).unwrap(), b"whole");
     assert!(data.join("beside.txt").exists());
+}
+
+/// A node that starts again takes away the halves that its own attempt was writing, and no other's.
+#[tokio::test]
+async fn what_a_dead_daemon_was_writing_goes_when_it_starts_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let top = dir.path().canonicalize().unwrap();
+    let out = top.join("out");
+    let half = ".mloc-0123456789abcdef-7.tmp";
+    let record = serde_json::json!({ "attempt": attempt("t", 2), "paths": ["logs/log.jsonl", "model.bin"] });
+    let store = Store::new(config(&top)).unwrap();
+    let sweep = async |number| {
+        store.sweep(&attempt("t", number), &local("data/out")).await.unwrap();
+        [out.join(half), out.join("logs").join(half)].iter().filter(|path| path.exists()).count()
+    };
+    assert_eq!(sweep(2).await, 0, "there is nothing yet");
+    let record = record.to_string();
+    let files: [(&str, &[u8]); 4] =
+        [(UPLOADING, record.as_bytes()), ("model.bin", b"m"), (half, b"h"), (&format!("logs/{half}"), b"h")];
+    fill(&out, &files);
+    assert_eq!(sweep(1).await, 2, "another attempt has begun since");
+    assert_eq!(sweep(2).await, 0);
+    assert!(out.join(UPLOADING).exists() && out.join("model.bin").exists(), "for whoever publishes there next");
 }
 
 #[tokio::test]
@@ -193,7 +215,7 @@ async fn a_manifest_says_where_a_result_comes_from() {
         hardware: Hardware { cpu_features: "x86_64".into(), threads: 2, gpu_type: String::new(), gpu_count: 0 },
         usage: AttemptUsage { seconds: 1.5, gpu_hours: 0.0 },
     };
-    let made = ModuleOutput { outputs: outputs(&["a"]), summary: BTreeMap::new() };
+    let made = outputs(&["a"]);
     for to in [None, Some(local("data/out"))] {
         let transfers: &dyn Transfers = &store;
         let result = transfers
@@ -226,7 +248,7 @@ async fn without_a_destination_artifacts_stay() {
     let dir = tempfile::tempdir().unwrap();
     fill(dir.path(), &[("a", b"abc")]);
     let store = Store::new(config(dir.path())).unwrap();
-    let stay = store.publish(&attempt("t", 1), None, dir.path(), &outputs(&["a"]), BTreeMap::new(), unseen()).await;
+    let stay = store.publish(&attempt("t", 1), None, dir.path(), &outputs(&["a"]), None, unseen()).await;
     let stay = stay.unwrap();
     assert_eq!(stay.location, dir.path().display().to_string());
     assert_eq!(stay.artifacts[0].sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
@@ -239,8 +261,7 @@ async fn outputs_with_path_tricks_are_refused() {
     let mut said = String::new();
     for name in ["../a", "/etc/passwd", "a/../../b", "", MANIFEST, UPLOADING] {
         let to = local("data/out");
-        let bad =
-            store.publish(&attempt("t", 1), Some(&to), dir.path(), &outputs(&[name]), BTreeMap::new(), unseen()).await;
+        let bad = store.publish(&attempt("t", 1), Some(&to), dir.path(), &outputs(&[name]), None, unseen()).await;
         let bad = bad.unwrap_err();
         assert!(matches!(bad, StoreError::BadName { .. }), "{name:?}: {bad:?}");
         said += &format!("{}\n", bad.to_string().replace(dir.path().to_str().unwrap(), "TOP"));

@@ -2,10 +2,10 @@
 
 mod support;
 
-use std::{collections::BTreeMap, fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, process::Command, time::Duration};
 
 use mloc_core::ledger::entry::FailureClass;
-use mloc_store::{MANIFEST, Patience, Secret, Store, StoreConfig, StoreError};
+use mloc_store::{MANIFEST, Patience, Secret, Store, StoreConfig, StoreError, UPLOADING};
 use reqwest::Method;
 use support::{
     line::Line,
@@ -34,7 +34,7 @@ impl Bench {
 
 #[tokio::test]
 async fn a_prefix_or_one_object_is_pulled() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let Some(Bench { moto, store, _dir, .. }) = Bench::new().await else { return };
     let weights = noise(7, 20 << 20);
     moto.put("models/m/weights.bin", &weights).await;
     moto.put("models/m/config.json", b"{}").await;
@@ -42,95 +42,96 @@ async fn a_prefix_or_one_object_is_pulled() {
     moto.put("models/m-other/config.json", b"no").await;
     let (tell, told) = seen();
 
-    let pulled = store.pull(&at(&moto.endpoint, "models/m"), None, &top.join("m"), no_room(), tell).await.unwrap();
-    assert_eq!((pulled.path, pulled.in_place), (top.join("m"), false));
+    let pulled = store.pull(&at(&moto.endpoint, "models/m"), None, tell, unsaid()).await.unwrap();
+    assert!(!pulled.in_place);
     let names: Vec<_> = pulled.files.iter().map(|f| (f.path.as_str(), f.bytes)).collect();
     assert_eq!(names, [("config.json", 2), ("sub/empty.txt", 0), ("weights.bin", 20 << 20)]);
-    assert_eq!(contents(&top.join("m"))["weights.bin"], weights);
-    assert_eq!(contents(&top.join("m")).len(), 3);
+    let there = contents(&pulled.path);
+    assert!(there["weights.bin"] == weights && there.len() == 3, "other files, or other bytes");
     let total = (20 << 20) + 2;
     assert_eq!((pulled.bytes, pulled.fetched), (total, total));
     assert_eq!(told.lock().unwrap().last().map(|m| (m.done, m.total)), Some((total, total)));
 
     // Again: nothing goes over the line, until an object has changed.
-    let again = store.pull(&at(&moto.endpoint, "models/m/"), None, &top.join("m"), no_room(), unseen()).await.unwrap();
+    let again = pull(&store, &at(&moto.endpoint, "models/m"), None).await.unwrap();
     assert_eq!((again.fetched, again.files), (0, pulled.files));
     moto.put("models/m/config.json", b"[]").await;
-    let again = store.pull(&at(&moto.endpoint, "models/m"), None, &top.join("m"), no_room(), unseen()).await.unwrap();
-    assert_eq!((again.fetched, fs::read(top.join("m/config.json")).unwrap()), (2, b"[]".to_vec()));
+    let again = pull(&store, &at(&moto.endpoint, "models/m"), None).await.unwrap();
+    assert_eq!((again.fetched, fs::read(again.path.join("config.json")).unwrap()), (2, b"[]".to_vec()));
 
-    let one = store
-        .pull(&at(&moto.endpoint, "models/m/weights.bin"), None, &top.join("w"), no_room(), unseen())
-        .await
-        .unwrap();
-    assert_eq!(one.path, top.join("w/weights.bin"));
+    let one = pull(&store, &at(&moto.endpoint, "models/m/weights.bin"), None).await.unwrap();
+    assert!(one.path.ends_with("weights.bin"));
     assert_eq!(fs::read(one.path).unwrap(), weights);
 }
 
+/// A file that was whole when its pull died, and was touched since, is read again before it is believed.
 #[tokio::test]
-async fn what_left_the_source_leaves_the_cache() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
-    for shard in ["d/a.jsonl", "d/b.jsonl", "d/sub/c.jsonl"] {
-        moto.put(shard, b"{}").await;
+async fn what_a_dead_pull_left_is_believed_when_it_is_what_it_was() {
+    let Some(Bench { moto, store, top, _dir, .. }) = Bench::new().await else { return };
+    let (first, last) = (noise(7, 9 << 20), noise(8, 32 << 20));
+    moto.put("m/a.bin", &first).await;
+    moto.put("m/z.bin", &last).await;
+    let source = at(&moto.endpoint, "m");
+    for flips in [false, true] {
+        let pulls = top.join("cache/pulls");
+        let whole = async {
+            // Its name is what it gets last.
+            loop {
+                let here = fs::read_dir(&pulls).into_iter().flatten().map(|pull| pull.unwrap().path());
+                if let Some(file) = here.map(|pull| pull.join("files/a.bin")).find(|file| file.exists()) {
+                    return file;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let file = tokio::select! {
+            ended = pull(&store, &source, None) => panic!("it ended: {ended:?}"),
+            file = whole => file,
+        };
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[5 << 20] ^= u8::from(flips);
+        fs::write(&file, bytes).unwrap();
+        let before = fs::metadata(&file).unwrap().ino();
+        let pulled = pull(&store, &source, None).await.unwrap();
+        let there = contents(&pulled.path);
+        assert!(there["a.bin"] == first && there["z.bin"] == last, "a damaged file was used");
+        let after = fs::metadata(pulled.path.join("a.bin")).unwrap().ino();
+        assert_eq!(after == before, !flips, "the same file, or one that came again");
+        drop(pulled);
+        store.cache().prune();
     }
-    let (source, folder) = (at(&moto.endpoint, "d"), top.join("d"));
-    store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
-    for shard in ["/mloc-test/d/b.jsonl", "/mloc-test/d/sub/c.jsonl"] {
-        moto.call(Method::DELETE, shard, vec![]).await;
-    }
-    let again = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
-    assert_eq!((again.fetched, again.files.len()), (0, 1));
-    assert_eq!(contents(&folder).into_keys().collect::<Vec<_>>(), ["a.jsonl"], "a removed shard would be trained on");
-    let known = fs::read_dir(folder.join(".mloc-pull")).unwrap().count();
-    assert_eq!(known, 2, "the lock and what is known of one file");
 }
 
+/// What may go of the cache goes for a pull or a checkpoint that does not fit, before it is said that it does not.
 #[tokio::test]
-async fn a_file_that_was_touched_is_read_again_before_it_is_believed() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
-    let bytes = noise(7, 9 << 20);
-    moto.put("m/w.bin", &bytes).await;
-    let (source, folder) = (at(&moto.endpoint, "m"), top.join("m"));
-    let first = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
-    // Only its time differs: it is read, and nothing is fetched.
-    let file = folder.join("w.bin");
-    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-    fs::File::options().write(true).open(&file).unwrap().set_modified(long_ago).unwrap();
-    let again = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
-    assert_eq!((again.fetched, &again.files), (0, &first.files));
-    // One flipped byte, the size as it was.
-    let mut flipped = bytes.clone();
-    flipped[5 << 20] ^= 1;
-    fs::write(&file, flipped).unwrap();
-    let mended = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
-    assert_eq!((mended.fetched, &mended.files), (bytes.len() as u64, &first.files));
-    assert!(fs::read(&file).unwrap() == bytes, "a damaged file was used");
-}
-
-#[tokio::test]
-async fn room_is_asked_for_before_it_is_said_that_there_is_none() {
-    let Some(moto) = Moto::start().await else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let mut config = with_credentials(config(dir.path()));
-    config.reserve_bytes = u64::MAX;
-    let store = Store::new(config).unwrap();
+async fn room_is_made_before_it_is_said_that_there_is_none() {
+    let Some(Bench { moto, store, top, _dir }) = Bench::new().await else { return };
+    moto.put("old/a", b"old").await;
     moto.put("m/a", b"abc").await;
-    let (asked, heard) = std::sync::mpsc::channel();
-    let room = std::sync::Arc::new(move |bytes| asked.send(bytes).unwrap());
-    let none = store.pull(&at(&moto.endpoint, "m"), None, &dir.path().join("m"), room, unseen()).await.unwrap_err();
-    assert!(matches!(none, StoreError::NoSpace { .. }), "{none}");
-    assert_eq!(heard.into_iter().collect::<Vec<_>>(), [u64::MAX]);
+    let full = Store::new(StoreConfig { reserve_bytes: u64::MAX, ..with_credentials(config(&top)) }).unwrap();
+    let (a, to) = (attempt("t", 1), at(&moto.endpoint, "ckpt"));
+    fill(&top.join("run"), &[("model.bin", b"abc")]);
+    store.push_checkpoint(&a, &to, 5, &top.join("run"), 0, unseen()).await.unwrap();
+    for what in ["a pull", "a checkpoint"] {
+        let old = pull(&store, &at(&moto.endpoint, "old"), None).await.unwrap().path;
+        let none = match what {
+            "a pull" => pull(&full, &at(&moto.endpoint, "m"), None).await.unwrap_err(),
+            _ => full.fetch_checkpoint(&a, &to, &top.join("back"), unseen()).await.unwrap_err(),
+        };
+        assert!(matches!(none, StoreError::NoSpace { needed: u64::MAX, .. }), "{what}: {none}");
+        assert!(!old.exists(), "{what}: nothing was given up");
+    }
 }
 
 #[tokio::test]
 async fn a_line_that_breaks_costs_little() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let Some(Bench { moto, store, _dir, .. }) = Bench::new().await else { return };
     let bytes = noise(8, 40 << 20);
     moto.put("big.bin", &bytes).await;
     let line = Line::to(&moto.endpoint).await;
     line.breaks_after(3 << 20);
 
-    let pulled = store.pull(&at(&line.endpoint, "big.bin"), None, &top.join("big"), no_room(), unseen()).await.unwrap();
+    let pulled = pull(&store, &at(&line.endpoint, "big.bin"), None).await.unwrap();
     assert!(fs::read(&pulled.path).unwrap() == bytes, "other bytes arrived");
     let over = line.down() as f64 / bytes.len() as f64;
     println!("a line that breaks every 3 MiB: {over:.4} × the object came down");
@@ -139,23 +140,21 @@ async fn a_line_that_breaks_costs_little() {
 
 #[tokio::test]
 async fn a_pull_that_was_dropped_goes_on_where_it_stopped() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let Some(Bench { moto, store, _dir, .. }) = Bench::new().await else { return };
     let bytes = noise(9, 64 << 20);
     moto.put("big.bin", &bytes).await;
     let line = Line::to(&moto.endpoint).await;
     line.pause_at(48 << 20);
     {
-        let folder = top.join("big");
         let source = at(&line.endpoint, "big.bin");
-        let pull = store.pull(&source, None, &folder, no_room(), unseen());
         tokio::select! {
-            ended = pull => panic!("it ended: {ended:?}"),
+            ended = pull(&store, &source, None) => panic!("it ended: {ended:?}"),
             () = line.paused() => {}
         }
     }
     line.go_on();
     let before = line.down();
-    let pulled = store.pull(&at(&line.endpoint, "big.bin"), None, &top.join("big"), no_room(), unseen()).await.unwrap();
+    let pulled = pull(&store, &at(&line.endpoint, "big.bin"), None).await.unwrap();
     assert!(fs::read(&pulled.path).unwrap() == bytes, "other bytes arrived");
     // Four chunks of 8 MiB were on their way at most, and what lay in sockets.
     assert!(pulled.fetched <= (64 - 48 + 4 * 8) << 20, "{} bytes came again", pulled.fetched);
@@ -164,27 +163,26 @@ async fn a_pull_that_was_dropped_goes_on_where_it_stopped() {
 
 #[tokio::test]
 async fn an_object_that_changes_meanwhile_is_begun_again() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let Some(Bench { moto, store, _dir, .. }) = Bench::new().await else { return };
     let (old, new) = (noise(1, 40 << 20), noise(2, 30 << 20));
     moto.put("m/w.bin", &old).await;
     let line = Line::to(&moto.endpoint).await;
     line.pause_at(20 << 20);
-    let folder = top.join("m");
     let source = at(&line.endpoint, "m");
     let change = async {
         line.paused().await;
         moto.put("m/w.bin", &new).await;
         line.go_on();
     };
-    let (pulled, ()) = tokio::join!(store.pull(&source, None, &folder, no_room(), unseen()), change);
+    let (pulled, ()) = tokio::join!(pull(&store, &source, None), change);
     let pulled = pulled.unwrap();
-    assert!(contents(&folder)["w.bin"] == new, "old bytes, or a mixture");
+    assert!(contents(&pulled.path)["w.bin"] == new, "old bytes, or a mixture");
     assert_eq!(pulled.bytes, new.len() as u64);
 }
 
 #[tokio::test]
 async fn a_result_in_a_bucket_is_published_once() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let Some(Bench { moto, store, top, _dir, .. }) = Bench::new().await else { return };
     let run = top.join("run");
     fill(&run, &[("adapter_model.safetensors", &noise(3, 20 << 20)), ("logs/training_log.jsonl", b"{}\n")]);
     let outputs = outputs(&["adapter_model.safetensors", "logs/training_log.jsonl"]);
@@ -192,7 +190,7 @@ async fn a_result_in_a_bucket_is_published_once() {
     let publish = |task: &str, number| {
         let (store, to, run, outputs, a) =
             (store.clone(), to.clone(), run.clone(), outputs.clone(), attempt(task, number));
-        async move { store.publish(&a, Some(&to), &run, &outputs, BTreeMap::new(), unseen()).await }
+        async move { store.publish(&a, Some(&to), &run, &outputs, None, unseen()).await }
     };
     // Two tasks at once: one result, and the other is told whose it is.
     let (a, b) = tokio::join!(publish("task-a", 1), publish("task-b", 1));
@@ -211,13 +209,12 @@ async fn a_result_in_a_bucket_is_published_once() {
     // The winner's retry adopts; and what was published can be pulled, digests checked.
     let StoreError::Taken { task, .. } = lost else { unreachable!() };
     assert_eq!(publish(&task, 2).await.unwrap(), won);
-    store.pull(&to, None, &top.join("back"), no_room(), unseen()).await.unwrap();
-    let mut back = contents(&top.join("back"));
+    let mut back = contents(&pull(&store, &to, None).await.unwrap().path);
     back.remove(MANIFEST);
     assert!(back == contents(&run), "other bytes came back");
 
     moto.put("out/one/logs/training_log.jsonl", b"no\n").await;
-    let damaged = store.pull(&to, None, &top.join("back"), no_room(), unseen()).await.unwrap_err();
+    let damaged = pull(&store, &to, None).await.unwrap_err();
     assert!(
         matches!(&damaged, StoreError::Damaged { place, .. } if place.ends_with("training_log.jsonl")),
         "{damaged}"
@@ -226,21 +223,47 @@ async fn a_result_in_a_bucket_is_published_once() {
 
 #[tokio::test]
 async fn a_result_gets_through_a_line_that_breaks() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let Some(Bench { moto, store, top, _dir, .. }) = Bench::new().await else { return };
     let run = top.join("run");
     fill(&run, &[("model.safetensors", &noise(3, 40 << 20))]);
     let line = Line::to(&moto.endpoint).await;
     // One part and a bit: the second part on a connection never arrives.
     line.breaks_up_after(10 << 20);
     let (to, files) = (at(&line.endpoint, "out"), outputs(&["model.safetensors"]));
-    store.publish(&attempt("t", 1), Some(&to), &run, &files, BTreeMap::new(), unseen()).await.unwrap();
-    store.pull(&at(&moto.endpoint, "out"), None, &top.join("back"), no_room(), unseen()).await.unwrap();
-    assert!(contents(&top.join("back"))["model.safetensors"] == noise(3, 40 << 20), "other bytes came back");
+    store.publish(&attempt("t", 1), Some(&to), &run, &files, None, unseen()).await.unwrap();
+    let back = pull(&store, &at(&moto.endpoint, "out"), None).await.unwrap();
+    assert!(contents(&back.path)["model.safetensors"] == noise(3, 40 << 20), "other bytes came back");
+}
+
+/// Parts that nobody completes are paid for: a stopped publication takes its own back, and says when it is done.
+#[tokio::test]
+async fn an_upload_that_was_stopped_leaves_no_parts() {
+    let Some(Bench { moto, store, top, _dir }) = Bench::new().await else { return };
+    let run = top.join("run");
+    fill(&run, &[("model.bin", &noise(3, 80 << 20))]);
+    let (reached, mut at_block) = tokio::sync::mpsc::channel(256);
+    let (quiet, mut is_quiet) = tokio::sync::watch::channel(());
+    let tell = std::sync::Arc::new(move |moved: mloc_exec::Moved| {
+        let _ = &quiet;
+        // The case has seen enough after the first.
+        if moved.done > 20 << 20 {
+            reached.try_send(moved.done).ok();
+        }
+    });
+    let (a, to, made) = (attempt("t", 1), at(&moto.endpoint, "out"), outputs(&["model.bin"]));
+    tokio::select! {
+        ended = store.publish(&a, Some(&to), &run, &made, None, tell) => panic!("it ended: {ended:?}"),
+        block = at_block.recv() => assert!(block.is_some()),
+    }
+    assert!(!moto.uploads().await.is_empty() || is_quiet.has_changed().is_err(), "no upload in parts was under way");
+    assert!(is_quiet.changed().await.is_err(), "it is over now");
+    assert_eq!(moto.uploads().await, [""; 0]);
+    assert_eq!(moto.keys().await, [format!("out/{UPLOADING}")], "a name was given");
 }
 
 #[tokio::test]
 async fn checkpoints_in_a_bucket() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let Some(Bench { moto, store, top, _dir, .. }) = Bench::new().await else { return };
     let (run, back, a, to) = (top.join("run"), top.join("back"), attempt("task-a", 1), at(&moto.endpoint, "ckpt"));
     assert_eq!(store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap(), None);
     let mut pushed = Vec::new();
@@ -263,7 +286,7 @@ async fn checkpoints_in_a_bucket() {
 
 #[tokio::test]
 async fn what_is_said_when_s3_does_not_give() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let Some(Bench { moto, store, top, _dir, .. }) = Bench::new().await else { return };
     let mut said = String::new();
     let mut say = |what: &str, error: StoreError, class: FailureClass| {
         assert_eq!(error.class(), class, "{what}: {error}");
@@ -276,21 +299,21 @@ async fn what_is_said_when_s3_does_not_give() {
     let fatal = FailureClass::Fatal;
     let here = |path: &str| at(&moto.endpoint, path);
 
-    say("no such object", store.pull(&here("none/at/all"), None, &top, no_room(), unseen()).await.unwrap_err(), fatal);
-    say("empty bucket", store.pull(&here(""), None, &top, no_room(), unseen()).await.unwrap_err(), fatal);
+    say("no such object", pull(&store, &here("none/at/all"), None).await.unwrap_err(), fatal);
+    say("empty bucket", pull(&store, &here(""), None).await.unwrap_err(), fatal);
     let mut other = here("x");
     if let mloc_core::task::spec::Location::S3 { bucket, .. } = &mut other {
         *bucket = "nobodys-bucket".into();
     }
-    say("no such bucket", store.pull(&other, None, &top, no_room(), unseen()).await.unwrap_err(), fatal);
+    say("no such bucket", pull(&store, &other, None).await.unwrap_err(), fatal);
     moto.put("tricks/..%2F..%2Fetc/passwd", b"x").await;
-    let tricks = store.pull(&here("tricks"), None, &top.join("tricks"), no_room(), unseen()).await;
+    let tricks = pull(&store, &here("tricks"), None).await;
     assert!(!top.join("etc").exists(), "{tricks:?}");
     say("path tricks", tricks.unwrap_err(), fatal);
 
     // An address where nobody listens: bound once, and let go.
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let down = store.pull(&at(&format!("http://{gone}"), "m"), None, &top, no_room(), unseen()).await.unwrap_err();
+    let down = pull(&store, &at(&format!("http://{gone}"), "m"), None).await.unwrap_err();
     let down_text = down.to_string().replace(&gone.to_string(), "HOST:PORT");
     assert!(!down_text.contains("hunter2"));
     assert_eq!(down.class(), FailureClass::Retryable, "{down}");
@@ -298,10 +321,10 @@ async fn what_is_said_when_s3_does_not_give() {
     moto.put("m/a", b"a").await;
     moto.check_credentials().await;
     let retryable = FailureClass::Retryable;
-    say("unknown credentials", store.pull(&here("m"), None, &top, no_room(), unseen()).await.unwrap_err(), retryable);
+    say("unknown credentials", pull(&store, &here("m"), None).await.unwrap_err(), retryable);
     let to = here("out");
     fill(&top, &[("a", b"abc")]);
-    let put = store.publish(&attempt("t", 1), Some(&to), &top, &outputs(&["a"]), BTreeMap::new(), unseen()).await;
+    let put = store.publish(&attempt("t", 1), Some(&to), &top, &outputs(&["a"]), None, unseen()).await;
     say("unknown credentials, publishing", put.unwrap_err(), retryable);
     said += &format!("# endpoint down\n{down_text}\n");
     insta::assert_snapshot!(said);
@@ -309,14 +332,11 @@ async fn what_is_said_when_s3_does_not_give() {
 
 #[tokio::test]
 async fn two_pulls_of_one_source_wait_for_one_another() {
-    let Some(Bench { moto, store, top, .. }) = Bench::new().await else { return };
+    let Some(Bench { moto, store, _dir, .. }) = Bench::new().await else { return };
     let bytes = noise(4, 24 << 20);
     moto.put("w.bin", &bytes).await;
-    let (source, folder) = (at(&moto.endpoint, "w.bin"), top.join("w"));
-    let (one, two) = tokio::join!(
-        store.pull(&source, None, &folder, no_room(), unseen()),
-        store.pull(&source, None, &folder, no_room(), unseen())
-    );
+    let source = at(&moto.endpoint, "w.bin");
+    let (one, two) = tokio::join!(pull(&store, &source, None), pull(&store, &source, None));
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!(one.fetched + two.fetched, bytes.len() as u64, "it came twice");
     assert_eq!((one.files, one.path), (two.files, two.path));
@@ -331,7 +351,7 @@ async fn a_silent_endpoint_is_given_up() {
     config.patience = Patience { tries: 2, silence: Duration::from_millis(50), ..config.patience };
     let store = Store::new(config).unwrap();
     let source = at(&format!("http://{}", silent.local_addr().unwrap()), "m");
-    let error = store.pull(&source, None, dir.path(), no_room(), unseen()).await.unwrap_err();
+    let error = pull(&store, &source, None).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Retryable);
     assert!(error.to_string().contains("after 2 tries"), "{error}");
 }
@@ -355,7 +375,7 @@ async fn without_credentials() {
     let store = Store::new(config(dir.path())).unwrap();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let source = at(&format!("http://{}", nobody.local_addr().unwrap()), "m");
-    let error = store.pull(&source, None, dir.path(), no_room(), unseen()).await.unwrap_err();
+    let error = pull(&store, &source, None).await.unwrap_err();
     assert_eq!(error.class(), FailureClass::Retryable, "another node may have some: {error:?}");
     let said = "s3://mloc-test/m: access denied: signing http request: failed to load signing credential\n\
                 hint: this node has no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for the worker, \
@@ -402,23 +422,25 @@ async fn on_a_small_disk() {
     moto.put("large/a.bin", &noise(5, 62 << 20)).await;
     moto.put("m/a.bin", &bytes).await;
 
-    let early =
-        store.pull(&at(&moto.endpoint, "large"), None, &disk.join("large"), no_room(), unseen()).await.unwrap_err();
+    let early = pull(&store, &at(&moto.endpoint, "large"), None).await.unwrap_err();
     assert!(matches!(&early, StoreError::NoSpace { needed, .. } if *needed == 66 << 20), "{early}");
     // Publishing to a volume and fetching from one say it before the first byte as well.
     let roomy = tempfile::tempdir().unwrap();
     let run = roomy.path().join("run");
     fill(&run, &[("model.bin", &noise(3, 70 << 20))]);
     let (a, files) = (attempt("t", 1), outputs(&["model.bin"]));
-    let full = store.publish(&a, Some(&local("small/out")), &run, &files, BTreeMap::new(), unseen()).await.unwrap_err();
+    let full = store.publish(&a, Some(&local("small/out")), &run, &files, None, unseen()).await.unwrap_err();
     let wide = Store::new(config_with(roomy.path(), 4 << 20)).unwrap();
     wide.push_checkpoint(&a, &local("data/ckpt"), 5, &run, 1, unseen()).await.unwrap();
     let fetched = wide.fetch_checkpoint(&a, &local("data/ckpt"), &disk.join("ckpt"), unseen()).await.unwrap_err();
+    // Its place in the cache is named by the source, whose port is another one each time.
+    let StoreError::NoSpace { folder: place, .. } = &early else { unreachable!() };
     let mut said = String::new();
     for (what, error) in [("pull", &early), ("publish", &full), ("fetch a checkpoint", &fetched)] {
         assert_eq!(error.class(), FailureClass::Retryable);
         // How much a file system of its own keeps for itself is its own affair.
-        let text = error.to_string().replace(disk.to_str().unwrap(), "DISK");
+        let text = error.to_string().replace(place.to_str().unwrap(), "DISK/cache/pulls/SOURCE/files");
+        let text = text.replace(disk.to_str().unwrap(), "DISK");
         let (before, after) = text.split_once(" more bytes are needed and ").expect("it says how much");
         let (_, hint) = after.split_once(" are free").expect("it says what there is");
         said += &format!("# {what}\n{before} more bytes are needed and FREE are free{hint}\n\n");
@@ -428,20 +450,20 @@ async fn on_a_small_disk() {
 
     let line = Line::to(&moto.endpoint).await;
     line.pause_at(20 << 20);
-    let (source, folder) = (at(&line.endpoint, "m"), disk.join("m"));
+    let source = at(&line.endpoint, "m");
     let others = async {
         line.paused().await;
         fs::write(disk.join("somebody-elses"), noise(1, 30 << 20)).unwrap();
         line.go_on();
     };
-    let (full, ()) = tokio::join!(store.pull(&source, None, &folder, no_room(), unseen()), others);
+    let (full, ()) = tokio::join!(pull(&store, &source, None), others);
     let full = full.unwrap_err();
     assert!(matches!(full, StoreError::NoSpace { .. }), "{full}");
     assert_eq!(full.class(), FailureClass::Retryable);
 
     fs::remove_file(disk.join("somebody-elses")).unwrap();
-    let pulled = store.pull(&source, None, &folder, no_room(), unseen()).await.unwrap();
-    assert!(fs::read(folder.join("a.bin")).unwrap() == bytes, "other bytes arrived");
+    let pulled = pull(&store, &source, None).await.unwrap();
+    assert!(fs::read(pulled.path.join("a.bin")).unwrap() == bytes, "other bytes arrived");
     assert!(pulled.fetched < bytes.len() as u64, "nothing was kept");
 }
 
@@ -459,7 +481,6 @@ async fn https_is_spoken_with_ring() {
     config.s3.access_key_id = Some(Secret::new("AKIAEXAMPLE"));
     config.s3.secret_access_key = Some(Secret::new("hunter2"));
     let store = Store::new(config).unwrap();
-    let error =
-        store.pull(&at(&format!("https://{gone}"), "m"), None, dir.path(), no_room(), unseen()).await.unwrap_err();
+    let error = pull(&store, &at(&format!("https://{gone}"), "m"), None).await.unwrap_err();
     assert!(matches!(error, StoreError::Unreachable { .. } | StoreError::Unready { .. }), "{error}");
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use mloc_core::task::spec::Pin;
-use mloc_exec::failpoint;
+use mloc_exec::{disk::free_bytes, failpoint};
 use nix::sys::statvfs::statvfs;
 
 use super::{
@@ -57,9 +57,28 @@ impl Cache {
     /// Evicts until so many bytes are free, or nothing is left that may go.
     pub fn make_room(&self, bytes: u64) {
         self.evict(|taken| {
-            let free = disk::free_bytes(self.root()).unwrap_or(u64::MAX);
+            let free = free_bytes(self.root()).unwrap_or(u64::MAX);
             taken.saturating_sub(bytes.saturating_sub(free))
         });
+    }
+
+    /// Whether so many bytes fit below a folder, which need not exist yet; what may go of this cache goes for them, where
+    /// it lies on the same disk. Said before the first byte.
+    ///
+    /// # Errors
+    /// [`StoreError::NoSpace`]
+    pub(crate) fn enough_room(&self, folder: &Path, needed: u64) -> Result<(), StoreError> {
+        let free = || free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e));
+        if needed <= free()? {
+            return Ok(());
+        }
+        if disk_of(folder).is_some_and(|disk| disk_of(self.root()) == Some(disk)) {
+            self.make_room(needed);
+        }
+        match free()? {
+            free if needed > free => Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free }),
+            _ => Ok(()),
+        }
     }
 
     /// Evicts until the cache is within its bound.
@@ -230,6 +249,11 @@ fn remove_unheld(blob: &Path) {
     if left_aside || fs::symlink_metadata(blob).is_ok_and(|m| m.nlink() == 1) {
         said(blob, disk::remove(blob));
     }
+}
+
+/// The number of the disk that a folder lies on, or will.
+fn disk_of(folder: &Path) -> Option<u64> {
+    folder.ancestors().find_map(|there| fs::metadata(there).ok()).map(|meta| meta.dev())
 }
 
 fn is_locked(path: &Path) -> bool {

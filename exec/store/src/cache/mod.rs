@@ -36,7 +36,6 @@ use std::{
 
 use mloc_core::task::spec::{Location, Pin};
 use mloc_exec::OnSaid as Say;
-use serde::Deserialize;
 
 pub use self::evict::{Holding, Verified};
 pub(crate) use self::shelf::{Filled, FilledFile, Shelf, Turn};
@@ -47,8 +46,7 @@ use crate::{disk, error::StoreError};
 const SEALED_AT_S: u64 = 1;
 
 /// How closely cached files are looked at before an attempt gets them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Verify {
     /// Those whose size or time changed are read.
     #[default]

@@ -1,4 +1,4 @@
-//! Where a pull's files go: into a folder of the caller's, or through the cache.
+//! Where a pull's files go on their way into the cache.
 //!
 //! A kind of source asks [`Shelf::there`] once it knows the version, takes [`Shelf::alone`], fills [`Shelf::folder`] and
 //! hands it over with [`Shelf::keep`].
@@ -11,7 +11,7 @@ use std::{
 };
 
 use mloc_core::task::spec::{Location, Pin};
-use mloc_exec::{MakeRoom, failpoint};
+use mloc_exec::failpoint;
 
 use super::{
     Cache, Say, Verify,
@@ -23,9 +23,8 @@ use super::{
 use crate::{
     disk::{self, Stamp, off_thread},
     error::StoreError,
-    pull::{Pulled, PulledFile},
+    pull::Pulled,
     remote::Object,
-    transfer,
 };
 
 /// How often a pull looks whether another one of the same source is done.
@@ -34,10 +33,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Where the files of one pull go.
 #[derive(Clone)]
 pub(crate) struct Shelf {
+    cache: Cache,
+    source: Location,
     folder: PathBuf,
     lock: PathBuf,
-    cached: Option<(Cache, Location)>,
-    room: MakeRoom,
     say: Say,
 }
 
@@ -84,19 +83,11 @@ pub(crate) struct FilledFile {
 }
 
 impl Shelf {
-    /// A folder of the caller's, which holds the source and nothing else afterwards.
-    pub fn plain(folder: &Path, room: MakeRoom, say: Say) -> Self {
-        let lock = folder.join(transfer::UNDER_WAY).join("lock");
-        Self { folder: folder.to_owned(), lock, cached: None, room, say }
-    }
-
-    /// The cache.
+    /// The one of a source.
     pub fn of(cache: &Cache, source: &Location, say: Say) -> Self {
         let pull = cache.pulls().join(source_key(source));
-        let evicting = cache.clone();
-        let room: MakeRoom = Arc::new(move |bytes| evicting.make_room(bytes));
-        let cached = Some((cache.clone(), source.clone()));
-        Self { folder: pull.join(FILES), lock: pull.join("lock"), cached, room, say }
+        let (folder, lock) = (pull.join(FILES), pull.join("lock"));
+        Self { cache: cache.clone(), source: source.clone(), folder, lock, say }
     }
 
     /// The folder to be filled.
@@ -104,36 +95,28 @@ impl Shelf {
         &self.folder
     }
 
-    /// Frees what it can until so many bytes are free. Blocks.
-    pub fn make_room(&self, bytes: u64) {
-        (self.room)(bytes);
+    /// Whether so many bytes fit, with what the cache could give up for them. Blocks.
+    pub fn enough_room(&self, needed: u64) -> Result<(), StoreError> {
+        self.cache.enough_room(&self.folder, needed)
     }
 
     /// The source in this version, when the cache has all of it. `asked`: this is what the other side named as newest.
     pub async fn there(&self, pin: &Pin, asked: bool) -> Result<Option<Pulled>, StoreError> {
-        let Some((cache, source)) = self.cached.clone() else { return Ok(None) };
-        let (pin, say) = (pin.clone(), self.say.clone());
-        off_thread(move || cache.find(&source, &pin, asked, &say)).await
+        let (here, pin) = (self.clone(), pin.clone());
+        off_thread(move || here.cache.find(&here.source, &pin, asked, &here.say)).await
     }
 
     /// The source as it was pulled last, when the cache has all of it: for those who cannot ask which version is newest.
     pub async fn newest(&self) -> Result<Option<Pulled>, StoreError> {
-        let Some((cache, source)) = self.cached.clone() else { return Ok(None) };
-        let say = self.say.clone();
-        off_thread(move || cache.find_newest(&source, |_| true, &say)).await
+        let here = self.clone();
+        off_thread(move || here.cache.find_newest(&here.source, |_| true, &here.say)).await
     }
 
     /// The source in a version that is known by its name alone, when the cache has all of it: for those who see the
     /// sizes only in what they fetch.
     pub async fn there_by_name(&self, version: &str) -> Result<Option<Pulled>, StoreError> {
-        let Some((cache, source)) = self.cached.clone() else { return Ok(None) };
-        let (version, say) = (version.to_owned(), self.say.clone());
-        off_thread(move || cache.find_newest(&source, |pin| pin.version == version, &say)).await
-    }
-
-    /// Whether contents are kept once, whatever source they are of: then files of the same bytes may be one.
-    pub fn shares(&self) -> bool {
-        self.cached.is_some()
+        let (here, version) = (self.clone(), version.to_owned());
+        off_thread(move || here.cache.find_newest(&here.source, |pin| pin.version == version, &here.say)).await
     }
 
     /// A sentence for the attempt's log.
@@ -162,18 +145,17 @@ impl Shelf {
     /// Puts into a folder what the cache has of these objects, under their names: by the digest that the other side
     /// gives, or by what it called the same content in another version. The folder is the shelf's, or one in it.
     pub async fn lend(&self, objects: &[Object], into: &Path, turn: &Turn) -> Result<Vec<Option<Stamp>>, StoreError> {
-        let Some((cache, source)) = self.cached.clone() else { return Ok(vec![None; objects.len()]) };
-        let (objects, turn, folder, say) = (objects.to_vec(), turn.clone(), into.to_owned(), self.say.clone());
+        let (here, objects, turn, folder) = (self.clone(), objects.to_vec(), turn.clone(), into.to_owned());
         off_thread(move || {
-            let _turn = turn;
-            let known = cache.known(&source)?;
+            let (_turn, cache) = (turn, &here.cache);
+            let known = cache.known(&here.source)?;
             let always = cache.config.verify == Verify::Always;
             let lend = |object: &Object| {
                 let by_etag = || known.get(&(object.name.clone(), object.etag.clone()?, object.bytes)).cloned();
-                let Some(sha256) = object.sha256.clone().or_else(by_etag) else { return Ok(None) };
+                let Some(sha256) = object.sha256().cloned().or_else(by_etag) else { return Ok(None) };
                 let stamp = Stamp { bytes: object.bytes, sha256 };
                 let Some(name) = disk::below(&object.name) else { return Ok(None) };
-                Ok(cache.lend(&stamp, &folder.join(name), always, &say)?.then_some(stamp))
+                Ok(cache.lend(&stamp, &folder.join(name), always, &here.say)?.then_some(stamp))
             };
             objects.iter().map(lend).collect()
         })
@@ -182,28 +164,14 @@ impl Shelf {
 
     /// Takes over what the folder holds now.
     pub async fn keep(&self, filled: Filled, turn: &Turn) -> Result<Pulled, StoreError> {
-        let Some((cache, source)) = self.cached.clone() else { return Ok(filled.in_folder()) };
-        let (turn, folder) = (turn.clone(), self.folder.clone());
+        let (here, turn) = (self.clone(), turn.clone());
         off_thread(move || {
             let _turn = turn;
-            let pulled = cache.keep(source, filled, &folder)?;
-            cache.keep_bound();
+            let pulled = here.cache.keep(here.source, filled, &here.folder)?;
+            here.cache.keep_bound();
             Ok(pulled)
         })
         .await
-    }
-}
-
-impl Filled {
-    fn in_folder(self) -> Pulled {
-        let path = match self.files.first().filter(|_| self.one) {
-            Some(file) => self.at.join(&file.name),
-            None => self.at,
-        };
-        let bytes = self.files.iter().map(|f| f.stamp.bytes).sum();
-        let file = |f: FilledFile| PulledFile { path: f.name, bytes: f.stamp.bytes, sha256: Some(f.stamp.sha256) };
-        let files = self.files.into_iter().map(file).collect();
-        Pulled { path, in_place: false, files, bytes, fetched: self.fetched, pin: Some(self.pin), held: None }
     }
 }
 

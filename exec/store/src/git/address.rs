@@ -1,6 +1,4 @@
-//! Where a repository is, and which of this node's accounts are for it. Plain decisions.
-
-use crate::config::GitAccount;
+//! Where a repository is, and how it is spoken to. Plain decisions.
 
 /// How a repository is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,24 +104,9 @@ pub(super) fn same_host(one: &str, other: &str) -> bool {
     host(one).is_some_and(|one| Some(one) == host(other))
 }
 
-/// The account for requests to a URL. It goes to the host that is written in it and to no other, and over plain `http`
-/// only where its owner wrote `http://`: a token that a task could send in the clear is one that everybody on the way
-/// can read.
-pub(super) fn account<'a>(accounts: &'a [GitAccount], url: &str) -> Option<&'a GitAccount> {
-    let (scheme, host) = origin(url)?;
-    accounts.iter().find(|account| {
-        let (allowed, named) = match account.host.split_once("://") {
-            Some((scheme, rest)) => (scheme, rest.trim_end_matches('/')),
-            None => ("https", account.host.as_str()),
-        };
-        allowed == scheme && named.eq_ignore_ascii_case(host)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Secret;
 
     #[test]
     fn urls_are_taken_apart() {
@@ -148,23 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_goes_to_its_host_alone() {
-        let of = |host: &str| GitAccount { host: host.into(), username: None, token: Secret::new("t") };
-        let accounts = [of("h.org"), of("h.org:8443"), of("http://inside:3000")];
-        let host = |url: &str| account(&accounts, url).map(|a| a.host.as_str());
-        assert_eq!(host("https://h.org/a/b"), Some("h.org"));
-        assert_eq!(host("https://H.org/a"), Some("h.org"));
-        assert_eq!(host("https://h.org:8443/a"), Some("h.org:8443"));
-        assert_eq!(host("http://inside:3000/a"), Some("http://inside:3000"));
-        for none in [
-            "http://h.org/a",
-            "https://evil/h.org",
-            "https://h.org.evil/a",
-            "https://h.org@evil/a",
-            "https://inside:3000/a",
-        ] {
-            assert_eq!(host(none), None, "{none}");
-        }
+    fn a_host_is_the_same_whatever_the_port() {
         assert!(same_host("https://h.org:1/a", "http://H.org/b") && !same_host("https://h.org/a", "https://g.org/a"));
     }
 }

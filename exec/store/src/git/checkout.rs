@@ -96,12 +96,11 @@ impl Record {
 }
 
 /// Writes a plan into a new folder, links last: nothing is ever written through one. Large files lie in `large` under
-/// their digests. When the shelf `shares` contents, files of the same bytes may be one.
+/// their digests; files of the same bytes may be one, as in the cache.
 pub(super) fn write(
     plan: &Plan,
     objects: &mut Objects,
     large: &Path,
-    shares: bool,
     into: &Path,
     halt: &Halt,
 ) -> Result<Vec<Written>, StoreError> {
@@ -119,7 +118,7 @@ pub(super) fn write(
         halt.check(&path)?;
         let (size, sha256) = match &file.pointer {
             Some(pointer) => {
-                place_large(&large.join(&pointer.oid), &path, file.executable, shares)?;
+                place_large(&large.join(&pointer.oid), &path, file.executable)?;
                 (pointer.bytes, pointer.oid.clone())
             }
             None => {
@@ -146,16 +145,12 @@ pub(super) fn write(
     Ok(written)
 }
 
-/// The first of several files with the same bytes is the fetched one itself, the others are copies: who changes one of
-/// them must not change them all. On a shelf that shares nobody changes any, and only a mode needs a file of its own.
-fn place_large(from: &Path, to: &Path, executable: bool, shares: bool) -> Result<(), StoreError> {
-    if shares && !executable && fs::hard_link(from, to).is_ok() {
+/// Another name of the fetched file; a mode is the file's and not the name's, so that one that can be executed is a copy.
+fn place_large(from: &Path, to: &Path, executable: bool) -> Result<(), StoreError> {
+    if !executable && fs::hard_link(from, to).is_ok() {
         return Ok(());
     }
-    let links = fs::metadata(from).map_err(|e| StoreError::disk("look at", from, e))?.nlink();
-    if shares || links > 1 || fs::hard_link(from, to).is_err() {
-        fs::copy(from, to).map_err(|e| StoreError::disk("copy", to, e))?;
-    }
+    fs::copy(from, to).map_err(|e| StoreError::disk("copy", to, e))?;
     let mode = fs::Permissions::from_mode(if executable { 0o755 } else { 0o644 });
     fs::set_permissions(to, mode).map_err(|e| StoreError::disk("set the mode of", to, e))
 }

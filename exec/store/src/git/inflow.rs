@@ -12,11 +12,7 @@ use std::{
 use mloc_exec::Moved;
 
 use super::Company;
-use crate::{
-    cache::Shelf,
-    disk::{self, Halt},
-    error::StoreError,
-};
+use crate::{cache::Shelf, disk::Halt, error::StoreError};
 
 /// How often the disk is looked at, in bytes.
 const LOOK_EVERY: u64 = 4 << 20;
@@ -112,20 +108,6 @@ impl<'a> Inflow<'a> {
             return Ok(());
         }
         self.looked.set(bytes);
-        enough_room(LOOK_EVERY, self.folder, self.reserve, &self.company.shelf)
-    }
-}
-
-/// Whether so many bytes fit besides what stays free, even with what the shelf could free.
-pub(super) fn enough_room(bytes: u64, folder: &Path, reserve: u64, shelf: &Shelf) -> Result<(), StoreError> {
-    let needed = bytes.saturating_add(reserve);
-    let free = || disk::free_bytes(folder).map_err(|e| StoreError::disk("look at", folder, e));
-    if needed <= free()? {
-        return Ok(());
-    }
-    shelf.make_room(needed);
-    match free()? {
-        free if needed > free => Err(StoreError::NoSpace { folder: folder.to_owned(), needed, free }),
-        _ => Ok(()),
+        self.company.shelf.enough_room(LOOK_EVERY.saturating_add(self.reserve))
     }
 }

@@ -17,7 +17,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     address::{self, Way},
-    patiently,
     pointer::Pointer,
     tree::File,
     trouble,
@@ -26,9 +25,9 @@ use super::{
 use crate::{
     answer::root_cause,
     cache::Shelf,
-    config::Patience,
     error::StoreError,
-    remote::{Body, Listing, Object, Remote},
+    patience::{Patience, patiently},
+    remote::{Body, Digest, Listing, Object, Remote},
 };
 
 /// What the API speaks.
@@ -108,7 +107,7 @@ pub(super) fn objects(files: &[&File]) -> Vec<Object> {
         key: pointer.oid.clone(),
         bytes: pointer.bytes,
         etag: Some(pointer.oid.clone()),
-        sha256: Some(pointer.oid.clone()),
+        digest: Some(Digest::Sha256(pointer.oid.clone())),
     };
     pointers.into_values().map(object).collect()
 }

@@ -6,7 +6,7 @@
 //!   → a plan: files, links, pointers         (tree; pointer)
 //!   → large files                            (lfs, through transfer)
 //!   → .mloc-pull/tree → tree-COMMIT          (checkout: whole or not there)
-//!   → the shelf                              (cache: contents once, a view with links and modes; or it stays where it is)
+//!   → the shelf                              (cache: contents once, a view with links and modes)
 //! ```
 //!
 //! A commit that the cache has takes no request when it is pinned, else the one for the names. Large files that it has
@@ -35,10 +35,7 @@ mod wire;
 use std::{path::Path, sync::Arc};
 
 use gix_hash::ObjectId;
-use mloc_core::{
-    ledger::entry::FailureClass,
-    task::spec::{Location, Pin},
-};
+use mloc_core::task::spec::{Location, Pin};
 use mloc_exec::OnMoved;
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +43,6 @@ use self::{
     address::Address,
     checkout::Record,
     fetch::Meant,
-    inflow::enough_room,
     lfs::Lfs,
     objects::Objects,
     tree::{Plan, Shape},
@@ -55,10 +51,10 @@ use self::{
 use crate::{
     Store,
     cache::{Filled, Shelf, Turn},
-    config::Patience,
     disk::{self, Halt, off_thread, until_dropped},
     error::StoreError,
     meter::Meter,
+    patience::patiently,
     place::Source,
     pull::Pulled,
     rate::Limit,
@@ -83,6 +79,8 @@ pub(crate) struct Git {
     revision: Option<String>,
     path: Option<String>,
     reserve: u64,
+    /// Where its commits can be had as well, and first.
+    mirrors: Vec<Git>,
 }
 
 /// How a pull is followed and helped.
@@ -126,7 +124,12 @@ impl Git {
             tls: client.speaks("https://").is_ok(),
         };
         let (revision, path) = (revision.map(str::to_owned), path.map(str::to_owned));
-        Ok(Self { peer, http: client.http.clone(), revision, path, reserve: config.reserve_bytes })
+        Ok(Self { peer, http: client.http.clone(), revision, path, reserve: config.reserve_bytes, mirrors: Vec::new() })
+    }
+
+    /// The same with mirrors beside it.
+    pub fn beside(self, mirrors: Vec<Git>) -> Self {
+        Self { mirrors, ..self }
     }
 
     /// The repository and the revision as text for people.
@@ -211,8 +214,29 @@ impl Git {
         Ok(Some(there))
     }
 
-    /// Fetches a commit and writes its files; how many bytes went over the line for it.
+    /// Fetches a commit from the first mirror that gives all of it, else from where it is.
     async fn fetch(
+        &self,
+        asked: ObjectId,
+        pinned: bool,
+        way: &Path,
+        company: &Company,
+    ) -> Result<(Record, u64), StoreError> {
+        for mirror in &self.mirrors {
+            match mirror.fetch_here(asked, pinned, way, company).await {
+                // This node's own disk is the same whoever is asked.
+                ended @ (Ok(_) | Err(StoreError::NoSpace { .. } | StoreError::Disk { .. })) => return ended,
+                Err(error) => {
+                    let place = self.place();
+                    tracing::warn!(place, %error, "the mirror does not give it");
+                }
+            }
+        }
+        self.fetch_here(asked, pinned, way, company).await
+    }
+
+    /// Fetches a commit and writes its files; how many bytes went over the line for it.
+    async fn fetch_here(
         &self,
         asked: ObjectId,
         pinned: bool,
@@ -261,7 +285,7 @@ impl Git {
         let unpacked = plan.bytes() - plan.large_bytes();
         off_thread(move || {
             let needed = transfer::missing_bytes(&known, &into)?.saturating_add(unpacked);
-            enough_room(needed, &into, reserve, &shelf)
+            shelf.enough_room(needed.saturating_add(reserve))
         })
         .await?;
         transfer::fetch(&lfs, &missing, &folder, meter).await?;
@@ -301,7 +325,7 @@ impl Git {
                 _ => None,
             };
             let unpacked = plan.bytes() - plan.large_bytes();
-            enough_room(unpacked, &packs, here.reserve, &company.shelf)?;
+            company.shelf.enough_room(unpacked.saturating_add(here.reserve))?;
             Ok((plan, configured))
         })
         .await
@@ -316,7 +340,7 @@ impl Git {
             let (mut objects, commit) = here.objects(&received, &way.join(PACKS))?;
             let commit = commit.to_string();
             let aside = way.join("tree");
-            let files = checkout::write(&plan, &mut objects, &way.join(LARGE), company.shelf.shares(), &aside, halt)?;
+            let files = checkout::write(&plan, &mut objects, &way.join(LARGE), &aside, halt)?;
             drop(objects);
             let name = format!("{TREE}{}", &commit[..commit.len().min(12)]);
             checkout::place(&aside, &folder.join(&name))?;
@@ -406,26 +430,4 @@ fn clear(folder: &Path, record: &Record) -> Result<(), StoreError> {
         disk::remove_all(&folder.join(name))?;
     }
     Ok(())
-}
-
-/// Does something again while the line is what fails and patience lasts.
-async fn patiently<T, W: Future<Output = Result<T, StoreError>>>(
-    patience: Patience,
-    work: impl Fn() -> W,
-) -> Result<T, StoreError> {
-    let mut failures = 0;
-    loop {
-        let error = match work().await {
-            Err(error)
-                if matches!(error, StoreError::Unreachable { .. }) && error.class() == FailureClass::Retryable =>
-            {
-                error
-            }
-            ended => return ended,
-        };
-        failures += 1;
-        let Some(wait) = patience.wait_after(failures) else { return Err(error.after(failures)) };
-        tracing::debug!(%error, ?wait, "git again");
-        tokio::time::sleep(wait).await;
-    }
 }

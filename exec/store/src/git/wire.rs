@@ -30,15 +30,12 @@ use gix_transport::{
 use gix_utils::progress::Discard;
 
 use super::{
-    address::{self, Address, Way},
+    address::{Address, Way},
     inflow::{Ended, Inflow},
     revision::Tip,
     trouble::{self, Told},
 };
-use crate::{
-    config::{GitAccount, Patience},
-    error::StoreError,
-};
+use crate::{config::GitAccount, error::StoreError, patience::Patience};
 
 /// Threads that unpack one pack: the node has other things to do.
 const THREADS_MAX: usize = 4;
@@ -244,7 +241,7 @@ impl OrLine for StoreError {
 impl Peer {
     /// The account for requests to a URL of this repository's host.
     pub fn account(&self, url: &str) -> Option<&GitAccount> {
-        address::account(&self.accounts, url)
+        self.accounts.iter().find(|account| account.is_for(url))
     }
 
     fn connect(&self) -> Result<Line, Told> {

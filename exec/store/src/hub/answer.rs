@@ -81,7 +81,13 @@ impl Answer {
             |found: String, hint: String, here: bool| StoreError::Hub { place: place.clone(), found, hint, here };
         let (kind, id, page) = (repo.called(), &repo.id, format!("{}/{}{}", endpoint, repo.prefix(), repo.id));
         if self.status == 429 {
-            return StoreError::Busy { place, found: self.found(), wait: self.wait };
+            let hint = match has_token {
+                true => "the task will be tried again",
+                false => {
+                    "give the worker a token (HF_TOKEN), for limits are higher with one; the task will be tried again"
+                }
+            };
+            return StoreError::Busy { place, found: self.found(), hint, wait: self.wait };
         }
         if self.status == 408 || self.status >= 500 {
             let found = self.found();
@@ -180,7 +186,7 @@ mod tests {
             ("expired token", answer(401, &[("x-error-message", token)], ""), true),
             ("may not read", answer(403, &[], "{\"error\":\"Forbidden\"}"), true),
             ("busy", answer(429, &[("retry-after", "55")], "{\"error\":\"slow down\"}"), false),
-            ("busy by the other header", answer(429, &[("ratelimit", "\"api\";r=0;t=7")], ""), false),
+            ("busy by the other header, with a token", answer(429, &[("ratelimit", "\"api\";r=0;t=7")], ""), true),
             ("down", answer(503, &[], "<html>"), false),
             ("else", answer(400, &[], "{\"error\":\"Bad\"}"), true),
         ];

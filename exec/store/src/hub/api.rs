@@ -1,29 +1,27 @@
 //! Requests to the Hub, and to where it sends them on.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{
     Method, RequestBuilder, Response, StatusCode, Url,
-    header::{AUTHORIZATION, LINK, LOCATION},
+    header::{AUTHORIZATION, LINK},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{
     Store,
     answer::root_cause,
-    config::{Patience, Secret},
+    client::Client,
+    config::Secret,
     error::StoreError,
     hub::{
         answer::{Answer, Asked},
         repo::Repo,
     },
+    patience::{Patience, patiently},
 };
 
-/// How often the Hub may send a request on.
-const HOPS_MAX: u32 = 8;
-/// Longest wait that the Hub may ask for: its window of counting is five minutes. Past that the scheduler waits.
-const ASKED_WAIT_MAX: Duration = Duration::from_secs(300);
 /// Pages of a listing: a thousand files each.
 const PAGES_MAX: u32 = 1_000;
 /// Larger answers of the API are none.
@@ -34,8 +32,7 @@ const WORDS_MAX: u64 = 64 << 10;
 /// The way to one repository.
 #[derive(Clone)]
 pub(super) struct Api {
-    /// Follows no redirects: who gets the token is decided here, hop by hop.
-    http: reqwest::Client,
+    client: Client,
     endpoint: Url,
     token: Option<Secret>,
     /// How long it goes on without progress.
@@ -138,7 +135,7 @@ impl Api {
             return Err(bad("the endpoint of the Hub holds credentials".into()));
         }
         store.client.speaks(endpoint)?;
-        Ok(Self { http: store.client.unled.clone(), endpoint: url, token, patience: store.config.patience, repo })
+        Ok(Self { client: store.client.clone(), endpoint: url, token, patience: store.config.patience, repo })
     }
 
     /// The Hub, for people.
@@ -192,26 +189,14 @@ impl Api {
         url: &Url,
         fill: &(dyn Fn(RequestBuilder) -> RequestBuilder + Sync),
     ) -> Result<(Url, Response), StoreError> {
-        let mut url = url.clone();
-        for _ in 0..HOPS_MAX {
-            let mut request = fill(self.http.request(method.clone(), url.clone()));
-            if let Some(token) = self.token.as_ref().filter(|_| self.is_own(&url)) {
-                request = request.header(AUTHORIZATION, format!("Bearer {}", token.reveal()));
-            }
-            let response = request.send().await.map_err(|e| self.broken(place, root_cause(&e)))?;
-            let next = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
-            let Some(next) = next.filter(|_| response.status().is_redirection()) else { return Ok((url, response)) };
-            url = match url.join(next) {
-                Ok(next) if next.scheme() == "https" || (next.scheme() == "http" && url.scheme() == "http") => next,
-                // A signed address, or a file on its way, would be read by whoever is on the line.
-                Ok(next) if next.scheme() == "http" => {
-                    let host = next.host_str().unwrap_or_default();
-                    return Err(self.broken(place, format!("it leads from https to http at {host}")));
-                }
-                _ => return Err(self.broken(place, format!("it sends on to `{next}`, which is no URL"))),
-            };
-        }
-        Err(self.broken(place, format!("it was sent on {HOPS_MAX} times")))
+        let request = |client: &reqwest::Client, url: &Url| {
+            let request = fill(client.request(method.clone(), url.clone()));
+            Ok(match self.token.as_ref().filter(|_| self.is_own(url)) {
+                Some(token) => request.header(AUTHORIZATION, format!("Bearer {}", token.reveal())),
+                None => request,
+            })
+        };
+        self.client.send(place, url, &request).await
     }
 
     /// Whether an address is the Hub's own.
@@ -229,34 +214,18 @@ impl Api {
         fill: &(dyn Fn(RequestBuilder) -> RequestBuilder + Sync),
     ) -> Result<Response, Failed> {
         let writes = method != Method::GET && method != Method::HEAD;
-        let mut failures = 0;
-        loop {
-            let error = match self.once(place, &method, url, fill).await {
-                Ok((_, response)) if response.status().is_success() => return Ok(response),
-                Ok((_, response)) => {
-                    let answer = self.refusal(response).await;
-                    match self.error(place, &answer, writes) {
-                        error @ (StoreError::Unreachable { .. } | StoreError::Busy { .. }) => error,
-                        _ => return Err(Failed::Said(answer)),
-                    }
-                }
-                Err(error) => error,
-            };
-            failures += 1;
-            let Some(wait) = self.wait_after(failures, &error) else { return Err(Failed::Line(error.after(failures))) };
-            tracing::debug!(place, %error, ?wait, "the Hub again");
-            tokio::time::sleep(wait).await;
-        }
-    }
-
-    /// How long to wait after an error, or `None` when it is to be told.
-    pub fn wait_after(&self, failures: u32, error: &StoreError) -> Option<Duration> {
-        let ours = self.patience.wait_after(failures)?;
-        match error {
-            StoreError::Unreachable { .. } => Some(ours),
-            StoreError::Busy { wait, .. } => Some(wait.unwrap_or(ours)).filter(|wait| *wait <= ASKED_WAIT_MAX),
-            _ => None,
-        }
+        let asked = patiently(self.patience, || async {
+            let (_, response) = self.once(place, &method, url, fill).await?;
+            if response.status().is_success() {
+                return Ok(Ok(response));
+            }
+            let answer = self.refusal(response).await;
+            match self.error(place, &answer, writes) {
+                error @ (StoreError::Unreachable { .. } | StoreError::Busy { .. }) => Err(error),
+                _ => Ok(Err(Failed::Said(answer))),
+            }
+        });
+        asked.await.map_err(Failed::Line)?
     }
 
     /// What a refusal says.
@@ -276,25 +245,24 @@ impl Api {
 
     /// The JSON that is answered, and the address of the next page.
     async fn json<T: DeserializeOwned>(&self, place: &str, url: &Url) -> Result<(T, Option<Url>), Failed> {
-        let mut failures = 0;
-        loop {
-            let response = self.ask(place, Method::GET, url, &|request| request).await?;
-            let next =
-                response.headers().get(LINK).and_then(|v| next_page(v.to_str().ok()?)).and_then(|n| url.join(&n).ok());
-            let error = match whole(response, JSON_MAX).await {
-                Ok(Some(body)) => match serde_json::from_slice(&body) {
-                    Ok(value) => return Ok((value, next.filter(|next| self.is_own(next)))),
-                    Err(e) => self.broken(place, format!("its answer is not what it should be: {e}")),
-                },
-                Ok(None) => self.broken(place, format!("its answer is longer than {JSON_MAX} bytes")),
-                Err(e) => self.broken(place, root_cause(&e)),
+        let asked = patiently(self.patience, || async {
+            let response = match self.ask(place, Method::GET, url, &|request| request).await {
+                Ok(response) => response,
+                // It has been patient already.
+                Err(failed) => return Ok(Err(failed)),
             };
-            failures += 1;
-            match self.wait_after(failures, &error) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(Failed::Line(error.after(failures))),
+            let next = response.headers().get(LINK).and_then(|v| next_page(v.to_str().ok()?));
+            let next = next.and_then(|next| url.join(&next).ok()).filter(|next| self.is_own(next));
+            match whole(response, JSON_MAX).await {
+                Ok(Some(body)) => match serde_json::from_slice(&body) {
+                    Ok(value) => Ok(Ok((value, next))),
+                    Err(e) => Err(self.broken(place, format!("its answer is not what it should be: {e}"))),
+                },
+                Ok(None) => Err(self.broken(place, format!("its answer is longer than {JSON_MAX} bytes"))),
+                Err(e) => Err(self.broken(place, root_cause(&e))),
             }
-        }
+        });
+        asked.await.map_err(Failed::Line)?
     }
 
     /// Sends JSON, or anything else, and gives the JSON that is answered.
@@ -388,25 +356,23 @@ impl Api {
     /// A small file of a commit; `None` where there is none.
     pub async fn get(&self, commit: &str, path: &str, bytes_max: u64) -> Result<Option<Bytes>, StoreError> {
         let place = self.repo.url(commit, path);
-        let mut failures = 0;
-        loop {
-            let error = match self.ask(&place, Method::GET, &self.resolve(commit, path), &|request| request).await {
-                Ok(response) => match whole(response, bytes_max).await {
-                    Ok(Some(body)) => return Ok(Some(body)),
-                    Ok(None) => {
-                        return Err(StoreError::Damaged { place, found: format!("larger than {bytes_max} bytes") });
-                    }
-                    Err(e) => self.broken(&place, root_cause(&e)),
-                },
-                Err(Failed::Said(answer)) if answer.no_entry() => return Ok(None),
-                Err(failed) => return Err(self.failed(&place, failed, false)),
+        let (place, url) = (&place, self.resolve(commit, path));
+        let got = patiently(self.patience, || async {
+            let response = match self.ask(place, Method::GET, &url, &|request| request).await {
+                Ok(response) => response,
+                Err(Failed::Said(answer)) if answer.no_entry() => return Ok(Ok(None)),
+                Err(failed) => return Ok(Err(self.failed(place, failed, false))),
             };
-            failures += 1;
-            match self.wait_after(failures, &error) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(error.after(failures)),
+            match whole(response, bytes_max).await {
+                Ok(Some(body)) => Ok(Ok(Some(body))),
+                Ok(None) => {
+                    let found = format!("larger than {bytes_max} bytes");
+                    Ok(Err(StoreError::Damaged { place: place.clone(), found }))
+                }
+                Err(e) => Err(self.broken(place, root_cause(&e))),
             }
-        }
+        });
+        got.await?
     }
 }
 

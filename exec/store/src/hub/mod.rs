@@ -6,7 +6,7 @@
 //! source   a repository at one commit, to be pulled
 //!   model    which files of a model training needs
 //!   dataset  which files are those of a configuration and a split      card   what README.md says of that
-//! upload   a result as one commit
+//! upload   a result as one commit     large   files that go ahead of it, to the Hub's store
 //! ```
 //! What a source was is pinned as a commit: a branch or tag that moves on takes no task with it.
 //!

@@ -19,7 +19,6 @@ use reqwest::{Method, StatusCode, Url, header::RANGE};
 use crate::{
     Store,
     answer::root_cause,
-    config::Patience,
     error::StoreError,
     hub::{
         api::File,
@@ -28,6 +27,7 @@ use crate::{
         model,
         repo::Place,
     },
+    patience::Patience,
     place::Source,
     remote::{Body, Digest, Listing, Object, Remote},
 };
@@ -288,8 +288,12 @@ impl Hub {
             key: self.place.api.resolve(commit, &wanted.file.path).to_string(),
             name: wanted.name,
             bytes: wanted.file.bytes,
-            etag: Some(wanted.file.sha256.clone().unwrap_or(wanted.file.oid)),
-            sha256: wanted.file.sha256,
+            // Large files have their SHA-256 in the listing; the name of a small one in git is a digest of its bytes.
+            etag: Some(wanted.file.sha256.clone().unwrap_or_else(|| wanted.file.oid.clone())),
+            digest: match wanted.file {
+                File { sha256: Some(sha256), .. } => Some(Digest::Sha256(sha256)),
+                File { oid, .. } => (oid.len() == 40).then_some(Digest::GitBlob(oid)),
+            },
         };
         let mut objects: Vec<_> = wanted.into_iter().map(object).collect();
         objects.sort_by(|a, b| a.name.cmp(&b.name));
@@ -357,7 +361,6 @@ impl Remote for Hub {
         let asked = Url::parse(&object.key).map_err(|e| api.broken(&place, format!("{}: {e}", object.key)))?;
         let bytes = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
         let fill = |request: reqwest::RequestBuilder| request.header(RANGE, &bytes);
-        let mut waits = 0;
         loop {
             let known = self.known(&object.key);
             let (ended, response) = api.once(&place, &Method::GET, known.as_ref().unwrap_or(&asked), &fill).await?;
@@ -375,7 +378,7 @@ impl Remote for Hub {
             }
             let own = api.is_own(&ended);
             let answer = api.refusal(response).await;
-            let error = match (own, answer.status) {
+            return Err(match (own, answer.status) {
                 (_, 200) => api.broken(&place, "it does not serve parts of files".into()),
                 (true, 404) if answer.no_entry() => self.no_bytes(&place, object),
                 (false, 403 | 404 | 410) => self.no_bytes(&place, object),
@@ -383,13 +386,7 @@ impl Remote for Hub {
                     api.broken(&place, format!("the store behind the Hub answers HTTP {status}"))
                 }
                 _ => api.error(&place, &answer, false),
-            };
-            // Only the wait that the Hub asks for is borne here; how to go on after a break is the transfer's.
-            waits += 1;
-            match api.wait_after(waits, &error).filter(|_| matches!(error, StoreError::Busy { .. })) {
-                Some(wait) => tokio::time::sleep(wait).await,
-                None => return Err(error),
-            }
+            });
         }
     }
 
@@ -398,22 +395,26 @@ impl Remote for Hub {
         Ok(object.clone())
     }
 
+    /// The files of a data set come in a folder for each split; a mirror has them as the repository does.
+    fn at_mirror<'o>(&self, object: &'o Object) -> &'o str {
+        let path = match (self.place.api.repo.kind, object.name.split_once('/')) {
+            (HubRepo::Dataset, Some((_, path))) => path,
+            (HubRepo::Dataset, None) | (HubRepo::Model, _) => return &object.name,
+        };
+        let folder = self.place.path.as_deref().unwrap_or_default();
+        path.strip_prefix(folder).and_then(|rest| rest.strip_prefix('/')).unwrap_or(path)
+    }
+
     fn cut_short(&self, object: &Object, at: u64) -> StoreError {
         let place = self.place.url(&object.name);
         self.place.api.broken(&place, format!("the answer ended at byte {at} of {}", object.bytes))
-    }
-
-    /// Large files have their SHA-256 in the listing; the name of a small one in git is a digest of its bytes.
-    fn digest(&self, object: &Object) -> Option<Digest> {
-        let git = || object.etag.clone().filter(|oid| oid.len() == 40).map(Digest::GitBlob);
-        object.sha256.clone().map(Digest::Sha256).or_else(git)
     }
 }
 
 impl Hub {
     /// The listing names the file, and there are no bytes to it.
     fn no_bytes(&self, place: &str, object: &Object) -> StoreError {
-        let what = match &object.sha256 {
+        let what = match object.sha256() {
             Some(sha256) => {
                 format!("the repository names it, but its bytes (LFS object {sha256}) are not in the Hub's store")
             }

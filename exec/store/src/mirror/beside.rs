@@ -14,9 +14,9 @@ use futures::TryStreamExt;
 use mloc_core::task::spec::Pin;
 
 use crate::{
-    config::Patience,
     error::StoreError,
     manifest::{MANIFEST, MANIFEST_BYTES_MAX, Manifest},
+    patience::Patience,
     remote::{Body, Digest, Listing, Object, Remote},
 };
 
@@ -63,7 +63,7 @@ impl Beside {
             }
             match mirror.list(None).await {
                 Ok(listing) => {
-                    let has = pairs(wanted, &listing, |object| self.digest(object).is_some());
+                    let has = pairs(wanted, &listing, |object| self.origin.at_mirror(object));
                     tracing::info!(
                         mirror = mirror.url(""),
                         files = has.len(),
@@ -78,7 +78,8 @@ impl Beside {
         None
     }
 
-    /// What a result of ours says of its files: the bytes of its manifest are the origin's.
+    /// What a result of ours says of its files: the bytes of its manifest are the origin's. A digest that a mirror's
+    /// bytes are held to is the origin's, or its manifest's.
     async fn read_manifest(&self, listing: &mut Listing) -> Result<(), StoreError> {
         let Some(object) = listing.objects.iter().find(|o| o.name == MANIFEST && o.bytes <= MANIFEST_BYTES_MAX) else {
             return Ok(());
@@ -86,19 +87,25 @@ impl Beside {
         let blocks: Vec<_> = self.origin.read(object, 0..object.bytes).await?.try_collect().await?;
         let manifest = Manifest::read(&self.origin.url(MANIFEST), &blocks.concat())?;
         let digests: BTreeMap<_, _> = manifest.files.into_iter().map(|f| (f.path, f.sha256)).collect();
-        for object in listing.objects.iter_mut().filter(|o| o.sha256.is_none()) {
-            object.sha256 = digests.get(&object.name).cloned();
+        for object in listing.objects.iter_mut().filter(|o| o.digest.is_none()) {
+            object.digest = digests.get(&object.name).cloned().map(Digest::Sha256);
         }
         Ok(())
     }
 }
 
 /// Files of a mirror that may be those of the origin: named alike and of that size, and the origin says their digest.
-fn pairs(wanted: &Listing, mirror: &Listing, known: impl Fn(&Object) -> bool) -> BTreeMap<String, Object> {
+fn pairs<'o>(
+    wanted: &'o Listing,
+    mirror: &Listing,
+    called: impl Fn(&'o Object) -> &'o str,
+) -> BTreeMap<String, Object> {
     let alone = wanted.one && mirror.one;
-    let same =
-        |object: &Object| mirror.objects.iter().find(|o| (alone || o.name == object.name) && o.bytes == object.bytes);
-    let known = wanted.objects.iter().filter(|object| known(object));
+    let same = |object: &'o Object| {
+        let name = called(object);
+        mirror.objects.iter().find(|o| (alone || o.name == name) && o.bytes == object.bytes)
+    };
+    let known = wanted.objects.iter().filter(|object| object.digest.is_some());
     known.filter_map(|object| Some((object.name.clone(), same(object)?.clone()))).collect()
 }
 
@@ -117,7 +124,7 @@ impl Remote for Beside {
         if let Err(error) = self.read_manifest(&mut listing).await {
             tracing::debug!(place = self.url(MANIFEST), %error, "no digests from here");
         }
-        if listing.objects.iter().any(|object| self.digest(object).is_some()) {
+        if listing.objects.iter().any(|object| object.digest.is_some()) {
             let has = self.ask_mirrors(&listing).await;
             *self.has() = has;
         } else {
@@ -150,11 +157,6 @@ impl Remote for Beside {
         self.origin.again(object).await
     }
 
-    /// A digest that a mirror's bytes are held to is the origin's, or its manifest's.
-    fn digest(&self, object: &Object) -> Option<Digest> {
-        self.origin.digest(object)
-    }
-
     fn one_stream(&self) -> bool {
         self.origin.one_stream()
     }
@@ -174,7 +176,7 @@ mod tests {
             key: format!("k/{name}"),
             bytes: *bytes,
             etag: None,
-            sha256: sha256.map(Into::into),
+            digest: sha256.map(|sha256| Digest::Sha256(sha256.into())),
         };
         Listing { objects: files.iter().map(object).collect(), one, version: None }
     }
@@ -184,10 +186,10 @@ mod tests {
         let origin =
             listing(&[("a", 1, Some("00")), ("b", 2, None), ("c", 3, Some("01")), ("d", 4, Some("02"))], false);
         let mirror = listing(&[("a", 1, None), ("b", 2, None), ("c", 9, None)], false);
-        let known = |object: &Object| object.sha256.is_some();
-        assert_eq!(pairs(&origin, &mirror, known).into_keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(pairs(&origin, &mirror, |o| &o.name).into_keys().collect::<Vec<_>>(), ["a"]);
         // One file is one file, whatever a header or a key calls it.
-        let pairs = pairs(&listing(&[("x.bin", 1, Some("00"))], true), &listing(&[("y", 1, None)], true), known);
+        let (one, other) = (listing(&[("x.bin", 1, Some("00"))], true), listing(&[("y", 1, None)], true));
+        let pairs = pairs(&one, &other, |o| &o.name);
         assert_eq!(pairs["x.bin"].key, "k/y");
     }
 }

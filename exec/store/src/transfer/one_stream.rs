@@ -3,7 +3,6 @@
 use std::{fs, io::Write, sync::Arc};
 
 use futures::TryStreamExt;
-use mloc_core::ledger::entry::FailureClass;
 
 use super::{BLOCK, Part, Paths, name_it, open_part};
 use crate::{
@@ -28,8 +27,7 @@ pub(super) async fn fetch(
             Err(error) => error,
         };
         failures += 1;
-        let broken = matches!(error, StoreError::Unreachable { .. }) && error.class() == FailureClass::Retryable;
-        let Some(wait) = patience.wait_after(failures).filter(|_| broken) else { return Err(error.after(failures)) };
+        let Some(wait) = patience.wait_for(&error, failures) else { return Err(error.after(failures)) };
         tracing::info!(place = remote.url(&object.name), %error, ?wait, "the line broke, and it begins again: the server gives no ranges");
         meter.start_over();
         tokio::time::sleep(wait).await;

@@ -18,10 +18,10 @@ use std::{
 
 use mloc_core::{
     id::{AttemptId, TaskId},
-    task::spec::Location,
+    task::spec::{Location, Pin},
 };
-use mloc_exec::{MakeRoom, Moved, OnMoved, OnSaid, Output};
-use mloc_store::{CacheConfig, Patience, StoreConfig};
+use mloc_exec::{ModuleOutput, Moved, OnMoved, OnSaid, Output};
+use mloc_store::{CacheConfig, Patience, Pulled, Store, StoreConfig, StoreError};
 
 /// Says that this test is left out, past the harness that keeps what tests print to itself. `MLOC_NO_SKIP=1` forbids it.
 pub fn skip(why: &str) {
@@ -100,14 +100,21 @@ pub fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     all
 }
 
-/// The outputs of a run.
-pub fn outputs(names: &[&str]) -> Vec<Output> {
-    names.iter().map(|n| Output { path: (*n).to_owned(), kind: "file".into() }).collect()
+/// What a run made: these files.
+pub fn outputs(names: &[&str]) -> ModuleOutput {
+    let output = |name: &&str| Output { path: (*name).to_owned(), kind: "file".into() };
+    ModuleOutput { outputs: names.iter().map(output).collect(), summary: BTreeMap::new() }
 }
 
-/// Nothing can be freed.
-pub fn no_room() -> MakeRoom {
-    Arc::new(|_| {})
+/// A node with a cache of its own in `folder`, the rest of it as given.
+pub fn node(config: &StoreConfig, folder: &Path) -> Store {
+    let cache = CacheConfig { dir: folder.to_owned(), ..config.cache.clone() };
+    Store::new(StoreConfig { cache, ..config.clone() }).unwrap()
+}
+
+/// A source as a node has it, unseen and unsaid.
+pub async fn pull(store: &Store, source: &Location, pin: Option<&Pin>) -> Result<Pulled, StoreError> {
+    store.pull(source, pin, unseen(), unsaid()).await
 }
 
 /// Nobody listens.

@@ -69,6 +69,12 @@ impl Moto {
         xml.split("<Key>").skip(1).map(|part| part.split("</Key>").next().unwrap().to_owned()).collect()
     }
 
+    /// Keys of uploads in parts that are neither completed nor given up.
+    pub async fn uploads(&self) -> Vec<String> {
+        let xml = String::from_utf8(self.call(reqwest::Method::GET, "/mloc-test?uploads", Vec::new()).await).unwrap();
+        xml.split("<Key>").skip(1).map(|part| part.split("</Key>").next().unwrap().to_owned()).collect()
+    }
+
     /// Removes all objects from bucket `mloc-test`.
     pub async fn clear(&self) {
         for key in self.keys().await {
