@@ -3,6 +3,8 @@
 //! Bytes depend on the tensors only: names are sorted and nothing of the time or the machine goes in. Nothing is
 //! synced here; who needs durability syncs file and folder.
 
+mod gguf;
+
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -11,6 +13,8 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{Decoder, Parameter};
 use crate::weights::WeightsError;
+
+pub use self::gguf::{GgufStorage, write_gguf};
 
 /// How floats are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,21 +117,129 @@ fn write_values(file: &mut impl Write, values: Vec<f32>, storage: Storage) -> st
     Ok(())
 }
 
-/// Writes `model.safetensors` and `config.json` into `folder`, without adapters (merge them first if they are meant).
-/// Between tensors `stop` is asked whether to leave it half done.
+/// Bytes of tensors in a file of weights before another one is begun: 5 GB, which the Hub and readers of every age take.
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Writes the weights and `config.json` into `folder`, without adapters (merge them first if they are meant), and says
+/// which files those are: `model.safetensors`, or shards of [`MAX_SHARD_BYTES`] with their index. Between tensors `stop` is
+/// asked whether to leave it half done.
 pub fn write_model(
     model: &Decoder,
     folder: &Path,
     storage: Storage,
     stop: &dyn Fn() -> bool,
-) -> Result<(), WeightsError> {
+) -> Result<Vec<String>, WeightsError> {
     let tensors = model.parameters().filter(|p| !crate::lora::is_adapter(&p.name)).map(Stored::of).collect();
-    write_safetensors_unless(&folder.join("model.safetensors"), tensors, storage, stop)?;
+    let mut files = write_shards(folder, tensors, storage, MAX_SHARD_BYTES, stop)?;
     let config = model.config.to_json(storage.config_name());
-    write_json(&folder.join("config.json"), &config)
+    write_json(&folder.join(CONFIG), &config)?;
+    files.push(CONFIG.to_owned());
+    Ok(files)
+}
+
+const CONFIG: &str = "config.json";
+
+/// Writes weights as `model.safetensors` where they have at most `max_shard_bytes`; else as
+/// `model-00001-of-0000N.safetensors` and so on, one after another, each of at most so many bytes of tensors unless one
+/// tensor alone has more, with `model.safetensors.index.json`. Tensors are in the order of their names.
+///
+/// # Errors
+/// Those of the disk, and that it was told to stop.
+pub fn write_shards(
+    folder: &Path,
+    mut tensors: Vec<Stored<'_>>,
+    storage: Storage,
+    max_shard_bytes: u64,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<String>, WeightsError> {
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let size = |tensor: &Stored<'_>| (tensor.shape.iter().product::<usize>() * storage.bytes()) as u64;
+    let (mut shards, mut filled): (Vec<Vec<Stored<'_>>>, u64) = (Vec::new(), 0);
+    let (mut total_size, mut total_parameters) = (0, 0);
+    for tensor in tensors {
+        let bytes = size(&tensor);
+        total_size += bytes;
+        total_parameters += tensor.shape.iter().product::<usize>();
+        match shards.last_mut().filter(|_| filled + bytes <= max_shard_bytes) {
+            Some(shard) => {
+                shard.push(tensor);
+                filled += bytes;
+            }
+            None => {
+                shards.push(vec![tensor]);
+                filled = bytes;
+            }
+        }
+    }
+    let count = shards.len();
+    if count <= 1 {
+        let name = "model.safetensors";
+        write_safetensors_unless(&folder.join(name), shards.pop().unwrap_or_default(), storage, stop)?;
+        return Ok(vec![name.to_owned()]);
+    }
+    let mut files = Vec::with_capacity(count + 1);
+    let mut weight_map = Map::new();
+    for (index, shard) in shards.into_iter().enumerate() {
+        let name = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
+        weight_map.extend(shard.iter().map(|tensor| (tensor.name.clone(), json!(name))));
+        write_safetensors_unless(&folder.join(&name), shard, storage, stop)?;
+        files.push(name);
+    }
+    let name = "model.safetensors.index.json";
+    let metadata = json!({ "total_parameters": total_parameters, "total_size": total_size });
+    write_json(&folder.join(name), &json!({ "metadata": metadata, "weight_map": weight_map }))?;
+    files.push(name.to_owned());
+    Ok(files)
 }
 
 /// Writes a JSON file, indented, with a newline at the end.
 pub fn write_json(path: &Path, value: &Value) -> Result<(), WeightsError> {
     std::fs::write(path, format!("{value:#}\n")).map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{SafetensorsSource, TensorSource};
+
+    fn stored(name: &str, count: usize) -> Stored<'_> {
+        let values = move || (0..count).map(|i| i as f32 + name.len() as f32 / 8.0).collect();
+        Stored { name: name.to_owned(), shape: vec![count], values: Box::new(values) }
+    }
+
+    fn tensors<'a>() -> Vec<Stored<'a>> {
+        vec![stored("e", 3), stored("b", 2), stored("aa", 4), stored("dddd", 9), stored("c", 1)]
+    }
+
+    #[test]
+    fn shards_hold_what_one_file_holds_and_no_more_than_they_may() {
+        let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let write = |folder: &Path, most| write_shards(folder, tensors(), Storage::F32, most, &|| false).unwrap();
+        // In 19 floats of 4 bytes.
+        assert_eq!(write(one.path(), 76), ["model.safetensors"]);
+        let files = write(many.path(), 24);
+        let shard = |n: usize| format!("model-{n:05}-of-00004.safetensors");
+        assert_eq!(files, [shard(1), shard(2), shard(3), shard(4), "model.safetensors.index.json".to_owned()]);
+        let names = |n: usize| SafetensorsSource::open_file(&many.path().join(shard(n))).unwrap().names();
+        // The fourth is larger than any shard may be: it has one of its own.
+        assert_eq!([names(1), names(2), names(3), names(4)], [vec!["aa", "b"], vec!["c"], vec!["dddd"], vec!["e"]]);
+
+        let (one, many_read) = (open(one.path()), open(many.path()));
+        assert_eq!(one.names(), many_read.names());
+        for name in one.names() {
+            assert_eq!(one.shape(&name), many_read.shape(&name));
+            assert_eq!(one.read_f32(&name).unwrap(), many_read.read_f32(&name).unwrap(), "{name}");
+        }
+        let index: Value =
+            serde_json::from_slice(&std::fs::read(many.path().join("model.safetensors.index.json")).unwrap()).unwrap();
+        assert_eq!(index["metadata"], json!({ "total_parameters": 19, "total_size": 76 }));
+        assert!(matches!(
+            write_shards(many.path(), tensors(), Storage::Bf16, 8, &|| true),
+            Err(WeightsError::Interrupted)
+        ));
+    }
+
+    fn open(folder: &Path) -> SafetensorsSource {
+        SafetensorsSource::open_folder(folder).unwrap()
+    }
 }

@@ -24,7 +24,7 @@ pub mod parameter;
 pub mod rope;
 
 pub use cache::KeyValueCache;
-pub use config::{ConfigError, DecoderConfig};
+pub use config::{ConfigError, DecoderConfig, RopeScaling};
 pub use decoder::{Decoder, Tape};
 pub use packed::Packed;
 pub use parameter::{Gradients, Parameter};

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    spec::{Adapter, Location, Model, TaskSpec},
+    spec::{Adapter, Location, Model, TaskSpec, TestSize},
     yaml,
 };
 use crate::{capability::Request, quantity};
@@ -28,9 +28,16 @@ pub fn value(spec: &TaskSpec) -> Value {
     if let Some(dataset) = &spec.dataset {
         let mut preprocessing = json!({});
         set(&mut preprocessing, "prompt_template", dataset.prompt_template.as_deref().map(Value::from));
+        set(&mut preprocessing, "chat_template", dataset.chat_template.as_deref().map(Value::from));
+        set(&mut preprocessing, "columns", Some(json!(dataset.columns)).filter(|_| !dataset.columns.is_empty()));
         set(&mut preprocessing, "max_seq_length", dataset.max_seq_length.map(Value::from));
         let mut value = json!({ "source": location(&dataset.source), "preprocessing": preprocessing });
         set(&mut value, "eval", dataset.eval.as_ref().map(|eval| json!({ "source": location(eval) })));
+        let test_size = |size| match size {
+            TestSize::Rows(rows) => json!(rows),
+            TestSize::Millionths(share) => json!(f64::from(share) / 1e6),
+        };
+        set(&mut value, "test_size", dataset.test_size.map(test_size));
         body.insert("dataset".into(), value);
     }
     if let Some(command) = &spec.command {

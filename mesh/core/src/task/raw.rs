@@ -105,7 +105,12 @@ pub struct RawAdapter {
 pub struct RawDataset {
     pub source: Option<RawLocation>,
     pub eval: Option<RawLocation>,
+    /// How much of the data is held out.
+    pub test_size: Option<Typed<f64>>,
     pub prompt_template: Text,
+    pub chat_template: Text,
+    /// Names that count here, and the data's own.
+    pub columns: Pairs,
     pub max_seq_length: Option<Typed<i64>>,
 }
 
@@ -179,7 +184,10 @@ const ADAPTER_NOT_YET: &[(&str, &str)] = &[
     ("exclude_modules", "name the modules to adapt in `target_modules`"),
 ];
 const DATASET_NOT_YET: &[(&str, &str)] = &[
-    ("streaming", "data sets are pulled whole in this build"),
+    ("streaming", "a data set is pulled whole, and then read a row at a time: it need not fit into memory"),
+    ("split", "name it as `dataset.source.split`"),
+    ("eval_split", "hold some of the data out with `dataset.test_size`, or name other data as `dataset.eval.source`"),
+    ("val_set_size", "hold some of the data out with `dataset.test_size`"),
     ("weights", "mixing of data sets is not in this build"),
 ];
 const CHECKPOINT_NOT_YET: &[(&str, &str)] = &[
@@ -335,17 +343,20 @@ fn dataset(mut fields: Fields<'_>, problems: &mut Problems) -> RawDataset {
         eval.finish(NONE, problems);
         source
     });
-    let (mut prompt_template, mut max_seq_length) = (None, None);
+    let test_size = fields.number("test_size", problems);
+    let (mut prompt_template, mut chat_template, mut columns, mut max_seq_length) = (None, None, Pairs::new(), None);
     if let Some(mut preprocessing) = fields.section("preprocessing", problems) {
         prompt_template = preprocessing.text("prompt_template", problems);
+        chat_template = preprocessing.text("chat_template", problems);
+        columns = preprocessing.text_map("columns", problems);
         max_seq_length = preprocessing.integer("max_seq_length", problems);
-        preprocessing.finish(&[("packing", "packing is not in this build")], problems);
+        preprocessing.finish(&[("packing", "set `hyperparameters.packing`")], problems);
     }
     if fields.get("source").is_none() {
         fields.missing("source", "where the data is: a map with `type` and `identifier`", problems);
     }
     fields.finish(DATASET_NOT_YET, problems);
-    RawDataset { source, eval, prompt_template, max_seq_length }
+    RawDataset { source, eval, test_size, prompt_template, chat_template, columns, max_seq_length }
 }
 
 fn command(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<RawCommand> {

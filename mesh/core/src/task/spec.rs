@@ -327,10 +327,39 @@ pub struct Dataset {
     pub source: Location,
     /// Held-out data: the loss on it is measured before and after training.
     pub eval: Option<Location>,
+    /// Or how much of `source` is held out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_size: Option<TestSize>,
     /// `{column}` template; `None` for the data set's own format.
     pub prompt_template: Option<String>,
+    /// The chat template in place of the tokenizer's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
+    /// The data's own names of columns, by those that count here: `prompt` → `question`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub columns: BTreeMap<String, String>,
     /// From `preprocessing.max_seq_length`, when the hyperparameters say nothing.
     pub max_seq_length: Option<u32>,
+}
+
+/// How much of a data set is held out, picked by the seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TestSize {
+    /// So many rows.
+    Rows(u64),
+    /// A share of all rows, rounded up to a whole row; in millionths, so that the ledger has no floats.
+    Millionths(u32),
+}
+
+impl TestSize {
+    /// Rows of so many, as `train_test_split` counts them.
+    pub fn of(self, rows: usize) -> usize {
+        match self {
+            TestSize::Rows(count) => usize::try_from(count).unwrap_or(usize::MAX),
+            TestSize::Millionths(share) => (rows as u128 * u128::from(share)).div_ceil(1_000_000) as usize,
+        }
+    }
 }
 
 /// A program of the user's own.

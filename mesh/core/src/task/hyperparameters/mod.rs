@@ -126,7 +126,12 @@ fn unknown(task_type: TaskType, key: &Key, path: String) -> Problem {
 fn translated(translate: Translate, value: Value) -> Value {
     match translate {
         Translate::Same => value,
-        Translate::SamplingOrder => Value::from(if value == "sequential" { "given" } else { "shuffled" }),
+        Translate::SamplingOrder => match value.as_str() {
+            Some("sequential") => Value::from("given"),
+            Some("group_by_length") => value,
+            _ => Value::from("shuffled"),
+        },
+        Translate::Grouping => Value::from(if value == true { "group_by_length" } else { "shuffled" }),
     }
 }
 
@@ -162,6 +167,11 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
     let is_true = |name: &str| read.values.get(name) == Some(&Value::Bool(true));
     if is_true("fp16") && is_true("bf16") {
         read.problem("bf16", "true with fp16", "one of the two precisions", problems);
+    }
+    for packing in ["packing", "eval_packing"] {
+        if is_true(packing) && read.values.get("max_length") == Some(&Value::Null) {
+            read.problem(packing, "true with max_length null", "a max_length that samples are filled to", problems);
+        }
     }
     if task_type == TaskType::Pretrain {
         let int = |name: &str| match read.values.get(name) {

@@ -91,6 +91,8 @@ pub enum Translate {
     Same,
     /// `sequential` and `random` to `given` and `shuffled`.
     SamplingOrder,
+    /// `true` and `false` to `group_by_length` and `shuffled`.
+    Grouping,
 }
 
 impl Default {
@@ -248,8 +250,14 @@ const TRAINER: &[Row] = &[
     old("max_seq_length", SOME, "max_length", Translate::Same),
     works("fp16", Type::Bool, Default::Bool(false)),
     or_null("bf16", Type::Bool, Default::Null),
-    works("data_order", Type::Choice(&["given", "shuffled"]), Default::Text("shuffled")),
-    old("train_sampling_strategy", Type::Choice(&["random", "sequential"]), "data_order", Translate::SamplingOrder),
+    works("data_order", Type::Choice(&["given", "shuffled", "group_by_length"]), Default::Text("shuffled")),
+    old(
+        "train_sampling_strategy",
+        Type::Choice(&["random", "sequential", "group_by_length"]),
+        "data_order",
+        Translate::SamplingOrder,
+    ),
+    old("group_by_length", Type::Bool, "data_order", Translate::Grouping),
     no_effect("output_dir", "the worker chooses its own folder, and artifacts go to `output.destination`"),
     no_effect("overwrite_output_dir", "the worker chooses its own folder"),
     no_effect("gradient_checkpointing", "it trades memory for time and changes no result"),
@@ -369,15 +377,15 @@ const TRAINER: &[Row] = &[
 const SFT: &[Row] = &[
     works("learning_rate", NOT_NEGATIVE, Default::Float(2e-5)),
     or_null("completion_only_loss", Type::Bool, Default::Null),
-    no_effect("shuffle_dataset", "`data_order` sets the order"),
-    only("dataset_text_field", Default::Text("text"), "name the column `text`"),
+    works("shuffle_dataset", Type::Bool, Default::Bool(false)),
+    works("dataset_text_field", Type::Text, Default::Text("text")),
     only("dataset_kwargs", Default::Null, OWN_LOADER),
-    only("truncation_mode", Default::Text("keep_start"), "samples are cut at their end"),
-    only("packing", Default::Bool(false), "packing is not in this build"),
-    only("eval_packing", Default::Null, "packing is not in this build"),
-    only("packing_strategy", Default::Text("bfd"), "packing is not in this build"),
-    only("padding_free", Default::Bool(false), "padding-free batches are not in this build"),
-    only("assistant_only_loss", Default::Bool(false), "use prompt/completion data and `completion_only_loss`"),
+    works("truncation_mode", Type::Choice(&["keep_start", "keep_end"]), Default::Text("keep_start")),
+    works("packing", Type::Bool, Default::Bool(false)),
+    or_null("eval_packing", Type::Bool, Default::Null),
+    works("packing_strategy", Type::Choice(&["bfd", "bfd_split", "wrapped"]), Default::Text("bfd")),
+    no_effect("padding_free", "padding is never computed on here"),
+    works("assistant_only_loss", Type::Bool, Default::Bool(false)),
     only("loss_type", Default::Text("nll"), "the loss is the negative log-likelihood"),
 ];
 

@@ -46,6 +46,18 @@ pub struct Training {
     pub max_length: Option<usize>,
     /// Whether only completions are targets; `None`: as the data has them.
     pub completion_only_loss: Option<bool>,
+    /// Whether only what the chat template marks as the assistant's is a target.
+    pub assistant_only_loss: bool,
+    /// Which end of a sample stays when it is cut.
+    pub truncation: Truncation,
+    /// How samples to train on are packed.
+    pub packing: Option<Packing>,
+    /// How samples to measure on are packed.
+    pub eval_packing: Option<Packing>,
+    /// Whether the data is shuffled once, before it is packed and ordered.
+    pub shuffle_dataset: bool,
+    /// The column of plain texts, where it has another name than `text`.
+    pub dataset_text_field: Option<String>,
     /// Order of the data.
     pub data_order: DataOrder,
     /// Number format of the forward pass.
@@ -106,6 +118,28 @@ pub enum DataOrder {
     Given,
     /// Shuffled anew each epoch, from the seed.
     Shuffled,
+    /// The same, then samples of like length brought together.
+    GroupedByLength,
+}
+
+/// Which end of a sample stays when it is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truncation {
+    /// Its beginning.
+    KeepStart,
+    /// Its end.
+    KeepEnd,
+}
+
+/// How several examples share a sample of `max_length` tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Best fit decreasing; longer ones are cut.
+    Bfd,
+    /// The same; longer ones are split.
+    BfdSplit,
+    /// One after another, cut wherever a sample is full.
+    Wrapped,
 }
 
 /// Number format of the forward pass.
@@ -182,6 +216,11 @@ impl Training {
         let values = Values { spec };
         let warmup = values.float("warmup_steps");
         let share = 0.0 < warmup && warmup < 1.0;
+        let packing = Some(match values.text("packing_strategy").as_str() {
+            "bfd_split" => Packing::BfdSplit,
+            "wrapped" => Packing::Wrapped,
+            _ => Packing::Bfd,
+        });
         // `max_length` wins; `validate` has refused two that differ.
         let said = spec.hyperparameters.contains_key("max_length");
         let preprocessing = spec.dataset.as_ref().and_then(|d| d.max_seq_length).filter(|_| !said);
@@ -217,8 +256,18 @@ impl Training {
                 None => values.optional_size("max_length"),
             },
             completion_only_loss: values.of("completion_only_loss").as_bool(),
+            assistant_only_loss: values.truth("assistant_only_loss"),
+            truncation: match values.text("truncation_mode").as_str() {
+                "keep_end" => Truncation::KeepEnd,
+                _ => Truncation::KeepStart,
+            },
+            packing: packing.filter(|_| values.truth("packing")),
+            eval_packing: packing.filter(|_| values.of("eval_packing").as_bool().unwrap_or(values.truth("packing"))),
+            shuffle_dataset: values.truth("shuffle_dataset"),
+            dataset_text_field: Some(values.text("dataset_text_field")).filter(|name| name != "text"),
             data_order: match values.text("data_order").as_str() {
                 "given" => DataOrder::Given,
+                "group_by_length" => DataOrder::GroupedByLength,
                 _ => DataOrder::Shuffled,
             },
             precision: match (values.truth("fp16"), values.truth("bf16")) {

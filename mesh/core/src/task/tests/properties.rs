@@ -152,12 +152,27 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
     let request = (1..1_000_000u64, any::<u64>(), any::<u64>(), gpu)
         .prop_map(|(cpu_millis, memory_bytes, disk_bytes, gpu)| Request { cpu_millis, memory_bytes, disk_bytes, gpu });
     let data = || location(Some(HubRepo::Dataset));
-    let places = (location(Some(HubRepo::Model)), prop::option::of(adapter), data(), prop::option::of(data()));
+    let test_size = prop::option::of(prop_oneof![
+        (1..1_000_000u32).prop_map(TestSize::Millionths),
+        (1..1_000_000_000_000u64).prop_map(TestSize::Rows),
+    ]);
+    let dataset = (data(), prop::option::of(data()), test_size, any::<bool>()).prop_map(
+        |(source, eval, test_size, template)| Dataset {
+            source,
+            test_size: test_size.filter(|_| eval.is_none()),
+            eval,
+            prompt_template: template.then(|| "{a}: {{}}\n".into()),
+            chat_template: (!template).then(|| "{% for m in messages %}\n  {{ m.content }}: # {% endfor %}\n".into()),
+            columns: if template { Default::default() } else { [("prompt".into(), "a question".into())].into() },
+            max_seq_length: None,
+        },
+    );
+    let places = (location(Some(HubRepo::Model)), prop::option::of(adapter), dataset);
     let checkpoints = || location(None).prop_filter("no checkpoints in a hub", |at| at.scheme() != "huggingface");
     let ends = (prop::option::of(location(None)), prop::option::of(checkpoints()));
     let rest = (texts(), texts(), texts(), -1_000_000..1_000_000i32, 0..1_000u32, 1..1_000_000_000u64);
     (name(), request, places, ends, hyperparameters, rest).prop_map(
-        |(name, request, (model, adapter, data, eval), (out, checkpoint), hyperparameters, rest)| {
+        |(name, request, (model, adapter, dataset), (out, checkpoint), hyperparameters, rest)| {
             let (labels, annotations, env, priority, limit, ms) = rest;
             TaskSpec {
                 kind: Kind::TrainingTask,
@@ -166,12 +181,7 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                 replicas: 1,
                 request,
                 model: Some(Model { source: model, adapter }),
-                dataset: Some(Dataset {
-                    source: data,
-                    eval,
-                    prompt_template: Some("{a}: {{}}\n".into()),
-                    max_seq_length: None,
-                }),
+                dataset: Some(dataset),
                 command: None,
                 hyperparameters,
                 output: Output {

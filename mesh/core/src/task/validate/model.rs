@@ -1,14 +1,34 @@
 //! The model, its adapter, and the data it learns from.
 
+use std::collections::BTreeMap;
+
 use super::Validation;
 use crate::task::{
     fields::Typed,
     hyperparameters::Read,
     names,
-    problem::{Problem, show},
-    raw::{RawAdapter, RawDataset, RawSpec},
-    spec::{Adapter, AdapterKind, Dataset, Model},
+    problem::{Problem, nearest, show},
+    raw::{Pairs, RawAdapter, RawDataset, RawSpec},
+    spec::{Adapter, AdapterKind, Dataset, Model, TestSize},
 };
+
+/// Columns that mean something to a module.
+const COLUMNS: [&str; 14] = [
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "margin",
+    "text",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "tools",
+    "chat_template_kwargs",
+];
 
 impl Validation<'_> {
     pub(super) fn model(&mut self, spec: &RawSpec) -> Option<Option<Model>> {
@@ -105,7 +125,53 @@ impl Validation<'_> {
             }
             u32::try_from(length.value).unwrap_or(1)
         });
-        Some(Dataset { source: source?, eval, prompt_template, max_seq_length })
+        let test_size = raw.test_size.as_ref().and_then(|size| self.test_size(size, raw.eval.is_some()));
+        let columns = self.columns(&raw.columns, raw.prompt_template.is_some() && prompt_template.is_some());
+        let chat_template = raw.chat_template.as_ref().map(|template| template.value.clone());
+        if let Some(template) = raw.chat_template.as_ref().filter(|template| template.value.trim().is_empty()) {
+            self.problems.push(template.problem("a Jinja template of messages"));
+        }
+        Some(Dataset { source: source?, eval, test_size, prompt_template, chat_template, columns, max_seq_length })
+    }
+
+    /// A share below 1, or a number of rows.
+    fn test_size(&mut self, size: &Typed<f64>, beside_eval: bool) -> Option<TestSize> {
+        if beside_eval {
+            let problem =
+                Problem::new(&size.path, size.at, format!("`{}`", size.value), "nothing beside `dataset.eval`");
+            self.problems.push(problem.hint("keep one of the two: other data to measure on, or a part of this"));
+        }
+        let expected = "a share above 0 and below 1 with at most 6 digits after the point, or a whole number of rows";
+        if size.value < 1.0 {
+            let share = self.fixed(size, 1e6, 1.0..=999_999.0, expected);
+            return u32::try_from(share).ok().map(TestSize::Millionths);
+        }
+        let rows = self.fixed(size, 1.0, 1.0..=1e15, expected);
+        Some(TestSize::Rows(rows))
+    }
+
+    fn columns(&mut self, pairs: &Pairs, template: bool) -> BTreeMap<String, String> {
+        let mut columns = BTreeMap::new();
+        if let (Some((first, _)), true) = (pairs.first(), template) {
+            let problem = first.problem("no `columns` beside a `prompt_template`");
+            self.problems.push(problem.hint("the template names the data's columns itself"));
+        }
+        for (ours, theirs) in pairs {
+            if !COLUMNS.contains(&ours.value.as_str()) {
+                let problem = ours.problem(format!("one of {}", COLUMNS.join(", ")));
+                let swapped = COLUMNS.contains(&theirs.value.as_str());
+                let near = nearest(&ours.value, COLUMNS).map(|name| format!("did you mean `{name}`?"));
+                let hint = swapped.then(|| format!("write `{}: {}`", theirs.value, ours.value)).or(near);
+                self.problems.push(match hint {
+                    Some(hint) => problem.hint(hint),
+                    None => problem,
+                });
+            } else if theirs.value.is_empty() {
+                self.problems.push(theirs.problem("the name of a column of the data"));
+            }
+            columns.insert(ours.value.clone(), theirs.value.clone());
+        }
+        columns
     }
 
     /// A template with at least one `{column}`; `...` stands for none.
