@@ -368,7 +368,7 @@ fn the_assistants_words_alone_are_learnt_where_the_template_marks_them() {
     let error = tokenize_all(&rows(&[json!({ "messages": talk })]), &plain, options, &|| false).unwrap_err().to_string();
     assert!(error.contains("it has no `{% generation %}` block (hint: give a template with"), "{error}");
 
-    let marking = "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
+    let marking = "{% for m in messages %}{{ m.role }}|{% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
                    <|eot_id|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}";
     let tokenizer = plain.with_chat_template(marking).unwrap();
     let learnt = |row: Value, options| {

@@ -315,7 +315,8 @@ impl Reading<'_> {
         for file in files {
             let path: Arc<Path> = file.as_path().into();
             for raw in read::rows(file, &self.bytes)? {
-                if (self.stop)(self.so_far()) {
+                let so_far = self.so_far();
+                if (self.stop)(so_far) {
                     return Err(DatasetError::Interrupted);
                 }
                 let raw = raw?;

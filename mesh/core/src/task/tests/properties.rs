@@ -10,7 +10,7 @@ use crate::{
         kind::Kind,
         spec::{
             Adapter, AdapterKind, Checkpointing, Code, Command, Dataset, HubRepo, Location, Metadata, Model, Output,
-            Placement, Retry, Timeouts,
+            Placement, Retry, TestSize, Timeouts,
         },
     },
 };
