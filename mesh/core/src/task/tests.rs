@@ -152,6 +152,37 @@ fn settings_read_what_was_typed_and_fill_in_the_rest() {
 }
 
 #[test]
+fn settings_of_the_data_are_read() {
+    use settings::{DataOrder, Packing, Training, Truncation};
+    use spec::TestSize;
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/data_settings.yaml")).unwrap();
+    let parsed = parse_bytes(&bytes, "data_settings.yaml").unwrap();
+    let training = Training::of(&parsed.spec);
+    assert_eq!((training.packing, training.eval_packing), (Some(Packing::Wrapped), None));
+    assert_eq!((training.truncation, training.data_order), (Truncation::KeepEnd, DataOrder::GroupedByLength));
+    assert!(training.assistant_only_loss && training.shuffle_dataset);
+    assert_eq!(training.dataset_text_field.as_deref(), Some("body"));
+    let dataset = parsed.spec.dataset.unwrap();
+    assert_eq!((&*dataset.columns["prompt"], &*dataset.columns["completion"]), ("question", "answer"));
+    assert!(dataset.chat_template.is_some_and(|template| template.contains("{% generation %}")));
+    // As `train_test_split` counts: a share is rounded up.
+    assert_eq!(dataset.test_size, Some(TestSize::Millionths(50_000)));
+    assert_eq!((TestSize::Millionths(50_000).of(341), TestSize::Rows(7).of(341)), (18, 7));
+    let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notes.join("\n"), @"
+    24:5: spec.hyperparameters.group_by_length: an old name: read as `data_order: \"group_by_length\"`
+    25:5: spec.hyperparameters.padding_free: has no effect: padding is never computed on here
+    ");
+
+    // Whatever is not said is the reference's default.
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/everything.yaml")).unwrap();
+    let training = Training::of(&parse_bytes(&bytes, "everything.yaml").unwrap().spec);
+    assert_eq!((training.packing, training.eval_packing), (None, None));
+    assert_eq!((training.truncation, training.dataset_text_field), (Truncation::KeepStart, None));
+    assert!(!training.assistant_only_loss && !training.shuffle_dataset);
+}
+
+#[test]
 fn the_node_example_is_yaml_without_a_second_thought() {
     // Its shape is the binary's, which tests it; here only that no key stands twice and every value is plain.
     let bytes = fs::read(repository().join("configs/node.yaml")).unwrap();
