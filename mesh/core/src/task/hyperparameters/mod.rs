@@ -5,7 +5,9 @@
 //! A name is supported, an old name of a supported one, without effect here (told as a note), or takes its default
 //! only (told with the reason). Our own names, which the reference lacks, stand last in each table.
 
+pub mod dpo;
 mod reference;
+pub mod rm;
 pub mod rows;
 pub mod settings;
 
@@ -162,6 +164,9 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
     let is_true = |name: &str| read.values.get(name) == Some(&Value::Bool(true));
     if is_true("fp16") && is_true("bf16") {
         read.problem("bf16", "true with fp16", "one of the two precisions", problems);
+    }
+    if task_type == TaskType::Dpo {
+        dpo::together(read, problems);
     }
     if task_type == TaskType::Pretrain {
         let int = |name: &str| match read.values.get(name) {
