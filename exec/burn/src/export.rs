@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::model::{Decoder, Parameter};
 use crate::weights::WeightsError;
 
-pub use self::gguf::{GgufStorage, write_gguf};
+pub use self::gguf::{GgufStorage, check_gguf, write_gguf};
 
 /// How floats are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

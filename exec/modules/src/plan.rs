@@ -48,7 +48,10 @@ impl Plan {
     /// The same with the tokens of each sample, which an order by length goes by. Without them it is a shuffled one.
     #[must_use]
     pub fn with_lengths(mut self, lengths: Vec<u32>) -> Self {
-        self.lengths = lengths;
+        // Four bytes a sample are not kept for nothing.
+        if self.order == DataOrder::GroupedByLength {
+            self.lengths = lengths;
+        }
         self
     }
 
@@ -76,11 +79,6 @@ impl Plan {
             self.shuffled = None;
         }
         &self.shuffled.get_or_insert_with(|| (epoch, order())).1
-    }
-
-    /// Passes over the data after `done` steps.
-    pub fn epoch(&self, done: u64) -> f64 {
-        done as f64 / self.steps_per_epoch as f64
     }
 }
 

@@ -78,7 +78,7 @@ fn unasked_nothing_costly_is_made() {
     let (bench, output) = run(&[]);
     let kinds = by_kind(&output);
     let kinds: Vec<&str> = kinds.keys().copied().collect();
-    assert_eq!(kinds, ["adapter_weights", "eval_results", "tokenizer", "training_logs"]);
+    assert_eq!(kinds, ["adapter_weights", "eval_results", "model_card", "tokenizer", "training_logs"]);
     assert!(!bench.artifacts().join("merged_model").exists());
 }
 

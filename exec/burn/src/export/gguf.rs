@@ -96,6 +96,15 @@ pub fn write_gguf(
     same_tokens(tokenizer, &read.tokenizer()?)
 }
 
+/// Whether a model and its tokenizer can be written as GGUF: to be asked before hours of training and not after.
+///
+/// # Errors
+/// As [`write_gguf`], of what is known without weights.
+pub fn check_gguf(model: &Decoder, tokenizer: &TextTokenizer) -> Result<(), GgufError> {
+    architecture(&model.config)?;
+    write_tokenizer(&mut GgufWriter::default(), tokenizer, model.config.vocab_size)
+}
+
 /// llama.cpp's name for what the model is.
 fn architecture(config: &DecoderConfig) -> Result<&'static str, GgufError> {
     let refused = |what: String| Err(GgufError::Unsupported(format!("{what} cannot be written as GGUF in this build")));

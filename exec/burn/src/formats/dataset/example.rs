@@ -50,7 +50,7 @@ fn column(row: &Value, name: &str) -> Value {
 }
 
 /// The row with its columns under the names that count here; `None` where none has another name.
-fn renamed(row: &Value, options: &LoadOptions) -> Result<Option<Value>, String> {
+pub(super) fn renamed(row: &Value, options: &LoadOptions) -> Result<Option<Value>, String> {
     if options.columns.is_empty() {
         return Ok(None);
     }
@@ -115,7 +115,7 @@ fn instruction(row: &Value) -> Result<Example, String> {
 }
 
 /// A list of messages: `role` and `content`, or ShareGPT's `from` and `value`.
-fn conversation(column: &str, value: &Value) -> Result<Conversation, String> {
+pub(super) fn conversation(column: &str, value: &Value) -> Result<Conversation, String> {
     let spoken = match value.kind() {
         ValueKind::Seq => value.try_iter().map(|list| list.map(|message| spoken(&message)).collect::<Value>()).ok(),
         _ => None,
@@ -147,7 +147,7 @@ fn spoken(message: &Value) -> Value {
 
 /// A conversation with what other columns of its row say to the template: `tools`, a list or JSON text of one, and
 /// `chat_template_kwargs`, names of the template's own.
-fn surrounded(mut talk: Conversation, row: &Value) -> Result<Conversation, String> {
+pub(super) fn surrounded(mut talk: Conversation, row: &Value) -> Result<Conversation, String> {
     let tools = column(row, "tools");
     talk = match (tools.kind(), tools.as_str()) {
         (ValueKind::Seq, _) => talk.with_tools(tools),

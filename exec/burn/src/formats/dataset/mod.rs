@@ -3,6 +3,7 @@
 //! ```text
 //! files    which files of a folder, which of a split     read     JSON lines, JSON, CSV, Parquet → rows
 //! example  a row → what is learnt (template: of any columns)      tokens   examples → ids and labels
+//! preference   a row of a chosen and a rejected answer → the pair → its tokens
 //! store    ids and labels in a file, however many        samples  which of them are a training sample: split, packed
 //! ```
 //! A row is `messages` (or ShareGPT's `conversations`), or `prompt` and `completion` (texts or lists of messages), or
@@ -13,6 +14,7 @@
 mod example;
 mod files;
 mod parquet;
+mod preference;
 mod read;
 mod samples;
 mod split;
@@ -30,7 +32,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chat_template::Conversation;
 
-pub use self::samples::{Packing, Samples, Selection};
+pub use self::samples::{Packing, Samples, Selection, held_out_of};
+pub use self::preference::{Preference, Sides, TokenizedPair, TokenizedPairs, tokenize_pairs};
 pub use self::split::{Part, Slice};
 pub use self::store::{TokenFile, TokenWriter};
 pub use self::template::PromptTemplate;
@@ -162,6 +165,8 @@ pub enum Example {
     Prompt(String),
     /// A conversation to be answered by the model itself.
     Question(Conversation),
+    /// A prompt with a chosen and a rejected answer.
+    Preference(Preference),
 }
 
 impl Example {
@@ -175,6 +180,8 @@ impl Example {
             Self::Instruction { .. } => "instruction, input and output",
             Self::Prompt(_) => "prompt alone, as text",
             Self::Question(_) => "prompt alone, as messages",
+            Self::Preference(Preference { sides: Sides::Texts { .. }, .. }) => "chosen and rejected, as texts",
+            Self::Preference(Preference { sides: Sides::Messages { .. }, .. }) => "chosen and rejected, as messages",
         }
     }
 
@@ -190,6 +197,12 @@ impl Example {
                 let all = [system, instruction, input, output];
                 all.into_iter().filter(|text| !text.is_empty()).cloned().collect()
             }
+            Self::Preference(pair) => match &pair.sides {
+                Sides::Texts { prompt, chosen, rejected } => vec![prompt.clone(), chosen.clone(), rejected.clone()],
+                Sides::Messages { prompt, chosen, rejected } => {
+                    contents(&prompt.followed_by(chosen).followed_by(rejected))
+                }
+            },
         }
     }
 }
@@ -225,6 +238,8 @@ pub struct LoadOptions {
     pub text_column: Option<String>,
     /// Prompts alone are wanted: a completion beside one is left out.
     pub prompt_only: bool,
+    /// Whether rows are pairs of a chosen and a rejected answer.
+    pub preferences: bool,
 }
 
 /// How far reading has come.
@@ -330,7 +345,11 @@ impl Reading<'_> {
                 }
                 self.rows += 1;
                 let line = raw.line;
-                let example = raw.value.and_then(|value| example::of(&value, self.options));
+                let read = |value| match self.options.preferences {
+                    true => preference::of(&value, self.options).map(Example::Preference),
+                    false => example::of(&value, self.options),
+                };
+                let example = raw.value.and_then(read);
                 let taken = example.and_then(|example| (self.take)(Row { path: path.clone(), line, example }));
                 if let Err(problem) = taken {
                     self.total += 1;

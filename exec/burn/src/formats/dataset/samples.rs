@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{DatasetError, TokenFile, TokenizedExample};
+use super::{DatasetError, TokenFile, TokenizedExample, Truncation};
 use crate::random::permutation;
 
 /// Rows that are packed together: what the reference's `map` hands over in one go.
@@ -82,8 +82,7 @@ impl Selection {
 
     /// Splits off so many examples, picked by the seed alone: (the others, those). Both keep their order.
     pub fn split(&self, held_out: usize, seed: u64) -> (Self, Self) {
-        let mut picked = vec![false; self.len()];
-        permutation(self.len(), seed, HELD_OUT).into_iter().take(held_out).for_each(|at| picked[at] = true);
+        let picked = held_out_of(self.len(), held_out, seed);
         let part = |held: bool| {
             let of = (0..self.len()).filter(|at| picked[*at] == held).map(|at| self.example(at));
             Self { file: self.file.clone(), chosen: Some(of.collect()) }
@@ -101,6 +100,27 @@ impl Selection {
     /// Every example a sample.
     pub fn samples(self) -> Samples {
         Samples { selection: self, packed: None }
+    }
+
+    /// Every example a sample of at most `max_length` tokens (at least 1), and how many were cut.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn cut(self, max_length: usize, truncation: Truncation) -> Result<(Samples, usize), DatasetError> {
+        let lengths = self.file.lengths()?;
+        let longest = u32::try_from(max_length).unwrap_or(u32::MAX).max(1);
+        let piece = |at: usize| {
+            let example = self.example(at);
+            let length = lengths[example as usize];
+            match truncation {
+                Truncation::KeepStart => Piece { example, from: 0, to: length.min(longest) },
+                Truncation::KeepEnd => Piece { example, from: length.saturating_sub(longest), to: length },
+            }
+        };
+        let pieces: Vec<Piece> = (0..self.len()).map(piece).collect();
+        let cut = pieces.iter().filter(|piece| piece.to - piece.from < lengths[piece.example as usize]).count();
+        let ends = (1..=pieces.len() as u32).collect();
+        Ok((Samples { packed: Some(Packed { pieces, ends, joined: false }), selection: self }, cut))
     }
 
     /// Samples of at most `max_length` tokens (at least 1) of several examples each, and how many examples were cut.
@@ -195,6 +215,13 @@ impl Samples {
             }
         })
     }
+}
+
+/// Which of `all` rows are held out, picked by the seed alone.
+pub fn held_out_of(all: usize, held_out: usize, seed: u64) -> Vec<bool> {
+    let mut picked = vec![false; all];
+    permutation(all, seed, HELD_OUT).into_iter().take(held_out).for_each(|at| picked[at] = true);
+    picked
 }
 
 /// The pieces of a sample, by their numbers; none past the last sample.
@@ -357,6 +384,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn examples_are_cut_at_the_end_that_is_asked_for() {
+        let (_folder, selection) = stored(&[5, 2, 3]);
+        let cut = |truncation| {
+            let (samples, cut) = selection.clone().cut(3, truncation).unwrap();
+            assert_eq!(cut, 1);
+            sequences(&samples).concat()
+        };
+        assert_eq!(cut(Truncation::KeepStart), [vec![0, 1, 2], vec![1000, 1001], vec![2000, 2001, 2002]]);
+        assert_eq!(cut(Truncation::KeepEnd), [vec![2, 3, 4], vec![1000, 1001], vec![2000, 2001, 2002]]);
     }
 
     #[test]

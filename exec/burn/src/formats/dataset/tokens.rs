@@ -1,10 +1,11 @@
 //! Examples become token ids and labels.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::{
-    DatasetError, Example, IGNORED, LoadOptions, MAX_PROBLEMS, ReadSoFar, Row, TokenFile, TokenWriter, for_each,
+    DatasetError, Example, IGNORED, LoadOptions, MAX_PROBLEMS, Preference, ReadSoFar, Row, Sides, TokenFile, TokenWriter, for_each,
 };
 use crate::formats::chat_template::{Conversation, RenderOptions};
 use crate::formats::tokenizer::{TextTokenizer, TokenizerError};
@@ -70,7 +71,7 @@ impl TokenizedExample {
 }
 
 /// What happened on the way from rows to tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts {
     /// How many rows there were.
     pub rows: usize,
@@ -81,6 +82,8 @@ pub struct Counts {
     /// How many prompts have other tokens by themselves than before their completion: what is learnt begins where the
     /// two differ, a little before the completion.
     pub diverging: usize,
+    /// What forms the rows had, for people.
+    pub forms: BTreeSet<&'static str>,
 }
 
 /// A data set in tokens, and what happened on the way.
@@ -179,6 +182,7 @@ fn counted(
     counts: &mut Counts,
 ) -> Result<TokenizedExample, String> {
     counts.rows += 1;
+    counts.forms.insert(example.form());
     let (mut example, diverges) = whole(example, tokenizer, options).map_err(|e| e.to_string())?;
     if let Some(size) = options.vocab_size
         && let Some(id) = example.input_ids.iter().find(|id| **id as usize >= size)
@@ -237,11 +241,14 @@ fn whole(
             };
             (prompt, chat(talk)?)
         }
-        Example::Continuation { prompt, completion } => {
+        // A pair's chosen side by itself.
+        Example::Preference(Preference { sides: Sides::Texts { prompt, chosen: completion, .. }, .. })
+        | Example::Continuation { prompt, completion } => {
             let whole = with_end(&format!("{prompt}{completion}"), tokenizer);
             (tokenizer.encode(prompt, true)?, (tokenizer.encode(&whole, true)?, Vec::new()))
         }
-        Example::Answer { prompt, completion } => {
+        Example::Preference(Preference { sides: Sides::Messages { prompt, chosen: completion, .. }, .. })
+        | Example::Answer { prompt, completion } => {
             (tokenizer.encode_chat(prompt, render(true))?, chat(&prompt.followed_by(completion))?)
         }
         Example::Prompt(_) | Example::Question(_) | Example::Instruction { .. } => {
@@ -304,7 +311,7 @@ fn cut(example: &mut TokenizedExample, options: TokenizeOptions) -> bool {
 }
 
 /// Plain text has no template to end it, and a model that never saw an end never stops.
-fn with_end(text: &str, tokenizer: &TextTokenizer) -> String {
+pub(super) fn with_end(text: &str, tokenizer: &TextTokenizer) -> String {
     match tokenizer.special_token("eos_token") {
         Some(end) if !text.ends_with(end) => format!("{text}{end}"),
         _ => text.to_owned(),

@@ -5,7 +5,9 @@
 //! A name is supported, an old name of a supported one, without effect here (told as a note), or takes its default
 //! only (told with the reason). Our own names, which the reference lacks, stand last in each table.
 
+pub mod dpo;
 mod reference;
+pub mod rm;
 pub mod rows;
 pub mod settings;
 
@@ -172,6 +174,9 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
         if is_true(packing) && read.values.get("max_length") == Some(&Value::Null) {
             read.problem(packing, "true with max_length null", "a max_length that samples are filled to", problems);
         }
+    }
+    if task_type == TaskType::Dpo {
+        dpo::together(read, problems);
     }
     if task_type == TaskType::Pretrain {
         let int = |name: &str| match read.values.get(name) {
