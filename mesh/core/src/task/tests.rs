@@ -170,8 +170,8 @@ fn settings_of_the_data_are_read() {
     assert_eq!((TestSize::Millionths(50_000).of(341), TestSize::Rows(7).of(341)), (18, 7));
     let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(notes.join("\n"), @"
-    24:5: spec.hyperparameters.group_by_length: an old name: read as `data_order: \"group_by_length\"`
-    25:5: spec.hyperparameters.padding_free: has no effect: padding is never computed on here
+    25:5: spec.hyperparameters.group_by_length: an old name: read as `data_order: \"group_by_length\"`
+    26:5: spec.hyperparameters.padding_free: has no effect: padding is never computed on here
     ");
 
     // Whatever is not said is the reference's default.
