@@ -5,7 +5,7 @@ mod bench;
 use std::{fs, path::Path};
 
 use bench::{Bench, golden, read_json, spec};
-use mloc_core::capability::Grant;
+use mloc_core::{capability::Grant, task::spec::TestSize};
 use mloc_exec::Inputs;
 use serde_json::{Value, json};
 
@@ -110,6 +110,40 @@ fn the_data() {
         let rows = r#"{"prompt": "Which time zone is for reports, and why?", "completion": " UTC"}"#;
         write(at, &format!("{rows}\n{rows}"));
         bench.spec.hyperparameters.insert("max_length".into(), json!(4));
+    });
+    check("data under a name that is nearly right", |bench, at| {
+        write(at, r#"{"questions": "Up?", "answer": "Yes."}"#);
+        let columns = [("prompt", "question"), ("completion", "answer")];
+        let columns = columns.map(|(ours, theirs)| (ours.to_owned(), theirs.to_owned()));
+        bench.spec.dataset.as_mut().expect("data").columns = columns.into();
+    });
+    check("data of messages for a model without a chat template", |_, at| {
+        let path = at.join("model/tokenizer_config.json");
+        let mut config = read_json(&path);
+        config.as_object_mut().expect("object").remove("chat_template");
+        fs::write(path, config.to_string()).expect("write");
+        write(at, good);
+    });
+    check("answers alone of a template that marks none", |bench, at| {
+        write(at, good);
+        bench.spec.hyperparameters.insert("assistant_only_loss".into(), json!(true));
+    });
+    check("data with a token that the model has not", |_, at| {
+        let path = at.join("model/tokenizer_config.json");
+        let mut config = read_json(&path);
+        config["added_tokens_decoder"] = json!({"512": {"content": "<|new|>", "special": true}});
+        fs::write(path, config.to_string()).expect("write");
+        write(at, &format!("{good}\n{}", r#"{"text": "and now <|new|>"}"#));
+    });
+    check("data all held out", |bench, at| {
+        write(at, &format!("{good}\n{good}"));
+        bench.spec.dataset.as_mut().expect("data").test_size = Some(TestSize::Rows(2));
+    });
+    check("a gguf file of a tokenizer without a name there", |bench, at| {
+        let path = at.join("model/tokenizer.json");
+        let text = fs::read_to_string(&path).expect("read");
+        fs::write(path, text.replace("1,3}", "1,2}")).expect("write");
+        bench.spec.output.artifacts = vec!["gguf:q4_0".into()];
     });
     check("data that is not there", |_, at| fs::remove_file(at.join("data.jsonl")).expect("remove"));
 }
