@@ -86,7 +86,6 @@ fn load_options(ctx: &RunContext, form: Form) -> Result<LoadOptions, ModuleError
         prompt_template,
         columns: dataset.map(|d| d.columns.clone()).unwrap_or_default(),
         text_column: Training::of(&ctx.run().spec).dataset_text_field,
-        prompt_only: false,
         preferences: form == Form::Preferences,
     })
 }

@@ -25,7 +25,7 @@ pub(super) fn of(row: &Value, options: &LoadOptions) -> Result<Example, String> 
         return Ok(Example::Messages(surrounded(conversation(name, &column(row, name))?, row)?));
     }
     if has("prompt") {
-        return prompt_and_completion(row, options.prompt_only);
+        return prompt_and_completion(row);
     }
     if has("instruction") && has("output") {
         return instruction(row);
@@ -73,14 +73,8 @@ pub(super) fn renamed(row: &Value, options: &LoadOptions) -> Result<Option<Value
     Ok(Some(Value::from_pairs(kept)))
 }
 
-fn prompt_and_completion(row: &Value, prompt_only: bool) -> Result<Example, String> {
+fn prompt_and_completion(row: &Value) -> Result<Example, String> {
     let (prompt, completion) = (column(row, "prompt"), column(row, "completion"));
-    if prompt_only {
-        return Ok(match prompt.as_str() {
-            Some(prompt) => Example::Prompt(prompt.to_owned()),
-            None => Example::Question(surrounded(conversation("prompt", &prompt)?, row)?),
-        });
-    }
     if completion.is_undefined() {
         return Err(missing("completion", row));
     }

@@ -161,10 +161,6 @@ pub enum Example {
         /// What is to be learnt.
         output: String,
     },
-    /// A text to be continued by the model itself.
-    Prompt(String),
-    /// A conversation to be answered by the model itself.
-    Question(Conversation),
     /// A prompt with a chosen and a rejected answer.
     Preference(Preference),
 }
@@ -178,8 +174,6 @@ impl Example {
             Self::Continuation { .. } => "prompt and completion, as texts",
             Self::Answer { .. } => "prompt and completion, as messages",
             Self::Instruction { .. } => "instruction, input and output",
-            Self::Prompt(_) => "prompt alone, as text",
-            Self::Question(_) => "prompt alone, as messages",
             Self::Preference(Preference { sides: Sides::Texts { .. }, .. }) => "chosen and rejected, as texts",
             Self::Preference(Preference { sides: Sides::Messages { .. }, .. }) => "chosen and rejected, as messages",
         }
@@ -189,8 +183,8 @@ impl Example {
     pub fn texts(&self) -> Vec<String> {
         let contents = |talk: &Conversation| talk.turns().into_iter().map(|(_, content)| content).collect();
         match self {
-            Self::Text(text) | Self::Prompt(text) => vec![text.clone()],
-            Self::Messages(talk) | Self::Question(talk) => contents(talk),
+            Self::Text(text) => vec![text.clone()],
+            Self::Messages(talk) => contents(talk),
             Self::Continuation { prompt, completion } => vec![prompt.clone(), completion.clone()],
             Self::Answer { prompt, completion } => contents(&prompt.followed_by(completion)),
             Self::Instruction { system, instruction, input, output } => {
@@ -236,8 +230,6 @@ pub struct LoadOptions {
     pub columns: BTreeMap<String, String>,
     /// The column of plain texts; `text` when absent.
     pub text_column: Option<String>,
-    /// Prompts alone are wanted: a completion beside one is left out.
-    pub prompt_only: bool,
     /// Whether rows are pairs of a chosen and a rejected answer.
     pub preferences: bool,
 }

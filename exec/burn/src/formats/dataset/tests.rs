@@ -44,7 +44,7 @@ fn examples(rows: &str, options: &LoadOptions) -> Vec<Example> {
 }
 
 fn turns(example: &Example) -> Vec<(String, String)> {
-    let (Example::Messages(talk) | Example::Question(talk)) = example else { panic!("{example:?}") };
+    let Example::Messages(talk) = example else { panic!("{example:?}") };
     talk.turns()
 }
 
@@ -83,14 +83,6 @@ fn columns_go_by_the_names_that_they_are_given() {
     let text = LoadOptions { text_column: Some("body".into()), ..LoadOptions::default() };
     assert_eq!(examples(r#"{"body": "b", "text": "t"}"#, &text)[0].texts(), ["b"]);
     assert_eq!(complaint(r#"{"text": "t"}"#, &text), "d.jsonl:1: no column `body`, found text");
-}
-
-#[test]
-fn prompts_alone_are_read_where_they_are_wanted() {
-    let rows = "{\"prompt\": \"p\", \"completion\": \"c\"}\n{\"prompt\": [{\"role\": \"user\", \"content\": \"q\"}]}";
-    let found = examples(rows, &LoadOptions { prompt_only: true, ..LoadOptions::default() });
-    assert!(matches!(&found[0], Example::Prompt(text) if text == "p"));
-    assert_eq!(turns(&found[1]), [("user".to_owned(), "q".to_owned())]);
 }
 
 #[test]

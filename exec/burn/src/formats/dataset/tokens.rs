@@ -218,14 +218,6 @@ fn whole(
     tokenizer: &TextTokenizer,
     options: TokenizeOptions,
 ) -> Result<(TokenizedExample, bool), TokenizerError> {
-    let as_talk;
-    let example = match example {
-        Example::Instruction { system, instruction, input, output } => {
-            as_talk = instructed(tokenizer, [system, instruction, input].map(String::as_str), output);
-            &as_talk
-        }
-        other => other,
-    };
     let render = |add_generation_prompt| RenderOptions { add_generation_prompt, now_unix: options.now_unix };
     let chat = |talk: &Conversation| match options.assistant_only {
         true => tokenizer.encode_chat_marked(talk, render(false)),
@@ -251,8 +243,8 @@ fn whole(
         | Example::Answer { prompt, completion } => {
             (tokenizer.encode_chat(prompt, render(true))?, chat(&prompt.followed_by(completion))?)
         }
-        Example::Prompt(_) | Example::Question(_) | Example::Instruction { .. } => {
-            return Err(TokenizerError::Use("a prompt alone has nothing to be learnt".to_owned()));
+        Example::Instruction { system, instruction, input, output } => {
+            return whole(&instructed(tokenizer, [system, instruction, input], output), tokenizer, options);
         }
     };
     let talks = matches!(example, Example::Messages(_) | Example::Answer { .. });
@@ -272,7 +264,8 @@ fn whole(
 
 /// Alpaca's columns in the model's own format where it has one, else in the words that they were made for
 /// (<https://github.com/tatsu-lab/stanford_alpaca>).
-fn instructed(tokenizer: &TextTokenizer, [system, instruction, input]: [&str; 3], output: &str) -> Example {
+fn instructed(tokenizer: &TextTokenizer, given: [&String; 3], output: &str) -> Example {
+    let [system, instruction, input] = given.map(String::as_str);
     if tokenizer.chat_template().is_some() {
         let question = if input.is_empty() { instruction.to_owned() } else { format!("{instruction}\n\n{input}") };
         let before = [("system", system), ("user", question.as_str())];
