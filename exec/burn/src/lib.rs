@@ -7,7 +7,7 @@
 //! model     config.json -> a decoder; forward, and a backward pass written by hand
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
-//! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
+//! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
 //! train     Trainer: step, save, resume, export
 //! generate  greedy and sampled continuation with a key-value cache
 //! export    model and adapter folders in Hugging Face's and PEFT's layout

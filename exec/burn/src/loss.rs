@@ -3,6 +3,9 @@
 //! A batch's logits over a vocabulary of 50,000 are its largest tensor by far. Here they exist for a few hundred
 //! positions at a time and only where there is a target; each chunk leaves behind three numbers and its gradient at
 //! the hidden states.
+//!
+//! With a label smoothing ε the target's share of the loss is 1 − ε, and ε is spread over the whole vocabulary of V
+//! tokens: (1 − ε)·(−log p_target) + ε/V·Σ −log p (Szegedy et al., arXiv 1512.00567; transformers' `LabelSmoother`).
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
@@ -62,11 +65,11 @@ impl std::ops::AddAssign for LossSums {
     }
 }
 
-/// Evaluates without gradients.
-pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> LossSums {
+/// Evaluates without gradients, with a label smoothing (0 for none).
+pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, smoothing: f64) -> LossSums {
     let mut sums = LossSums::default();
-    for chunk in chunks(hidden, head, targets) {
-        sums += chunk.sums();
+    for chunk in chunks(hidden, head, targets, smoothing) {
+        sums += chunk.sums(smoothing);
     }
     sums
 }
@@ -77,19 +80,23 @@ pub fn backward(
     hidden: &Tensor<2>,
     head: &Parameter,
     targets: &Targets,
+    smoothing: f64,
     weight: f64,
     gradients: &mut Gradients,
 ) -> (LossSums, Tensor<2>) {
     let mut sums = LossSums::default();
     let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
-    for chunk in chunks(hidden, head, targets) {
-        sums += chunk.sums();
+    for chunk in chunks(hidden, head, targets, smoothing) {
+        sums += chunk.sums(smoothing);
         let Chunk { rows, hidden, ids, probabilities, .. } = chunk;
-        let [count, _] = probabilities.dims();
+        let [count, vocabulary] = probabilities.dims();
         // d/dlogits of −log softmax = softmax − one-hot. The weight goes onto the narrow factors: one pass less over the
         // widest tensor there is.
-        let minus = Tensor::full([count, 1], -1.0, &hidden.device());
-        let d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
+        let minus = Tensor::full([count, 1], smoothing - 1.0, &hidden.device());
+        let mut d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
+        if smoothing > 0.0 {
+            d_logits = d_logits.sub_scalar(smoothing / vocabulary as f64);
+        }
         if head.trainable {
             gradients.add(&head.name, d_logits.clone().transpose().matmul(hidden.mul_scalar(weight)));
         }
@@ -105,19 +112,22 @@ struct Chunk {
     hidden: Tensor<2>,
     ids: Tensor<2, Int>,
     probabilities: Tensor<2>,
-    /// Per position: logit of the target, highest logit, highest probability, expected logit.
+    /// Per position: logit of the target, highest logit, highest probability, expected logit, and the mean logit where
+    /// labels are smoothed.
     columns: Tensor<2>,
 }
 
 impl Chunk {
-    fn sums(&self) -> LossSums {
+    fn sums(&self, smoothing: f64) -> LossSums {
         let mut sums = LossSums::default();
-        for row in host_values(self.columns.clone()).as_chunks::<4>().0 {
-            let [target, highest, highest_probability, expected] = row.map(f64::from);
+        let [_, width] = self.columns.dims();
+        for row in host_values(self.columns.clone()).chunks(width) {
+            let column = |index: usize| row.get(index).map_or(0.0, |value| f64::from(*value));
+            let [target, highest, highest_probability, expected, mean] = std::array::from_fn(column);
             // log Σ exp(logits): the highest probability is at least 1/vocabulary, so its logarithm is exact,
             // which the target's own probability would not be.
             let log_partition = highest - highest_probability.ln();
-            sums.loss += log_partition - target;
+            sums.loss += log_partition - (1.0 - smoothing) * target - smoothing * mean;
             sums.entropy += log_partition - expected;
             sums.correct += f64::from(u8::from(target >= highest));
             sums.targets += 1;
@@ -126,7 +136,12 @@ impl Chunk {
     }
 }
 
-fn chunks<'a>(hidden: &'a Tensor<2>, head: &'a Parameter, targets: &'a Targets) -> impl Iterator<Item = Chunk> + 'a {
+fn chunks<'a>(
+    hidden: &'a Tensor<2>,
+    head: &'a Parameter,
+    targets: &'a Targets,
+    smoothing: f64,
+) -> impl Iterator<Item = Chunk> + 'a {
     let size = (CHUNK_ELEMENTS / head.shape[0].max(1)).max(1);
     let device = hidden.device();
     targets.rows.chunks(size).zip(targets.ids.chunks(size)).map(move |(rows, ids)| {
@@ -135,15 +150,14 @@ fn chunks<'a>(hidden: &'a Tensor<2>, head: &'a Parameter, targets: &'a Targets) 
         let hidden = hidden.clone().select(0, rows.clone());
         let logits = hidden.clone().matmul(head.value.clone().transpose());
         let probabilities = softmax(logits.clone(), 1);
-        let columns = Tensor::cat(
-            vec![
-                logits.clone().gather(1, ids.clone()),
-                logits.clone().max_dim(1),
-                probabilities.clone().max_dim(1),
-                (logits * probabilities.clone()).sum_dim(1),
-            ],
-            1,
-        );
-        Chunk { rows, hidden, ids, probabilities, columns }
+        let mean = (smoothing > 0.0).then(|| logits.clone().mean_dim(1));
+        let mut columns = vec![
+            logits.clone().gather(1, ids.clone()),
+            logits.clone().max_dim(1),
+            probabilities.clone().max_dim(1),
+            (logits * probabilities.clone()).sum_dim(1),
+        ];
+        columns.extend(mean);
+        Chunk { rows, hidden, ids, probabilities, columns: Tensor::cat(columns, 1) }
     })
 }

@@ -3,10 +3,8 @@
 //! [`Trainer::step`] is a plain function of the state and the batches; saving after any step and loading elsewhere
 //! continues bit for bit (on the same processor features and thread count).
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,24 +12,28 @@ use crate::batch::{Batch, IGNORED};
 use crate::export::{Storage, Stored, write_json, write_safetensors};
 use crate::lora;
 use crate::loss::{self, LossSums, Targets};
-use crate::model::parameter::{host_values, matrix};
+use crate::model::packed::EmbeddingNoise;
 use crate::model::{Decoder, Gradients, Packed};
-use crate::optim::{AdamW, AdamWSettings, global_norm};
+use crate::optim::{Optimizer, OptimizerSettings, global_norm};
 use crate::random::Random;
-use crate::schedule::Schedule;
-use crate::weights::{SafetensorsSource, TensorSource, WeightsError};
+use crate::schedule::{Plateau, Schedule, ScheduleKind};
+use crate::weights::{SafetensorsSource, WeightsError};
 
 /// What a run keeps the same from its first step to its last.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TrainSettings {
     /// The learning rate over the run.
     pub schedule: Schedule,
-    /// The optimizer's constants.
-    pub adamw: AdamWSettings,
+    /// The optimizer and its constants.
+    pub optimizer: OptimizerSettings,
     /// Gradients are scaled down to this global norm; `None` = never.
     pub max_grad_norm: Option<f64>,
-    /// Seeds dropout. (Fresh weights and the data order have seeds of their own.)
+    /// Seeds dropout and noise. (Fresh weights and the data order have seeds of their own.)
     pub seed: u64,
+    /// Strength of the noise on embeddings ([`EmbeddingNoise`]); `None` = none.
+    pub neftune_noise_alpha: Option<f64>,
+    /// The share of the loss that is spread over the vocabulary ([`loss`]); 0 = none.
+    pub label_smoothing_factor: f64,
 }
 
 /// What one step did.
@@ -96,7 +98,9 @@ pub enum TrainError {
 pub struct Trainer {
     model: Decoder,
     settings: TrainSettings,
-    optimizer: AdamW,
+    optimizer: Optimizer,
+    /// Of a schedule that looks at a metric.
+    plateau: Option<Plateau>,
     random: Random,
     steps_done: u64,
     num_tokens: u64,
@@ -112,17 +116,21 @@ struct StateFile {
     num_tokens: u64,
     data_position: u64,
     optimizer_updates: u64,
+    plateau: Option<Plateau>,
     random: Random,
     settings: TrainSettings,
 }
 
-const STATE_VERSION: u32 = 1;
+/// What every version of it has.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+const STATE_VERSION: u32 = 2;
 const STATE: &str = "state.json";
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
-/// Prefixes of the two moments' names.
-const FIRST: &str = "exp_avg.";
-const SECOND: &str = "exp_avg_sq.";
 /// The files of a saved state.
 pub const STATE_FILES: [&str; 3] = [STATE, WEIGHTS, OPTIMIZER];
 
@@ -131,7 +139,9 @@ impl Trainer {
     /// [`lora::attach`], everything after [`Decoder::train_all`].
     pub fn new(model: Decoder, settings: TrainSettings) -> Self {
         Self {
-            optimizer: AdamW::new(settings.adamw),
+            optimizer: Optimizer::new(settings.optimizer),
+            plateau: matches!(settings.schedule.kind, ScheduleKind::ReduceLrOnPlateau(_))
+                .then(|| Plateau::new(settings.schedule.peak)),
             random: Random::stream(settings.seed, "dropout"),
             model,
             settings,
@@ -156,6 +166,25 @@ impl Trainer {
         self.steps_done
     }
 
+    /// Bytes of what the optimizer remembers.
+    pub fn optimizer_bytes(&self) -> usize {
+        self.optimizer.state_bytes()
+    }
+
+    /// Tells a schedule that looks at a metric what was measured; others do not care.
+    pub fn observe(&mut self, metric: f64) {
+        if let (Some(plateau), ScheduleKind::ReduceLrOnPlateau(settings)) =
+            (&mut self.plateau, &self.settings.schedule.kind)
+        {
+            plateau.observe(metric, settings);
+        }
+    }
+
+    /// The rate of the next step.
+    pub fn learning_rate(&self) -> f64 {
+        self.plateau.map_or_else(|| self.settings.schedule.rate(self.steps_done), |plateau| plateau.rate)
+    }
+
     /// One optimizer step. The loss is the sum over all micro-batches divided by all their targets. A step without a
     /// single target counts, but moves nothing.
     pub fn step(&mut self, micro_batches: &[Batch]) -> Result<StepReport, TrainError> {
@@ -168,7 +197,7 @@ impl Trainer {
             check(batch, self.model.config.vocab_size)?;
         }
         let step = self.steps_done + 1;
-        let learning_rate = self.settings.schedule.rate(self.steps_done);
+        let learning_rate = self.learning_rate();
         let all: usize = micro_batches.iter().map(Batch::num_targets).sum();
         let weight = 1.0 / all.max(1) as f64;
         let mut gradients = Gradients::default();
@@ -219,9 +248,14 @@ impl Trainer {
         let mut go_on = || if stop() { Err(TrainError::Interrupted) } else { Ok(()) };
         let mut packed = Packed::new(batch, &self.model.config, self.model.device());
         packed.dropout_seed = Some(dropout_seed);
+        packed.embedding_noise = self.settings.neftune_noise_alpha.map(|alpha| {
+            let length = batch.input_ids.first().map_or(0, Vec::len);
+            EmbeddingNoise::new(alpha, length, self.model.config.hidden_size, dropout_seed)
+        });
         let targets = Targets::of(batch, &packed);
         let (hidden, tape) = self.model.forward_unless(&packed, &mut go_on)?;
-        let (sums, d_hidden) = loss::backward(&hidden, self.model.head(), &targets, weight, gradients);
+        let smoothing = self.settings.label_smoothing_factor;
+        let (sums, d_hidden) = loss::backward(&hidden, self.model.head(), &targets, smoothing, weight, gradients);
         drop(hidden);
         self.model.backward_unless(&packed, tape, d_hidden, gradients, &mut go_on)?;
         Ok(sums)
@@ -233,25 +267,14 @@ impl Trainer {
         let trainable = || self.model.parameters().filter(|p| p.trainable);
         let weights = trainable().map(Stored::of).collect();
         write_safetensors(&folder.join(WEIGHTS), weights, Storage::F32)?;
-        let mut moments = Vec::new();
-        for parameter in trainable() {
-            if let Some((m, v)) = self.optimizer.moments.get(&parameter.name) {
-                for (part, tensor) in [(FIRST, m), (SECOND, v)] {
-                    moments.push(Stored {
-                        name: format!("{part}{}", parameter.name),
-                        shape: parameter.shape.clone(),
-                        values: Box::new(|| host_values(tensor.clone())),
-                    });
-                }
-            }
-        }
-        write_safetensors(&folder.join(OPTIMIZER), moments, Storage::F32)?;
+        self.optimizer.save(&folder.join(OPTIMIZER), trainable())?;
         let state = StateFile {
             version: STATE_VERSION,
             steps_done: self.steps_done,
             num_tokens: self.num_tokens,
             data_position: self.data_position,
-            optimizer_updates: self.optimizer.updates,
+            optimizer_updates: self.optimizer.updates(),
+            plateau: self.plateau,
             random: self.random.clone(),
             settings: self.settings,
         };
@@ -262,55 +285,31 @@ impl Trainer {
         Ok(())
     }
 
-    /// Continues from a state that [`Self::save_state`] wrote for the same model and settings. On an error the trainer
-    /// is unchanged in all but, perhaps, weights, and must not be used.
+    /// Continues from a state that [`Self::save_state`] wrote for the same model and settings. After an error the trainer
+    /// must not be used.
     pub fn load_state(&mut self, folder: &Path) -> Result<(), TrainError> {
         let path = folder.join(STATE);
         let wrong = |detail: String| TrainError::State { path: path.clone(), detail };
         let text = std::fs::read(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
-        let state: StateFile = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-        if state.version != STATE_VERSION {
-            return Err(wrong(format!("version {}, this program reads {STATE_VERSION}", state.version)));
+        let Version { version } = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+        if version != STATE_VERSION {
+            return Err(wrong(format!("version {version}, this program reads {STATE_VERSION}")));
         }
+        let state: StateFile = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         if state.settings != self.settings {
             let differences = differences(&state.settings, &self.settings).map_err(|e| wrong(e.to_string()))?;
             return Err(wrong(format!("made with other settings: {}", differences.join("; "))));
         }
         let weights = SafetensorsSource::open_file(&folder.join(WEIGHTS))?;
-        let optimizer = SafetensorsSource::open_file(&folder.join(OPTIMIZER))?;
-        let moments = self.read_moments(&optimizer, state.optimizer_updates > 0)?;
+        let trained = self.model.parameters().filter(|p| p.trainable);
+        self.optimizer.load(&folder.join(OPTIMIZER), trained, state.optimizer_updates)?;
         lora::load_trainable(&mut self.model, &weights)?;
-        self.optimizer.moments = moments;
-        self.optimizer.updates = state.optimizer_updates;
+        self.plateau = state.plateau;
         self.random = state.random;
         self.steps_done = state.steps_done;
         self.num_tokens = state.num_tokens;
         self.data_position = state.data_position;
         Ok(())
-    }
-
-    fn read_moments(&self, source: &SafetensorsSource, updated: bool) -> Result<Moments, WeightsError> {
-        let mut moments = Moments::new();
-        let mut problems = Vec::new();
-        for parameter in self.model.parameters().filter(|p| p.trainable && updated) {
-            let mut read = |part: &str| -> Result<Option<Tensor<2>>, WeightsError> {
-                let name = format!("{part}{}", parameter.name);
-                let (found, shape) = (source.shape(&name), &parameter.shape);
-                if found.as_ref() != Some(shape) {
-                    problems.push(format!("{name}: found shape {found:?}, expected {shape:?}"));
-                    return Ok(None);
-                }
-                let values = source.read_f32(&name)?;
-                Ok(Some(matrix(values, shape, self.model.device())))
-            };
-            if let (Some(m), Some(v)) = (read(FIRST)?, read(SECOND)?) {
-                moments.insert(parameter.name.clone(), (m, v));
-            }
-        }
-        match problems.is_empty() {
-            true => Ok(moments),
-            false => Err(WeightsError::Mismatch(problems)),
-        }
     }
 }
 
@@ -333,17 +332,15 @@ fn differences(saved: &TrainSettings, mine: &TrainSettings) -> Result<Vec<String
     Ok(out)
 }
 
-type Moments = BTreeMap<String, (Tensor<2>, Tensor<2>)>;
-
-/// Sums over held-out batches, without gradients.
-pub fn evaluate(model: &Decoder, batches: &[Batch]) -> Result<LossSums, TrainError> {
+/// Sums over held-out batches, without gradients; the loss with a label smoothing (0 for none).
+pub fn evaluate(model: &Decoder, batches: &[Batch], smoothing: f64) -> Result<LossSums, TrainError> {
     let mut sums = LossSums::default();
     for batch in batches {
         check(batch, model.config.vocab_size)?;
         if batch.num_targets() > 0 {
             let packed = Packed::new(batch, &model.config, model.device());
             let targets = Targets::of(batch, &packed);
-            sums += loss::evaluate(&model.hidden(&packed), model.head(), &targets);
+            sums += loss::evaluate(&model.hidden(&packed), model.head(), &targets, smoothing);
         }
     }
     Ok(sums)
