@@ -16,14 +16,12 @@ use mloc_burn::{
     generate::{self, Limits, Sampling},
     lora,
     model::Decoder,
-    optim::AdamWSettings,
-    schedule::{Schedule, ScheduleKind},
-    train::{self, TrainError, TrainSettings, Trainer},
+    train::{self, TrainError, Trainer},
     weights::WeightsError,
 };
 use mloc_core::{
     task::{
-        settings::{self, Precision, Save, Training},
+        settings::{Interval, Precision, Save, Training},
         spec::{Dataset, Location},
         split,
     },
@@ -37,6 +35,7 @@ use crate::{
     fatal,
     origin::Origin,
     plan::Plan,
+    steering::train_settings,
     training_log::{self, TrainingLog},
     unless_stopping,
 };
@@ -207,31 +206,6 @@ struct Measured {
     answers: Vec<String>,
 }
 
-fn train_settings(settings: &Training, plan: &Plan) -> TrainSettings {
-    let kind = match settings.lr_scheduler {
-        settings::Schedule::Linear => ScheduleKind::Linear,
-        settings::Schedule::Cosine => ScheduleKind::Cosine,
-        settings::Schedule::Constant => ScheduleKind::Constant,
-        settings::Schedule::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
-    };
-    TrainSettings {
-        schedule: Schedule {
-            kind,
-            peak: settings.learning_rate,
-            warmup_steps: settings.warmup.steps(plan.total_steps),
-            total_steps: plan.total_steps,
-        },
-        adamw: AdamWSettings {
-            adam_beta1: settings.adam_beta1,
-            adam_beta2: settings.adam_beta2,
-            adam_epsilon: settings.adam_epsilon,
-            weight_decay: settings.weight_decay,
-        },
-        max_grad_norm: settings.max_grad_norm,
-        seed: settings.seed,
-    }
-}
-
 fn training_error(error: TrainError) -> ModuleError {
     match error {
         TrainError::Interrupted | TrainError::Weights(WeightsError::Interrupted) => ModuleError::Cancelled,
@@ -278,7 +252,7 @@ pub fn run(
     warn_of_length(ctx, data, &model);
     let origin = Origin::of(ctx, data, &model)?;
     let plan = Plan::new(data.train.len(), settings);
-    let mut trainer = Trainer::new(model, train_settings(settings, &plan));
+    let mut trainer = Trainer::new(model, train_settings(settings, plan.total_steps));
     let resumed = ctx.resume().cloned();
     let before = match &resumed {
         Some(from) => resume(&mut trainer, from, &origin)?,
@@ -342,7 +316,7 @@ impl Session<'_> {
             let report = self.trainer.step_unless(&batches, &|| ctx.stopping()).map_err(training_error)?;
             self.trainer.data_position = report.step;
             let last = report.step == total;
-            let due = report.step % self.settings.logging_steps.max(1) == 0 || last;
+            let due = self.settings.logging.is_due(report.step, self.plan.steps_per_epoch, total) || last;
             self.log.step(&report, tokens, self.plan.epoch(report.step), due)?;
             failpoint::reached("finetune.step");
             ctx.progress(Progress {
@@ -353,9 +327,8 @@ impl Session<'_> {
                 ..Progress::default()
             });
             let save_due = match self.settings.save {
-                Save::No => false,
-                Save::Steps(every) => report.step % every.max(1) == 0,
-                Save::Epoch => report.step % self.plan.steps_per_epoch == 0,
+                Save::At(interval) => interval.is_due(report.step, self.plan.steps_per_epoch, total),
+                Save::Best => false,
             };
             if save_due && !last {
                 self.save(ctx)?;
@@ -373,7 +346,7 @@ impl Session<'_> {
 
     /// What was computed is not lost when it is asked to stop: the next attempt goes on from here.
     fn keep(&mut self, ctx: &mut RunContext) -> Result<(), ModuleError> {
-        if self.trainer.steps_done() > self.saved_at && self.settings.save != Save::No {
+        if self.trainer.steps_done() > self.saved_at && self.settings.save != Save::At(Interval::No) {
             self.save(ctx)?;
         }
         Ok(())
@@ -450,7 +423,7 @@ fn measure(
         for rows in data.eval.chunks(settings.per_device_eval_batch_size.max(1)) {
             ctx.check()?;
             let rows: Vec<_> = rows.iter().map(TokenizedExample::row).collect();
-            sums += train::evaluate(model, &[Batch::collate(&rows, data.pad_id)]).map_err(training_error)?;
+            sums += train::evaluate(model, &[Batch::collate(&rows, data.pad_id)], settings.label_smoothing_factor).map_err(training_error)?;
         }
         let loss = sums.loss / (sums.targets.max(1)) as f64;
         if !loss.is_finite() {

@@ -10,6 +10,7 @@
 //! | `finetune` | the loop that both share, with its measurements before and after |
 //! | `origin` | what a run began with: a resumed one must find the same data and model |
 //! | `plan` | which samples make which step |
+//! | `steering` | how a task's settings move the weights: schedule, optimizer, noise, smoothing |
 //! | `training_log` | `training_log.jsonl` |
 //! | `measure` | how fast this machine multiplies |
 //!
@@ -24,6 +25,7 @@ mod origin;
 mod plan;
 mod pretrain;
 mod sft;
+mod steering;
 mod training_log;
 
 use std::{collections::BTreeSet, fmt::Display};
