@@ -7,7 +7,9 @@
 //! model     config.json -> a decoder; forward, and a backward pass written by hand
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
+//! preference  DPO and reward models: losses over pairs of a chosen and a rejected answer
 //! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
+//! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! train     Trainer: step, save, resume, export
 //! generate  greedy and sampled continuation with a key-value cache
 //! export    model and adapter folders in Hugging Face's and PEFT's layout
@@ -25,7 +27,9 @@ pub mod generate;
 pub mod lora;
 pub mod loss;
 pub mod model;
+pub mod objective;
 pub mod optim;
+pub mod preference;
 pub mod random;
 pub mod schedule;
 pub mod train;

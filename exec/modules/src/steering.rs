@@ -20,7 +20,6 @@ pub fn train_settings(settings: &Training, total_steps: u64) -> TrainSettings {
         max_grad_norm: settings.max_grad_norm,
         seed: settings.seed,
         neftune_noise_alpha: settings.neftune_noise_alpha,
-        label_smoothing_factor: settings.label_smoothing_factor,
     }
 }
 

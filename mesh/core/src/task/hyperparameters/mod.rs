@@ -6,8 +6,10 @@
 //! only (told with the reason). Our own names, which the reference lacks, stand last in each table.
 
 mod arguments;
+pub mod dpo;
 mod optimizer;
 mod reference;
+pub mod rm;
 pub mod rows;
 mod schedule;
 pub mod settings;
@@ -168,6 +170,9 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
         read.problem("bf16", "true with fp16", "one of the two precisions", problems);
     }
     steering::check(task_type, read, problems);
+    if task_type == TaskType::Dpo {
+        dpo::together(read, problems);
+    }
     if task_type == TaskType::Pretrain {
         let int = |name: &str| match read.values.get(name) {
             Some(value) => value.as_i64(),

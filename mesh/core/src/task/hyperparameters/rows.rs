@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{optimizer, reference, schedule};
+use super::{dpo, optimizer, reference, rm, schedule};
 use crate::task::kind::TaskType;
 
 /// One name.
@@ -47,6 +47,13 @@ pub enum Type {
     Steps,
     /// Names with values.
     Map,
+    /// One of some words, or a list of different ones.
+    SomeOf(&'static [&'static str]),
+    /// A list of numbers.
+    Numbers {
+        /// Longest list.
+        most: usize,
+    },
     /// A list of texts.
     Texts {
         /// Longest list.
@@ -127,6 +134,17 @@ impl Type {
             Type::Choice(choices) => value.as_str().is_some_and(|v| choices.contains(&v)),
             Type::Steps => value.as_f64().is_some_and(|v| 0.0 < v && (v < 1.0 || v.fract() == 0.0) && v <= STEPS_MOST),
             Type::Map => value.is_object(),
+            Type::SomeOf(choices) => match value {
+                Value::Array(list) => {
+                    let known = list.iter().all(|v| Type::Choice(choices).takes(v));
+                    let twice = |at: usize| list[..at].contains(&list[at]);
+                    known && !list.is_empty() && !(0..list.len()).any(twice)
+                }
+                one => Type::Choice(choices).takes(one),
+            },
+            Type::Numbers { most } => {
+                value.as_array().is_some_and(|list| list.len() <= most && list.iter().all(Value::is_number))
+            }
             Type::Texts { most } => {
                 value.as_array().is_some_and(|list| list.len() <= most && list.iter().all(Value::is_string))
             }
@@ -145,28 +163,32 @@ impl Type {
             Type::Float { min, max } if min == ABOVE_ZERO => format!("a number above 0, at most {max}"),
             Type::Float { min, max } if max == f64::MAX => format!("a number, at least {min}"),
             Type::Float { min, max } if max == BELOW_ONE => format!("a number from {min} to below 1"),
+            Type::Float { min, max } if max == BELOW_HALF => format!("a number from {min} to below 0.5"),
             Type::Float { min, max } => format!("a number from {min} to {max}"),
             Type::Text => "a text".to_owned(),
             Type::Choice(choices) => format!("one of {}", choices.join(", ")),
             Type::Steps => "a whole number of steps from 1, or a share of all steps, above 0 and below 1".to_owned(),
             Type::Map => "a map of names with values".to_owned(),
+            Type::SomeOf(choices) => format!("one of {}, or a list of different ones", choices.join(", ")),
+            Type::Numbers { most } => format!("a list of at most {most} numbers"),
             Type::Texts { most } => format!("a list of at most {most} texts"),
             Type::Any => "a value".to_owned(),
         }
     }
 }
 
-const ABOVE_ZERO: f64 = f64::MIN_POSITIVE;
+pub(super) const ABOVE_ZERO: f64 = f64::MIN_POSITIVE;
+pub(super) const BELOW_HALF: f64 = 0.5 - f64::EPSILON;
 const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
 /// Beyond any run.
 const STEPS_MOST: f64 = (1u64 << 40) as f64;
 /// A whole number, none included.
 pub(super) const COUNT: Type = Type::Int { min: 0, max: i64::MAX };
 /// A whole number from one on. Bounded, for products of such counts must not overflow.
-const SOME: Type = Type::Int { min: 1, max: 1 << 31 };
+pub(super) const SOME: Type = Type::Int { min: 1, max: 1 << 31 };
 /// Any number.
 pub(super) const NUMBER: Type = Type::Float { min: f64::MIN, max: f64::MAX };
-const NOT_NEGATIVE: Type = Type::Float { min: 0.0, max: f64::MAX };
+pub(super) const NOT_NEGATIVE: Type = Type::Float { min: 0.0, max: f64::MAX };
 const SHARE: Type = Type::Float { min: 0.0, max: BELOW_ONE };
 
 pub(super) const fn works(name: &'static str, kind: Type, default: Default) -> Row {
@@ -215,8 +237,8 @@ pub fn tables(task_type: TaskType) -> &'static [&'static [Row]] {
         TaskType::Echo => &[ECHO],
         TaskType::Sft => &[SFT, TRAINER],
         TaskType::Pretrain => &[PRETRAIN, SFT, TRAINER],
-        TaskType::Rm => &[reference::RM, TRAINER],
-        TaskType::Dpo => &[reference::DPO, TRAINER],
+        TaskType::Rm => &[rm::NAMES, TRAINER],
+        TaskType::Dpo => &[dpo::NAMES, TRAINER],
         TaskType::Grpo => &[reference::GRPO, TRAINER],
         TaskType::Ppo => &[reference::PPO, TRAINER],
         TaskType::Command | TaskType::Inference | TaskType::RagInference | TaskType::Agent => &[],

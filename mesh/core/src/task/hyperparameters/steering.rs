@@ -43,9 +43,14 @@ pub(super) fn check(task_type: TaskType, read: &Read, problems: &mut Problems) {
             read.problem(name, &found, expected, problems);
         }
     }
+    let supervised = matches!(task_type, TaskType::Sft | TaskType::Pretrain);
+    if !supervised && of("label_smoothing_factor").as_f64().is_some_and(|factor| factor > 0.0) {
+        let expected = format!("0 with {task_type}, whose loss is no mean over tokens");
+        read.problem("label_smoothing_factor", &of("label_smoothing_factor").to_string(), &expected, problems);
+    }
     let metric = text("metric_for_best_model");
     let bare = metric.strip_prefix("eval_").unwrap_or(&metric);
-    if matches!(task_type, TaskType::Sft | TaskType::Pretrain) && !metric.is_empty() && !METRICS.contains(&bare) {
+    if supervised && !metric.is_empty() && !METRICS.contains(&bare) {
         let (typed, at) = read.place("metric_for_best_model");
         let expected = format!("one of {}", METRICS.map(|name| format!("eval_{name}")).join(", "));
         let problem = Problem::new(format!("{PATH}.{typed}"), at, format!("`{metric}`"), expected);
