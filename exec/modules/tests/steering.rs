@@ -2,7 +2,11 @@
 
 mod bench;
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use bench::{Attempt, Bench, golden, spec};
 use mloc_burn::weights::{SafetensorsSource, TensorSource};
@@ -22,24 +26,7 @@ fn bench(more: Value) -> Bench {
     let data = golden("lora/llama/train.jsonl");
     let inputs =
         Inputs { model: Some(golden("models/llama")), dataset: Some(data.clone()), eval: Some(data), ..Inputs::default() };
-    Bench::new(spec_of(adapter, settings), inputs)
-}
-
-/// As its author writes it, with held-out data, without which evaluations are refused.
-fn spec_of(adapter: Value, settings: Value) -> mloc_core::task::TaskSpec {
-    let mut plain = settings.clone();
-    let steering = ["eval_strategy", "eval_on_start", "load_best_model_at_end", "early_stopping_patience"];
-    let needs = |name: &str| name == "save_strategy" && settings[name] == "best" || name == "lr_scheduler_type";
-    let names: Vec<String> = settings.as_object().expect("settings").keys().cloned().collect();
-    for name in names.iter().filter(|name| steering.contains(&name.as_str()) || needs(name)) {
-        plain.as_object_mut().expect("settings").remove(name);
-    }
-    plain.as_object_mut().expect("settings").remove("lr_scheduler_kwargs");
-    let mut spec = spec("sft", Some(adapter), plain);
-    for (name, value) in settings.as_object().expect("settings") {
-        spec.hyperparameters.insert(name.clone(), value.clone());
-    }
-    spec
+    Bench::new(spec("sft", Some(adapter), settings), inputs)
 }
 
 /// Lines of evaluations: step and figures.
@@ -153,23 +140,31 @@ fn checkpoints_of_the_best_are_written_when_they_are_asked_for() {
 
 #[test]
 fn training_ends_when_it_gets_no_better() {
-    let bench = unlearning(json!({"early_stopping_patience": 2}));
+    let bench = unlearning(json!({"early_stopping_patience": 2, "max_steps": 12}));
     let attempt = bench.attempt(|_| false);
     let said = attempt.said();
     let summary = attempt.ended.expect("it ends well").summary;
     let best = summary["best_step"].as_u64().expect("a best step");
     assert_eq!(summary["steps"], json!(best + 2), "{summary:?}");
     assert!(
-        said.contains(&format!("training ends early, after step {} of 8: no evaluation since that of step {best}", best + 2)),
+        said.contains(&format!("training ends early, after step {} of 12: no evaluation since that of step {best}", best + 2)),
         "{said}"
     );
     assert!(said.contains(&format!("the best weights are those after step {best}: eval_loss")), "{said}");
 }
 
-/// Runs attempt after attempt, each asked to stop when `stop_when` says so, until one ends.
-fn in_pieces(bench: &Bench, stop_when: fn(&Event) -> bool) -> usize {
+/// Runs attempt after attempt until one ends. Each is asked to stop: by turns between a step and its evaluation, and
+/// after the second evaluation. Returns how many there were.
+fn in_pieces(bench: &Bench) -> usize {
     for attempts in 1..40 {
-        let Attempt { ended, .. } = bench.attempt(stop_when);
+        let evaluations = AtomicUsize::new(0);
+        let Attempt { ended, .. } = bench.attempt(move |event| match event {
+            Event::Progress(_) => attempts % 2 == 1,
+            Event::Log { text, .. } if text.contains("held-out data after step") => {
+                evaluations.fetch_add(1, Ordering::Relaxed) == 1
+            }
+            _ => false,
+        });
         match ended {
             Ok(_) => return attempts,
             Err(ModuleError::Cancelled) => {
@@ -199,7 +194,7 @@ fn a_steered_run_in_pieces_equals_the_unbroken_one() {
     ] {
         let (unbroken, broken) = (unlearning(more.clone()), unlearning(more));
         unbroken.run();
-        let attempts = in_pieces(&broken, |event| matches!(event, Event::Progress(_)));
+        let attempts = in_pieces(&broken);
         assert!(attempts > 4, "{what}: {attempts}");
         broken.assert_same(what, &unbroken);
     }

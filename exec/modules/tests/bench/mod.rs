@@ -43,7 +43,11 @@ pub fn spec(task_type: &str, adapter: Option<Value>, hyperparameters: Value) -> 
         "metadata": {"name": "t", "owner": "o"},
         "spec": {
             "taskType": task_type,
-            "dataset": {"source": {"type": "local", "identifier": "volume/data.jsonl"}},
+            "dataset": {
+                "source": {"type": "local", "identifier": "volume/data.jsonl"},
+                // There only where a test has it among its inputs.
+                "eval": {"source": {"type": "local", "identifier": "volume/held_out.jsonl"}},
+            },
             "hyperparameters": hyperparameters,
         },
     });
