@@ -8,7 +8,7 @@
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
 //! preference  DPO and reward models: losses over pairs of a chosen and a rejected answer
-//! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
+//! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
 //! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! train     Trainer: step, save, resume, export
 //! generate  greedy and sampled continuation with a key-value cache

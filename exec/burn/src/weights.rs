@@ -123,6 +123,29 @@ impl SafetensorsSource {
         let shard_of = shard.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
         Ok(Self { shards: vec![shard], shard_of })
     }
+
+    /// The values of a tensor of bytes, row-major.
+    pub fn read_u8(&self, name: &str) -> Result<Vec<u8>, WeightsError> {
+        match self.stored(name)? {
+            (Dtype::U8, bytes) => Ok(bytes.to_vec()),
+            (other, _) => Err(WeightsError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") }),
+        }
+    }
+
+    /// A tensor's type and bytes.
+    fn stored(&self, name: &str) -> Result<(Dtype, &[u8]), WeightsError> {
+        let missing = || WeightsError::Missing(name.to_owned());
+        let shard = &self.shards[*self.shard_of.get(name).ok_or_else(missing)?];
+        let info = shard.metadata.info(name).ok_or_else(missing)?;
+        // The header is preceded by its own length in 8 bytes.
+        let data_start = 8 + shard.header_len;
+        let (from, to) = info.data_offsets;
+        let bytes = shard.map.get(data_start + from..data_start + to).ok_or_else(|| WeightsError::Container {
+            path: shard.path.clone(),
+            detail: format!("tensor {name} ends past the end of the file"),
+        })?;
+        Ok((info.dtype, bytes))
+    }
 }
 
 impl Shard {
@@ -152,17 +175,8 @@ impl TensorSource for SafetensorsSource {
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        let missing = || WeightsError::Missing(name.to_owned());
-        let shard = &self.shards[*self.shard_of.get(name).ok_or_else(missing)?];
-        let info = shard.metadata.info(name).ok_or_else(missing)?;
-        // The header is preceded by its own length in 8 bytes.
-        let data_start = 8 + shard.header_len;
-        let (from, to) = info.data_offsets;
-        let bytes = shard.map.get(data_start + from..data_start + to).ok_or_else(|| WeightsError::Container {
-            path: shard.path.clone(),
-            detail: format!("tensor {name} ends past the end of the file"),
-        })?;
-        match info.dtype {
+        let (dtype, bytes) = self.stored(name)?;
+        match dtype {
             Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
             Dtype::F16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()),
             Dtype::BF16 => {

@@ -12,8 +12,8 @@ use mloc_burn::lora::{self, LoraConfig};
 use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig, Packed};
 use mloc_burn::objective::Figures;
-use mloc_burn::optim::AdamWSettings;
-use mloc_burn::schedule::Schedule;
+use mloc_burn::optim::{AdamWSettings, OptimizerSettings};
+use mloc_burn::schedule::{Schedule, ScheduleKind};
 use mloc_burn::train::{STATE_FILES, TrainError, TrainSettings, Trainer};
 use mloc_burn::weights::SafetensorsSource;
 
@@ -31,20 +31,25 @@ fn settings(expected: &Expected) -> TrainSettings {
     let number = |key: &str| expected.number(&format!("/hyperparameters/{key}"));
     TrainSettings {
         schedule: Schedule {
-            kind: serde_json::from_value(expected.value("/hyperparameters/lr_scheduler_type").clone())
-                .expect("schedule"),
+            kind: match expected.value("/hyperparameters/lr_scheduler_type").as_str() {
+                Some("linear") => ScheduleKind::Linear,
+                Some("cosine") => ScheduleKind::Cosine { num_cycles: 0.5 },
+                Some("constant") => ScheduleKind::Constant,
+                other => panic!("{other:?}"),
+            },
             peak: number("learning_rate"),
             warmup_steps: number("warmup_steps") as u64,
             total_steps: number("max_steps") as u64,
         },
-        adamw: AdamWSettings {
+        optimizer: OptimizerSettings::AdamW(AdamWSettings {
             adam_beta1: number("adam_beta1"),
             adam_beta2: number("adam_beta2"),
             adam_epsilon: number("adam_epsilon"),
             weight_decay: number("weight_decay"),
-        },
+        }),
         max_grad_norm: Some(number("max_grad_norm")),
         seed: 42,
+        neftune_noise_alpha: None,
     }
 }
 

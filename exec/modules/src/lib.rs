@@ -12,6 +12,7 @@
 //! | `finetune` | what all training shares: data, the loop with its log and checkpoints, measurements, artifacts |
 //! | `origin` | what a run began with: a resumed one must find the same data and model |
 //! | `plan` | which samples make which step |
+//! | `steering` | how a task's settings move the weights: schedule, optimizer, noise, smoothing |
 //! | `training_log` | `training_log.jsonl` |
 //! | `tensorboard` | its figures as a TensorBoard event file |
 //! | `model_card` | `README.md` beside the weights |
@@ -31,6 +32,7 @@ mod plan;
 mod pretrain;
 mod rm;
 mod sft;
+mod steering;
 mod tensorboard;
 mod training_log;
 

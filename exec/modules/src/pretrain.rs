@@ -57,7 +57,7 @@ impl Module for Pretrain {
         let mut model = Decoder::random(config, settings.seed, &device);
         model.train_all();
         let data = examples::data(ctx, &tokenizer, &model, &settings)?;
-        let recipe = Examples::new(&tokenizer, |ctx, model| {
+        let recipe = Examples::new(&tokenizer, &settings, |ctx, model| {
             let mut outputs = artifacts::save_model(ctx, model, &tokenizer)?;
             outputs.extend(artifacts::save_tokenizer(ctx, &tokenizer)?);
             Ok(outputs)

@@ -32,7 +32,7 @@ impl Module for Sft {
         start::prepare(ctx, &mut base.model, &settings)?;
         let data = examples::data(ctx, &base.tokenizer, &base.model, &settings)?;
         let tokenizer = &base.tokenizer;
-        let recipe = Examples::new(tokenizer, |ctx, model| artifacts::save_tuned(ctx, model, tokenizer));
+        let recipe = Examples::new(tokenizer, &settings, |ctx, model| artifacts::save_tuned(ctx, model, tokenizer));
         let method = OverData::new(ctx, recipe, data, &base.model, tokenizer, &settings)?;
         session::run(ctx, method, base.model, &settings)
     }

@@ -24,7 +24,8 @@ pub fn begin(path: &Path, unix_seconds: f64) -> Result<(), ModuleError> {
     written.map_err(|e| ModuleError::disk("write", path, &e))
 }
 
-/// Adds the figures of a step, by their names.
+/// Adds the figures of a step, by their names in the log: under `eval` where they are of held-out data, else under `train`,
+/// as the reference's callback has them.
 ///
 /// # Errors
 /// Those of the disk.
@@ -37,7 +38,8 @@ pub fn add<'a>(
     let mut summary = Message::default();
     for (name, value) in figures {
         let mut scalar = Message::default();
-        scalar.bytes(1, format!("train/{name}").as_bytes());
+        let tag = name.strip_prefix("eval_").map_or_else(|| format!("train/{name}"), |name| format!("eval/{name}"));
+        scalar.bytes(1, tag.as_bytes());
         #[allow(clippy::cast_possible_truncation, reason = "the format has 32 bits for it")]
         scalar.float(2, value as f32);
         summary.bytes(1, &scalar.0);

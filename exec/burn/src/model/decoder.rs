@@ -239,7 +239,14 @@ impl Decoder {
     }
 
     fn embed(&self, packed: &Packed) -> Tensor<2> {
-        self.embedding.value.clone().select(0, packed.ids.clone())
+        let embedded = self.embedding.value.clone().select(0, packed.ids.clone());
+        match &packed.embedding_noise {
+            Some(noise) => {
+                let dims = embedded.dims();
+                embedded + noise.values(dims, &self.device)
+            }
+            None => embedded,
+        }
     }
 
     /// All parameters, adapters included, in a fixed order.
