@@ -63,7 +63,7 @@ fn pass(model: &Decoder, batches: &[Batch]) -> (LossSums, BTreeMap<String, Vec<f
         let packed = Packed::new(batch, &model.config, model.device());
         let targets = Targets::of(batch, &packed);
         let (hidden, tape) = model.forward(&packed);
-        let (some, d_hidden) = loss::backward(&hidden, model.head(), &targets, weight, &mut gradients);
+        let (some, d_hidden) = loss::backward(&hidden, model.head(), &targets, 0.0, weight, &mut gradients);
         model.backward(&packed, tape, d_hidden, &mut gradients);
         sums += some;
     }
