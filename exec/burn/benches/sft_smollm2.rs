@@ -51,9 +51,8 @@ fn main() {
     let adapter = LoraConfig {
         r: RANK,
         lora_alpha: 32.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        target_modules: TARGETS.map(str::to_owned).to_vec(),
+        target_modules: TARGETS.into(),
+        ..LoraConfig::default()
     };
     lora::attach(&mut model, &adapter, 2).expect("adapter");
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/data/mloc_qa.jsonl");

@@ -3,12 +3,15 @@
 //! Bytes depend on the tensors only: names are sorted and nothing of the time or the machine goes in. Nothing is
 //! synced here; who needs durability syncs file and folder.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::lora;
+use crate::model::parameter::host_values;
 use crate::model::{Decoder, Parameter};
 use crate::weights::WeightsError;
 
@@ -113,15 +116,23 @@ fn write_values(file: &mut impl Write, values: Vec<f32>, storage: Storage) -> st
     Ok(())
 }
 
-/// Writes `model.safetensors` and `config.json` into `folder`, without adapters (merge them first if they are meant).
-/// Between tensors `stop` is asked whether to leave it half done.
+/// Writes `model.safetensors` and `config.json` into `folder`, with its adapters in its weights. A layer is merged, and
+/// unpacked from whatever it is held in, when its turn comes, so that only one is there in f32. Between tensors `stop` is
+/// asked whether to leave it half done.
 pub fn write_model(
     model: &Decoder,
     folder: &Path,
     storage: Storage,
     stop: &dyn Fn() -> bool,
 ) -> Result<(), WeightsError> {
-    let tensors = model.parameters().filter(|p| !crate::lora::is_adapter(&p.name)).map(Stored::of).collect();
+    let weights = model.linears().map(|linear| Stored {
+        name: linear.weight.name().to_owned(),
+        shape: linear.weight.dims().to_vec(),
+        values: Box::new(move || host_values(linear.merged())),
+    });
+    let of_linears: BTreeSet<&str> = model.linears().map(|linear| linear.weight.name()).collect();
+    let others = model.parameters().filter(|p| !lora::is_adapter(&p.name) && !of_linears.contains(p.name.as_str()));
+    let tensors = weights.chain(others.map(Stored::of)).collect();
     write_safetensors_unless(&folder.join("model.safetensors"), tensors, storage, stop)?;
     let config = model.config.to_json(storage.config_name());
     write_json(&folder.join("config.json"), &config)

@@ -5,8 +5,10 @@
 //! ```text
 //! weights   a folder of safetensors (or a GGUF file) as named f32 tensors
 //! model     config.json -> a decoder; forward, and a backward pass written by hand
+//! quant     matrices in 4 bits, NF4 and FP4
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
+//! loss_scale  keeps small gradients within the range of f16
 //! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
 //! train     Trainer: step, save, resume, export
 //! generate  greedy and sampled continuation with a key-value cache
@@ -24,8 +26,10 @@ pub mod formats;
 pub mod generate;
 pub mod lora;
 pub mod loss;
+pub mod loss_scale;
 pub mod model;
 pub mod optim;
+pub mod quant;
 pub mod random;
 pub mod schedule;
 pub mod train;

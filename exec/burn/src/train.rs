@@ -14,6 +14,7 @@ use crate::batch::{Batch, IGNORED};
 use crate::export::{Storage, Stored, write_json, write_safetensors};
 use crate::lora;
 use crate::loss::{self, LossSums, Targets};
+use crate::loss_scale::LossScale;
 use crate::model::parameter::{host_values, matrix};
 use crate::model::{Decoder, Gradients, Packed};
 use crate::optim::{AdamW, AdamWSettings, global_norm};
@@ -100,6 +101,8 @@ pub struct Trainer {
     random: Random,
     steps_done: u64,
     num_tokens: u64,
+    /// Where products are computed in f16.
+    loss_scale: Option<LossScale>,
     /// Where the caller's data stands; kept with the state, otherwise untouched.
     pub data_position: u64,
 }
@@ -113,6 +116,8 @@ struct StateFile {
     data_position: u64,
     optimizer_updates: u64,
     random: Random,
+    #[serde(default)]
+    loss_scale: Option<LossScale>,
     settings: TrainSettings,
 }
 
@@ -137,8 +142,14 @@ impl Trainer {
             settings,
             steps_done: 0,
             num_tokens: 0,
+            loss_scale: None,
             data_position: 0,
         }
+    }
+
+    /// Keeps gradients within f16's range from now on. Before a state is loaded: that one's scale goes on.
+    pub fn scale_loss(&mut self, scale: LossScale) {
+        self.loss_scale = Some(scale);
     }
 
     /// The model as it is now.
@@ -171,23 +182,32 @@ impl Trainer {
         let learning_rate = self.settings.schedule.rate(self.steps_done);
         let all: usize = micro_batches.iter().map(Batch::num_targets).sum();
         let weight = 1.0 / all.max(1) as f64;
+        let scale = self.loss_scale.map_or(1.0, |scale| scale.factor);
         let mut gradients = Gradients::default();
         let mut parts = Vec::with_capacity(micro_batches.len());
         let mut random = self.random.clone();
         for batch in micro_batches {
             let dropout_seed = random.next_u64();
             if batch.num_targets() > 0 {
-                parts.push(self.accumulate(batch, dropout_seed, weight, &mut gradients, stop)?);
+                parts.push(self.accumulate(batch, dropout_seed, weight * scale, &mut gradients, stop)?);
             }
         }
-        let (grad_norm, clip) = global_norm(&gradients, self.settings.max_grad_norm);
+        let (scaled_norm, clip) = global_norm(&gradients, self.settings.max_grad_norm.map(|most| most * scale));
+        let grad_norm = scaled_norm / scale;
         let loss = parts.iter().fold(0.0, |sum, p| sum + p.loss) * weight;
+        // Out of f16's range: the same step again, a little lower.
+        if loss.is_finite() && !grad_norm.is_finite() && self.loss_scale.as_mut().is_some_and(LossScale::lower) {
+            return self.step_unless(micro_batches, stop);
+        }
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::Diverged { step, loss, grad_norm });
         }
         if all > 0 {
             let parameters = self.model.parameters_mut().filter(|p| p.trainable);
-            self.optimizer.update(parameters, &mut gradients, clip, learning_rate);
+            self.optimizer.update(parameters, &mut gradients, clip / scale, learning_rate);
+        }
+        if let Some(scale) = &mut self.loss_scale {
+            scale.step();
         }
         self.random = random;
         self.steps_done = step;
@@ -253,6 +273,7 @@ impl Trainer {
             data_position: self.data_position,
             optimizer_updates: self.optimizer.updates,
             random: self.random.clone(),
+            loss_scale: self.loss_scale,
             settings: self.settings,
         };
         let path = folder.join(STATE);
@@ -283,6 +304,7 @@ impl Trainer {
         self.optimizer.moments = moments;
         self.optimizer.updates = state.optimizer_updates;
         self.random = state.random;
+        self.loss_scale = state.loss_scale.or(self.loss_scale);
         self.steps_done = state.steps_done;
         self.num_tokens = state.num_tokens;
         self.data_position = state.data_position;

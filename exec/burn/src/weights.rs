@@ -141,6 +141,21 @@ impl Shard {
     }
 }
 
+impl Shard {
+    /// Takes pages that were read out of this process's memory: each tensor is read once, and a model that is packed
+    /// while it is loaded would otherwise be there a second time.
+    fn forget(&self, offset: usize, length: usize) {
+        // SAFETY: the map is read-only and of a file, so a page that is touched again is read from it anew.
+        #[cfg(unix)]
+        #[allow(unsafe_code)]
+        let forgotten =
+            unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, length) };
+        // Where the system will not, memory is what it was.
+        #[cfg(unix)]
+        forgotten.ok();
+    }
+}
+
 impl TensorSource for SafetensorsSource {
     fn names(&self) -> Vec<String> {
         self.shard_of.keys().cloned().collect()
@@ -162,14 +177,16 @@ impl TensorSource for SafetensorsSource {
             path: shard.path.clone(),
             detail: format!("tensor {name} ends past the end of the file"),
         })?;
-        match info.dtype {
+        let values = match info.dtype {
             Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
             Dtype::F16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()),
             Dtype::BF16 => {
                 Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect())
             }
             other => Err(WeightsError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") }),
-        }
+        };
+        shard.forget(data_start + from, to - from);
+        values
     }
 }
 

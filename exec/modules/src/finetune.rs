@@ -14,8 +14,8 @@ use mloc_burn::{
         tokenizer::TextTokenizer,
     },
     generate::{self, Limits, Sampling},
-    lora,
-    model::Decoder,
+    loss_scale::LossScale,
+    model::{Compute, Decoder},
     optim::AdamWSettings,
     schedule::{Schedule, ScheduleKind},
     train::{self, TrainError, TrainSettings, Trainer},
@@ -23,7 +23,7 @@ use mloc_burn::{
 };
 use mloc_core::{
     task::{
-        settings::{self, Precision, Save, Training},
+        settings::{self, Save, Training},
         spec::{Dataset, Location},
         split,
     },
@@ -64,19 +64,6 @@ pub struct Data {
     pub eval: Vec<TokenizedExample>,
     /// What padding is filled with.
     pub pad_id: i64,
-}
-
-/// Settings of the task that this build has no way to follow: said before anything large is read.
-///
-/// # Errors
-/// [`ModuleError::Fatal`]
-pub fn check_settings(settings: &Training) -> Result<(), ModuleError> {
-    match settings.precision {
-        Precision::F32 => Ok(()),
-        Precision::F16 | Precision::Bf16 => Err(ModuleError::Fatal(
-            "fp16, bf16: this build trains in f32 only: leave them out, or say `false`".to_owned(),
-        )),
-    }
 }
 
 /// How the rows of the task's data are read.
@@ -278,7 +265,11 @@ pub fn run(
     warn_of_length(ctx, data, &model);
     let origin = Origin::of(ctx, data, &model)?;
     let plan = Plan::new(data.train.len(), settings);
+    let half = model.compute() == Compute::F16;
     let mut trainer = Trainer::new(model, train_settings(settings, &plan));
+    if half {
+        trainer.scale_loss(LossScale::default());
+    }
     let resumed = ctx.resume().cloned();
     let before = match &resumed {
         Some(from) => resume(&mut trainer, from, &origin)?,
@@ -294,8 +285,8 @@ pub fn run(
         "training: {} steps, {} in an epoch, {} trainable of {} parameters",
         plan.total_steps,
         plan.steps_per_epoch,
-        trainer.model().parameters().filter(|p| p.trainable).map(count).sum::<usize>(),
-        trainer.model().parameters().map(count).sum::<usize>()
+        trainer.model().trainable_count(),
+        trainer.model().count()
     ));
     let log = TrainingLog::open(ctx.artifacts(), resumed.as_ref().map(|from| from.dir.as_path()))?;
     let mut session = Session { saved_at: trainer.steps_done(), trainer, plan, log, before, data, settings };
@@ -427,10 +418,6 @@ fn warn_of_length(ctx: &mut RunContext, data: &Data, model: &Decoder) {
     }
 }
 
-fn count(parameter: &mloc_burn::model::Parameter) -> usize {
-    parameter.shape.iter().product()
-}
-
 fn batch(data: &Data, rows: &[usize]) -> Batch {
     Batch::collate(&rows.iter().map(|i| data.train[*i].row()).collect::<Vec<_>>(), data.pad_id)
 }
@@ -534,9 +521,7 @@ pub fn save_model(ctx: &RunContext, model: &Decoder) -> Result<Vec<Output>, Modu
 pub fn save_merged(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Result<Vec<Output>, ModuleError> {
     let folder = ctx.artifacts().join(MERGED);
     std::fs::create_dir_all(&folder).map_err(|e| ModuleError::disk("make", &folder, &e))?;
-    let mut merged = model.clone();
-    lora::merge(&mut merged);
-    export::write_model(&merged, &folder, Storage::F32, &|| ctx.stopping())
+    export::write_model(model, &folder, Storage::F32, &|| ctx.stopping())
         .map_err(|e| ctx.check().err().unwrap_or_else(|| ModuleError::Retryable(e.to_string())))?;
     let files = tokenizer.save(&folder).map_err(|e| ModuleError::Retryable(e.to_string()))?;
     let names = files.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));

@@ -11,7 +11,7 @@ use mloc_core::task::settings::{Shape, Training};
 use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 use serde_json::json;
 
-use crate::{base_model, fatal, finetune};
+use crate::{adapter, base_model, fatal, finetune};
 
 /// The module.
 pub struct Pretrain;
@@ -24,8 +24,8 @@ impl Module for Pretrain {
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, shape) = (Training::of(&spec), Shape::of(&spec));
-        finetune::check_settings(&settings)?;
         let device = base_model::open_device(ctx)?;
+        let formats = adapter::formats(ctx, None, settings.precision, &device)?;
         let rows = finetune::training_rows(ctx)?;
         // Trained anew after a crash: the same texts give the same tokenizer.
         let texts: Vec<String> = rows.iter().flat_map(|row| row.example.texts()).collect();
@@ -41,6 +41,7 @@ impl Module for Pretrain {
         let config = DecoderConfig::from_json(config(&shape, &tokenizer)).map_err(fatal)?;
         let mut model = Decoder::random(config, settings.seed, &device);
         model.train_all();
+        model.set_compute(formats.compute);
         let data = finetune::data(ctx, &rows, &tokenizer, &settings)?;
         drop(rows);
         finetune::run(ctx, model, &tokenizer, &data, &settings, |ctx, model| {

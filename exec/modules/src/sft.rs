@@ -1,16 +1,10 @@
-//! `taskType: sft`: supervised fine-tuning of a decoder, all weights or a LoRA adapter.
+//! `taskType: sft`: supervised fine-tuning of a decoder, all weights or an adapter, on weights as they are or in 4 bits.
 
-use mloc_burn::lora::{self, LoraConfig};
-use mloc_core::task::{
-    settings::Training,
-    spec::{Adapter, AdapterKind},
-};
+use mloc_burn::lora;
+use mloc_core::task::settings::Training;
 use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
 
-use crate::{base_model, fatal, finetune};
-
-/// Trains adapters on the weights as they are.
-pub const LORA: &str = "adapter:lora";
+use crate::{adapter, base_model, fatal, finetune};
 
 /// The module.
 pub struct Sft;
@@ -21,26 +15,24 @@ impl Module for Sft {
     }
 
     fn features(&self) -> Vec<String> {
-        vec![LORA.into()]
+        adapter::features()
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let settings = Training::of(&spec);
-        finetune::check_settings(&settings)?;
         let adapter = spec.model.as_ref().and_then(|m| m.adapter.as_ref());
-        if adapter.is_some_and(|a| a.kind == AdapterKind::Qlora) {
-            return Err(ModuleError::Fatal("model.adapter.type: qlora is not in this build: ask for lora".into()));
-        }
         let device = base_model::open_device(ctx)?;
+        let formats = adapter::formats(ctx, adapter, settings.precision, &device)?;
         let path = ctx.run().inputs.model.clone();
         let path = path.ok_or_else(|| ModuleError::Fatal("model.source was not pulled".into()))?;
-        let mut base = base_model::load(ctx, &path, &device)?;
+        let mut base = base_model::load_held(ctx, &path, formats.held, &device)?;
+        base.model.set_compute(formats.compute);
         match (adapter, ctx.run().inputs.adapter.as_deref()) {
             (Some(asked), Some(folder)) => {
                 lora::load(&mut base.model, folder).map_err(fatal)?;
-                let asked = lora_config(asked).spelled_out(&base.model);
-                let differences = base.model.adapter.as_ref().map(|found| differences(found, &asked));
+                let asked = adapter::lora_config(asked).spelled_out(&base.model);
+                let differences = base.model.adapter.as_ref().map(|found| adapter::differences(found, &asked));
                 if let Some(differences) = differences.filter(|d| !d.is_empty()) {
                     ctx.warn(format!(
                         "model.adapter: the adapter that this starts from has settings of its own, and they hold: {}",
@@ -48,8 +40,8 @@ impl Module for Sft {
                     ));
                 }
             }
-            (Some(adapter), None) => {
-                lora::attach(&mut base.model, &lora_config(adapter), settings.seed).map_err(fatal)?;
+            (Some(asked), None) => {
+                lora::attach(&mut base.model, &adapter::lora_config(asked), settings.seed).map_err(fatal)?;
             }
             (None, _) => base.model.train_all(),
         }
@@ -74,37 +66,6 @@ impl Module for Sft {
             Ok(outputs)
         })
     }
-}
-
-fn lora_config(adapter: &Adapter) -> LoraConfig {
-    LoraConfig {
-        r: adapter.r as usize,
-        lora_alpha: adapter.lora_alpha_milli as f64 / 1e3,
-        lora_dropout: f64::from(adapter.lora_dropout_micro) / 1e6,
-        use_rslora: adapter.use_rslora,
-        target_modules: adapter.target_modules.clone(),
-    }
-}
-
-/// What an adapter's own settings and the task's differ in, for people.
-fn differences(found: &LoraConfig, asked: &LoraConfig) -> Vec<String> {
-    let targets = |config: &LoraConfig| {
-        let mut names = config.target_modules.clone();
-        names.sort();
-        names.join(" ")
-    };
-    let all = |config: &LoraConfig| {
-        [
-            ("r", config.r.to_string()),
-            ("lora_alpha", config.lora_alpha.to_string()),
-            ("lora_dropout", config.lora_dropout.to_string()),
-            ("use_rslora", config.use_rslora.to_string()),
-            ("target_modules", targets(config)),
-        ]
-    };
-    let pairs = all(found).into_iter().zip(all(asked));
-    let different = pairs.filter(|((_, found), (_, asked))| found != asked);
-    different.map(|((name, found), (_, asked))| format!("{name} {found} (the task: {asked})")).collect()
 }
 
 /// What PEFT calls `base_model_name_or_path`.

@@ -23,6 +23,11 @@ impl Parameter {
         Self { value: matrix(values, shape, device), name, shape: shape.to_vec(), trainable: false }
     }
 
+    /// How many elements.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
     /// The values, row-major.
     pub fn to_vec(&self) -> Vec<f32> {
         host_values(self.value.clone())
