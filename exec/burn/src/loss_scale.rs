@@ -20,7 +20,14 @@ const LEAST: f64 = 1.0;
 
 impl Default for LossScale {
     fn default() -> Self {
-        Self { factor: 65536.0, good: 0 }
+        Self::from(65536.0)
+    }
+}
+
+impl From<f64> for LossScale {
+    /// To begin with this factor.
+    fn from(factor: f64) -> Self {
+        Self { factor, good: 0 }
     }
 }
 
@@ -31,7 +38,7 @@ impl LossScale {
         if lower < LEAST {
             return false;
         }
-        *self = Self { factor: lower, good: 0 };
+        *self = Self::from(lower);
         true
     }
 
@@ -39,7 +46,7 @@ impl LossScale {
     pub fn step(&mut self) {
         self.good += 1;
         if self.good == GROW_AFTER {
-            *self = Self { factor: self.factor * 2.0, good: 0 };
+            *self = Self::from(self.factor * 2.0);
         }
     }
 }

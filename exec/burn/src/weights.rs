@@ -148,8 +148,7 @@ impl Shard {
         // SAFETY: the map is read-only and of a file, so a page that is touched again is read from it anew.
         #[cfg(unix)]
         #[allow(unsafe_code)]
-        let forgotten =
-            unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, length) };
+        let forgotten = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, length) };
         // Where the system will not, memory is what it was.
         #[cfg(unix)]
         forgotten.ok();

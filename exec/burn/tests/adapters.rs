@@ -18,10 +18,8 @@ use mloc_burn::schedule::{Schedule, ScheduleKind};
 use mloc_burn::train::{STATE_FILES, TrainSettings, Trainer};
 use mloc_burn::weights::SafetensorsSource;
 
-const NF4: Held =
-    Held::FourBit(FourBitSettings { quant_type: QuantType::Nf4, block_size: 64, double_quant: true });
-const FP4: Held =
-    Held::FourBit(FourBitSettings { quant_type: QuantType::Fp4, block_size: 32, double_quant: false });
+const NF4: Held = Held::FourBit(FourBitSettings { quant_type: QuantType::Nf4, block_size: 64, double_quant: true });
+const FP4: Held = Held::FourBit(FourBitSettings { quant_type: QuantType::Fp4, block_size: 32, double_quant: false });
 
 fn base(family: &str, held: Held) -> Decoder {
     let folder = fixture(&format!("models/{family}"));
@@ -96,10 +94,12 @@ fn logits(model: &Decoder) -> Vec<f32> {
 }
 
 fn batch() -> Batch {
-    let rows: Vec<(Vec<i64>, Vec<i64>)> = [5..25, 40..52].map(|ids: std::ops::Range<i64>| {
-        let ids: Vec<i64> = ids.collect();
-        (ids.clone(), ids)
-    }).into();
+    let rows: Vec<(Vec<i64>, Vec<i64>)> = [5..25, 40..52]
+        .map(|ids: std::ops::Range<i64>| {
+            let ids: Vec<i64> = ids.collect();
+            (ids.clone(), ids)
+        })
+        .into();
     Batch::collate(&rows, 0)
 }
 
@@ -233,7 +233,11 @@ fn training_on_packed_weights_is_training_on_what_they_unpack_to() {
         assert_eq!(names(&found), names(&wanted), "{kind}");
         assert_eq!(found.iter().count(), trained(&packed).len(), "{kind}: something got no gradient");
         for (name, gradient) in found.iter() {
-            assert_eq!(host_values(gradient.clone()), host_values(wanted.get(name).expect(name).clone()), "{kind} {name}");
+            assert_eq!(
+                host_values(gradient.clone()),
+                host_values(wanted.get(name).expect(name).clone()),
+                "{kind} {name}"
+            );
         }
     }
 }
@@ -251,7 +255,7 @@ fn gradients_through_packed_weights_are_differences_of_the_loss() {
             let gradient = gradients.get(&name).expect(&name).clone();
             let norm = host_values(gradient.clone().square().sum()).first().copied().unwrap_or_default().sqrt();
             // Along the gradient the loss rises by its norm.
-            let mut at = |step: f32| {
+            let at = |step: f32| {
                 let mut moved = model.clone();
                 let parameter = moved.parameters_mut().find(|p| p.name == name).expect("it is there");
                 parameter.value = parameter.value.clone() + gradient.clone().mul_scalar(step / norm);
@@ -284,7 +288,9 @@ fn a_resumed_run_equals_the_unbroken_one_with_each_kind() {
         let reports: Vec<_> = (0..4).map(|_| unbroken.step(&batch).expect("step")).collect();
         assert!(reports[3].loss < reports[0].loss - 0.05, "{kind}: it does not learn: {reports:?}");
         let mut first = fresh();
-        (0..2).for_each(|_| drop(first.step(&batch).expect("step")));
+        for _ in 0..2 {
+            first.step(&batch).expect("step");
+        }
         let folder = tempfile::tempdir().expect("folder");
         first.save_state(folder.path()).expect("save");
         let mut second = fresh();
@@ -331,7 +337,7 @@ fn products_in_half_precision_train_alike_with_master_weights_in_f32() {
         let mut trainer = Trainer::new(model, settings());
         if compute == Compute::F16 {
             // Far too large for f16: it is lowered until a step fits.
-            trainer.scale_loss(LossScale { factor: 2f64.powi(40), ..LossScale::default() });
+            trainer.scale_loss(LossScale::from(2f64.powi(40)));
         }
         let losses: Vec<f64> = (0..4).map(|_| trainer.step(std::slice::from_ref(&micro)).expect("step").loss).collect();
         let f32_alone = |p: &Parameter| p.value.dtype() == burn::tensor::DType::F32;

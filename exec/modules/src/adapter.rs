@@ -71,7 +71,8 @@ pub fn formats(
     if precision == Precision::Bf16 && on_processor {
         ctx.log(match held {
             Held::Bf16 => {
-                "bf16: frozen linear weights are held in bf16, half the memory; this processor computes in f32".to_owned()
+                "bf16: frozen linear weights are held in bf16, half the memory; this processor computes in f32"
+                    .to_owned()
             }
             Held::F32 | Held::F16 | Held::FourBit(_) => {
                 "bf16: no effect here: this processor computes in f32, and no weight is held in bf16".to_owned()

@@ -145,8 +145,7 @@ impl Modules {
 }
 
 impl Bias {
-    const WORDS: [(&'static str, Self); 3] =
-        [("none", Self::None), ("all", Self::All), ("lora_only", Self::LoraOnly)];
+    const WORDS: [(&'static str, Self); 3] = [("none", Self::None), ("all", Self::All), ("lora_only", Self::LoraOnly)];
 
     /// By PEFT's word.
     pub fn from_word(word: &str) -> Option<Self> {
@@ -160,8 +159,12 @@ impl Bias {
 }
 
 impl LoraConfig {
-    /// What the product of the factors of `alpha` and rank `r` is multiplied by.
-    pub(super) fn scale(&self, alpha: f64, r: usize) -> f64 {
+    /// What the product of the factors is multiplied by, where no pattern says otherwise.
+    pub fn scale(&self) -> f64 {
+        self.scale_of(self.lora_alpha, self.r)
+    }
+
+    pub(super) fn scale_of(&self, alpha: f64, r: usize) -> f64 {
         match self.use_rslora {
             true => alpha / (r as f64).sqrt(),
             false => alpha / r as f64,
@@ -198,7 +201,8 @@ impl LoraConfig {
             },
             exclude_modules: given("exclude_modules").map(|(key, value)| Modules::from_json(key, value)).transpose()?,
             rank_pattern: given("rank_pattern").map_or(Ok(BTreeMap::new()), |(key, value)| map(key, value, size))?,
-            alpha_pattern: given("alpha_pattern").map_or(Ok(BTreeMap::new()), |(key, value)| map(key, value, number))?,
+            alpha_pattern: given("alpha_pattern")
+                .map_or(Ok(BTreeMap::new()), |(key, value)| map(key, value, number))?,
             layers_to_transform: match raw.get("layers_to_transform") {
                 Some(one @ Value::Number(_)) => Some(vec![size("layers_to_transform", one)?]),
                 Some(Value::Array(layers)) if !layers.is_empty() => {
@@ -218,7 +222,8 @@ impl LoraConfig {
             use_dora: given("use_dora").is_some(),
             init_lora_weights: match raw.get("init_lora_weights").and_then(Value::as_str) {
                 Some(way) if OF_ANOTHER_BASE.iter().any(|known| way.starts_with(known)) => {
-                    let problem = format!("{way:?} changes the base model too; convert the adapter to plain LoRA in PEFT");
+                    let problem =
+                        format!("{way:?} changes the base model too; convert the adapter to plain LoRA in PEFT");
                     return Err(setting("init_lora_weights", problem));
                 }
                 Some("gaussian") => Init::Gaussian,

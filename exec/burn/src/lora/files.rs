@@ -40,7 +40,8 @@ fn stored_name(model: &Decoder, parameter: &Parameter) -> String {
     if is_adapter(&parameter.name) {
         return parameter.name.clone();
     }
-    let adapted = |linear: &Linear| linear.lora.is_some() && linear.bias.as_ref().is_some_and(|b| b.name == parameter.name);
+    let adapted =
+        |linear: &Linear| linear.lora.is_some() && linear.bias.as_ref().is_some_and(|b| b.name == parameter.name);
     match model.linears().find(|linear| adapted(linear)) {
         Some(linear) => format!("{PEFT_PREFIX}{}.base_layer.bias", linear.module()),
         None => format!("{PEFT_PREFIX}{}", parameter.name),

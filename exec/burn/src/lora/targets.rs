@@ -41,7 +41,7 @@ pub(super) fn plan(model: &Decoder, config: &LoraConfig) -> Result<Plan, LoraErr
             if r == 0 {
                 return Err(setting("rank_pattern", format!("0 for {module}; expected 1 or more")));
             }
-            adapters.insert((*module).to_owned(), Planned { r, scale: config.scale(alpha, r) });
+            adapters.insert((*module).to_owned(), Planned { r, scale: config.scale_of(alpha, r) });
         }
     }
     targets.all_meet("target_modules", &modules)?;

@@ -198,7 +198,10 @@ fn what_peft_can_and_this_crate_cannot_is_refused_by_name() {
         raw[key] = value;
         LoraConfig::from_json(&raw).unwrap_err().to_string()
     };
-    assert_eq!(refused("peft_type", json!("IA3")), "adapter_config.json: peft_type: Some(\"IA3\"); only \"LORA\" is supported");
+    assert_eq!(
+        refused("peft_type", json!("IA3")),
+        "adapter_config.json: peft_type: Some(\"IA3\"); only \"LORA\" is supported"
+    );
     assert_eq!(refused("lora_bias", json!(true)), "adapter_config.json: lora_bias: true is not supported");
     assert_eq!(
         refused("init_lora_weights", json!("pissa_niter_4")),

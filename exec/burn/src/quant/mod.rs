@@ -198,8 +198,7 @@ impl Scales {
                 let levels = dynamic_map();
                 let codes = host_bytes(codes);
                 let blocks = codes.chunks(SCALES_BLOCK).zip(host_values(scales.clone()));
-                let each =
-                    blocks.flat_map(|(block, scale)| block.iter().map(move |code| (usize::from(*code), scale)));
+                let each = blocks.flat_map(|(block, scale)| block.iter().map(move |code| (usize::from(*code), scale)));
                 each.map(|(code, scale)| levels[code] * scale + offset).collect()
             }
         }

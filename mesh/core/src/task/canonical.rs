@@ -106,7 +106,8 @@ fn model(model: &Model) -> Value {
 }
 
 fn adapter(adapter: &Adapter) -> Value {
-    let alphas = adapter.alpha_pattern_milli.iter().map(|(pattern, milli)| (pattern.clone(), json!(*milli as f64 / 1e3)));
+    let alphas =
+        adapter.alpha_pattern_milli.iter().map(|(pattern, milli)| (pattern.clone(), json!(*milli as f64 / 1e3)));
     let mut value = json!({
         "type": adapter.kind.name(),
         "r": adapter.r,

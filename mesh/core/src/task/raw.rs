@@ -205,7 +205,10 @@ const ADAPTER_NOT_YET: &[(&str, &str)] = &[
     ("fan_in_fan_out", "no family of this build stores its weights that way round"),
     ("use_qalora", "QALoRA is not in this build"),
     ("target_parameters", "mixtures of experts are not in this build"),
-    ("trainable_token_indices", "single rows of the embedding are not in this build: `modules_to_save: [embed_tokens]`"),
+    (
+        "trainable_token_indices",
+        "single rows of the embedding are not in this build: `modules_to_save: [embed_tokens]`",
+    ),
     ("layer_replication", "layers are as the model has them in this build"),
     ("ensure_weight_tying", "a head that is trained by itself has weights of its own in this build"),
     ("loftq_config", "LoftQ is not in this build"),

@@ -88,7 +88,8 @@ impl Case {
     fn dense_norms(&self, inputs: &[Vec<f64>]) -> Vec<f64> {
         let w = widened(&host_values(self.layer.weight.matrix_f32()));
         let (a, b) = (&inputs[1], &inputs[2]);
-        let element = |o: usize, i: usize| w[o * IN + i] + SCALE * (0..R).map(|k| b[o * R + k] * a[k * IN + i]).sum::<f64>();
+        let element =
+            |o: usize, i: usize| w[o * IN + i] + SCALE * (0..R).map(|k| b[o * R + k] * a[k * IN + i]).sum::<f64>();
         (0..OUT).map(|o| (0..IN).map(|i| element(o, i).powi(2)).sum::<f64>().sqrt()).collect()
     }
 
@@ -122,7 +123,11 @@ impl Case {
         let x = Self::tensor(&self.x, IN);
         let inputs = self.inputs();
         let norms = self.dense_norms(&inputs);
-        close(&format!("{what}: output"), &host_values(self.layer.forward(&x, &self.packed)), &self.dense(&inputs, &norms));
+        close(
+            &format!("{what}: output"),
+            &host_values(self.layer.forward(&x, &self.packed)),
+            &self.dense(&inputs, &norms),
+        );
 
         let mut gradients = Gradients::default();
         let dy = Self::tensor(&self.dy, OUT);

@@ -10,8 +10,7 @@ use crate::{
         kind::Kind,
         spec::{
             Adapter, AdapterBias, AdapterInit, AdapterKind, Checkpointing, Code, Command, Dataset, FourBit, HubRepo,
-            Location, Metadata, Model, Modules, Output,
-            Placement, Retry, Timeouts,
+            Location, Metadata, Model, Modules, Output, Placement, QuantType, Retry, Timeouts,
         },
     },
 };

@@ -117,7 +117,8 @@ impl Validation<'_> {
                 let names = self.module_names(Some(&modules.with(names.clone())));
                 if names.len() > 1 && names.iter().any(|name| name == ALL_LINEAR) {
                     let problem = Problem::new(&modules.path, modules.at, "`all-linear` among others", "it alone");
-                    self.problems.push(problem.hint("all-linear means every linear layer; `exclude_modules` takes some out"));
+                    self.problems
+                        .push(problem.hint("all-linear means every linear layer; `exclude_modules` takes some out"));
                 }
                 Some(Modules::Named(names))
             }
@@ -190,7 +191,8 @@ impl Validation<'_> {
             Some((_, "gaussian")) => AdapterInit::Gaussian,
             Some((text, _)) => {
                 let problem = text.problem("`true` or `gaussian`");
-                self.problems.push(problem.hint("pissa, olora, eva, corda, loftq, orthogonal and false are not in this build"));
+                self.problems
+                    .push(problem.hint("pissa, olora, eva, corda, loftq, orthogonal and false are not in this build"));
                 AdapterInit::Kaiming
             }
         }
@@ -227,7 +229,12 @@ impl Validation<'_> {
         let block_size = raw.block_size.as_ref().map_or(default.block_size, |size| {
             if !BLOCK_SIZES.contains(&size.value) {
                 let list = BLOCK_SIZES.map(|size| size.to_string()).join(", ");
-                self.problems.push(Problem::new(&size.path, size.at, show(&size.value.to_string()), format!("one of {list}")));
+                self.problems.push(Problem::new(
+                    &size.path,
+                    size.at,
+                    show(&size.value.to_string()),
+                    format!("one of {list}"),
+                ));
             }
             u32::try_from(size.value).unwrap_or(default.block_size)
         });

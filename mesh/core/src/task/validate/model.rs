@@ -18,7 +18,13 @@ impl Validation<'_> {
     }
 
     /// A number as a whole number of small parts, for the ledger has no floats.
-    pub(super) fn fixed(&mut self, typed: &Typed<f64>, parts: f64, bounds: std::ops::RangeInclusive<f64>, expected: &str) -> u64 {
+    pub(super) fn fixed(
+        &mut self,
+        typed: &Typed<f64>,
+        parts: f64,
+        bounds: std::ops::RangeInclusive<f64>,
+        expected: &str,
+    ) -> u64 {
         let scaled = (typed.value * parts).round();
         let exact = (scaled / parts - typed.value).abs() <= f64::EPSILON * typed.value.abs();
         if !bounds.contains(&scaled) || !exact {
