@@ -18,6 +18,9 @@ use serde_json::json;
 const MODEL: &str = "MLOC_MEMORY_MODEL";
 /// How the child is to hold it.
 const HELD: &str = "MLOC_MEMORY_HELD";
+/// How many tokens it trains on, and whether it computes layers anew.
+const TOKENS: &str = "MLOC_MEMORY_TOKENS";
+const CHECKPOINTING: &str = "MLOC_MEMORY_CHECKPOINTING";
 
 /// 65 million weights, nearly all of them in linear layers.
 fn config() -> DecoderConfig {
@@ -44,7 +47,9 @@ fn child() {
     drop(source);
     let adapter = LoraConfig { r: 4, target_modules: Modules::AllLinear, ..LoraConfig::default() };
     lora::attach(&mut model, &adapter, 1).expect("adapter");
-    let batch = Batch::single(&[7, 8, 9, 10, 11, 12, 13, 14]);
+    let tokens = std::env::var(TOKENS).ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    model.checkpointing = std::env::var_os(CHECKPOINTING).is_some();
+    let batch = Batch::single(&(0..tokens).map(|i| i % 200).collect::<Vec<i64>>());
     let batch = Batch { labels: batch.input_ids.clone(), ..batch };
     let packed = Packed::new(&batch, &model.config, model.device());
     let (hidden, tape) = model.forward(&packed);
@@ -58,10 +63,10 @@ fn child() {
 }
 
 /// The child's peak, in MiB.
-fn peak(folder: &Path, held: &str) -> u64 {
+fn peak(folder: &Path, held: &str, more: &[(&str, &str)]) -> u64 {
     let mut child = Command::new(std::env::current_exe().expect("this binary"));
     child.args(["--exact", "child", "--ignored", "--nocapture", "--test-threads", "1"]);
-    let output = child.env(MODEL, folder).env(HELD, held).output().expect("it runs");
+    let output = child.env(MODEL, folder).env(HELD, held).envs(more.iter().copied()).output().expect("it runs");
     let said = String::from_utf8_lossy(&output.stdout);
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{held}: {said}\n{error}");
@@ -78,11 +83,17 @@ fn weights_in_fewer_bits_are_less_memory() {
     assert!(in_f32 > 240, "{in_f32} MiB");
     write_model(&model, folder.path(), Storage::Bf16, &|| false).expect("written");
     drop(model);
-    let [f32, bf16, nf4] = ["f32", "bf16", "nf4"].map(|held| peak(folder.path(), held));
+    let [f32, bf16, nf4] = ["f32", "bf16", "nf4"].map(|held| peak(folder.path(), held, &[]));
     eprintln!("{in_f32} MiB of f32 weights; peak {f32} MiB with f32, {bf16} MiB with bf16, {nf4} MiB with nf4");
     // That of f32 is its weights and little else, or the ratios would show nothing.
     assert!(f32 > in_f32 && f32 < in_f32 + in_f32 / 2, "f32 took {f32} MiB");
     assert!(100 * bf16 < 75 * f32, "bf16 took {bf16} MiB, f32 {f32} MiB");
     // An eighth of the weights, one layer unpacked, and the process itself.
     assert!(100 * nf4 < 45 * f32, "nf4 took {nf4} MiB, f32 {f32} MiB");
+
+    // 400 tokens keep 17 MiB a layer, or 1 MiB where only its input is kept.
+    let long = peak(folder.path(), "nf4", &[(TOKENS, "400")]);
+    let anew = peak(folder.path(), "nf4", &[(TOKENS, "400"), (CHECKPOINTING, "1")]);
+    eprintln!("400 tokens on nf4: peak {long} MiB, {anew} MiB where layers are computed anew");
+    assert!(anew + 80 < long, "{anew} MiB where layers are computed anew, {long} MiB where they are kept");
 }

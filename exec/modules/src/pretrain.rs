@@ -42,6 +42,7 @@ impl Module for Pretrain {
         let mut model = Decoder::random(config, settings.seed, &device);
         model.train_all();
         model.set_compute(formats.compute);
+        model.checkpointing = settings.gradient_checkpointing;
         let data = finetune::data(ctx, &rows, &tokenizer, &settings)?;
         drop(rows);
         finetune::run(ctx, model, &tokenizer, &data, &settings, |ctx, model| {

@@ -28,6 +28,7 @@ impl Module for Sft {
         let path = path.ok_or_else(|| ModuleError::Fatal("model.source was not pulled".into()))?;
         let mut base = base_model::load_held(ctx, &path, formats.held, &device)?;
         base.model.set_compute(formats.compute);
+        base.model.checkpointing = settings.gradient_checkpointing;
         match (adapter, ctx.run().inputs.adapter.as_deref()) {
             (Some(asked), Some(folder)) => {
                 lora::load(&mut base.model, folder).map_err(fatal)?;

@@ -34,15 +34,27 @@ pub struct Decoder {
     pub lm_head: Option<Parameter>,
     /// The settings of the adapters on its linear layers, if there are any.
     pub adapter: Option<LoraConfig>,
+    /// Whether a forward keeps only each layer's input and the backward computes the layer anew: the memory of one layer's
+    /// activations instead of all, for one more forward. Results are the same to the bit.
+    pub checkpointing: bool,
     device: Device,
 }
 
 /// What [`Decoder::backward`] needs of one [`Decoder::forward`].
 #[derive(Debug)]
 pub struct Tape {
-    layers: Vec<LayerTape>,
+    layers: Vec<Kept>,
     x: Tensor<2>,
     reciprocal: Tensor<2>,
+}
+
+/// What is kept of a layer.
+#[derive(Debug)]
+enum Kept {
+    /// All that its backward needs.
+    Tape(Box<LayerTape>),
+    /// What it was given.
+    Input(Tensor<2>),
 }
 
 impl Decoder {
@@ -102,7 +114,16 @@ impl Decoder {
             true => None,
             false => Some(maker.parameter(HEAD.into(), &[c.vocab_size, c.hidden_size])?),
         };
-        Ok(Self { embedding, layers, norm, lm_head, adapter: None, device: device.clone(), config })
+        Ok(Self {
+            embedding,
+            layers,
+            norm,
+            lm_head,
+            adapter: None,
+            checkpointing: false,
+            device: device.clone(),
+            config,
+        })
     }
 
     /// Where the weights are.
@@ -155,8 +176,9 @@ impl Decoder {
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             go_on()?;
+            let input = self.checkpointing.then(|| x.clone());
             let (out, tape) = layer.forward(x, packed, None);
-            layers.push(tape);
+            layers.push(input.map_or_else(|| Kept::Tape(Box::new(tape)), Kept::Input));
             x = out;
         }
         let reciprocal = self.norm.reciprocal(&x);
@@ -191,11 +213,15 @@ impl Decoder {
             true => 0,
             false => self.layers.iter().position(|l| l.parameters().any(|p| p.trainable)).unwrap_or(self.layers.len()),
         };
-        for (index, tape) in layers.into_iter().enumerate().rev() {
+        for (index, kept) in layers.into_iter().enumerate().rev() {
             if index < lowest {
                 return Ok(());
             }
             go_on()?;
+            let tape = match kept {
+                Kept::Tape(tape) => *tape,
+                Kept::Input(x) => self.layers[index].forward(x, packed, None).1,
+            };
             let input_needed = index > lowest || self.embedding.trainable;
             match self.layers[index].backward(d, tape, packed, input_needed, gradients) {
                 Some(dx) => d = dx,
