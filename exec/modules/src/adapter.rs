@@ -72,10 +72,9 @@ pub fn formats(
         ctx.log(match held {
             Held::Bf16 => {
                 "bf16: frozen linear weights are held in bf16, half the memory; this processor computes in f32"
-                    .to_owned()
             }
             Held::F32 | Held::F16 | Held::FourBit(_) => {
-                "bf16: no effect here: this processor computes in f32, and no weight is held in bf16".to_owned()
+                "bf16: no effect here: this processor computes in f32, and no weight is held in bf16"
             }
         });
     }

@@ -61,6 +61,12 @@ impl Module for Sft {
                 outputs.extend(finetune::save_model(ctx, model)?);
             }
             if adapter.is_some() && ctx.wants("merged_model") {
+                if model.four_bit().next().is_some() {
+                    ctx.log(
+                        "merged_model: the adapter is added to the weights as they come out of 4 bits, which it was trained \
+                         on, and the sum is stored in f32",
+                    );
+                }
                 outputs.extend(finetune::save_merged(ctx, model, &base.tokenizer)?);
             }
             outputs.extend(finetune::save_tokenizer(ctx, &base.tokenizer)?);
