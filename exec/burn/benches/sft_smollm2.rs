@@ -19,7 +19,7 @@ use mloc_burn::formats::gguf::GgufModel;
 use mloc_burn::lora::{self, LoraConfig};
 use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig};
-use mloc_burn::optim::AdamWSettings;
+use mloc_burn::optim::OptimizerSettings;
 use mloc_burn::schedule::{Schedule, ScheduleKind};
 use mloc_burn::train::{TrainSettings, Trainer};
 
@@ -55,7 +55,13 @@ fn main() {
     let options = TokenizeOptions { max_length: Some(MAX_LENGTH), ..TokenizeOptions::default() };
     let rows = dataset::tokenize_all(&rows, &tokenizer, options, &|| false).expect("tokens").examples;
     let schedule = Schedule { kind: ScheduleKind::Linear, peak: 2e-4, warmup_steps: 0, total_steps: steps as u64 };
-    let settings = TrainSettings { schedule, adamw: AdamWSettings::default(), max_grad_norm: Some(1.0), seed: 3 };
+    let settings = TrainSettings {
+        schedule,
+        optimizer: OptimizerSettings::default(),
+        max_grad_norm: Some(1.0),
+        seed: 3,
+        neftune_noise_alpha: None,
+    };
     let mut trainer = Trainer::new(model, settings);
 
     let (mut tokens, mut padded, mut flops, mut seconds) = (0, 0, 0.0, 0.0);

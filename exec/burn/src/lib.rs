@@ -9,7 +9,9 @@
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
 //! loss_scale  keeps small gradients within the range of f16
-//! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
+//! preference  DPO and reward models: losses over pairs of a chosen and a rejected answer
+//! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
+//! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! train     Trainer: step, save, resume, export
 //! generate  greedy and sampled continuation with a key-value cache
 //! export    model and adapter folders in Hugging Face's and PEFT's layout
@@ -28,7 +30,9 @@ pub mod lora;
 pub mod loss;
 pub mod loss_scale;
 pub mod model;
+pub mod objective;
 pub mod optim;
+pub mod preference;
 pub mod quant;
 pub mod random;
 pub mod schedule;

@@ -11,7 +11,7 @@ use mloc_burn::loss::{self, Targets};
 use mloc_burn::loss_scale::LossScale;
 use mloc_burn::model::parameter::{host_values, matrix};
 use mloc_burn::model::{Compute, Decoder, DecoderConfig, Gradients, Held, Packed, Parameter};
-use mloc_burn::optim::AdamWSettings;
+use mloc_burn::optim::{AdamWSettings, OptimizerSettings};
 use mloc_burn::quant::{FourBitSettings, QuantType};
 use mloc_burn::random::Random;
 use mloc_burn::schedule::{Schedule, ScheduleKind};
@@ -110,7 +110,7 @@ fn backward(model: &Decoder, batch: &Batch) -> (f64, Gradients) {
     let weight = 1.0 / targets.ids.len() as f64;
     let (hidden, tape) = model.forward(&packed);
     let mut gradients = Gradients::default();
-    let (sums, d_hidden) = loss::backward(&hidden, model.head(), &targets, weight, &mut gradients);
+    let (sums, d_hidden) = loss::backward(&hidden, model.head(), &targets, 0.0, weight, &mut gradients);
     model.backward(&packed, tape, d_hidden, &mut gradients);
     (sums.loss * weight, gradients)
 }
@@ -296,9 +296,10 @@ fn layers_that_are_computed_anew_give_the_same_gradients() {
 fn settings() -> TrainSettings {
     TrainSettings {
         schedule: Schedule { kind: ScheduleKind::Constant, peak: 1e-2, warmup_steps: 0, total_steps: 6 },
-        adamw: AdamWSettings::default(),
+        optimizer: OptimizerSettings::AdamW(AdamWSettings::default()),
         max_grad_norm: Some(1.0),
         seed: 42,
+        neftune_noise_alpha: None,
     }
 }
 

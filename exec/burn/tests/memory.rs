@@ -54,7 +54,7 @@ fn child() {
     let packed = Packed::new(&batch, &model.config, model.device());
     let (hidden, tape) = model.forward(&packed);
     let mut gradients = Gradients::default();
-    let (_, d_hidden) = loss::backward(&hidden, model.head(), &Targets::of(&batch, &packed), 0.1, &mut gradients);
+    let (_, d_hidden) = loss::backward(&hidden, model.head(), &Targets::of(&batch, &packed), 0.0, 0.1, &mut gradients);
     model.backward(&packed, tape, d_hidden, &mut gradients);
     assert_eq!(gradients.iter().count(), 9 * 7 * 2);
     let status = std::fs::read_to_string("/proc/self/status").expect("status");

@@ -4,7 +4,7 @@
 use burn::tensor::Device;
 use mloc_burn::{
     lora::{Bias, Init, LoraConfig, Modules},
-    model::{Compute, Held},
+    model::{Compute, Decoder, Held},
     quant::{FourBitSettings, QuantType},
 };
 use mloc_core::task::{
@@ -21,6 +21,9 @@ pub const QLORA: &str = "adapter:qlora";
 const BF16: &str = "precision:bf16";
 /// Computes in fp16 on a GPU.
 const FP16: &str = "precision:fp16";
+
+/// The head of a classifier.
+const SCORE: &str = "score";
 
 /// What this build offers of adapters and precisions.
 pub fn features() -> Vec<String> {
@@ -104,8 +107,17 @@ fn four_bit(adapter: &Adapter) -> FourBitSettings {
     }
 }
 
-/// The task's settings as the library has them.
-pub fn lora_config(adapter: &Adapter) -> LoraConfig {
+/// The task's settings as the library has them, for a model.
+pub fn lora_config(adapter: &Adapter, model: &Decoder) -> LoraConfig {
+    let mut config = plain_config(adapter);
+    // A head of few outputs is small, often fresh, and of no use frozen: PEFT saves it with the adapter of a classifier too.
+    if model.score.is_some() && config.modules_to_save.iter().all(|name| name != SCORE) {
+        config.modules_to_save.push(SCORE.to_owned());
+    }
+    config
+}
+
+fn plain_config(adapter: &Adapter) -> LoraConfig {
     let modules = |modules: &spec::Modules| match modules {
         spec::Modules::Named(names) => Modules::from_names(names.clone()),
         spec::Modules::Matching(pattern) => Modules::Matching(pattern.clone()),
@@ -185,7 +197,7 @@ mod tests {
             let spec = mloc_core::task::parse(&text, "t").unwrap_or_else(|e| panic!("{e}")).spec;
             spec.model.and_then(|m| m.adapter).expect("an adapter")
         };
-        assert_eq!(lora_config(&task("{type: lora}")), LoraConfig::default());
+        assert_eq!(plain_config(&task("{type: lora}")), LoraConfig::default());
         let adapter = task(
             "{type: qlora, r: 4, lora_alpha: 16, lora_dropout: 0.1, use_rslora: true, use_dora: true, bias: lora_only, \
              target_modules: '.*\\.(q|v)_proj', exclude_modules: [k_proj], rank_pattern: {down_proj: 2}, \
@@ -193,7 +205,7 @@ mod tests {
              bnb_4bit_quant_type: fp4, bnb_4bit_use_double_quant: true, bnb_4bit_blocksize: 128}",
         );
         assert_eq!(
-            lora_config(&adapter),
+            plain_config(&adapter),
             LoraConfig {
                 r: 4,
                 lora_alpha: 16.0,
@@ -212,7 +224,7 @@ mod tests {
         );
         let wanted = FourBitSettings { quant_type: QuantType::Fp4, block_size: 128, double_quant: true };
         assert_eq!(four_bit(&adapter), wanted);
-        let by_number = lora_config(&task("{type: lora, target_modules: [q_proj], layers_to_transform: [0, 2]}"));
+        let by_number = plain_config(&task("{type: lora, target_modules: [q_proj], layers_to_transform: [0, 2]}"));
         assert_eq!(by_number.layers_to_transform, Some(vec![0, 2]));
     }
 }

@@ -4,13 +4,16 @@
 //! |---|---|
 //! | `echo` | `taskType: echo`, the line without a model |
 //! | `sft` | supervised fine-tuning, all weights or a LoRA adapter |
+//! | `rm` | a reward model from pairs of answers |
+//! | `dpo` | direct preference optimisation from pairs of answers |
 //! | `pretrain` | a tokenizer and a small Llama from nothing |
 //! | `command` | a program of the user's own |
 //! | `adapter` | what `model.adapter` and the precision come to: settings, how weights are held, what is computed in |
 //! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
-//! | `finetune` | the loop that both share, with its measurements before and after |
+//! | `finetune` | what all training shares: data, the loop with its log and checkpoints, measurements, artifacts |
 //! | `origin` | what a run began with: a resumed one must find the same data and model |
 //! | `plan` | which samples make which step |
+//! | `steering` | how a task's settings move the weights: schedule, optimizer, noise, smoothing |
 //! | `training_log` | `training_log.jsonl` |
 //! | `measure` | how fast this machine multiplies |
 //!
@@ -19,13 +22,16 @@
 mod adapter;
 mod base_model;
 mod command;
+mod dpo;
 mod echo;
 mod finetune;
 mod measure;
 mod origin;
 mod plan;
 mod pretrain;
+mod rm;
 mod sft;
+mod steering;
 mod training_log;
 
 use std::{collections::BTreeSet, fmt::Display};
@@ -34,15 +40,17 @@ use mloc_exec::{Module, ModuleError, RunContext};
 
 pub use self::{
     command::{Command, sandbox::available as sandbox_available},
+    dpo::Dpo,
     echo::Echo,
     measure::measure_matmul,
     pretrain::Pretrain,
+    rm::Rm,
     sft::Sft,
 };
 
 /// Every module of this build.
 pub fn registry() -> &'static [&'static dyn Module] {
-    &[&Echo, &Sft, &Pretrain, &Command]
+    &[&Echo, &Sft, &Rm, &Dpo, &Pretrain, &Command]
 }
 
 /// What a node with this build offers: each module's name and what it adds.

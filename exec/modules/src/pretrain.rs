@@ -11,7 +11,16 @@ use mloc_core::task::settings::{Shape, Training};
 use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 use serde_json::json;
 
-use crate::{adapter, base_model, fatal, finetune};
+use crate::{
+    adapter, base_model, fatal,
+    finetune::{
+        artifacts,
+        data::{self, Form},
+        examples::{self, Examples},
+        over_data::OverData,
+        session,
+    },
+};
 
 /// The module.
 pub struct Pretrain;
@@ -26,7 +35,7 @@ impl Module for Pretrain {
         let (settings, shape) = (Training::of(&spec), Shape::of(&spec));
         let device = base_model::open_device(ctx)?;
         let formats = adapter::formats(ctx, None, settings.precision, &device)?;
-        let rows = finetune::training_rows(ctx)?;
+        let rows = data::training_rows(ctx, Form::Examples)?;
         // Trained anew after a crash: the same texts give the same tokenizer.
         let texts: Vec<String> = rows.iter().flat_map(|row| row.example.texts()).collect();
         let training = TokenizerTraining {
@@ -43,13 +52,15 @@ impl Module for Pretrain {
         model.train_all();
         model.set_compute(formats.compute);
         model.checkpointing = settings.gradient_checkpointing;
-        let data = finetune::data(ctx, &rows, &tokenizer, &settings)?;
+        let data = examples::data(ctx, &rows, &tokenizer, &settings)?;
         drop(rows);
-        finetune::run(ctx, model, &tokenizer, &data, &settings, |ctx, model| {
-            let mut outputs = finetune::save_model(ctx, model)?;
-            outputs.extend(finetune::save_tokenizer(ctx, &tokenizer)?);
+        let recipe = Examples::new(&tokenizer, &settings, |ctx, model| {
+            let mut outputs = artifacts::save_model(ctx, model)?;
+            outputs.extend(artifacts::save_tokenizer(ctx, &tokenizer)?);
             Ok(outputs)
-        })
+        });
+        let method = OverData::new(ctx, recipe, data, &model, &tokenizer, &settings)?;
+        session::run(ctx, method, model, &settings)
     }
 }
 

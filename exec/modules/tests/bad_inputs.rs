@@ -145,4 +145,22 @@ fn the_settings() {
         bench.spec.hyperparameters.insert("learning_rate".into(), json!(1e30));
         bench.spec.hyperparameters.insert("max_steps".into(), json!(3));
     });
+    check("a rate at which it diverges after a checkpoint", |bench, _| {
+        for (name, value) in [("learning_rate", json!(1e30)), ("max_steps", json!(3)), ("save_steps", json!(1))] {
+            bench.spec.hyperparameters.insert(name.into(), value);
+        }
+    });
+    check("a metric that is not measured", |bench, at| {
+        bench.spec = spec("rm", Some(adapter()), settings());
+        let rows = r#"{"prompt": "Up?", "chosen": " Yes.", "rejected": " No."}"#;
+        fs::write(at.join("data.jsonl"), format!("{rows}\n{rows}\n")).expect("write");
+        bench.inputs.eval = bench.inputs.dataset.clone();
+        for (name, value) in [
+            ("eval_strategy", json!("epoch")),
+            ("load_best_model_at_end", json!(true)),
+            ("metric_for_best_model", json!("eval_bleu")),
+        ] {
+            bench.spec.hyperparameters.insert(name.into(), value);
+        }
+    });
 }

@@ -13,7 +13,7 @@ use super::{LoraConfig, LoraError, PEFT_PREFIX, attach, is_adapter};
 use crate::export::{Storage, Stored, write_json, write_safetensors};
 use crate::model::linear::Linear;
 use crate::model::parameter::matrix;
-use crate::model::{Decoder, Parameter};
+use crate::model::{Decoder, Parameter, Parameters};
 use crate::weights::{SafetensorsSource, TensorSource, WeightsError};
 
 /// Attaches the adapter of a PEFT folder.
@@ -71,8 +71,7 @@ impl TensorSource for Renamed {
 }
 
 /// Replaces the values of all trainable parameters by the source's tensors of the same names; neither may have more.
-pub fn load_trainable(model: &mut Decoder, source: &dyn TensorSource) -> Result<(), WeightsError> {
-    let device = model.device().clone();
+pub fn load_trainable(model: &mut impl Parameters, source: &dyn TensorSource) -> Result<(), WeightsError> {
     let mut problems = Vec::new();
     let mut known = Vec::new();
     for parameter in model.parameters().filter(|p| p.trainable) {
@@ -96,6 +95,7 @@ pub fn load_trainable(model: &mut Decoder, source: &dyn TensorSource) -> Result<
         return Err(WeightsError::Mismatch(problems));
     }
     for parameter in model.parameters_mut().filter(|p| p.trainable) {
+        let device = parameter.value.device();
         parameter.value = matrix(source.read_f32(&parameter.name)?, &parameter.shape, &device);
     }
     Ok(())
@@ -110,6 +110,10 @@ pub fn save(model: &Decoder, folder: &Path, base_model: &str) -> Result<bool, We
     let ours = model.parameters().filter(|p| is_adapter(&p.name) || p.trainable);
     let tensors = ours.map(|p| Stored { name: stored_name(model, p), ..Stored::of(p) }).collect();
     write_safetensors(&folder.join("adapter_model.safetensors"), tensors, Storage::F32)?;
-    write_json(&folder.join("adapter_config.json"), &config.to_json(base_model))?;
+    let mut json = config.to_json(base_model);
+    if model.score.is_some() {
+        json["task_type"] = "SEQ_CLS".into();
+    }
+    write_json(&folder.join("adapter_config.json"), &json)?;
     Ok(true)
 }

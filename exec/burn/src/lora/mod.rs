@@ -83,7 +83,8 @@ pub fn attach(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<(),
         linear.lora = plan.adapters.get(linear.module()).map(|planned| fresh(linear, *planned, config, seed));
     }
     // Trained by itself, one of two that shared their weights no longer does.
-    if plan.saved.iter().any(|name| name == "lm_head.weight" || *name == model.embedding.name) {
+    let shared = |name: &String| name == "lm_head.weight" || *name == model.embedding.name;
+    if model.score.is_none() && plan.saved.iter().any(shared) {
         model.untie();
     }
     for parameter in model.parameters_mut().filter(|p| plan.saved.contains(&p.name)) {
@@ -128,6 +129,14 @@ fn fresh(linear: &Linear, planned: Planned, config: &LoraConfig, seed: u64) -> L
         dropout: config.lora_dropout as f32,
         dora: config.use_dora.then(magnitude),
     }
+}
+
+/// The model as it is without its adapter; weights are shared with it.
+pub fn base_of(model: &Decoder) -> Decoder {
+    let mut base = model.clone();
+    base.linears_mut().for_each(|linear| linear.lora = None);
+    base.adapter = None;
+    base
 }
 
 /// Adds each adapter's delta to its weight, which is in f32 from then on, and removes the adapter.

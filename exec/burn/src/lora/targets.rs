@@ -215,10 +215,12 @@ fn saved(model: &Decoder, config: &LoraConfig) -> Result<Vec<String>, LoraError>
     let mut names: Vec<String> =
         model.parameters().map(|p| p.name.clone()).filter(|name| !super::is_adapter(name)).collect();
     // A head that shares the embedding's weights can be trained by itself all the same.
-    if model.lm_head.is_none() {
+    if model.lm_head.is_none() && model.score.is_none() {
         names.push("lm_head.weight".into());
     }
-    for asked in &config.modules_to_save {
+    // PEFT names both heads that its classifiers may have.
+    let other_head = |asked: &&String| asked.as_str() == "classifier" && model.score.is_some();
+    for asked in config.modules_to_save.iter().filter(|asked| !other_head(asked)) {
         if let Some((name, _)) = model.four_bit().find(|(name, _)| is_part_of(&module_of(name), asked)) {
             let problem =
                 format!("{asked:?} names {name}, which is held in 4 bits; what is trained whole must be in f32");

@@ -85,6 +85,7 @@ impl Validation<'_> {
             None => Read::default(),
         };
         self.lengths(spec, &read);
+        self.evaluations(spec, &read);
         let output = self.output(spec, row);
         let retry = self.retry(spec);
         let timeouts =

@@ -1,5 +1,7 @@
 //! The model and the data it learns from.
 
+use serde_json::Value;
+
 use super::Validation;
 use crate::task::{
     fields::Typed,
@@ -85,6 +87,22 @@ impl Validation<'_> {
                 format!("{length}, as `hyperparameters.{name}` has it"),
             );
             self.problems.push(problem.hint("keep one of the two"));
+        }
+    }
+
+    /// Evaluations in training need data to evaluate on.
+    pub(super) fn evaluations(&mut self, spec: &RawSpec, read: &Read) {
+        if spec.dataset.as_ref().is_some_and(|dataset| dataset.eval.is_some()) {
+            return;
+        }
+        let asks = |name: &str| match read.values.get(name) {
+            Some(Value::String(strategy)) => strategy != "no",
+            Some(truth) => truth == &Value::Bool(true),
+            None => false,
+        };
+        for name in ["eval_strategy", "eval_on_start"].into_iter().filter(|name| asks(name)) {
+            let expected = "`dataset.eval` with it: held-out data to look at";
+            read.problem(name, "evaluations without held-out data", expected, self.problems);
         }
     }
 }
