@@ -48,14 +48,7 @@ fn main() {
     let config = DecoderConfig::from_json(gguf.config().to_hf_config()).expect("config");
     let mut model = Decoder::load(config.clone(), &gguf, &device).expect("weights");
     let tokenizer = gguf.tokenizer().expect("tokenizer");
-    let adapter = LoraConfig {
-        r: RANK,
-        lora_alpha: 32.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        target_modules: TARGETS.map(str::to_owned).to_vec(),
-        modules_to_save: Vec::new(),
-    };
+    let adapter = LoraConfig { r: RANK, lora_alpha: 32.0, target_modules: TARGETS.into(), ..LoraConfig::default() };
     lora::attach(&mut model, &adapter, 2).expect("adapter");
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/data/mloc_qa.jsonl");
     let rows = dataset::load(&data, &LoadOptions::default(), &|| false).expect("data");

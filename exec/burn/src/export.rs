@@ -5,12 +5,15 @@
 
 mod gguf;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::lora;
+use crate::model::parameter::host_values;
 use crate::model::{Decoder, Parameter};
 use crate::weights::WeightsError;
 
@@ -163,8 +166,22 @@ fn write_values(file: &mut dyn Write, values: Vec<f32>, storage: Storage) -> std
 /// Bytes of tensors in a file of weights before another one is begun: 5 GB, which the Hub and readers of every age take.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 
-/// Writes the weights and `config.json` into `folder`, without adapters (merge them first if they are meant), and says
-/// which files those are: `model.safetensors`, or shards of [`MAX_SHARD_BYTES`] with their index. Between tensors `stop` is
+/// What a model is written as, with its adapters in its weights. A layer is merged, and unpacked from whatever it is held
+/// in, when its turn comes, so that only one is there in f32.
+pub(crate) fn tensors(model: &Decoder) -> impl Iterator<Item = Stored<'_>> {
+    let weights = model.linears().map(|linear| Stored {
+        name: linear.weight.name().to_owned(),
+        shape: linear.weight.dims().to_vec(),
+        values: Box::new(move || host_values(linear.merged())),
+    });
+    let of_linears: BTreeSet<&str> = model.linears().map(|linear| linear.weight.name()).collect();
+    let others =
+        model.parameters().filter(move |p| !lora::is_adapter(&p.name) && !of_linears.contains(p.name.as_str()));
+    weights.chain(others.map(Stored::of))
+}
+
+/// Writes the weights, adapters in them, and `config.json` into `folder`, and says which files those are:
+/// `model.safetensors`, or shards of [`MAX_SHARD_BYTES`] with their index. Between tensors `stop` is
 /// asked whether to leave it half done.
 pub fn write_model(
     model: &Decoder,
@@ -172,8 +189,7 @@ pub fn write_model(
     storage: Storage,
     stop: &dyn Fn() -> bool,
 ) -> Result<Vec<String>, WeightsError> {
-    let tensors = model.parameters().filter(|p| !crate::lora::is_adapter(&p.name)).map(Stored::of).collect();
-    let mut files = write_shards(folder, tensors, storage, MAX_SHARD_BYTES, stop)?;
+    let mut files = write_shards(folder, tensors(model).collect(), storage, MAX_SHARD_BYTES, stop)?;
     let config = model.config.to_json(storage.config_name());
     write_json(&folder.join(CONFIG), &config)?;
     files.push(CONFIG.to_owned());

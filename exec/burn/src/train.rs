@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::batch::Batch;
 use crate::export::{Storage, Stored, write_json, write_safetensors};
 use crate::lora;
+use crate::loss_scale::LossScale;
 use crate::model::parameter::Parameters;
 use crate::model::{Decoder, Gradients};
 use crate::objective::{CrossEntropy, Figures, Objective, Pass};
@@ -59,7 +60,9 @@ pub struct StepReport {
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The numbers left the range of floats; the weights are as before this step.
-    #[error("step {step}: loss {loss:.4}, gradient norm {grad_norm:.4}: training diverged (hint: lower the learning rate)")]
+    #[error(
+        "step {step}: loss {loss:.4}, gradient norm {grad_norm:.4}: training diverged (hint: lower the learning rate)"
+    )]
     Diverged {
         /// The step's number, from 1.
         step: u64,
@@ -104,6 +107,8 @@ pub struct Trainer<M = Decoder> {
     random: Random,
     steps_done: u64,
     num_tokens: u64,
+    /// Where products are computed in f16.
+    loss_scale: Option<LossScale>,
     /// Where the caller's data stands; kept with the state, otherwise untouched.
     pub data_position: u64,
 }
@@ -118,6 +123,8 @@ struct StateFile {
     optimizer_updates: u64,
     plateau: Option<Plateau>,
     random: Random,
+    #[serde(default)]
+    loss_scale: Option<LossScale>,
     settings: TrainSettings,
 }
 
@@ -166,8 +173,14 @@ impl<M: Parameters> Trainer<M> {
             settings,
             steps_done: 0,
             num_tokens: 0,
+            loss_scale: None,
             data_position: 0,
         }
+    }
+
+    /// Keeps gradients within f16's range from now on. Before a state is loaded: that one's scale goes on.
+    pub fn scale_loss(&mut self, scale: LossScale) {
+        self.loss_scale = Some(scale);
     }
 
     /// The model as it is now.
@@ -244,6 +257,7 @@ impl<M: Parameters> Trainer<M> {
         // Folded from 0: std's sum of nothing is −0.
         let weight = micro_batches.iter().fold(0.0, |sum, batch| sum + objective.weight(batch));
         let scale = if weight > 0.0 { 1.0 / weight } else { 1.0 };
+        let loss_scale = self.loss_scale.map_or(1.0, |scale| scale.factor);
         let mut gradients = Gradients::default();
         let mut parts = Vec::with_capacity(micro_batches.len());
         let mut random = self.random.clone();
@@ -251,18 +265,33 @@ impl<M: Parameters> Trainer<M> {
             let dropout_seed = random.next_u64();
             if objective.weight(batch) > 0.0 {
                 let neftune_noise_alpha = self.settings.neftune_noise_alpha;
-                let mut pass = Pass { scale, dropout_seed, neftune_noise_alpha, gradients: &mut gradients, stop };
+                let mut pass = Pass {
+                    scale: scale * loss_scale,
+                    dropout_seed,
+                    neftune_noise_alpha,
+                    gradients: &mut gradients,
+                    stop,
+                };
                 parts.push(objective.accumulate(&self.model, batch, &mut pass)?);
             }
         }
-        let (grad_norm, clip) = global_norm(&gradients, self.settings.max_grad_norm);
+        let most = self.settings.max_grad_norm.map(|most| most * loss_scale);
+        let (scaled_norm, clip) = global_norm(&gradients, most);
+        let grad_norm = scaled_norm / loss_scale;
         let loss = parts.iter().fold(0.0, |sum, p| sum + p.loss) * scale;
+        // Out of f16's range: the same step again, a little lower.
+        if loss.is_finite() && !grad_norm.is_finite() && self.loss_scale.as_mut().is_some_and(LossScale::lower) {
+            return self.step_at(scheduled, objective, micro_batches, stop);
+        }
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::Diverged { step, loss, grad_norm });
         }
         if weight > 0.0 {
             let parameters = self.model.parameters_mut().filter(|p| p.trainable);
-            self.optimizer.update(parameters, &mut gradients, clip, learning_rate);
+            self.optimizer.update(parameters, &mut gradients, clip / loss_scale, learning_rate);
+        }
+        if let Some(scale) = &mut self.loss_scale {
+            scale.step();
         }
         self.random = random;
         self.steps_done = step;
@@ -301,6 +330,7 @@ impl<M: Parameters> Trainer<M> {
             optimizer_updates: self.optimizer.updates(),
             plateau: self.plateau,
             random: self.random.clone(),
+            loss_scale: self.loss_scale,
             settings: self.settings,
         };
         let path = folder.join(STATE);
@@ -330,6 +360,7 @@ impl<M: Parameters> Trainer<M> {
         self.load_weights(&folder.join(WEIGHTS))?;
         self.plateau = state.plateau;
         self.random = state.random;
+        self.loss_scale = state.loss_scale.or(self.loss_scale);
         self.steps_done = state.steps_done;
         self.num_tokens = state.num_tokens;
         self.data_position = state.data_position;

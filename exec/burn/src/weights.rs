@@ -146,6 +146,23 @@ impl SafetensorsSource {
         })?;
         Ok((info.dtype, bytes))
     }
+
+    /// Takes pages that were read out of this process's memory: a tensor is read once, and a model that is packed while it
+    /// is loaded would otherwise be there a second time. `bytes` are of one of the maps.
+    fn forget(&self, bytes: &[u8]) {
+        let Some(shard) = self.shards.iter().find(|shard| shard.map.as_ptr_range().contains(&bytes.as_ptr())) else {
+            return;
+        };
+        let offset = bytes.as_ptr() as usize - shard.map.as_ptr() as usize;
+        // SAFETY: the map is read-only and of a file, so a page that is touched again is read from it anew.
+        #[cfg(unix)]
+        #[allow(unsafe_code)]
+        let forgotten =
+            unsafe { shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) };
+        // Where the system will not, memory is what it was.
+        #[cfg(unix)]
+        forgotten.ok();
+    }
 }
 
 impl Shard {
@@ -176,14 +193,16 @@ impl TensorSource for SafetensorsSource {
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
         let (dtype, bytes) = self.stored(name)?;
-        match dtype {
+        let values = match dtype {
             Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
             Dtype::F16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()),
             Dtype::BF16 => {
                 Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect())
             }
             other => Err(WeightsError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") }),
-        }
+        };
+        self.forget(bytes);
+        values
     }
 }
 

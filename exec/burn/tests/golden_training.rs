@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use golden::{Close, Expected, fixture, tensors};
 use mloc_burn::batch::Batch;
 use mloc_burn::export::{Storage, write_model};
-use mloc_burn::lora::{self, LoraConfig};
+use mloc_burn::lora::{self, LoraConfig, Modules};
 use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig, Packed};
 use mloc_burn::objective::Figures;
@@ -182,9 +182,8 @@ fn a_resumed_run_equals_the_unbroken_run_bit_for_bit() {
                         lora_alpha: 8.0,
                         // Dropout, so that the random state matters.
                         lora_dropout: 0.2,
-                        use_rslora: false,
-                        target_modules: vec!["q_proj".into(), "down_proj".into()],
-                        modules_to_save: Vec::new(),
+                        target_modules: ["q_proj", "down_proj"].into(),
+                        ..LoraConfig::default()
                     };
                     lora::attach(&mut model, &config, 7).expect("attach");
                 }
@@ -226,9 +225,8 @@ fn a_step_that_was_interrupted_is_as_if_it_had_not_begun() {
             lora_alpha: 8.0,
             // Dropout, so that the random state matters.
             lora_dropout: 0.2,
-            use_rslora: false,
-            target_modules: vec!["q_proj".into()],
-            modules_to_save: Vec::new(),
+            target_modules: ["q_proj"].into(),
+            ..LoraConfig::default()
         };
         lora::attach(&mut model, &config, 7).expect("attach");
         Trainer::new(model, settings(&expected))
@@ -302,16 +300,14 @@ fn adapter_targets_are_checked_and_all_linear_is_spelled_out() {
     let config = |targets: &[&str]| LoraConfig {
         r: 2,
         lora_alpha: 2.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        target_modules: targets.iter().map(|t| t.to_string()).collect(),
-        modules_to_save: Vec::new(),
+        target_modules: Modules::from_names(targets.iter().map(|t| t.to_string()).collect()),
+        ..LoraConfig::default()
     };
     let mut model = base("llama");
     lora::attach(&mut model, &config(&["all-linear"]), 1).expect("attach");
     assert_eq!(model.parameters().filter(|p| p.trainable).count(), 3 * 7 * 2);
     let written = model.adapter.expect("adapter").target_modules;
-    assert_eq!(written, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+    assert_eq!(written, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].into());
     let error = lora::attach(&mut base("llama"), &config(&["q_proj", "query"]), 1).expect_err("no such layer");
     assert_eq!(
         error.to_string(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use mloc_core::task::{
     TaskSpec,
-    spec::{Input, Location, Pin},
+    spec::{Input, Location, Modules, Pin},
 };
 use mloc_exec::{ModuleError, Output, RunContext, VERSION};
 use serde_json::{Value, json};
@@ -62,11 +62,14 @@ fn card(spec: &TaskSpec, pins: &BTreeMap<Input, Pin>, summary: &BTreeMap<String,
         line(&format!("| `{name}` | {} |", cell(&value.to_string())));
     }
     if let Some(adapter) = adapter {
-        let rank = adapter.lora_alpha_milli as f64 / 1e3;
-        let (r, targets) = (adapter.r, adapter.target_modules.join(" "));
+        let alpha = adapter.lora_alpha_milli as f64 / 1e3;
+        let (r, targets) = match &adapter.target_modules {
+            Modules::Named(names) => (adapter.r, names.join(" ")),
+            Modules::Matching(pattern) => (adapter.r, pattern.clone()),
+        };
         let dropout = f64::from(adapter.lora_dropout_micro) / 1e6;
         for (name, value) in
-            [("r", r.to_string()), ("lora_alpha", rank.to_string()), ("lora_dropout", dropout.to_string())]
+            [("r", r.to_string()), ("lora_alpha", alpha.to_string()), ("lora_dropout", dropout.to_string())]
         {
             line(&format!("| `adapter.{name}` | {value} |"));
         }

@@ -19,7 +19,7 @@ use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 use serde_json::json;
 
 use crate::{
-    base_model, fatal,
+    adapter, base_model, fatal,
     finetune::{
         artifacts,
         data::{self, Form, Source},
@@ -41,8 +41,8 @@ impl Module for Pretrain {
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, shape) = (Training::of(&spec), Shape::of(&spec));
-        session::check_settings(&settings)?;
         let device = base_model::open_device(ctx)?;
+        let formats = adapter::formats(ctx, None, settings.precision, &device)?;
         // Trained anew after a crash: the same texts give the same tokenizer.
         let training = TokenizerTraining {
             vocab_size: shape.vocab_size,
@@ -57,6 +57,8 @@ impl Module for Pretrain {
         let mut model = Decoder::random(config, settings.seed, &device);
         model.train_all();
         let data = examples::data(ctx, &tokenizer, &model, &settings)?;
+        model.set_compute(formats.compute);
+        model.checkpointing = settings.gradient_checkpointing;
         let recipe = Examples::new(&tokenizer, &settings, |ctx, model| {
             let mut outputs = artifacts::save_model(ctx, model, &tokenizer)?;
             outputs.extend(artifacts::save_tokenizer(ctx, &tokenizer)?);

@@ -1,17 +1,15 @@
-//! `taskType: sft`: supervised fine-tuning of a decoder, all weights or a LoRA adapter.
+//! `taskType: sft`: supervised fine-tuning of a decoder, all weights or an adapter, on weights as they are or in 4 bits.
 
 use mloc_core::task::settings::Training;
 use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 
+use crate::adapter;
 use crate::finetune::{
     artifacts,
     examples::{self, Examples},
     over_data::OverData,
     session, start,
 };
-
-/// Trains adapters on the weights as they are.
-pub const LORA: &str = "adapter:lora";
 
 /// The module.
 pub struct Sft;
@@ -22,7 +20,7 @@ impl Module for Sft {
     }
 
     fn features(&self) -> Vec<String> {
-        vec![LORA.into()]
+        adapter::features()
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {

@@ -8,8 +8,7 @@ use std::path::Path;
 use super::Stored;
 use crate::formats::gguf::{GgufError, GgufModel, GgufWriter, OutTensor, TensorType, gguf_name, write_tokenizer};
 use crate::formats::tokenizer::TextTokenizer;
-use crate::lora;
-use crate::model::{Decoder, DecoderConfig, Parameter, RopeScaling};
+use crate::model::{Decoder, DecoderConfig, RopeScaling};
 
 /// How matrices are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +57,7 @@ impl GgufStorage {
     }
 }
 
-/// Writes a model without adapters (merge them first if they are meant) and its tokenizer to `path`, and reads it back: a
+/// Writes a model, its adapters in its weights, and its tokenizer to `path`, and reads it back: a
 /// file that our own reader would not take, or whose tokenizer gives other tokens, is an error. Between tensors `stop` is
 /// asked whether to leave it half done.
 ///
@@ -77,8 +76,8 @@ pub fn write_gguf(
     describe(&mut file, config, architecture, storage);
     write_tokenizer(&mut file, tokenizer, config.vocab_size)?;
     let mut tensors = Vec::new();
-    for parameter in model.parameters().filter(|p| !lora::is_adapter(&p.name)) {
-        tensors.push(tensor(parameter, config, architecture, storage)?);
+    for stored in super::tensors(model) {
+        tensors.push(tensor(stored, config, architecture, storage)?);
     }
     if let Some(divisors) = divisors(config) {
         let values = move || divisors.clone();
@@ -160,15 +159,15 @@ fn describe(file: &mut GgufWriter, config: &DecoderConfig, architecture: &str, s
 }
 
 fn tensor<'a>(
-    parameter: &'a Parameter,
+    stored: Stored<'a>,
     config: &DecoderConfig,
     architecture: &str,
     storage: GgufStorage,
 ) -> Result<OutTensor<'a>, GgufError> {
-    let unknown = || GgufError::Tensor { name: parameter.name.clone(), problem: "has no name in GGUF".to_owned() };
-    let name = gguf_name(&parameter.name).ok_or_else(unknown)?;
-    let Stored { shape, values, .. } = Stored::of(parameter);
-    let heads = match parameter.name.rsplit('.').nth(1) {
+    let Stored { name: of, shape, values } = stored;
+    let unknown = || GgufError::Tensor { name: of.clone(), problem: "has no name in GGUF".to_owned() };
+    let name = gguf_name(&of).ok_or_else(unknown)?;
+    let heads = match of.rsplit('.').nth(1) {
         Some("q_proj") if architecture == "llama" => Some(config.num_heads),
         Some("k_proj") if architecture == "llama" => Some(config.num_kv_heads),
         _ => None,

@@ -117,7 +117,7 @@ fn generation_config(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenize
     Ok(config)
 }
 
-/// A file for each kind of GGUF that is asked for, of a model without adapters.
+/// A file for each kind of GGUF that is asked for.
 fn save_gguf(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Result<Vec<Output>, ModuleError> {
     let mut outputs: Vec<Output> = Vec::new();
     for (kind, storage) in GGUF.into_iter().filter(|(kind, _)| ctx.wants(kind)) {
@@ -143,17 +143,11 @@ fn save_gguf(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Re
 /// # Errors
 /// Those of the disk, and that it was asked to stop.
 pub fn save_merged(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Result<Vec<Output>, ModuleError> {
-    let folder_wanted = ctx.wants("merged_model");
-    if !folder_wanted && !GGUF.iter().any(|(kind, _)| ctx.wants(kind)) {
-        return Ok(Vec::new());
-    }
-    let mut merged = model.clone();
-    lora::merge(&mut merged);
-    let mut outputs = save_gguf(ctx, &merged, tokenizer)?;
-    if folder_wanted {
+    let mut outputs = save_gguf(ctx, model, tokenizer)?;
+    if ctx.wants("merged_model") {
         let folder = ctx.artifacts().join(MERGED);
         std::fs::create_dir_all(&folder).map_err(|e| ModuleError::disk("make", &folder, &e))?;
-        let mut names = write_model(ctx, &merged, tokenizer, &folder)?;
+        let mut names = write_model(ctx, model, tokenizer, &folder)?;
         let files = tokenizer.save(&folder).map_err(|e| ModuleError::Retryable(e.to_string()))?;
         names.extend(files.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())));
         let output = |name| Output { path: format!("{MERGED}/{name}"), kind: "merged_model".into() };
@@ -177,13 +171,24 @@ pub fn save_tokenizer(ctx: &RunContext, tokenizer: &TextTokenizer) -> Result<Vec
 ///
 /// # Errors
 /// Those of the disk, and that it was asked to stop.
-pub fn save_tuned(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Result<Vec<Output>, ModuleError> {
+pub fn save_tuned(
+    ctx: &mut RunContext,
+    model: &Decoder,
+    tokenizer: &TextTokenizer,
+) -> Result<Vec<Output>, ModuleError> {
     let mut outputs = Vec::new();
     if model.adapter.is_some() {
         let base_name = ctx.run().spec.model.as_ref().map(|m| model_card::show(&m.source)).unwrap_or_default();
         lora::save(model, ctx.artifacts(), &base_name).map_err(|e| ModuleError::Retryable(e.to_string()))?;
         for path in ["adapter_model.safetensors", "adapter_config.json"] {
             outputs.push(Output { path: path.into(), kind: "adapter_weights".into() });
+        }
+        let merged = ctx.wants("merged_model") || GGUF.iter().any(|(kind, _)| ctx.wants(kind));
+        if merged && model.four_bit().next().is_some() {
+            ctx.log(
+                "merged_model, gguf: the adapter is added to the weights as they come out of 4 bits, which it was trained on, \
+                 and the sum is stored",
+            );
         }
         outputs.extend(save_merged(ctx, model, tokenizer)?);
     } else {

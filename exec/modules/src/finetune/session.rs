@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use mloc_burn::{
+    loss_scale::LossScale,
     model::{Parameter, Parameters},
     train::{TrainError, Trainer, WEIGHTS},
     weights::WeightsError,
@@ -31,19 +32,6 @@ use crate::{
 /// What was there before the first step, in each checkpoint: a resumed run must not measure it on trained weights, and
 /// must not go on with other data.
 const BEFORE: &str = "before.json";
-
-/// Settings of the task that this build has no way to follow: said before anything large is read.
-///
-/// # Errors
-/// [`ModuleError::Fatal`]
-pub fn check_settings(settings: &Training) -> Result<(), ModuleError> {
-    match settings.precision {
-        Precision::F32 => Ok(()),
-        Precision::F16 | Precision::Bf16 => Err(ModuleError::Fatal(
-            "fp16, bf16: this build trains in f32 only: leave them out, or say `false`".to_owned(),
-        )),
-    }
-}
 
 /// What a checkpoint keeps of the time before the first step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -120,6 +108,9 @@ pub fn run<M: Method>(
     let origin = method.origin(ctx, &model)?;
     let steps = method.steps();
     let mut trainer = Trainer::new(model, train_settings(settings, steps.total));
+    if settings.precision == Precision::F16 {
+        trainer.scale_loss(LossScale::default());
+    }
     let resumed = ctx.resume().cloned();
     let before = match &resumed {
         Some(from) => resume(&mut trainer, &mut method, from, &origin)?,
@@ -136,8 +127,8 @@ pub fn run<M: Method>(
         "training: {} steps, {} in an epoch, {} trainable of {} parameters",
         steps.total,
         steps.in_epoch,
-        trainer.model().parameters().filter(|p| p.trainable).map(count).sum::<usize>(),
-        trainer.model().parameters().map(count).sum::<usize>()
+        trainer.model().parameters().filter(|p| p.trainable).map(Parameter::count).sum::<usize>(),
+        trainer.model().count()
     ));
     let log = TrainingLog::open(ctx.artifacts(), resumed.as_ref().map(|from| from.dir.as_path()))?;
     let best_weights = match settings.load_best_model_at_end {
@@ -149,8 +140,19 @@ pub fn run<M: Method>(
         None => Course::default(),
     };
     let done = ctx.resume_step();
-    let mut session =
-        Session { done, saved_at: done, trainer, method, steps, log, before, course, best_weights, note: None, settings };
+    let mut session = Session {
+        done,
+        saved_at: done,
+        trainer,
+        method,
+        steps,
+        log,
+        before,
+        course,
+        best_weights,
+        note: None,
+        settings,
+    };
     let ended = session.train(ctx).and_then(|()| session.finish(ctx));
     if matches!(ended, Err(ModuleError::Cancelled)) {
         session.keep(ctx)?;
@@ -317,7 +319,8 @@ impl<M: Method> Session<'_, M> {
             self.save(ctx)?;
             checkpoints = ctx.publish_checkpoints()?;
             if self.settings.save_only_model {
-                checkpoints.retain(|output| output.path.ends_with(WEIGHTS) || output.path.ends_with(training_log::FILE));
+                checkpoints
+                    .retain(|output| output.path.ends_with(WEIGHTS) || output.path.ends_with(training_log::FILE));
             }
         }
         self.take_the_best(ctx)?;
@@ -384,8 +387,4 @@ impl<M: Method> Session<'_, M> {
         }
         summary
     }
-}
-
-fn count(parameter: &Parameter) -> usize {
-    parameter.shape.iter().product()
 }

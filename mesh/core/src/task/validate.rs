@@ -1,5 +1,6 @@
 //! From what was typed to what it means. Every problem is collected; past this file nobody checks again.
 
+mod adapter;
 mod command;
 mod hardware;
 mod model;

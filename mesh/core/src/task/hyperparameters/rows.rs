@@ -253,6 +253,8 @@ const INTERVALS: &[&str] = &["no", "steps", "epoch"];
 const RESUMES: &str = "the mesh resumes by itself, from the last whole checkpoint";
 const NO_HUB: &str = "name the hub as `output.destination`";
 const SEEN_IN_MLOC: &str = "the mesh shows progress and logs itself";
+const IN_4BITS: &str =
+    "weights in 4 bits carry an adapter and are not trained themselves: write `model.adapter: {type: qlora}`";
 const OWN_LOADER: &str = "this build reads data its own way";
 
 /// What every trainer shares: `TrainingArguments` of transformers 5.23, with the defaults of TRL's base config.
@@ -308,11 +310,12 @@ const TRAINER: &[Row] = &[
     old("group_by_length", Type::Bool, "data_order", Translate::Grouping),
     no_effect("output_dir", "the worker chooses its own folder, and artifacts go to `output.destination`"),
     no_effect("overwrite_output_dir", "the worker chooses its own folder"),
-    no_effect("gradient_checkpointing", "it trades memory for time and changes no result"),
-    no_effect("gradient_checkpointing_kwargs", "it trades memory for time and changes no result"),
-    no_effect("activation_checkpointing", "it trades memory for time and changes no result"),
-    no_effect("activation_checkpointing_kwargs", "it trades memory for time and changes no result"),
-    no_effect("activation_offloading", "it trades memory for time and changes no result"),
+    // The reference's default is true. Results are the same to the bit; here a layer keeps little anyhow.
+    works("gradient_checkpointing", Type::Bool, Default::Bool(false)),
+    no_effect("gradient_checkpointing_kwargs", "layers are computed anew one by one, the same way on each device"),
+    old("activation_checkpointing", Type::Bool, "gradient_checkpointing", Translate::Same),
+    no_effect("activation_checkpointing_kwargs", "layers are computed anew one by one, the same way on each device"),
+    no_effect("activation_offloading", "activations stay on the device: `gradient_checkpointing` keeps fewer of them"),
     no_effect("use_liger_kernel", "kernels are this build's own"),
     no_effect("liger_kernel_config", "kernels are this build's own"),
     no_effect("torch_compile", "there is no torch here"),
@@ -344,6 +347,8 @@ const TRAINER: &[Row] = &[
     no_effect("restore_callback_states_from_checkpoint", RESUMES),
     no_effect("prediction_loss_only", "only losses are computed"),
     no_effect("skip_memory_metrics", "`peak_memory_bytes` is always logged"),
+    only("load_in_4bit", Default::Bool(false), IN_4BITS),
+    only("load_in_8bit", Default::Bool(false), IN_4BITS),
     no_effect("dataloader_num_workers", OWN_LOADER),
     no_effect("dataloader_pin_memory", OWN_LOADER),
     no_effect("dataloader_persistent_workers", OWN_LOADER),

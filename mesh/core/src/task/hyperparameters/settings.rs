@@ -86,6 +86,8 @@ pub struct Training {
     pub data_order: DataOrder,
     /// Number format of the forward pass.
     pub precision: Precision,
+    /// Whether layers are computed anew in the backward pass, for less memory.
+    pub gradient_checkpointing: bool,
     /// Prompts answered before and after training.
     pub generation_prompts: Vec<String>,
     /// Longest of those answers, in tokens.
@@ -198,7 +200,8 @@ pub enum Packing {
     Wrapped,
 }
 
-/// Number format of the forward pass.
+/// Number format of matrix products, and of frozen weights. What is trained, its optimizer's state, norms, softmax and
+/// losses are in 32 bits whatever it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// 32 bits.
@@ -348,6 +351,7 @@ impl Training {
                 (false, true) => Precision::Bf16,
                 (false, false) => Precision::F32,
             },
+            gradient_checkpointing: values.truth("gradient_checkpointing"),
             generation_prompts: values.texts("generation_prompts"),
             generation_max_new_tokens: values.size("generation_max_new_tokens"),
         }
