@@ -74,10 +74,7 @@ fn what_gguf_has_no_words_for_is_said() {
     let folder = tempfile::tempdir().expect("folder");
     let path = folder.path().join("x.gguf");
     let (mut other, tokenizer) = (model("qwen2"), tokenizer("qwen2"));
-    assert!(matches!(
-        write_gguf(&other, &tokenizer, &path, GgufStorage::F16, &|| true),
-        Err(GgufError::Interrupted)
-    ));
+    assert!(matches!(write_gguf(&other, &tokenizer, &path, GgufStorage::F16, &|| true), Err(GgufError::Interrupted)));
     other.config.windows[1] = Some(8);
     let error = write_gguf(&other, &tokenizer, &path, GgufStorage::F16, &|| false).unwrap_err().to_string();
     assert!(error.contains("a window of attention in some layers of Qwen2ForCausalLM cannot be written"), "{error}");
@@ -94,7 +91,8 @@ fn what_gguf_has_no_words_for_is_said() {
 fn python() -> Result<PathBuf, String> {
     let readers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/readers");
     let packages = ["gguf==0.19.0", "numpy==2.2.6"];
-    let ended = Command::new(readers.join("python.sh")).arg(env!("CARGO_TARGET_TMPDIR")).arg("gguf").args(packages).output();
+    let ended =
+        Command::new(readers.join("python.sh")).arg(env!("CARGO_TARGET_TMPDIR")).arg("gguf").args(packages).output();
     match ended {
         Ok(ended) if ended.status.success() => Ok(String::from_utf8_lossy(&ended.stdout).trim().into()),
         Ok(ended) => Err(String::from_utf8_lossy(&ended.stderr).lines().last().unwrap_or("it fails").to_owned()),
@@ -109,7 +107,8 @@ fn llama_cpps_own_reader_finds_the_same_weights() {
         Err(why) => {
             assert!(std::env::var("MLOC_NO_SKIP").as_deref() != Ok("1"), "no gguf package: {why}");
             // The harness keeps what tests print to itself.
-            writeln!(std::io::stderr(), "SKIP llama_cpps_own_reader_finds_the_same_weights: no gguf package: {why}").ok();
+            writeln!(std::io::stderr(), "SKIP llama_cpps_own_reader_finds_the_same_weights: no gguf package: {why}")
+                .ok();
             return;
         }
     };

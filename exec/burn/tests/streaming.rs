@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mloc_burn::formats::dataset::{
-    DatasetError, LoadOptions, ReadSoFar, Selection, TokenizeOptions, TokenizedExample, load, tokenize_all, tokenize_files,
+    DatasetError, LoadOptions, ReadSoFar, Selection, TokenizeOptions, TokenizedExample, load, tokenize_all,
+    tokenize_files,
 };
 use mloc_burn::formats::tokenizer::TextTokenizer;
 
@@ -88,7 +89,8 @@ fn what_is_held_does_not_grow_with_the_data() {
                 told = told.max(so_far.rows);
                 false
             };
-            let (file, counts, read) = tokenize_files(path, &load, &tokenizer, options, &into, &mut watch).expect("tokens");
+            let (file, counts, read) =
+                tokenize_files(path, &load, &tokenizer, options, &into, &mut watch).expect("tokens");
             assert_eq!(read.bytes, std::fs::metadata(path).expect("file").len());
             assert_eq!((read.rows, counts.rows as u64, told), (file.len() as u64, read.rows, read.rows - 1));
             let samples = Selection::of(Arc::new(file)).samples();

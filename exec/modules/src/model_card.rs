@@ -57,7 +57,9 @@ fn card(spec: &TaskSpec, pins: &BTreeMap<Input, Pin>, summary: &BTreeMap<String,
         line(&format!("| {what} | {} | {} |", cell(&show(place)), pin.unwrap_or_else(|| "| |".to_owned())));
     }
 
-    line("\n## Settings\n\nWhat is not listed had its default, which is that of TRL 1.16.0.\n\n| name | value |\n|---|---|");
+    line(
+        "\n## Settings\n\nWhat is not listed had its default, which is that of TRL 1.16.0.\n\n| name | value |\n|---|---|",
+    );
     for (name, value) in &spec.hyperparameters {
         line(&format!("| `{name}` | {} |", cell(&value.to_string())));
     }

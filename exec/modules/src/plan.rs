@@ -131,8 +131,14 @@ mod tests {
     fn samples_of_like_length_come_together_as_in_the_reference() {
         let lengths = [3, 9, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4];
         let shuffled = vec![13, 2, 19, 7, 0, 5, 11, 4, 17, 9, 16, 1, 14, 3, 8, 10, 12, 6, 18, 15];
-        assert_eq!(grouped(shuffled.clone(), &lengths, 2), [5, 7, 2, 19, 13, 11, 4, 0, 1, 17, 9, 16, 14, 8, 10, 3, 12, 18, 15, 6]);
-        assert_eq!(grouped(shuffled, &lengths, 8), [5, 11, 13, 7, 4, 2, 19, 0, 1, 14, 8, 10, 17, 9, 16, 3, 12, 18, 15, 6]);
+        assert_eq!(
+            grouped(shuffled.clone(), &lengths, 2),
+            [5, 7, 2, 19, 13, 11, 4, 0, 1, 17, 9, 16, 14, 8, 10, 3, 12, 18, 15, 6]
+        );
+        assert_eq!(
+            grouped(shuffled, &lengths, 8),
+            [5, 11, 13, 7, 4, 2, 19, 0, 1, 14, 8, 10, 17, 9, 16, 3, 12, 18, 15, 6]
+        );
     }
 
     #[test]
@@ -145,7 +151,8 @@ mod tests {
         assert_eq!(lengths[first[0]], 49, "the longest begins");
         // Within a step lengths are near each other.
         let spread = |order: &[usize]| {
-            let of = |step: &[usize]| step.iter().map(|i| lengths[*i]).max().zip(step.iter().map(|i| lengths[*i]).min());
+            let of =
+                |step: &[usize]| step.iter().map(|i| lengths[*i]).max().zip(step.iter().map(|i| lengths[*i]).min());
             order.chunks(8).filter_map(of).map(|(most, least)| most - least).sum::<u32>()
         };
         assert!(2 * spread(&first) < spread(&permutation(103, 42, 0)));

@@ -108,7 +108,9 @@ fn a_model_card_says_what_was_made_of_what() {
         "base_model: \"volume/model\"\nlibrary_name: \"peft\"\nmodel_name: \"t\"\npipeline_tag: \"text-generation\"\n\
          tags: [\"mloc\",\"sft\",\"lora\"]\n"
     );
-    for part in ["# t\n", "PeftModel.from_pretrained", "| `learning_rate` | `0.02` |", "| `adapter.r` | 4 |", "eval_loss_after"] {
+    for part in
+        ["# t\n", "PeftModel.from_pretrained", "| `learning_rate` | `0.02` |", "| `adapter.r` | 4 |", "eval_loss_after"]
+    {
         assert!(body.contains(part), "{part}: {body}");
     }
 }

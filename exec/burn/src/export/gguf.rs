@@ -199,8 +199,8 @@ fn divisors(config: &DecoderConfig) -> Option<Vec<f32>> {
         return None;
     };
     let divisor = |i: usize| {
-        let turns = original_length
-            / (std::f64::consts::TAU * config.rope_theta.powf(2.0 * i as f64 / config.head_dim as f64));
+        let turns =
+            original_length / (std::f64::consts::TAU * config.rope_theta.powf(2.0 * i as f64 / config.head_dim as f64));
         let smooth = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
         (1.0 / ((1.0 - smooth) / factor + smooth)) as f32
     };

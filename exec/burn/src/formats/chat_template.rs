@@ -508,7 +508,10 @@ mod tests {
         let cases = [
             ("{{ [1, true, none] | tojson(separators=(',', ':')) }}", "[1,true,null]"),
             ("{{ [1, {'a': 1e-7}] | tojson(separators=(' ; ', '=')) }}", "[1 ; {\"a\"=1e-07}]"),
-            ("{{ {'b': [], 'a': [1, {'c': {}}]} | tojson(indent='\t') }}", "{\n\t\"b\": [],\n\t\"a\": [\n\t\t1,\n\t\t{\n\t\t\t\"c\": {}\n\t\t}\n\t]\n}"),
+            (
+                "{{ {'b': [], 'a': [1, {'c': {}}]} | tojson(indent='\t') }}",
+                "{\n\t\"b\": [],\n\t\"a\": [\n\t\t1,\n\t\t{\n\t\t\t\"c\": {}\n\t\t}\n\t]\n}",
+            ),
             ("{{ [1, [2, 3], {}] | tojson(indent=0) }}", "[\n1,\n[\n2,\n3\n],\n{}\n]"),
         ];
         for (source, want) in cases {
@@ -571,7 +574,8 @@ mod tests {
         let json = r#"[{"role": "user", "name": null, "content": "q"},
                        {"role": "assistant", "content": null, "thinking": "hm", "tool_calls": [{"name": "f"}]}]"#;
         let talk = Conversation::from_json(json).unwrap();
-        let source = "{{ messages[0] | tojson }} {{ messages[1].content is defined }} {{ messages[1].reasoning_content }}";
+        let source =
+            "{{ messages[0] | tojson }} {{ messages[1].content is defined }} {{ messages[1].reasoning_content }}";
         assert_eq!(render(source, &talk).unwrap(), "{\"role\": \"user\", \"content\": \"q\"} False hm");
         let talk = talk.with_variables(vec![("enable_thinking".into(), false.into())]);
         assert_eq!(render("{{ enable_thinking is defined and not enable_thinking }}", &talk).unwrap(), "True");

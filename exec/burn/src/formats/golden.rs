@@ -365,7 +365,8 @@ fn the_assistants_words_alone_are_learnt_where_the_template_marks_them() {
     ]);
     let plain = tokenizer("llama");
     let options = TokenizeOptions { assistant_only: true, ..TokenizeOptions::default() };
-    let error = tokenize_all(&rows(&[json!({ "messages": talk })]), &plain, options, &|| false).unwrap_err().to_string();
+    let error =
+        tokenize_all(&rows(&[json!({ "messages": talk })]), &plain, options, &|| false).unwrap_err().to_string();
     assert!(error.contains("it has no `{% generation %}` block (hint: give a template with"), "{error}");
 
     let marking = "{% for m in messages %}{{ m.role }}|{% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
@@ -439,6 +440,7 @@ fn long_rows_are_cut_at_the_end_that_is_asked_for_and_foreign_tokens_are_named()
     let largest = *whole.input_ids.iter().max().unwrap();
     let small = TokenizeOptions { vocab_size: Some(largest as usize), ..TokenizeOptions::default() };
     let error = all(small).unwrap_err().to_string();
-    let want = format!("has the id {largest}, and the model's vocabulary has {largest}: the tokenizer is not this model's");
+    let want =
+        format!("has the id {largest}, and the model's vocabulary has {largest}: the tokenizer is not this model's");
     assert!(error.contains("rows.jsonl:1: token `") && error.ends_with(&want), "{error}");
 }

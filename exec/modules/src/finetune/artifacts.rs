@@ -125,13 +125,15 @@ fn save_gguf(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Re
         if outputs.iter().any(|made| made.path == path) {
             continue;
         }
-        export::write_gguf(model, tokenizer, &ctx.artifacts().join(&path), storage, &|| ctx.stopping()).map_err(|e| {
-            let said = format!("output.artifacts: {kind}: {e}");
-            match e {
-                GgufError::Io { .. } => ModuleError::Retryable(said),
-                _ => unless_stopping(ctx, said),
-            }
-        })?;
+        export::write_gguf(model, tokenizer, &ctx.artifacts().join(&path), storage, &|| ctx.stopping()).map_err(
+            |e| {
+                let said = format!("output.artifacts: {kind}: {e}");
+                match e {
+                    GgufError::Io { .. } => ModuleError::Retryable(said),
+                    _ => unless_stopping(ctx, said),
+                }
+            },
+        )?;
         outputs.push(Output { path, kind: (*kind).into() });
     }
     Ok(outputs)

@@ -32,8 +32,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chat_template::Conversation;
 
-pub use self::samples::{Packing, Samples, Selection, held_out_of};
 pub use self::preference::{Preference, Sides, TokenizedPair, TokenizedPairs, tokenize_pairs};
+pub use self::samples::{Packing, Samples, Selection, held_out_of};
 pub use self::split::{Part, Slice};
 pub use self::store::{TokenFile, TokenWriter};
 pub use self::template::PromptTemplate;

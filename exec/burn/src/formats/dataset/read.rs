@@ -84,7 +84,9 @@ pub(super) fn count(path: &Path) -> Result<usize, DatasetError> {
             }
             Ok(count)
         }
-        Format::Json | Format::Csv | Format::Tsv => rows(path, &Arc::default())?.try_fold(0, |count, row| row.map(|_| count + 1)),
+        Format::Json | Format::Csv | Format::Tsv => {
+            rows(path, &Arc::default())?.try_fold(0, |count, row| row.map(|_| count + 1))
+        }
     }
 }
 

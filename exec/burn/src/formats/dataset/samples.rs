@@ -234,9 +234,11 @@ fn between(ends: &[u32], sample: usize) -> Range<usize> {
 /// A piece as parts of `max_length` tokens and a last shorter one.
 fn parts(piece: Piece, max_length: usize) -> impl Iterator<Item = Piece> {
     let longest = u32::try_from(max_length).unwrap_or(u32::MAX).max(1);
-    (piece.from..piece.to)
-        .step_by(longest as usize)
-        .map(move |from| Piece { example: piece.example, from, to: from.saturating_add(longest).min(piece.to) })
+    (piece.from..piece.to).step_by(longest as usize).map(move |from| Piece {
+        example: piece.example,
+        from,
+        to: from.saturating_add(longest).min(piece.to),
+    })
 }
 
 /// Best fit decreasing: each piece, the longest first, goes where it leaves the least room, of several such samples

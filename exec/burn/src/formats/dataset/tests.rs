@@ -60,7 +60,10 @@ fn rows_of_sharegpt_and_alpaca_are_read() {
     let found = examples(rows, &LoadOptions::default());
     let spoken = [("user", "q"), ("assistant", "a"), ("judge", "x")];
     assert_eq!(turns(&found[0]), spoken.map(|(role, text)| (role.to_owned(), text.to_owned())));
-    assert_eq!((found[1].texts(), found[2].texts()), (vec!["add".into(), "2".into()], vec!["add".into(), "1 1".into(), "2".into()]));
+    assert_eq!(
+        (found[1].texts(), found[2].texts()),
+        (vec!["add".into(), "2".into()], vec!["add".into(), "1 1".into(), "2".into()])
+    );
     let wrong = complaint(r#"{"instruction": 1, "output": "x"}"#, &LoadOptions::default());
     assert_eq!(wrong, "d.jsonl:1: column `instruction` is a number, expected a string");
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::{
-    DatasetError, Example, IGNORED, LoadOptions, MAX_PROBLEMS, Preference, ReadSoFar, Row, Sides, TokenFile, TokenWriter, for_each,
+    DatasetError, Example, IGNORED, LoadOptions, MAX_PROBLEMS, Preference, ReadSoFar, Row, Sides, TokenFile,
+    TokenWriter, for_each,
 };
 use crate::formats::chat_template::{Conversation, RenderOptions};
 use crate::formats::tokenizer::{TextTokenizer, TokenizerError};
@@ -228,7 +229,9 @@ fn whole(
         Example::Text(text) => (Vec::new(), (tokenizer.encode(&with_end(text, tokenizer), true)?, Vec::new())),
         Example::Messages(talk) => {
             let prompt = match talk.split_last() {
-                Some((prompt, _)) if options.completion_only == Some(true) => tokenizer.encode_chat(&prompt, render(true))?,
+                Some((prompt, _)) if options.completion_only == Some(true) => {
+                    tokenizer.encode_chat(&prompt, render(true))?
+                }
                 _ => Vec::new(),
             };
             (prompt, chat(talk)?)
@@ -269,7 +272,8 @@ fn instructed(tokenizer: &TextTokenizer, given: [&String; 3], output: &str) -> E
     if tokenizer.chat_template().is_some() {
         let question = if input.is_empty() { instruction.to_owned() } else { format!("{instruction}\n\n{input}") };
         let before = [("system", system), ("user", question.as_str())];
-        let prompt = Conversation::from_turns(before.into_iter().filter(|(role, text)| *role == "user" || !text.is_empty()));
+        let prompt =
+            Conversation::from_turns(before.into_iter().filter(|(role, text)| *role == "user" || !text.is_empty()));
         return Example::Answer { prompt, completion: Conversation::from_turns([("assistant", output)]) };
     }
     let (paired, input) = match input {

@@ -367,7 +367,8 @@ fn llama3_scaling(factors: &[f32], length: usize, head_dim: usize, theta: f64) -
             (f64::from(*found) / want - 1.0).abs() < 1e-3
         });
     if !matches {
-        let text = format!("rope_freqs.weight holds divisors that are not Llama 3's (factors 1 and 4 over {length} tokens)");
+        let text =
+            format!("rope_freqs.weight holds divisors that are not Llama 3's (factors 1 and 4 over {length} tokens)");
         return Err(GgufError::Unsupported(text));
     }
     Ok(RopeScaling::Llama3 {

@@ -112,8 +112,12 @@ fn tokens(
 
 /// Whether a text is read as if a space stood before it.
 fn has_space_prefix(parts: &Value) -> bool {
-    let prepends = |part: &Value| part["type"] == "Prepend" || (part["type"] == "Metaspace" && part["prepend_scheme"] != "never");
-    flat(&parts["normalizer"], "normalizers").into_iter().chain(flat(&parts["pre_tokenizer"], "pretokenizers")).any(prepends)
+    let prepends =
+        |part: &Value| part["type"] == "Prepend" || (part["type"] == "Metaspace" && part["prepend_scheme"] != "never");
+    flat(&parts["normalizer"], "normalizers")
+        .into_iter()
+        .chain(flat(&parts["pre_tokenizer"], "pretokenizers"))
+        .any(prepends)
 }
 
 /// A part, or the parts of a sequence.

@@ -183,17 +183,19 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
         (1..1_000_000u32).prop_map(TestSize::Millionths),
         (1..1_000_000_000_000u64).prop_map(TestSize::Rows),
     ]);
-    let dataset = (data(), prop::option::of(data()), test_size, any::<bool>()).prop_map(
-        |(source, eval, test_size, template)| Dataset {
-            source,
-            test_size: test_size.filter(|_| eval.is_none()),
-            eval,
-            prompt_template: template.then(|| "{a}: {{}}\n".into()),
-            chat_template: (!template).then(|| "{% for m in messages %}\n  {{ m.content }}: # {% endfor %}\n".into()),
-            columns: if template { Default::default() } else { [("prompt".into(), "a question".into())].into() },
-            max_seq_length: None,
-        },
-    );
+    let dataset =
+        (data(), prop::option::of(data()), test_size, any::<bool>()).prop_map(|(source, eval, test_size, template)| {
+            Dataset {
+                source,
+                test_size: test_size.filter(|_| eval.is_none()),
+                eval,
+                prompt_template: template.then(|| "{a}: {{}}\n".into()),
+                chat_template: (!template)
+                    .then(|| "{% for m in messages %}\n  {{ m.content }}: # {% endfor %}\n".into()),
+                columns: if template { Default::default() } else { [("prompt".into(), "a question".into())].into() },
+                max_seq_length: None,
+            }
+        });
     let places = (location(Some(HubRepo::Model)), prop::option::of(adapter), dataset);
     let checkpoints = || location(None).prop_filter("no checkpoints in a hub", |at| at.scheme() != "huggingface");
     let ends = (prop::option::of(location(None)), prop::option::of(checkpoints()));
