@@ -14,7 +14,7 @@
 //! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! train     Trainer: step, save, resume, export
 //! generate  greedy and sampled continuation with a key-value cache
-//! export    model and adapter folders in Hugging Face's and PEFT's layout
+//! export    model folders in Hugging Face's layout, in shards where they are large, and GGUF files
 //! ```
 //!
 //! Deliberately absent: autodiff. The backward pass of the decoder is a page long, keeps only
