@@ -187,7 +187,7 @@ impl Validation<'_> {
 
     fn init(&mut self, text: &Text) -> AdapterInit {
         match text.as_ref().map(|text| (text, text.value.as_str())) {
-            None | Some((_, "true")) => AdapterInit::Kaiming,
+            None | Some((_, "true" | "True" | "TRUE")) => AdapterInit::Kaiming,
             Some((_, "gaussian")) => AdapterInit::Gaussian,
             Some((text, _)) => {
                 let problem = text.problem("`true` or `gaussian`");
