@@ -152,7 +152,7 @@ impl Validation<'_> {
             Ok(_) => Some(text.value.clone()),
             Err(error) => {
                 let why = error.to_string();
-                let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                let why = why.lines().next_back().unwrap_or_default().trim_start_matches("error: ").to_owned();
                 self.problems.push(text.problem("a regular expression").hint(why));
                 None
             }
