@@ -6,7 +6,11 @@ mod bench;
 use std::{collections::BTreeMap, fs};
 
 use bench::{Attempt, Bench, golden, read_json, spec};
-use mloc_burn::weights::{SafetensorsSource, TensorSource};
+use mloc_burn::{
+    export,
+    model::{Decoder, DecoderConfig},
+    weights::{SafetensorsSource, TensorSource},
+};
 use mloc_exec::{Event, Inputs, ModuleError, event::Level};
 use serde_json::{Value, json};
 
@@ -242,12 +246,13 @@ fn what_is_said_of_pairs_that_will_not_do() {
     scored.inputs.model = Some(golden("rm/model_init"));
     check("dpo of a reward model", scored);
     let mut two = rm(None, json!({}));
-    copy(&mut two, "rm/model_init", &|file, name| {
-        if name == "config.json" {
-            file["id2label"] = json!({"0": "a", "1": "b"});
-        }
-    });
-    check("two scores in place of one, and a model that does not have them", two);
+    copy(&mut two, "models/llama", &|_, _| {});
+    let folder = two.inputs.model.clone().expect("model");
+    let config = DecoderConfig::from_folder(&folder).expect("config");
+    let source = SafetensorsSource::open_folder(&folder).expect("weights");
+    let model = Decoder::load(config, &source, &burn::tensor::Device::flex()).expect("model").into_classifier(2, 1);
+    export::write_model(&model, &folder, export::Storage::F32, &|| false).expect("write");
+    check("two scores in place of one", two);
 }
 
 #[test]
