@@ -78,7 +78,9 @@ pub struct TargetFigures {
 
 /// Each target by itself, in their order, without gradients.
 pub fn each(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> Vec<TargetFigures> {
-    chunks(hidden, head, targets, 0.0).flat_map(|chunk| chunk.figures().into_iter().map(|(figures, _)| figures)).collect()
+    chunks(hidden, head, targets, 0.0)
+        .flat_map(|chunk| chunk.figures().into_iter().map(|(figures, _)| figures))
+        .collect()
 }
 
 /// Evaluates without gradients, with a label smoothing (0 for none).

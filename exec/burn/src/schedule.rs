@@ -136,7 +136,9 @@ impl Schedule {
             ScheduleKind::Linear => 1.0 - progress,
             ScheduleKind::Cosine { num_cycles } => wave(num_cycles, progress),
             ScheduleKind::CosineWithRestarts { .. } if progress >= 1.0 => 0.0,
-            ScheduleKind::CosineWithRestarts { num_cycles } => 0.5 * (1.0 + (PI * (num_cycles * progress).fract()).cos()),
+            ScheduleKind::CosineWithRestarts { num_cycles } => {
+                0.5 * (1.0 + (PI * (num_cycles * progress).fract()).cos())
+            }
             ScheduleKind::Polynomial { lr_end, power } => {
                 ((self.peak - lr_end) * (1.0 - progress).powf(power) + lr_end) / self.peak
             }
@@ -153,7 +155,12 @@ impl Schedule {
                 at_least(wave(num_cycles, ((step - warmup + 1.0) / rest).min(1.0)), min_lr_rate)
             }
             ScheduleKind::WarmupStableDecay {
-                num_decay_steps, num_stable_steps, decay_type, min_lr_ratio, num_cycles, ..
+                num_decay_steps,
+                num_stable_steps,
+                decay_type,
+                min_lr_ratio,
+                num_cycles,
+                ..
             } => {
                 let fall = num_decay_steps as f64;
                 let stable = num_stable_steps.map_or(self.total_steps as f64 - warmup - fall, |steps| steps as f64);

@@ -59,7 +59,9 @@ pub struct StepReport {
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The numbers left the range of floats; the weights are as before this step.
-    #[error("step {step}: loss {loss:.4}, gradient norm {grad_norm:.4}: training diverged (hint: lower the learning rate)")]
+    #[error(
+        "step {step}: loss {loss:.4}, gradient norm {grad_norm:.4}: training diverged (hint: lower the learning rate)"
+    )]
     Diverged {
         /// The step's number, from 1.
         step: u64,

@@ -37,5 +37,8 @@ fn eight_bit_moments_take_a_quarter_of_the_memory() {
     let (in_floats, said) = grown(OptimizerSettings::AdamW(AdamWSettings::default()));
     assert!(said == 8 * COUNT && in_floats.abs_diff(said) < slack, "{in_floats} bytes, said to be {said}");
     let (in_bytes, said) = grown(OptimizerSettings::AdamW8bit(AdamWSettings::default()));
-    assert!(said == 2 * COUNT + 8 * COUNT / 256 && in_bytes.abs_diff(said) < slack, "{in_bytes} bytes, said to be {said}");
+    assert!(
+        said == 2 * COUNT + 8 * COUNT / 256 && in_bytes.abs_diff(said) < slack,
+        "{in_bytes} bytes, said to be {said}"
+    );
 }

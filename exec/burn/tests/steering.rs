@@ -42,13 +42,10 @@ fn kind(name: &str, arguments: &Value, peak: f64) -> ScheduleKind {
     match name {
         "linear" => ScheduleKind::Linear,
         "cosine" => ScheduleKind::Cosine { num_cycles },
-        "cosine_with_restarts" => {
-            ScheduleKind::CosineWithRestarts { num_cycles: number("num_cycles").unwrap_or(1.0) }
+        "cosine_with_restarts" => ScheduleKind::CosineWithRestarts { num_cycles: number("num_cycles").unwrap_or(1.0) },
+        "polynomial" => {
+            ScheduleKind::Polynomial { lr_end: number("lr_end").unwrap_or(1e-7), power: number("power").unwrap_or(1.0) }
         }
-        "polynomial" => ScheduleKind::Polynomial {
-            lr_end: number("lr_end").unwrap_or(1e-7),
-            power: number("power").unwrap_or(1.0),
-        },
         "constant" => ScheduleKind::Constant,
         "constant_with_warmup" => ScheduleKind::ConstantWithWarmup,
         "inverse_sqrt" => ScheduleKind::InverseSqrt { timescale: number("timescale") },
@@ -126,7 +123,13 @@ fn formula(count: usize, step: u32) -> Vec<f32> {
 }
 
 /// Moves parameters of these names and shapes for so many steps; looks at them after each.
-fn run(settings: OptimizerSettings, shapes: &[(&str, &[usize])], steps: u32, rate: f64, mut look: impl FnMut(&[Parameter], &Optimizer)) {
+fn run(
+    settings: OptimizerSettings,
+    shapes: &[(&str, &[usize])],
+    steps: u32,
+    rate: f64,
+    mut look: impl FnMut(&[Parameter], &Optimizer),
+) {
     let device = Device::flex();
     let size = |shape: &[usize]| shape.iter().product::<usize>();
     let parameter = |(name, shape): &(&str, &[usize])| Parameter {
@@ -145,8 +148,7 @@ fn run(settings: OptimizerSettings, shapes: &[(&str, &[usize])], steps: u32, rat
     }
 }
 
-const ADAMW: AdamWSettings =
-    AdamWSettings { adam_beta1: 0.8, adam_beta2: 0.95, adam_epsilon: 1e-6, weight_decay: 0.1 };
+const ADAMW: AdamWSettings = AdamWSettings { adam_beta1: 0.8, adam_beta2: 0.95, adam_epsilon: 1e-6, weight_decay: 0.1 };
 
 #[test]
 fn optimizers_move_parameters_as_the_reference_does() {
@@ -201,10 +203,16 @@ fn moments_in_blocks_are_the_references() {
         let what = |part: &str| format!("{part} after step {step}");
         let parameter: Vec<f32> = parameters[0].to_vec().into_iter().step_by(every).collect();
         Close { relative: 1e-5, absolute: 1e-6 }.check(&what("parameter"), &parameter, &floats(&wanted["parameter"]));
-        Close { relative: 1e-5, absolute: 1e-7 }
-            .check(&what("exp_avg"), &moment("exp_avg", Levels::Signed), &floats(&wanted["exp_avg"]));
-        Close { relative: 1e-5, absolute: 1e-7 }
-            .check(&what("exp_avg_sq"), &moment("exp_avg_sq", Levels::Unsigned), &floats(&wanted["exp_avg_sq"]));
+        Close { relative: 1e-5, absolute: 1e-7 }.check(
+            &what("exp_avg"),
+            &moment("exp_avg", Levels::Signed),
+            &floats(&wanted["exp_avg"]),
+        );
+        Close { relative: 1e-5, absolute: 1e-7 }.check(
+            &what("exp_avg_sq"),
+            &moment("exp_avg_sq", Levels::Unsigned),
+            &floats(&wanted["exp_avg_sq"]),
+        );
     });
     assert_eq!(step, 4);
 }
@@ -254,8 +262,7 @@ fn smoothed_losses_are_the_references() {
     }
     let weight = 1.0 / targets.ids.len() as f64;
     let mut gradients = Gradients::default();
-    let (sums, gradient) =
-        loss::backward(&hidden, &head(11, &device), &targets, smoothing, weight, &mut gradients);
+    let (sums, gradient) = loss::backward(&hidden, &head(11, &device), &targets, smoothing, weight, &mut gradients);
     let wanted = expected.number("/label_smoothing/loss");
     Close::relative(1e-5).check("loss", &[(sums.loss * weight) as f32], &[wanted as f32]);
     let wanted = floats(expected.value("/label_smoothing/gradient"));

@@ -52,9 +52,7 @@ fn schedule_kind(schedule: settings::Schedule) -> ScheduleKind {
         Asked::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
         Asked::InverseSqrt { timescale } => ScheduleKind::InverseSqrt { timescale },
         Asked::ReduceLrOnPlateau(plateau) => ScheduleKind::ReduceLrOnPlateau(plateau_settings(plateau)),
-        Asked::CosineWithMinLr { num_cycles, min_lr_rate } => {
-            ScheduleKind::CosineWithMinLr { num_cycles, min_lr_rate }
-        }
+        Asked::CosineWithMinLr { num_cycles, min_lr_rate } => ScheduleKind::CosineWithMinLr { num_cycles, min_lr_rate },
         Asked::CosineWarmupWithMinLr { num_cycles, min_lr_rate, warmup_lr_rate } => {
             ScheduleKind::CosineWarmupWithMinLr { num_cycles, min_lr_rate, warmup_lr_rate }
         }

@@ -24,8 +24,12 @@ fn bench(more: Value) -> Bench {
         settings[name] = value.clone();
     }
     let data = golden("lora/llama/train.jsonl");
-    let inputs =
-        Inputs { model: Some(golden("models/llama")), dataset: Some(data.clone()), eval: Some(data), ..Inputs::default() };
+    let inputs = Inputs {
+        model: Some(golden("models/llama")),
+        dataset: Some(data.clone()),
+        eval: Some(data),
+        ..Inputs::default()
+    };
     Bench::new(spec("sft", Some(adapter), settings), inputs)
 }
 
@@ -147,7 +151,10 @@ fn training_ends_when_it_gets_no_better() {
     let best = summary["best_step"].as_u64().expect("a best step");
     assert_eq!(summary["steps"], json!(best + 2), "{summary:?}");
     assert!(
-        said.contains(&format!("training ends early, after step {} of 12: no evaluation since that of step {best}", best + 2)),
+        said.contains(&format!(
+            "training ends early, after step {} of 12: no evaluation since that of step {best}",
+            best + 2
+        )),
         "{said}"
     );
     assert!(said.contains(&format!("the best weights are those after step {best}: eval_loss")), "{said}");

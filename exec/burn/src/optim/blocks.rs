@@ -227,7 +227,9 @@ mod tests {
         for (levels, sign) in [(Levels::Signed, -1.0), (Levels::Unsigned, 0.0)] {
             let values: Vec<f32> = values.iter().map(|v| v.max(sign * v.abs())).collect();
             let coded = code(levels, &values);
-            for ((value, found), scale) in values.iter().zip(coded.values()).zip(coded.scales().iter().flat_map(|s| [s; BLOCK])) {
+            for ((value, found), scale) in
+                values.iter().zip(coded.values()).zip(coded.scales().iter().flat_map(|s| [s; BLOCK]))
+            {
                 let gap = levels.values().windows(2).find(|pair| pair[1] * scale >= *value).expect("a gap");
                 assert!((found - value).abs() <= (gap[1] - gap[0]) * scale * 0.5001 + 1e-7, "{value} became {found}");
             }

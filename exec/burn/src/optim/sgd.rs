@@ -38,9 +38,7 @@ pub(super) fn step(
         return None;
     }
     let buffer = match before {
-        Some(State::Momentum(buffer)) => {
-            buffer.mul_scalar(momentum) + gradient.clone().mul_scalar(1.0 - dampening)
-        }
+        Some(State::Momentum(buffer)) => buffer.mul_scalar(momentum) + gradient.clone().mul_scalar(1.0 - dampening),
         _ => gradient.clone(),
     };
     let direction = match nesterov {

@@ -77,11 +77,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn save<'a>(
-        &self,
-        path: &Path,
-        parameters: impl Iterator<Item = &'a Parameter>,
-    ) -> Result<(), WeightsError> {
+    pub fn save<'a>(&self, path: &Path, parameters: impl Iterator<Item = &'a Parameter>) -> Result<(), WeightsError> {
         let states = parameters.filter_map(|p| Some((p, self.states.get(&p.name)?)));
         write_raw_safetensors(path, states.flat_map(|(p, state)| state.parts(&p.name, &p.shape)).collect())
     }
@@ -123,16 +119,10 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn state(
-        &mut self,
-        settings: &OptimizerSettings,
-        parameter: &Parameter,
-    ) -> Result<Option<State>, WeightsError> {
+    fn state(&mut self, settings: &OptimizerSettings, parameter: &Parameter) -> Result<Option<State>, WeightsError> {
         let (shape, device) = (parameter.shape.as_slice(), parameter.value.device());
         let expected: &[&str] = match settings {
-            OptimizerSettings::AdamW8bit(_) if blocks::fit(parameter) => {
-                &[FIRST, FIRST_SCALES, SECOND, SECOND_SCALES]
-            }
+            OptimizerSettings::AdamW8bit(_) if blocks::fit(parameter) => &[FIRST, FIRST_SCALES, SECOND, SECOND_SCALES],
             OptimizerSettings::AdamW(_) | OptimizerSettings::AdamW8bit(_) => &[FIRST, SECOND],
             OptimizerSettings::Adafactor { .. } if shape.len() < 2 => &[SECOND],
             OptimizerSettings::Adafactor { .. } => &[ROWS, COLUMNS],

@@ -127,9 +127,7 @@ fn place(from: &Path, to: &Path) -> Result<(), ModuleError> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(ModuleError::disk("remove", to, &e)),
         _ => {}
     }
-    fs::hard_link(from, to)
-        .or_else(|_| fs::copy(from, to).map(drop))
-        .map_err(|e| ModuleError::disk("copy", from, &e))
+    fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop)).map_err(|e| ModuleError::disk("copy", from, &e))
 }
 
 #[cfg(test)]

@@ -214,12 +214,7 @@ impl<R: Recipe> Method for OverData<'_, R> {
         Ok(measured)
     }
 
-    fn evaluate(
-        &self,
-        ctx: &mut RunContext,
-        model: &Decoder,
-        when: When,
-    ) -> Result<Option<Figures>, ModuleError> {
+    fn evaluate(&self, ctx: &mut RunContext, model: &Decoder, when: When) -> Result<Option<Figures>, ModuleError> {
         if self.data.eval.count() == 0 {
             return Ok(None);
         }

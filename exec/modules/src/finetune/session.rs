@@ -148,8 +148,19 @@ pub fn run<M: Method>(
         None => Course::default(),
     };
     let done = ctx.resume_step();
-    let mut session =
-        Session { done, saved_at: done, trainer, method, steps, log, before, course, best_weights, note: None, settings };
+    let mut session = Session {
+        done,
+        saved_at: done,
+        trainer,
+        method,
+        steps,
+        log,
+        before,
+        course,
+        best_weights,
+        note: None,
+        settings,
+    };
     let ended = session.train(ctx).and_then(|()| session.finish(ctx));
     if matches!(ended, Err(ModuleError::Cancelled)) {
         session.keep(ctx)?;
@@ -316,7 +327,8 @@ impl<M: Method> Session<'_, M> {
             self.save(ctx)?;
             checkpoints = ctx.publish_checkpoints()?;
             if self.settings.save_only_model {
-                checkpoints.retain(|output| output.path.ends_with(WEIGHTS) || output.path.ends_with(training_log::FILE));
+                checkpoints
+                    .retain(|output| output.path.ends_with(WEIGHTS) || output.path.ends_with(training_log::FILE));
             }
         }
         self.take_the_best(ctx)?;

@@ -170,8 +170,7 @@ fn settings_that_steer_a_run_are_typed() {
     };
     assert_eq!(training.lr_scheduler, falls);
     assert_eq!((training.neftune_noise_alpha, training.label_smoothing_factor), (Some(5.0), 0.1));
-    let evaluation =
-        Evaluation { interval: Interval::Steps(Span::Steps(20)), delay: 40.0, on_start: true };
+    let evaluation = Evaluation { interval: Interval::Steps(Span::Steps(20)), delay: 40.0, on_start: true };
     assert_eq!(training.evaluation, evaluation);
     let best = Best { metric: "mean_token_accuracy".into(), greater_is_better: true };
     assert_eq!((training.best, training.load_best_model_at_end), (Some(best), true));

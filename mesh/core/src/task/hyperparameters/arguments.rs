@@ -100,7 +100,12 @@ impl<'a> Arguments<'a> {
                 names => format!("an argument of {of}: {}", names.join(", ")),
             };
             let hint = nearest(name, self.asked.iter().copied()).map(|near| format!("did you mean `{near}`?"));
-            self.wrong.push(Wrong { name: name.clone(), found: format!("the unknown name {}", show(name)), expected, hint });
+            self.wrong.push(Wrong {
+                name: name.clone(),
+                found: format!("the unknown name {}", show(name)),
+                expected,
+                hint,
+            });
         }
         if self.wrong.is_empty() { Ok(value) } else { Err(self.wrong) }
     }
