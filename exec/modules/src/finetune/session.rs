@@ -197,7 +197,7 @@ impl<M: Method> Session<'_, M> {
             let report = self.method.step(ctx, &mut self.trainer)?;
             self.done += 1;
             let last = self.done == total;
-            let due = self.done % self.settings.logging_steps.max(1) == 0 || last;
+            let due = self.done.is_multiple_of(self.settings.logging_steps) || last;
             let tokens = report.num_tokens.saturating_sub(tokens_before);
             self.log.step(self.done, &report, tokens, self.steps.epoch(self.done), due)?;
             failpoint::reached("finetune.step");
@@ -210,8 +210,8 @@ impl<M: Method> Session<'_, M> {
             });
             let save_due = match self.settings.save {
                 Save::No => false,
-                Save::Steps(every) => self.done % every.max(1) == 0,
-                Save::Epoch => self.done % in_epoch == 0,
+                Save::Steps(every) => self.done.is_multiple_of(every),
+                Save::Epoch => self.done.is_multiple_of(in_epoch),
             };
             if save_due && !last {
                 self.save(ctx)?;
