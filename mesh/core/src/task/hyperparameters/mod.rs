@@ -109,6 +109,7 @@ pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems,
         read.values.insert(row.name.to_owned(), value);
     }
     together(task_type, &read, problems);
+    steering::tell_unused(task_type, &read, notes);
     read
 }
 
