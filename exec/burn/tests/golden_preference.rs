@@ -317,10 +317,9 @@ fn a_reward_adapter_goes_to_peft_names_and_back() {
     let config = LoraConfig {
         r: 2,
         lora_alpha: 4.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        target_modules: vec!["q_proj".into()],
+        target_modules: ["q_proj"].into(),
         modules_to_save: vec!["score".into()],
+        ..LoraConfig::default()
     };
     let mut model = small(Some(1));
     lora::attach(&mut model, &config, 3).expect("attach");
