@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::Write,
     path::{Path, PathBuf},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use mloc_burn::{objective::Figures, train::StepReport};
@@ -143,6 +143,11 @@ impl TrainingLog {
             line[format!("eval_{name}")] = Value::from(*value);
         }
         self.append(&line)
+    }
+
+    /// Leaves a stretch without steps out of the rate of tokens.
+    pub fn leave_out(&mut self, stretch: Duration) {
+        self.since += stretch;
     }
 
     /// Adds a line, and its figures to TensorBoard's file.
