@@ -59,6 +59,19 @@ fn its_pairs_are_told_apart_after_some_steps() {
 }
 
 #[test]
+fn its_packed_run_makes_what_it_asks_for() {
+    let mut spec = config("sft_packed.yaml");
+    spec.hyperparameters.insert("max_steps".into(), json!(2));
+    let bench = Bench::new(spec.clone(), inputs(&spec));
+    let output = bench.run();
+    let kinds: Vec<&str> = output.outputs.iter().map(|o| &*o.kind).collect();
+    for artifact in &spec.output.artifacts {
+        assert!(kinds.contains(&artifact.as_str()), "{artifact}: {kinds:?}");
+    }
+    assert!(output.summary["eval_loss_after"].is_number(), "{:?}", output.summary);
+}
+
+#[test]
 fn its_model_has_the_shape_that_its_pretraining_gives() {
     let spec = config("pretrain_quickstart.yaml");
     let shape = task::settings::Shape::of(&spec);
