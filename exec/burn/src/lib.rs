@@ -5,12 +5,16 @@
 //! ```text
 //! weights   a folder of safetensors (or a GGUF file) as named f32 tensors
 //! model     config.json -> a decoder; forward, and a backward pass written by hand
+//! quant     matrices in 4 bits, NF4 and FP4
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
-//! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
+//! loss_scale  keeps small gradients within the range of f16
+//! preference  DPO and reward models: losses over pairs of a chosen and a rejected answer
+//! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
+//! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! train     Trainer: step, save, resume, export
 //! generate  greedy and sampled continuation with a key-value cache
-//! export    model and adapter folders in Hugging Face's and PEFT's layout
+//! export    model folders in Hugging Face's layout, in shards where they are large, and GGUF files
 //! ```
 //!
 //! Deliberately absent: autodiff. The backward pass of the decoder is a page long, keeps only
@@ -24,8 +28,12 @@ pub mod formats;
 pub mod generate;
 pub mod lora;
 pub mod loss;
+pub mod loss_scale;
 pub mod model;
+pub mod objective;
 pub mod optim;
+pub mod preference;
+pub mod quant;
 pub mod random;
 pub mod schedule;
 pub mod train;

@@ -3,13 +3,16 @@
 //! A batch's logits over a vocabulary of 50,000 are its largest tensor by far. Here they exist for a few hundred
 //! positions at a time and only where there is a target; each chunk leaves behind three numbers and its gradient at
 //! the hidden states.
+//!
+//! With a label smoothing ε the target's share of the loss is 1 − ε, and ε is spread over the whole vocabulary of V
+//! tokens: (1 − ε)·(−log p_target) + ε/V·Σ −log p (Szegedy et al., arXiv 1512.00567; transformers' `LabelSmoother`).
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use crate::batch::{Batch, IGNORED};
 use crate::model::packed::int_tensor;
-use crate::model::parameter::host_values;
+use crate::model::parameter::{host_values, matrix};
 use crate::model::{Gradients, Packed, Parameter};
 
 /// The logits alive at a time hold at most this many elements (64 MiB in f32), in forward and again in backward.
@@ -62,11 +65,29 @@ impl std::ops::AddAssign for LossSums {
     }
 }
 
-/// Evaluates without gradients.
-pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> LossSums {
+/// What is known of one target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TargetFigures {
+    /// Its log-probability, in nats.
+    pub log_probability: f64,
+    /// The entropy of the predicted distribution, in nats.
+    pub entropy: f64,
+    /// Whether it has the highest logit.
+    pub correct: bool,
+}
+
+/// Each target by itself, in their order, without gradients.
+pub fn each(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> Vec<TargetFigures> {
+    chunks(hidden, head, targets, 0.0)
+        .flat_map(|chunk| chunk.figures().into_iter().map(|(figures, _)| figures))
+        .collect()
+}
+
+/// Evaluates without gradients, with a label smoothing (0 for none).
+pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, smoothing: f64) -> LossSums {
     let mut sums = LossSums::default();
-    for chunk in chunks(hidden, head, targets) {
-        sums += chunk.sums();
+    for chunk in chunks(hidden, head, targets, smoothing) {
+        sums += chunk.sums(smoothing);
     }
     sums
 }
@@ -77,27 +98,37 @@ pub fn backward(
     hidden: &Tensor<2>,
     head: &Parameter,
     targets: &Targets,
+    smoothing: f64,
     weight: f64,
     gradients: &mut Gradients,
 ) -> (LossSums, Tensor<2>) {
     let mut sums = LossSums::default();
     let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
-    for chunk in chunks(hidden, head, targets) {
-        sums += chunk.sums();
-        let Chunk { rows, hidden, ids, probabilities, .. } = chunk;
-        let [count, _] = probabilities.dims();
-        // d/dlogits of −log softmax = softmax − one-hot. The weight goes onto the narrow factors: one pass less over the
-        // widest tensor there is.
-        let minus = Tensor::full([count, 1], -1.0, &hidden.device());
-        let d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
-        if head.trainable {
-            gradients.add(&head.name, d_logits.clone().transpose().matmul(hidden.mul_scalar(weight)));
-        }
-        let d = d_logits.matmul(head.value.clone()).mul_scalar(weight);
-        // Each row occurs once, so adding to zero is placing.
-        d_hidden = d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add);
+    for chunk in chunks(hidden, head, targets, smoothing) {
+        sums += chunk.sums(smoothing);
+        d_hidden = chunk.backward(head, smoothing, |x| x.mul_scalar(weight), d_hidden, gradients);
     }
     (sums, d_hidden)
+}
+
+/// The gradient at `hidden` of `−Σ weight · log-probability`, with a weight for each target; adds the head's gradient if
+/// the head is trainable. What a loss over [`each`] target's log-probability needs, whatever it is.
+pub fn backward_each(
+    hidden: &Tensor<2>,
+    head: &Parameter,
+    targets: &Targets,
+    weights: &[f32],
+    gradients: &mut Gradients,
+) -> Tensor<2> {
+    let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
+    let mut rest = weights;
+    for chunk in chunks(hidden, head, targets, 0.0) {
+        let (own, others) = rest.split_at(chunk.rows.dims()[0]);
+        rest = others;
+        let column = matrix(own.to_vec(), &[own.len(), 1], &hidden.device());
+        d_hidden = chunk.backward(head, 0.0, |x| x * column.clone(), d_hidden, gradients);
+    }
+    d_hidden
 }
 
 struct Chunk {
@@ -105,28 +136,75 @@ struct Chunk {
     hidden: Tensor<2>,
     ids: Tensor<2, Int>,
     probabilities: Tensor<2>,
-    /// Per position: logit of the target, highest logit, highest probability, expected logit.
+    /// Per position: logit of the target, highest logit, highest probability, expected logit, and the mean logit where
+    /// labels are smoothed.
     columns: Tensor<2>,
 }
 
 impl Chunk {
-    fn sums(&self) -> LossSums {
-        let mut sums = LossSums::default();
-        for row in host_values(self.columns.clone()).as_chunks::<4>().0 {
-            let [target, highest, highest_probability, expected] = row.map(f64::from);
+    /// What is known of each target, and the mean of the log-probabilities of all tokens there where labels are smoothed.
+    fn figures(&self) -> Vec<(TargetFigures, f64)> {
+        let [_, width] = self.columns.dims();
+        let of = |row: &[f32]| {
+            let column = |index: usize| row.get(index).map_or(0.0, |value| f64::from(*value));
+            let [target, highest, highest_probability, expected, mean] = std::array::from_fn(column);
             // log Σ exp(logits): the highest probability is at least 1/vocabulary, so its logarithm is exact,
             // which the target's own probability would not be.
             let log_partition = highest - highest_probability.ln();
-            sums.loss += log_partition - target;
-            sums.entropy += log_partition - expected;
-            sums.correct += f64::from(u8::from(target >= highest));
+            let figures = TargetFigures {
+                log_probability: target - log_partition,
+                entropy: log_partition - expected,
+                correct: target >= highest,
+            };
+            (figures, mean - log_partition)
+        };
+        host_values(self.columns.clone()).chunks(width).map(of).collect()
+    }
+
+    fn sums(&self, smoothing: f64) -> LossSums {
+        let mut sums = LossSums::default();
+        for (target, all) in self.figures() {
+            sums.loss -= (1.0 - smoothing) * target.log_probability + smoothing * all;
+            sums.entropy += target.entropy;
+            sums.correct += f64::from(u8::from(target.correct));
             sums.targets += 1;
         }
         sums
     }
+
+    /// Puts the gradient at this chunk's hidden states into `d_hidden`; `weigh` multiplies a target's row by its weight.
+    fn backward(
+        self,
+        head: &Parameter,
+        smoothing: f64,
+        weigh: impl Fn(Tensor<2>) -> Tensor<2>,
+        d_hidden: Tensor<2>,
+        gradients: &mut Gradients,
+    ) -> Tensor<2> {
+        let Chunk { rows, hidden, ids, probabilities, .. } = self;
+        let [count, vocabulary] = probabilities.dims();
+        // d/dlogits of −log softmax = softmax − one-hot. The weight goes onto the narrow factors: one pass less over the
+        // widest tensor there is.
+        let minus = Tensor::full([count, 1], smoothing - 1.0, &hidden.device());
+        let mut d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
+        if smoothing > 0.0 {
+            d_logits = d_logits.sub_scalar(smoothing / vocabulary as f64);
+        }
+        if head.trainable {
+            gradients.add(&head.name, d_logits.clone().transpose().matmul(weigh(hidden)));
+        }
+        let d = weigh(d_logits.matmul(head.value.clone()));
+        // Each row occurs once, so adding to zero is placing.
+        d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add)
+    }
 }
 
-fn chunks<'a>(hidden: &'a Tensor<2>, head: &'a Parameter, targets: &'a Targets) -> impl Iterator<Item = Chunk> + 'a {
+fn chunks<'a>(
+    hidden: &'a Tensor<2>,
+    head: &'a Parameter,
+    targets: &'a Targets,
+    smoothing: f64,
+) -> impl Iterator<Item = Chunk> + 'a {
     let size = (CHUNK_ELEMENTS / head.shape[0].max(1)).max(1);
     let device = hidden.device();
     targets.rows.chunks(size).zip(targets.ids.chunks(size)).map(move |(rows, ids)| {
@@ -135,15 +213,14 @@ fn chunks<'a>(hidden: &'a Tensor<2>, head: &'a Parameter, targets: &'a Targets) 
         let hidden = hidden.clone().select(0, rows.clone());
         let logits = hidden.clone().matmul(head.value.clone().transpose());
         let probabilities = softmax(logits.clone(), 1);
-        let columns = Tensor::cat(
-            vec![
-                logits.clone().gather(1, ids.clone()),
-                logits.clone().max_dim(1),
-                probabilities.clone().max_dim(1),
-                (logits * probabilities.clone()).sum_dim(1),
-            ],
-            1,
-        );
-        Chunk { rows, hidden, ids, probabilities, columns }
+        let mean = (smoothing > 0.0).then(|| logits.clone().mean_dim(1));
+        let mut columns = vec![
+            logits.clone().gather(1, ids.clone()),
+            logits.clone().max_dim(1),
+            probabilities.clone().max_dim(1),
+            (logits * probabilities.clone()).sum_dim(1),
+        ];
+        columns.extend(mean);
+        Chunk { rows, hidden, ids, probabilities, columns: Tensor::cat(columns, 1) }
     })
 }

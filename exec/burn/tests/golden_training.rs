@@ -5,15 +5,14 @@ mod golden;
 use std::path::Path;
 
 use burn::tensor::Device;
-use golden::{Close, Expected, fixture, tensors};
+use golden::{Close, Expected, fixture, settings, tensors};
 use mloc_burn::batch::Batch;
 use mloc_burn::export::{Storage, write_model};
-use mloc_burn::lora::{self, LoraConfig};
+use mloc_burn::lora::{self, LoraConfig, Modules};
 use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig, Packed};
-use mloc_burn::optim::AdamWSettings;
-use mloc_burn::schedule::Schedule;
-use mloc_burn::train::{STATE_FILES, TrainError, TrainSettings, Trainer};
+use mloc_burn::objective::Figures;
+use mloc_burn::train::{STATE_FILES, TrainError, Trainer};
 use mloc_burn::weights::SafetensorsSource;
 
 fn base(family: &str) -> Decoder {
@@ -24,27 +23,6 @@ fn open(folder: &Path) -> Decoder {
     let config = DecoderConfig::from_folder(folder).expect("config");
     let source = SafetensorsSource::open_folder(folder).expect("weights");
     Decoder::load(config, &source, &Device::flex()).expect("model")
-}
-
-fn settings(expected: &Expected) -> TrainSettings {
-    let number = |key: &str| expected.number(&format!("/hyperparameters/{key}"));
-    TrainSettings {
-        schedule: Schedule {
-            kind: serde_json::from_value(expected.value("/hyperparameters/lr_scheduler_type").clone())
-                .expect("schedule"),
-            peak: number("learning_rate"),
-            warmup_steps: number("warmup_steps") as u64,
-            total_steps: number("max_steps") as u64,
-        },
-        adamw: AdamWSettings {
-            adam_beta1: number("adam_beta1"),
-            adam_beta2: number("adam_beta2"),
-            adam_epsilon: number("adam_epsilon"),
-            weight_decay: number("weight_decay"),
-        },
-        max_grad_norm: Some(number("max_grad_norm")),
-        seed: 42,
-    }
 }
 
 /// The micro-batches of each step.
@@ -66,8 +44,8 @@ fn follow(what: &str, trainer: &mut Trainer, expected: &Expected) {
         check("grad_norm", Close::relative(1e-2), report.grad_norm);
         check("learning_rate", Close::relative(1e-6), report.learning_rate);
         check("num_tokens", Close::absolute(0.0), report.num_tokens as f64);
-        check("mean_token_accuracy", Close::absolute(1e-6), report.mean_token_accuracy);
-        check("entropy", Close::absolute(2e-3), report.entropy);
+        check("mean_token_accuracy", Close::absolute(1e-6), report.figures["mean_token_accuracy"]);
+        check("entropy", Close::absolute(2e-3), report.figures["entropy"]);
     }
 }
 
@@ -176,8 +154,8 @@ fn a_resumed_run_equals_the_unbroken_run_bit_for_bit() {
                         lora_alpha: 8.0,
                         // Dropout, so that the random state matters.
                         lora_dropout: 0.2,
-                        use_rslora: false,
-                        target_modules: vec!["q_proj".into(), "down_proj".into()],
+                        target_modules: ["q_proj", "down_proj"].into(),
+                        ..LoraConfig::default()
                     };
                     lora::attach(&mut model, &config, 7).expect("attach");
                 }
@@ -219,8 +197,8 @@ fn a_step_that_was_interrupted_is_as_if_it_had_not_begun() {
             lora_alpha: 8.0,
             // Dropout, so that the random state matters.
             lora_dropout: 0.2,
-            use_rslora: false,
-            target_modules: vec!["q_proj".into()],
+            target_modules: ["q_proj"].into(),
+            ..LoraConfig::default()
         };
         lora::attach(&mut model, &config, 7).expect("attach");
         Trainer::new(model, settings(&expected))
@@ -250,8 +228,8 @@ fn a_step_without_a_target_has_plain_zeros_and_moves_nothing() {
     let before: Vec<Vec<f32>> = model.parameters().map(|p| p.to_vec()).collect();
     let mut trainer = Trainer::new(model, settings(&expected));
     let report = trainer.step(&[Batch::single(&[1, 2, 3])]).expect("step");
-    assert_eq!((report.num_targets, report.num_tokens), (0, 3));
-    for figure in [report.loss, report.grad_norm, report.mean_token_accuracy, report.entropy] {
+    assert_eq!((report.weight, report.num_tokens, &report.figures), (0.0, 3, &Figures::new()));
+    for figure in [report.loss, report.grad_norm, report.weight] {
         assert!(figure == 0.0 && figure.is_sign_positive(), "{report:?}");
     }
     assert!(trainer.model().parameters().map(|p| p.to_vec()).eq(before));
@@ -294,15 +272,14 @@ fn adapter_targets_are_checked_and_all_linear_is_spelled_out() {
     let config = |targets: &[&str]| LoraConfig {
         r: 2,
         lora_alpha: 2.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        target_modules: targets.iter().map(|t| t.to_string()).collect(),
+        target_modules: Modules::from_names(targets.iter().map(|t| t.to_string()).collect()),
+        ..LoraConfig::default()
     };
     let mut model = base("llama");
     lora::attach(&mut model, &config(&["all-linear"]), 1).expect("attach");
     assert_eq!(model.parameters().filter(|p| p.trainable).count(), 3 * 7 * 2);
     let written = model.adapter.expect("adapter").target_modules;
-    assert_eq!(written, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+    assert_eq!(written, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].into());
     let error = lora::attach(&mut base("llama"), &config(&["q_proj", "query"]), 1).expect_err("no such layer");
     assert_eq!(
         error.to_string(),

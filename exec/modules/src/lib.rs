@@ -4,26 +4,38 @@
 //! |---|---|
 //! | `echo` | `taskType: echo`, the line without a model |
 //! | `sft` | supervised fine-tuning, all weights or a LoRA adapter |
+//! | `rm` | a reward model from pairs of answers |
+//! | `dpo` | direct preference optimisation from pairs of answers |
 //! | `pretrain` | a tokenizer and a small Llama from nothing |
 //! | `command` | a program of the user's own |
+//! | `adapter` | what `model.adapter` and the precision come to: settings, how weights are held, what is computed in |
 //! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
-//! | `finetune` | the loop that both share, with its measurements before and after |
+//! | `finetune` | what all training shares: data, the loop with its log and checkpoints, measurements, artifacts |
 //! | `origin` | what a run began with: a resumed one must find the same data and model |
 //! | `plan` | which samples make which step |
+//! | `steering` | how a task's settings move the weights: schedule, optimizer, noise, smoothing |
 //! | `training_log` | `training_log.jsonl` |
+//! | `tensorboard` | its figures as a TensorBoard event file |
+//! | `model_card` | `README.md` beside the weights |
 //! | `measure` | how fast this machine multiplies |
 //!
 //! Deliberately absent: async, the network, and anything about nodes or the ledger.
 
+mod adapter;
 mod base_model;
 mod command;
+mod dpo;
 mod echo;
 mod finetune;
 mod measure;
+mod model_card;
 mod origin;
 mod plan;
 mod pretrain;
+mod rm;
 mod sft;
+mod steering;
+mod tensorboard;
 mod training_log;
 
 use std::{collections::BTreeSet, fmt::Display};
@@ -32,18 +44,17 @@ use mloc_exec::{Module, ModuleError, RunContext};
 
 pub use self::{
     command::{Command, sandbox::available as sandbox_available},
+    dpo::Dpo,
     echo::Echo,
     measure::{GpuCheck, check_gpu, measure_matmul},
     pretrain::Pretrain,
+    rm::Rm,
     sft::Sft,
 };
 
-/// What a node with this build offers beside the names of its modules.
-pub const FEATURES: [&str; 1] = [sft::LORA];
-
 /// Every module of this build.
 pub fn registry() -> &'static [&'static dyn Module] {
-    &[&Echo, &Sft, &Pretrain, &Command]
+    &[&Echo, &Sft, &Rm, &Dpo, &Pretrain, &Command]
 }
 
 /// What a node with this build offers: each module's name and what it adds.
@@ -66,9 +77,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_offered_is_said_once() {
+    fn what_is_offered_is_every_module_and_what_it_adds() {
         let names = registry().iter().map(|m| m.name().to_owned());
-        let said: BTreeSet<String> = names.chain(FEATURES.map(str::to_owned)).collect();
+        let said: BTreeSet<String> = names.chain(adapter::features()).collect();
         assert_eq!(features(), said);
+        assert!(said.contains("adapter:lora") && said.contains("adapter:qlora") && said.contains("precision:bf16"));
+        assert_eq!(said.contains("precision:fp16"), cfg!(feature = "cuda"));
     }
 }

@@ -12,6 +12,8 @@ pub struct Plan {
     accumulation: usize,
     order: DataOrder,
     seed: u64,
+    /// Tokens of each sample, where the order is by length.
+    lengths: Vec<u32>,
     /// The shuffled order of the epoch asked for last: shuffling a large data set anew at each step would cost more than
     /// some steps.
     shuffled: Option<(u64, Vec<usize>)>,
@@ -36,10 +38,21 @@ impl Plan {
             accumulation,
             order: settings.data_order,
             seed: settings.seed,
+            lengths: Vec::new(),
             shuffled: None,
             steps_per_epoch,
             total_steps,
         }
+    }
+
+    /// The same with the tokens of each sample, which an order by length goes by. Without them it is a shuffled one.
+    #[must_use]
+    pub fn with_lengths(mut self, lengths: Vec<u32>) -> Self {
+        // Four bytes a sample are not kept for nothing.
+        if self.order == DataOrder::GroupedByLength {
+            self.lengths = lengths;
+        }
+        self
     }
 
     /// Indices of the samples of each micro-batch of the step after `done` steps.
@@ -50,23 +63,38 @@ impl Plan {
         let to = (from + width).min(self.samples);
         let samples: Vec<usize> = match self.order {
             DataOrder::Given => (from..to).collect(),
-            DataOrder::Shuffled => self.order_of(epoch)[from..to].to_vec(),
+            DataOrder::Shuffled | DataOrder::GroupedByLength => self.order_of(epoch)[from..to].to_vec(),
         };
         samples.chunks(self.batch).map(<[usize]>::to_vec).collect()
     }
 
     fn order_of(&mut self, epoch: u64) -> &[usize] {
-        let (samples, seed) = (self.samples, self.seed);
+        let (samples, seed, width) = (self.samples, self.seed, self.batch * self.accumulation);
+        let by_length = self.order == DataOrder::GroupedByLength && self.lengths.len() == samples;
+        let order = || {
+            let shuffled = permutation(samples, seed, epoch);
+            if by_length { grouped(shuffled, &self.lengths, width) } else { shuffled }
+        };
         if self.shuffled.as_ref().is_some_and(|(of, _)| *of != epoch) {
             self.shuffled = None;
         }
-        &self.shuffled.get_or_insert_with(|| (epoch, permutation(samples, seed, epoch))).1
+        &self.shuffled.get_or_insert_with(|| (epoch, order())).1
     }
+}
 
-    /// Passes over the data after `done` steps.
-    pub fn epoch(&self, done: u64) -> f64 {
-        done as f64 / self.steps_per_epoch as f64
+/// Brings samples of like length together, as transformers' `LengthGroupedSampler` does: stretches of at most 50 steps of
+/// the shuffled order, and at least 4 of them where there is enough, are each sorted with the longest first; and the
+/// longest of all begins, so that what does not fit into memory shows at once. Only the shuffled order is our own.
+fn grouped(mut order: Vec<usize>, lengths: &[u32], width: usize) -> Vec<usize> {
+    let steps = (order.len() / (4 * width)).clamp(1, 50);
+    let stretch = steps * width;
+    order.chunks_mut(stretch).for_each(|part| part.sort_by_key(|sample| std::cmp::Reverse(lengths[*sample])));
+    let firsts = (0..order.len()).step_by(stretch);
+    // Of several that are longest the first, for `max_by_key` takes the last.
+    if let Some(longest) = firsts.rev().max_by_key(|at| lengths[order[*at]]) {
+        order.swap(0, longest);
     }
+    order
 }
 
 #[cfg(test)]
@@ -96,6 +124,42 @@ mod tests {
         assert_eq!(plan.step(2), [vec![8, 9], vec![10]]);
         let first = plan.step(0);
         assert_eq!(plan.step(3), first);
+    }
+
+    /// What `get_length_grouped_indices` of transformers 5.23.0 makes of this permutation, lengths and step.
+    #[test]
+    fn samples_of_like_length_come_together_as_in_the_reference() {
+        let lengths = [3, 9, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4];
+        let shuffled = vec![13, 2, 19, 7, 0, 5, 11, 4, 17, 9, 16, 1, 14, 3, 8, 10, 12, 6, 18, 15];
+        assert_eq!(
+            grouped(shuffled.clone(), &lengths, 2),
+            [5, 7, 2, 19, 13, 11, 4, 0, 1, 17, 9, 16, 14, 8, 10, 3, 12, 18, 15, 6]
+        );
+        assert_eq!(
+            grouped(shuffled, &lengths, 8),
+            [5, 11, 13, 7, 4, 2, 19, 0, 1, 14, 8, 10, 17, 9, 16, 3, 12, 18, 15, 6]
+        );
+    }
+
+    #[test]
+    fn an_order_by_length_takes_every_sample_once_an_epoch() {
+        let lengths: Vec<u32> = (0..103).map(|i| i * 37 % 50).collect();
+        let mut plan = Plan::new(103, &settings(4, 2, DataOrder::GroupedByLength)).with_lengths(lengths.clone());
+        let mut epoch = |e: u64| (0..13).flat_map(|s| plan.step(e * 13 + s)).flatten().collect::<Vec<_>>();
+        let (first, second) = (epoch(0), epoch(1));
+        assert_ne!(first, second);
+        assert_eq!(lengths[first[0]], 49, "the longest begins");
+        // Within a step lengths are near each other.
+        let spread = |order: &[usize]| {
+            let of =
+                |step: &[usize]| step.iter().map(|i| lengths[*i]).max().zip(step.iter().map(|i| lengths[*i]).min());
+            order.chunks(8).filter_map(of).map(|(most, least)| most - least).sum::<u32>()
+        };
+        assert!(2 * spread(&first) < spread(&permutation(103, 42, 0)));
+        for mut seen in [first, second] {
+            seen.sort_unstable();
+            assert_eq!(seen, (0..103).collect::<Vec<_>>());
+        }
     }
 
     #[test]

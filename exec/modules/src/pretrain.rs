@@ -1,7 +1,14 @@
 //! `taskType: pretrain`: a tokenizer trained on the data's texts, then a Llama of the given shape from random weights.
 
+use std::{
+    cell::Cell,
+    sync::{atomic::Ordering, mpsc},
+    thread,
+};
+
 use mloc_burn::{
     formats::{
+        dataset::{self, DatasetError},
         tokenizer::TextTokenizer,
         train_tokenizer::{self, TokenizerTraining},
     },
@@ -11,7 +18,17 @@ use mloc_core::task::settings::{Shape, Training};
 use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 use serde_json::json;
 
-use crate::{base_model, fatal, finetune};
+use crate::{
+    adapter, base_model, fatal,
+    finetune::{
+        artifacts,
+        data::{self, Form, Source},
+        examples::{self, Examples},
+        over_data::OverData,
+        session, start,
+    },
+    unless_stopping,
+};
 
 /// The module.
 pub struct Pretrain;
@@ -24,32 +41,66 @@ impl Module for Pretrain {
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, shape) = (Training::of(&spec), Shape::of(&spec));
-        finetune::check_settings(&settings)?;
         let device = base_model::open_device(ctx)?;
-        let rows = finetune::training_rows(ctx)?;
+        let formats = adapter::formats(ctx, None, settings.precision, &device)?;
         // Trained anew after a crash: the same texts give the same tokenizer.
-        let texts: Vec<String> = rows.iter().flat_map(|row| row.example.texts()).collect();
         let training = TokenizerTraining {
             vocab_size: shape.vocab_size,
             model_max_length: shape.max_position_embeddings,
             ..TokenizerTraining::default()
         };
-        let tokenizer = train_tokenizer::train(&texts, &training).map_err(fatal)?;
-        ctx.log(format!("tokenizer: {} tokens from {} texts", tokenizer.vocab_size(), texts.len()));
+        let tokenizer = tokenizer(ctx, &training)?;
+        let tokenizer = start::with_chat_template(ctx, tokenizer)?;
         ctx.check()?;
 
         let config = DecoderConfig::from_json(config(&shape, &tokenizer)).map_err(fatal)?;
         let mut model = Decoder::random(config, settings.seed, &device);
         model.train_all();
-        let data = finetune::data(ctx, &rows, &tokenizer, &settings)?;
-        drop(rows);
-        finetune::run(ctx, model, &tokenizer, &data, &settings, |ctx, model| {
-            let mut outputs = finetune::save_model(ctx, model)?;
-            outputs.extend(finetune::save_tokenizer(ctx, &tokenizer)?);
+        let data = examples::data(ctx, &tokenizer, &model, &settings)?;
+        model.set_compute(formats.compute);
+        model.checkpointing = settings.gradient_checkpointing;
+        let recipe = Examples::new(&tokenizer, &settings, |ctx, model| {
+            let mut outputs = artifacts::save_model(ctx, model, &tokenizer)?;
+            outputs.extend(artifacts::save_tokenizer(ctx, &tokenizer)?);
             Ok(outputs)
-        })
+        });
+        let method = OverData::new(ctx, recipe, data, &model, &tokenizer, &settings)?;
+        session::run(ctx, method, model, &settings)
     }
 }
+
+/// A tokenizer of the texts of the data, which are read on a thread of their own and taken from it one by one: they need
+/// not fit into memory.
+fn tokenizer(ctx: &mut RunContext, training: &TokenizerTraining) -> Result<TextTokenizer, ModuleError> {
+    let Source { path, options } = data::training_source(ctx, Form::Examples)?;
+    let stop = ctx.asked().stop;
+    let (send, receive) = mpsc::sync_channel(TEXTS_AHEAD);
+    let mut texts = 0u64;
+    let (read, trained) = thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            // Nobody takes the texts any more: then the tokenizer's own error is the one to be told.
+            let gone = Cell::new(false);
+            dataset::for_each(&path, &options, &mut |_| gone.get() || stop.load(Ordering::Relaxed), &mut |row| {
+                gone.set(row.example.texts().into_iter().any(|text| send.send(text).is_err()));
+                Ok(())
+            })
+        });
+        let trained = train_tokenizer::train(receive.into_iter().inspect(|_| texts += 1), training);
+        (reader.join(), trained)
+    });
+    let read = read.map_err(|_| ModuleError::Fatal("the thread that reads texts panicked".to_owned()))?;
+    ctx.check()?;
+    let tokenizer = match (read, trained) {
+        (Err(DatasetError::Interrupted), Err(error)) => return Err(fatal(error)),
+        (Err(error), _) => return Err(unless_stopping(ctx, error)),
+        (Ok(_), trained) => trained.map_err(fatal)?,
+    };
+    ctx.log(format!("tokenizer: {} tokens from {texts} texts", tokenizer.vocab_size()));
+    Ok(tokenizer)
+}
+
+/// Texts that are read before they are asked for.
+const TEXTS_AHEAD: usize = 64;
 
 /// The config.json of the model to be.
 fn config(shape: &Shape, tokenizer: &TextTokenizer) -> serde_json::Value {

@@ -1,16 +1,19 @@
 //! `training_log.jsonl`: one object a logged step, with the reference's names, and what of it must survive a crash.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Write,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant, SystemTime},
 };
 
-use mloc_burn::train::StepReport;
+use mloc_burn::{objective::Figures, train::StepReport};
 use mloc_exec::ModuleError;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::tensorboard;
 
 /// The file among the artifacts, and in each checkpoint.
 pub const FILE: &str = "training_log.jsonl";
@@ -18,13 +21,15 @@ pub const FILE: &str = "training_log.jsonl";
 const SUMS: &str = "log_sums.json";
 
 /// Sums since the last logged step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Sums {
     loss: f64,
-    targets: usize,
-    accuracy: f64,
-    entropy: f64,
-    steps: u64,
+    // Checkpoints of former versions count targets.
+    #[serde(alias = "targets")]
+    weight: f64,
+    /// The method's own figures: each one's sum, and the steps that had it.
+    #[serde(default)]
+    figures: BTreeMap<String, (f64, u64)>,
     /// Loss of the last logged line.
     last: Option<f64>,
 }
@@ -32,6 +37,8 @@ struct Sums {
 /// The log of a run.
 pub struct TrainingLog {
     path: PathBuf,
+    /// The same figures for TensorBoard.
+    events: PathBuf,
     sums: Sums,
     /// Begin of the stretch that tokens_per_second is of.
     since: Instant,
@@ -46,18 +53,20 @@ impl TrainingLog {
     /// # Errors
     /// Those of the disk, and a checkpoint's sums that can't be read.
     pub fn open(artifacts: &Path, checkpoint: Option<&Path>) -> Result<Self, ModuleError> {
-        let path = artifacts.join(FILE);
+        let (path, events) = (artifacts.join(FILE), artifacts.join(tensorboard::FILE));
         let mut sums = Sums::default();
         if let Some(from) = checkpoint {
-            let kept = from.join(FILE);
-            std::fs::copy(&kept, &path).map_err(|e| ModuleError::disk("copy", &kept, &e))?;
+            for (kept, copy) in [(from.join(FILE), &path), (from.join(tensorboard::FILE), &events)] {
+                std::fs::copy(&kept, copy).map_err(|e| ModuleError::disk("copy", &kept, &e))?;
+            }
             let file = from.join(SUMS);
             let text = std::fs::read(&file).map_err(|e| ModuleError::disk("read", &file, &e))?;
             sums = serde_json::from_slice(&text).map_err(|e| ModuleError::Fatal(format!("{}: {e}", file.display())))?;
         } else {
             File::create(&path).map_err(|e| ModuleError::disk("create", &path, &e))?;
+            tensorboard::begin(&events, unix_seconds())?;
         }
-        Ok(Self { path, sums, since: Instant::now(), tokens_since: 0, tokens_per_second: None })
+        Ok(Self { path, events, sums, since: Instant::now(), tokens_since: 0, tokens_per_second: None })
     }
 
     /// The loss of the last line, a resumed run's first lines included.
@@ -70,50 +79,91 @@ impl TrainingLog {
     /// # Errors
     /// Those of the disk.
     pub fn save(&self, folder: &Path) -> Result<(), ModuleError> {
-        std::fs::copy(&self.path, folder.join(FILE)).map_err(|e| ModuleError::disk("copy", &self.path, &e))?;
+        for (path, name) in [(&self.path, FILE), (&self.events, tensorboard::FILE)] {
+            std::fs::copy(path, folder.join(name)).map_err(|e| ModuleError::disk("copy", path, &e))?;
+        }
         let file = folder.join(SUMS);
         let text = serde_json::to_vec(&self.sums).map_err(|e| ModuleError::Fatal(e.to_string()))?;
         std::fs::write(&file, text).map_err(|e| ModuleError::disk("write", &file, &e))
     }
 
-    /// Takes a step in; writes a line when one is due.
+    /// Takes a step in; writes a line when one is due: loss and figures are means since the last line, a loss over the
+    /// weights of its steps.
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn step(&mut self, report: &StepReport, tokens: usize, epoch: f64, due: bool) -> Result<(), ModuleError> {
-        self.sums.loss += report.loss * report.num_targets as f64;
-        self.sums.targets += report.num_targets;
-        self.sums.accuracy += report.mean_token_accuracy;
-        self.sums.entropy += report.entropy;
-        self.sums.steps += 1;
-        self.tokens_since += tokens as u64;
+    pub fn step(
+        &mut self,
+        step: u64,
+        report: &StepReport,
+        tokens: u64,
+        epoch: f64,
+        due: bool,
+    ) -> Result<(), ModuleError> {
+        self.sums.loss += report.loss * report.weight;
+        self.sums.weight += report.weight;
+        for (name, value) in &report.figures {
+            let (sum, steps) = self.sums.figures.entry(name.clone()).or_default();
+            *sum += value;
+            *steps += 1;
+        }
+        self.tokens_since += tokens;
         if !due {
             return Ok(());
         }
-        let steps = self.sums.steps as f64;
-        let loss = if self.sums.targets == 0 { 0.0 } else { self.sums.loss / self.sums.targets as f64 };
+        let loss = if self.sums.weight == 0.0 { 0.0 } else { self.sums.loss / self.sums.weight };
         let rate = self.tokens_since as f64 / self.since.elapsed().as_secs_f64().max(1e-9);
-        let line = json!({
-            "step": report.step,
+        let mut line = json!({
+            "step": step,
             "epoch": (epoch * 1e4).round() / 1e4,
             "loss": loss,
             "grad_norm": report.grad_norm,
             "learning_rate": report.learning_rate,
             "num_tokens": report.num_tokens,
-            "mean_token_accuracy": self.sums.accuracy / steps,
-            "entropy": self.sums.entropy / steps,
             "tokens_per_second": (rate * 10.0).round() / 10.0,
             "peak_memory_bytes": peak_memory_bytes(),
         });
-        let mut file =
-            File::options().append(true).open(&self.path).map_err(|e| ModuleError::disk("open", &self.path, &e))?;
-        file.write_all(format!("{line}\n").as_bytes()).map_err(|e| ModuleError::disk("write", &self.path, &e))?;
+        for (name, (sum, steps)) in &self.sums.figures {
+            line[name.as_str()] = Value::from(sum / *steps as f64);
+        }
+        self.append(&line)?;
         self.tokens_per_second = Some(rate);
         self.sums = Sums { last: Some(loss), ..Sums::default() };
         self.since = Instant::now();
         self.tokens_since = 0;
         Ok(())
     }
+    /// Writes what an evaluation came to, each figure with `eval_` before its name, as a line of its own.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn evaluation(&mut self, step: u64, epoch: f64, figures: &Figures) -> Result<(), ModuleError> {
+        let mut line = json!({ "step": step, "epoch": (epoch * 1e4).round() / 1e4 });
+        for (name, value) in figures {
+            line[format!("eval_{name}")] = Value::from(*value);
+        }
+        self.append(&line)
+    }
+
+    /// Leaves a stretch without steps out of the rate of tokens.
+    pub fn leave_out(&mut self, stretch: Duration) {
+        self.since += stretch;
+    }
+
+    /// Adds a line, and its figures to TensorBoard's file.
+    fn append(&self, line: &Value) -> Result<(), ModuleError> {
+        let figures = line.as_object().into_iter().flatten().filter(|(name, _)| *name != "step");
+        let figures = figures.filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)));
+        tensorboard::add(&self.events, unix_seconds(), line["step"].as_u64().unwrap_or_default(), figures)?;
+        let mut file =
+            File::options().append(true).open(&self.path).map_err(|e| ModuleError::disk("open", &self.path, &e))?;
+        file.write_all(format!("{line}\n").as_bytes()).map_err(|e| ModuleError::disk("write", &self.path, &e))
+    }
+}
+
+/// When it is: what TensorBoard draws figures over, if it is asked to.
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Largest resident size of this process so far, in bytes; 0 where the system does not say.

@@ -5,7 +5,7 @@ mod bench;
 use std::{fs, path::Path};
 
 use bench::{Bench, golden, read_json, spec};
-use mloc_core::capability::Grant;
+use mloc_core::{capability::Grant, task::spec::TestSize};
 use mloc_exec::Inputs;
 use serde_json::{Value, json};
 
@@ -91,10 +91,22 @@ fn the_adapter() {
         bench.inputs.adapter = Some(golden("lora/llama/adapter_init"));
     });
     check("adapter without its settings", |bench, at| bench.inputs.adapter = Some(at.to_owned()));
-    check("adapter on 4-bit weights", |bench, _| {
+    check("adapter by a pattern that matches nothing", |bench, _| {
+        let mut adapter = adapter();
+        adapter["target_modules"] = json!(r".*\.attention\.(q|v)");
+        bench.spec = spec("sft", Some(adapter), settings());
+    });
+    check("module beside the adapter that is held in 4 bits", |bench, _| {
         let mut adapter = adapter();
         adapter["type"] = json!("qlora");
+        adapter["modules_to_save"] = json!(["down_proj"]);
         bench.spec = spec("sft", Some(adapter), settings());
+    });
+    check("model that is packed already", |_, at| {
+        let path = at.join("model/config.json");
+        let mut config = read_json(&path);
+        config["quantization_config"] = json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
+        fs::write(path, config.to_string()).expect("write");
     });
 }
 
@@ -111,6 +123,40 @@ fn the_data() {
         write(at, &format!("{rows}\n{rows}"));
         bench.spec.hyperparameters.insert("max_length".into(), json!(4));
     });
+    check("data under a name that is nearly right", |bench, at| {
+        write(at, r#"{"questions": "Up?", "answer": "Yes."}"#);
+        let columns = [("prompt", "question"), ("completion", "answer")];
+        let columns = columns.map(|(ours, theirs)| (ours.to_owned(), theirs.to_owned()));
+        bench.spec.dataset.as_mut().expect("data").columns = columns.into();
+    });
+    check("data of messages for a model without a chat template", |_, at| {
+        let path = at.join("model/tokenizer_config.json");
+        let mut config = read_json(&path);
+        config.as_object_mut().expect("object").remove("chat_template");
+        fs::write(path, config.to_string()).expect("write");
+        write(at, good);
+    });
+    check("answers alone of a template that marks none", |bench, at| {
+        write(at, good);
+        bench.spec.hyperparameters.insert("assistant_only_loss".into(), json!(true));
+    });
+    check("data with a token that the model has not", |_, at| {
+        let path = at.join("model/tokenizer_config.json");
+        let mut config = read_json(&path);
+        config["added_tokens_decoder"] = json!({"512": {"content": "<|new|>", "special": true}});
+        fs::write(path, config.to_string()).expect("write");
+        write(at, &format!("{good}\n{}", r#"{"text": "and now <|new|>"}"#));
+    });
+    check("data all held out", |bench, at| {
+        write(at, &format!("{good}\n{good}"));
+        bench.spec.dataset.as_mut().expect("data").test_size = Some(TestSize::Rows(2));
+    });
+    check("a gguf file of a tokenizer without a name there", |bench, at| {
+        let path = at.join("model/tokenizer.json");
+        let text = fs::read_to_string(&path).expect("read");
+        fs::write(path, text.replace("1,3}", "1,2}")).expect("write");
+        bench.spec.output.artifacts = vec!["gguf:q4_0".into()];
+    });
     check("data that is not there", |_, at| fs::remove_file(at.join("data.jsonl")).expect("remove"));
 }
 
@@ -126,11 +172,29 @@ fn the_device() {
 
 #[test]
 fn the_settings() {
-    check("half precision", |bench, _| {
-        bench.spec.hyperparameters.insert("bf16".into(), json!(true));
+    check("half precision on a processor", |bench, _| {
+        bench.spec.hyperparameters.insert("fp16".into(), json!(true));
     });
     check("a rate at which it diverges", |bench, _| {
         bench.spec.hyperparameters.insert("learning_rate".into(), json!(1e30));
         bench.spec.hyperparameters.insert("max_steps".into(), json!(3));
+    });
+    check("a rate at which it diverges after a checkpoint", |bench, _| {
+        for (name, value) in [("learning_rate", json!(1e30)), ("max_steps", json!(3)), ("save_steps", json!(1))] {
+            bench.spec.hyperparameters.insert(name.into(), value);
+        }
+    });
+    check("a metric that is not measured", |bench, at| {
+        bench.spec = spec("rm", Some(adapter()), settings());
+        let rows = r#"{"prompt": "Up?", "chosen": " Yes.", "rejected": " No."}"#;
+        fs::write(at.join("data.jsonl"), format!("{rows}\n{rows}\n")).expect("write");
+        bench.inputs.eval = bench.inputs.dataset.clone();
+        for (name, value) in [
+            ("eval_strategy", json!("epoch")),
+            ("load_best_model_at_end", json!(true)),
+            ("metric_for_best_model", json!("eval_bleu")),
+        ] {
+            bench.spec.hyperparameters.insert(name.into(), value);
+        }
     });
 }

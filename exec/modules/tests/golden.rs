@@ -85,7 +85,7 @@ fn a_lora_task_follows_the_reference_in_four_families() {
         }
         let mut kinds: Vec<&str> = output.outputs.iter().map(|o| &*o.kind).collect();
         kinds.dedup();
-        assert_eq!(kinds, ["training_logs", "adapter_weights", "tokenizer"], "{family}");
+        assert_eq!(kinds, ["training_logs", "adapter_weights", "tokenizer", "model_card"], "{family}");
         assert_eq!(output.summary["steps"], json!(10));
     }
 }

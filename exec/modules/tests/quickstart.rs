@@ -42,6 +42,36 @@ fn its_first_steps_bring_its_loss_down() {
 }
 
 #[test]
+fn its_pairs_are_told_apart_after_some_steps() {
+    for file in ["rm_quickstart.yaml", "dpo_quickstart.yaml"] {
+        let mut spec = config(file);
+        assert_eq!(spec.output.destination, None, "so that it can be run again");
+        for (name, value) in [("max_steps", json!(26)), ("logging_steps", json!(13)), ("warmup_steps", json!(0))] {
+            spec.hyperparameters.insert(name.into(), value);
+        }
+        spec.hyperparameters.insert("save_strategy".into(), json!("no"));
+        let bench = Bench::new(spec.clone(), inputs(&spec));
+        bench.run();
+        // The second time through the same pairs.
+        let losses: Vec<f64> = bench.log().iter().map(|line| line["loss"].as_f64().expect("loss")).collect();
+        assert!(losses.len() == 2 && losses[1] < 0.8 * losses[0], "{file}: {losses:?}");
+    }
+}
+
+#[test]
+fn its_packed_run_makes_what_it_asks_for() {
+    let mut spec = config("sft_packed.yaml");
+    spec.hyperparameters.insert("max_steps".into(), json!(2));
+    let bench = Bench::new(spec.clone(), inputs(&spec));
+    let output = bench.run();
+    let kinds: Vec<&str> = output.outputs.iter().map(|o| &*o.kind).collect();
+    for artifact in &spec.output.artifacts {
+        assert!(kinds.contains(&artifact.as_str()), "{artifact}: {kinds:?}");
+    }
+    assert!(output.summary["eval_loss_after"].is_number(), "{:?}", output.summary);
+}
+
+#[test]
 fn its_model_has_the_shape_that_its_pretraining_gives() {
     let spec = config("pretrain_quickstart.yaml");
     let shape = task::settings::Shape::of(&spec);

@@ -1,19 +1,22 @@
 //! Chat templates: from a list of messages to the text a model was trained on.
 //!
 //! Model authors write these templates for Python's Jinja2, with the settings of the reference library: `trim_blocks`,
-//! `lstrip_blocks`, loop controls, and the extra names `raise_exception`, `strftime_now`, `tojson` and
-//! `{% generation %}`. A byte of difference is a different prompt, so all of that is reproduced here.
+//! `lstrip_blocks`, loop controls, and the extra names `raise_exception`, `strftime_now`, `tojson` ([`json`]) and
+//! `{% generation %}`. A byte of difference is a different prompt, so all of that is reproduced here, and what the
+//! library does to messages first: keys that are null are as good as absent, and reasoning is found under any of its names.
+//!
+//! Its one liberty: the time of `strftime_now` is the caller's, in UTC, for a resumed run must see the same text.
 //!
 //! A template arrives with a downloaded model, so it is treated as hostile input: it can reach nothing but its
 //! arguments, and the work it may do is bounded.
 
+mod json;
+
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error as JinjaError, ErrorKind, Value, syntax::SyntaxConfig};
-use serde::Serialize;
-use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
+use minijinja::{Environment, Error as JinjaError, ErrorKind, Value, syntax::SyntaxConfig, value::ValueKind};
 
 /// The most work one rendering may do, in minijinja's unit (about one instruction or 64 bytes of data each).
 /// A conversation of a million characters needs a few per cent of it; a template that loops for ever stops in seconds.
@@ -36,6 +39,13 @@ pub enum TemplateError {
     Messages(String),
 }
 
+/// The names under which data has a message's reasoning. Templates read the first, some the second.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// Around what a generation block printed, while it is looked for. No text has them: Unicode keeps them for uses like this.
+const BEGINS: char = '\u{FDD0}';
+const ENDS: char = '\u{FDD1}';
+
 /// A conversation as templates see it: a list of `{role, content, …}` objects, and the tools on offer.
 ///
 /// Keys keep the order in which they were written, because templates print tool definitions as JSON and the model
@@ -44,6 +54,8 @@ pub enum TemplateError {
 pub struct Conversation {
     messages: Vec<Value>,
     tools: Option<Value>,
+    /// Names of the template's own, such as `enable_thinking`.
+    variables: Vec<(String, Value)>,
 }
 
 impl Conversation {
@@ -53,7 +65,7 @@ impl Conversation {
             .into_iter()
             .map(|(role, content)| Value::from_pairs([("role", role), ("content", content)]))
             .collect();
-        Self { messages, tools: None }
+        Self { messages, tools: None, variables: Vec::new() }
     }
 
     /// Reads a JSON list of messages. Each must be an object with a string `role`.
@@ -70,19 +82,20 @@ impl Conversation {
     /// # Errors
     /// [`TemplateError::Messages`] says which message is wrong and how.
     pub fn from_value(value: &Value) -> Result<Self, TemplateError> {
-        use minijinja::value::ValueKind;
         let wrong = |text: String| Err(TemplateError::Messages(text));
         if value.kind() != ValueKind::Seq {
             return wrong(format!("expected a list of messages, found {}", plain_kind(value)));
         }
-        let messages: Vec<Value> = value.try_iter().map_err(|e| TemplateError::Messages(e.to_string()))?.collect();
-        if messages.is_empty() {
+        let listed: Vec<Value> = value.try_iter().map_err(|e| TemplateError::Messages(e.to_string()))?.collect();
+        if listed.is_empty() {
             return wrong("the list is empty".into());
         }
-        for (index, message) in messages.iter().enumerate() {
+        let mut messages = Vec::with_capacity(listed.len());
+        for (index, message) in listed.iter().enumerate() {
             if message.kind() != ValueKind::Map {
                 return wrong(format!("message {index} is {}, expected an object", plain_kind(message)));
             }
+            let message = normalised(message);
             let role = message.get_attr("role").unwrap_or_default();
             if role.as_str().is_none() {
                 return wrong(format!("message {index} has no `role` that is a string"));
@@ -92,12 +105,13 @@ impl Conversation {
             if matches!(content.kind(), ValueKind::Number | ValueKind::Bool | ValueKind::Map) {
                 return wrong(format!("message {index}: `content` is {}, expected a string", plain_kind(&content)));
             }
-            let calls = message.get_attr("tool_calls").unwrap_or_default();
-            if content.is_undefined() && calls.is_undefined() {
+            let says = |name: &str| !message.get_attr(name).unwrap_or_default().is_undefined();
+            if !["content", "tool_calls"].iter().chain(&REASONING).any(|name| says(name)) {
                 return wrong(format!("message {index} has no `content`"));
             }
+            messages.push(message);
         }
-        Ok(Self { messages, tools: None })
+        Ok(Self { messages, tools: None, variables: Vec::new() })
     }
 
     /// Adds the tools a template may describe to the model: a JSON list of function definitions.
@@ -117,11 +131,27 @@ impl Conversation {
         self
     }
 
+    /// Adds names that the template may read, such as `enable_thinking`; they win over those that are always there.
+    #[must_use]
+    pub fn with_variables(mut self, variables: Vec<(String, Value)>) -> Self {
+        self.variables = variables;
+        self
+    }
+
+    /// Whether tools are on offer, be it an empty list of them.
+    pub fn has_tools(&self) -> bool {
+        self.tools.is_some()
+    }
+
     /// This conversation with `more` after it; the tools stay.
     #[must_use]
     pub fn followed_by(&self, more: &Conversation) -> Self {
         let messages = self.messages.iter().chain(&more.messages).cloned().collect();
-        Self { messages, tools: self.tools.clone() }
+        self.saying(messages)
+    }
+
+    fn saying(&self, messages: Vec<Value>) -> Self {
+        Self { messages, tools: self.tools.clone(), variables: self.variables.clone() }
     }
 
     /// Takes the last message off: (all before it, it). None when nothing would be left before it.
@@ -130,8 +160,19 @@ impl Conversation {
         if before.is_empty() {
             return None;
         }
-        let before = Self { messages: before.to_vec(), tools: self.tools.clone() };
-        Some((before, Self { messages: vec![last.clone()], tools: None }))
+        let last = Self { messages: vec![last.clone()], tools: None, variables: Vec::new() };
+        Some((self.saying(before.to_vec()), last))
+    }
+
+    /// How many messages two conversations begin with alike.
+    pub fn common_start(&self, other: &Self) -> usize {
+        self.messages.iter().zip(&other.messages).take_while(|(mine, its)| mine == its).count()
+    }
+
+    /// The first `count` messages with the tools, and the others.
+    pub fn split_at(&self, count: usize) -> (Self, Self) {
+        let (first, rest) = self.messages.split_at(count.min(self.messages.len()));
+        (self.saying(first.to_vec()), Self { messages: rest.to_vec(), tools: None, variables: Vec::new() })
     }
 
     /// The role of the last message, empty when there is none.
@@ -156,13 +197,29 @@ impl Conversation {
     }
 }
 
+/// A message as the reference library hands it to a template.
+fn normalised(message: &Value) -> Value {
+    let keys = message.try_iter().into_iter().flatten();
+    let named = |key: Value| (key.to_string(), message.get_item(&key).unwrap_or_default());
+    let mut kept: Vec<(String, Value)> = keys.map(named).filter(|(_, value)| !value.is_none()).collect();
+    let find = |kept: &[(String, Value)], name: &str| kept.iter().find(|(key, _)| key == name).map(|(_, v)| v.clone());
+    let [first, second, _] = REASONING;
+    if let Some(reasoning) = REASONING.iter().find_map(|name| find(&kept, name)) {
+        for name in [second, first] {
+            if find(&kept, name).is_none() {
+                kept.push((name.to_owned(), reasoning.clone()));
+            }
+        }
+    }
+    Value::from_pairs(kept)
+}
+
 fn role_of(message: &Value) -> String {
     message.get_attr("role").ok().and_then(|r| r.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// JSON's own words for what was found.
 pub(super) fn plain_kind(value: &Value) -> &'static str {
-    use minijinja::value::ValueKind;
     match value.kind() {
         ValueKind::Undefined => "nothing",
         ValueKind::None => "null",
@@ -184,11 +241,17 @@ pub struct RenderOptions {
     pub now_unix: i64,
 }
 
+/// The template as it prints, and as it also marks what is to be generated.
+const PLAIN: &str = "chat";
+const MARKED: &str = "marked";
+
 /// A compiled chat template. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     source: Arc<str>,
     env: Arc<Environment<'static>>,
+    /// Whether it says which part of a text the model is to generate.
+    marks_answers: bool,
 }
 
 impl ChatTemplate {
@@ -203,18 +266,27 @@ impl ChatTemplate {
         env.set_fuel(Some(RENDER_FUEL));
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.add_filter("tojson", tojson);
+        env.add_filter("tojson", json::tojson);
+        env.add_filter("mloc_generation", |text: String| format!("{BEGINS}{text}{ENDS}"));
         env.add_function("raise_exception", |text: String| -> Result<Value, JinjaError> {
             Err(JinjaError::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised(text)))
         });
-        let plain = without_generation_tags(source);
-        env.add_template_owned("chat", plain).map_err(|e| TemplateError::Syntax(one_line(&e)))?;
-        Ok(Self { source: source.into(), env: Arc::new(env) })
+        let (plain, marks_answers) = generation_tags_as(source, "if true", "endif");
+        let (marked, _) = generation_tags_as(source, "filter mloc_generation", "endfilter");
+        for (name, source) in [(PLAIN, plain), (MARKED, marked)] {
+            env.add_template_owned(name, source).map_err(|e| TemplateError::Syntax(one_line(&e)))?;
+        }
+        Ok(Self { source: source.into(), env: Arc::new(env), marks_answers })
     }
 
     /// The source as it was given, for writing it back.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// Whether it has a `{% generation %}` block, so that [`Self::render_marked`] finds answers.
+    pub fn marks_answers(&self) -> bool {
+        self.marks_answers
     }
 
     /// Renders a conversation. `special` holds the tokenizer's special tokens by name (`bos_token`, `eos_token`, …).
@@ -227,6 +299,48 @@ impl ChatTemplate {
         special: &BTreeMap<String, String>,
         options: RenderOptions,
     ) -> Result<String, TemplateError> {
+        self.render_as(PLAIN, conversation, special, options)
+    }
+
+    /// As [`Self::render`], and which characters of the text `{% generation %}` blocks printed, in order.
+    ///
+    /// # Errors
+    /// As [`Self::render`]; and [`TemplateError::Messages`] for a text with one of the two characters that mark the
+    /// blocks, which Unicode reserves as no characters.
+    pub fn render_marked(
+        &self,
+        conversation: &Conversation,
+        special: &BTreeMap<String, String>,
+        options: RenderOptions,
+    ) -> Result<(String, Vec<Range<usize>>), TemplateError> {
+        let plain = self.render_as(PLAIN, conversation, special, options)?;
+        if let Some(found) = plain.chars().find(|c| [BEGINS, ENDS].contains(c)) {
+            let text = format!("U+{:04X} is no character, and answers cannot be told apart with it", u32::from(found));
+            return Err(TemplateError::Messages(text));
+        }
+        let marked = self.render_as(MARKED, conversation, special, options)?;
+        let mut text = String::with_capacity(marked.len());
+        let (mut at, mut began, mut answers) = (0, None, Vec::new());
+        for c in marked.chars() {
+            match c {
+                BEGINS => began = Some(at),
+                ENDS => answers.extend(began.take().map(|from| from..at)),
+                c => {
+                    text.push(c);
+                    at += 1;
+                }
+            }
+        }
+        Ok((text, answers))
+    }
+
+    fn render_as(
+        &self,
+        name: &str,
+        conversation: &Conversation,
+        special: &BTreeMap<String, String>,
+        options: RenderOptions,
+    ) -> Result<String, TemplateError> {
         let now = options.now_unix;
         let strftime = Value::from_function(move |format: String| strftime(now, &format));
         let mut names: Vec<(String, Value)> = special.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
@@ -235,7 +349,8 @@ impl ChatTemplate {
         names.push(("documents".into(), Value::from(())));
         names.push(("add_generation_prompt".into(), options.add_generation_prompt.into()));
         names.push(("strftime_now".into(), strftime));
-        let template = self.env.get_template("chat").map_err(|e| TemplateError::Failed(one_line(&e)))?;
+        names.extend(conversation.variables.iter().cloned());
+        let template = self.env.get_template(name).map_err(|e| TemplateError::Failed(one_line(&e)))?;
         template.render(Value::from_pairs(names)).map_err(|e| match raised(&e) {
             Some(text) => TemplateError::Refused(text),
             None => TemplateError::Failed(one_line(&e)),
@@ -263,108 +378,34 @@ fn one_line(error: &JinjaError) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
-/// `{% generation %}` marks the assistant's part for loss masks and prints nothing: a branch always taken does the
-/// same, and keeps what the tag does to the white space around it.
-fn without_generation_tags(source: &str) -> String {
+/// `{% generation %}` is no tag of this engine: it is put as another pair of tags, which keeps what the pair does to the
+/// white space around it. As a branch always taken it prints its content, as a filter it marks it. Also says whether there
+/// was one.
+fn generation_tags_as(source: &str, begin: &str, end: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
+    let mut found = false;
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            out.push_str(tag);
-            return out;
+        let Some(close) = tag.find("%}") else {
+            rest = tag;
+            break;
         };
-        let (tag, after) = tag.split_at(end + 2);
+        let (tag, after) = tag.split_at(close + 2);
         let word = tag.trim_start_matches(['{', '%', '-', '+']).trim_end_matches(['}', '%', '-', '+']).trim();
         match word {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
+            "generation" => {
+                found = true;
+                out.push_str(&tag.replace("generation", begin));
+            }
+            "endgeneration" => out.push_str(&tag.replace("endgeneration", end)),
             _ => out.push_str(tag),
         }
         rest = after;
     }
     out.push_str(rest);
-    out
-}
-
-/// Python's `json.dumps` as the reference library calls it: no escaping for HTML, `", "` and `": "` between items,
-/// text other than ASCII left alone.
-fn tojson(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Value, JinjaError> {
-    let indent = match indent {
-        Some(n) => Some(n),
-        None => options.get::<Option<usize>>("indent")?,
-    };
-    let ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    let sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    let separators = options.get::<Option<Vec<String>>>("separators")?;
-    options.assert_all_used()?;
-    let text = match (indent, separators.as_deref()) {
-        // A thousand spaces an indent is past any use and would only cost memory.
-        (Some(n), _) => json(value, sort_keys, PrettyFormatter::with_indent(" ".repeat(n.min(1000)).as_bytes())),
-        (None, Some([item, key])) if item == "," && key == ":" => json(value, sort_keys, CompactFormatter),
-        (None, None) => json(value, sort_keys, PythonFormatter),
-        (None, Some(other)) => {
-            let text = format!("tojson separators {other:?} are not supported, only (',', ':')");
-            return Err(JinjaError::new(ErrorKind::InvalidOperation, text));
-        }
-    };
-    let text = text.map_err(|e| JinjaError::new(ErrorKind::InvalidOperation, format!("tojson: {e}")))?;
-    Ok(Value::from(if ensure_ascii { ascii_only(&text) } else { text }))
-}
-
-fn json(value: &Value, sort_keys: bool, formatter: impl Formatter) -> Result<String, serde_json::Error> {
-    let mut out = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
-    if sort_keys {
-        sorted(serde_json::to_value(value)?).serialize(&mut serializer)?;
-    } else {
-        value.serialize(&mut serializer)?;
-    }
-    String::from_utf8(out).map_err(serde::ser::Error::custom)
-}
-
-/// Rebuilds every object in key order, whichever map serde_json was compiled with.
-fn sorted(value: serde_json::Value) -> serde_json::Value {
-    match value {
-        serde_json::Value::Object(map) => {
-            let ordered: BTreeMap<String, serde_json::Value> = map.into_iter().collect();
-            serde_json::Value::Object(ordered.into_iter().map(|(k, v)| (k, sorted(v))).collect())
-        }
-        serde_json::Value::Array(items) => serde_json::Value::Array(items.into_iter().map(sorted).collect()),
-        other => other,
-    }
-}
-
-fn ascii_only(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_ascii() {
-            out.push(c);
-        } else {
-            for unit in c.encode_utf16(&mut [0; 2]) {
-                out.push_str(&format!("\\u{unit:04x}"));
-            }
-        }
-    }
-    out
-}
-
-/// One line, a space after every comma and colon.
-struct PythonFormatter;
-
-impl Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
-        out.write_all(b": ")
-    }
+    (out, found)
 }
 
 const MONTHS: [&str; 12] = [
@@ -464,7 +505,18 @@ mod tests {
             render("{{ messages[0].content[-1] | tojson(ensure_ascii=true) }}", &hello()).unwrap(),
             "\"\\u00e9\""
         );
-        assert_eq!(render("{{ [1, true, none] | tojson(separators=(',', ':')) }}", &hello()).unwrap(), "[1,true,null]");
+        let cases = [
+            ("{{ [1, true, none] | tojson(separators=(',', ':')) }}", "[1,true,null]"),
+            ("{{ [1, {'a': 1e-7}] | tojson(separators=(' ; ', '=')) }}", "[1 ; {\"a\"=1e-07}]"),
+            (
+                "{{ {'b': [], 'a': [1, {'c': {}}]} | tojson(indent='\t') }}",
+                "{\n\t\"b\": [],\n\t\"a\": [\n\t\t1,\n\t\t{\n\t\t\t\"c\": {}\n\t\t}\n\t]\n}",
+            ),
+            ("{{ [1, [2, 3], {}] | tojson(indent=0) }}", "[\n1,\n[\n2,\n3\n],\n{}\n]"),
+        ];
+        for (source, want) in cases {
+            assert_eq!(render(source, &hello()).unwrap(), want, "{source}");
+        }
         assert_eq!(
             render("{{ {'b': 1, 'a': [2]} | tojson(indent=2) }}", &hello()).unwrap(),
             "{\n  \"b\": 1,\n  \"a\": [\n    2\n  ]\n}"
@@ -494,6 +546,40 @@ mod tests {
     fn a_generation_block_prints_its_content() {
         let source = "{% for m in messages %}{%- generation %}\n{{ m.role }}{% endgeneration -%}  {% endfor %}";
         assert_eq!(render(source, &hello()).unwrap(), "userassistant");
+    }
+
+    #[test]
+    fn answers_are_found_where_generation_blocks_printed_them() {
+        let source = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}{% generation %}{{ m.content }}</s>\n\
+                      {%- endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+        let template = ChatTemplate::new(source).unwrap();
+        assert!(template.marks_answers());
+        let talk = Conversation::from_turns([("user", "é?"), ("assistant", "ñ!"), ("user", "x"), ("assistant", "")]);
+        let marked = |talk: &Conversation| {
+            template.render_marked(talk, &BTreeMap::new(), RenderOptions { add_generation_prompt: false, now_unix: 0 })
+        };
+        let (text, answers) = marked(&talk).unwrap();
+        assert_eq!(text, template.render(&talk, &BTreeMap::new(), RenderOptions::default()).unwrap());
+        let chars: Vec<char> = text.chars().collect();
+        let said: Vec<String> = answers.into_iter().map(|range| chars[range].iter().collect()).collect();
+        assert_eq!(said, ["ñ!</s>", "</s>"]);
+        let forged = Conversation::from_turns([("user", "\u{FDD0}all of it\u{FDD1}"), ("assistant", "a")]);
+        let error = marked(&forged).unwrap_err().to_string();
+        assert_eq!(error, "messages: U+FDD0 is no character, and answers cannot be told apart with it");
+        assert!(!ChatTemplate::new("{{ messages[0].content }}").unwrap().marks_answers());
+    }
+
+    #[test]
+    fn messages_are_those_that_the_reference_library_hands_over() {
+        let json = r#"[{"role": "user", "name": null, "content": "q"},
+                       {"role": "assistant", "content": null, "thinking": "hm", "tool_calls": [{"name": "f"}]}]"#;
+        let talk = Conversation::from_json(json).unwrap();
+        let source =
+            "{{ messages[0] | tojson }} {{ messages[1].content is defined }} {{ messages[1].reasoning_content }}";
+        assert_eq!(render(source, &talk).unwrap(), "{\"role\": \"user\", \"content\": \"q\"} False hm");
+        let talk = talk.with_variables(vec![("enable_thinking".into(), false.into())]);
+        assert_eq!(render("{{ enable_thinking is defined and not enable_thinking }}", &talk).unwrap(), "True");
+        assert_eq!(render("{{ enable_thinking is defined }} {{ documents }}", &hello()).unwrap(), "False None");
     }
 
     #[test]

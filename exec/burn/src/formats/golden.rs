@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::chat_template::{Conversation, RenderOptions};
-use super::dataset::{IGNORED, LoadOptions, TokenizeOptions, TokenizedExample, load, tokenize_all};
+use super::dataset::{IGNORED, LoadOptions, TokenizeOptions, TokenizedExample, Truncation, load, tokenize_all};
 use super::gguf::{GgufFile, GgufModel, testing::GgufWriter};
 use super::tokenizer::{TextStream, TextTokenizer};
 
@@ -86,6 +86,44 @@ fn chats() {
     }
 }
 
+/// `tests/fixtures/data/chat/make.py` rendered these with the reference library: tools, documents, dates, generation blocks.
+#[test]
+fn chats_with_all_that_templates_may_use() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/data/chat/cases.json");
+    let text = std::fs::read(path).unwrap();
+    let cases: Vec<Value> = serde_json::from_slice(&text).unwrap();
+    // Once more, with the keys in the order in which they stand there.
+    let ordered: Vec<minijinja::Value> = serde_json::from_slice(&text).unwrap();
+    assert!(cases.len() >= 8);
+    for (case, ordered) in cases.iter().zip(ordered) {
+        let part = |name: &str| ordered.get_attr(name).unwrap();
+        let (name, family) = (&case["name"], case["family"].as_str().unwrap());
+        let tokenizer = tokenizer(family).with_chat_template(case["template"].as_str().unwrap()).unwrap();
+        let mut talk = Conversation::from_value(&part("messages")).unwrap();
+        if !case["tools"].is_null() {
+            talk = talk.with_tools(part("tools"));
+        }
+        let names = case["variables"].as_object().unwrap().keys();
+        let mut variables: Vec<(String, minijinja::Value)> =
+            names.map(|name| (name.clone(), part("variables").get_attr(name).unwrap())).collect();
+        if !case["documents"].is_null() {
+            variables.push(("documents".into(), part("documents")));
+        }
+        let talk = talk.with_variables(variables);
+        // 2024-07-26.
+        let options = RenderOptions {
+            add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
+            now_unix: 1_721_952_000,
+        };
+        assert_eq!(tokenizer.render_chat(&talk, options).unwrap(), case["text"].as_str().unwrap(), "{name} {family}");
+        let (tokens, marked) = tokenizer.encode_chat_marked(&talk, options).unwrap();
+        assert_eq!(tokens, ids(&case["ids"]), "{name} {family}");
+        assert_eq!(tokens, tokenizer.encode_chat(&talk, options).unwrap());
+        let masks: Vec<bool> = ids(&case["assistant_masks"]).iter().map(|mask| *mask == 1).collect();
+        assert_eq!(marked, masks, "{name} {family}");
+    }
+}
+
 #[test]
 fn special_tokens_and_saved_copies() {
     for family in FAMILIES {
@@ -140,7 +178,7 @@ fn training_rows() {
             assert_eq!(&ours.examples[index % ours.examples.len()], want, "{family}, row {index}");
         }
         let targets: usize = ours.examples.iter().map(TokenizedExample::num_targets).sum();
-        assert!(targets > 0 && ours.without_target == 0);
+        assert!(targets > 0 && ours.counts.without_target == 0);
     }
 }
 
@@ -309,6 +347,100 @@ fn plain_text_gets_the_models_begin_and_end() {
     );
 
     let cut = all(TokenizeOptions { max_length: Some(4), ..Default::default() });
-    assert_eq!((cut.truncated, cut.without_target), (3, 1));
+    assert_eq!((cut.counts.truncated, cut.counts.without_target), (3, 1));
     assert_eq!(cut.examples[0].input_ids, plain.input_ids[..4]);
+}
+
+#[test]
+fn the_assistants_words_alone_are_learnt_where_the_template_marks_them() {
+    let rows = |rows: &[Value]| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("rows.jsonl");
+        std::fs::write(&file, rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")).unwrap();
+        load(&file, &LoadOptions::default(), &|| false).unwrap()
+    };
+    let talk = json!([
+        { "role": "user", "content": "one" }, { "role": "assistant", "content": "two" },
+        { "role": "user", "content": "three" }, { "role": "assistant", "content": "four" },
+    ]);
+    let plain = tokenizer("llama");
+    let options = TokenizeOptions { assistant_only: true, ..TokenizeOptions::default() };
+    let error =
+        tokenize_all(&rows(&[json!({ "messages": talk })]), &plain, options, &|| false).unwrap_err().to_string();
+    assert!(error.contains("it has no `{% generation %}` block (hint: give a template with"), "{error}");
+
+    let marking = "{% for m in messages %}{{ m.role }}|{% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
+                   <|eot_id|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}";
+    let tokenizer = plain.with_chat_template(marking).unwrap();
+    let learnt = |row: Value, options| {
+        let all = tokenize_all(&rows(&[row]), &tokenizer, options, &|| false).unwrap();
+        let labels = all.examples[0].labels.iter().filter(|label| **label != IGNORED);
+        tokenizer.decode(&labels.map(|label| *label as u32).collect::<Vec<_>>(), false).unwrap()
+    };
+    assert_eq!(learnt(json!({ "messages": talk }), options), "two<|eot_id|>four<|eot_id|>");
+    let (prompt, completion) = (json!(talk.as_array().unwrap()[..3]), json!([talk[3]]));
+    let pair = json!({ "prompt": prompt, "completion": completion });
+    assert_eq!(learnt(pair.clone(), options), "four<|eot_id|>");
+    // What is given may be learnt too, but only the assistant's words of it.
+    let all = TokenizeOptions { completion_only: Some(false), ..options };
+    assert_eq!(learnt(pair, all), "two<|eot_id|>four<|eot_id|>");
+
+    let refused = |row: Value| tokenize_all(&rows(&[row]), &tokenizer, options, &|| false).unwrap_err().to_string();
+    let error = refused(json!({ "messages": [{ "role": "user", "content": "alone" }] }));
+    assert!(error.ends_with("marks no token of this row as the assistant's"), "{error}");
+    let error = refused(json!({ "text": "plain" }));
+    assert!(error.ends_with("assistant_only_loss is for messages, and this row is text"), "{error}");
+}
+
+#[test]
+fn alpacas_rows_take_the_models_own_format_or_alpacas() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rows.jsonl");
+    let row = json!({ "instruction": "Add.", "input": "1 and 2", "output": "3" });
+    std::fs::write(&file, row.to_string()).unwrap();
+    let rows = load(&file, &LoadOptions::default(), &|| false).unwrap();
+    let texts = |tokenizer: &TextTokenizer| {
+        let all = tokenize_all(&rows, tokenizer, TokenizeOptions::default(), &|| false).unwrap();
+        let example = &all.examples[0];
+        let learnt = example.labels.iter().filter(|label| **label != IGNORED).map(|label| *label as u32);
+        let learnt: Vec<u32> = learnt.collect();
+        (tokenizer.decode(&example.input_ids, true).unwrap(), tokenizer.decode(&learnt, true).unwrap())
+    };
+    let chat = tokenizer("qwen2");
+    let talk = Conversation::from_turns([("user", "Add.\n\n1 and 2"), ("assistant", "3")]);
+    let ids = chat.encode_chat(&talk, RenderOptions::default()).unwrap();
+    let (text, learnt) = texts(&chat);
+    assert_eq!((text, learnt.trim()), (chat.decode(&ids, true).unwrap(), "3"));
+
+    let json = std::fs::read(golden("models/qwen2/tokenizer.json")).unwrap();
+    let without = TextTokenizer::from_parts(&json, serde_json::Map::new()).unwrap();
+    let (text, learnt) = texts(&without);
+    let want = "Below is an instruction that describes a task, paired with an input that provides further context. Write a \
+                response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 and 2\n\n### \
+                Response:\n3";
+    assert_eq!((text.as_str(), learnt.as_str()), (want, "3"));
+}
+
+#[test]
+fn long_rows_are_cut_at_the_end_that_is_asked_for_and_foreign_tokens_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rows.jsonl");
+    std::fs::write(&file, json!({ "text": "one two three four five six seven" }).to_string()).unwrap();
+    let rows = load(&file, &LoadOptions::default(), &|| false).unwrap();
+    let tokenizer = tokenizer("qwen2");
+    let all = |options| tokenize_all(&rows, &tokenizer, options, &|| false);
+    let whole = all(TokenizeOptions::default()).unwrap().examples.remove(0);
+    let cut = |truncation| {
+        let options = TokenizeOptions { max_length: Some(5), truncation, ..TokenizeOptions::default() };
+        all(options).unwrap().examples.remove(0)
+    };
+    assert_eq!(cut(Truncation::KeepStart).input_ids, whole.input_ids[..5]);
+    assert_eq!(cut(Truncation::KeepEnd).input_ids, whole.input_ids[whole.len() - 5..]);
+    assert_eq!(cut(Truncation::KeepEnd).labels.len(), 5);
+    let largest = *whole.input_ids.iter().max().unwrap();
+    let small = TokenizeOptions { vocab_size: Some(largest as usize), ..TokenizeOptions::default() };
+    let error = all(small).unwrap_err().to_string();
+    let want =
+        format!("has the id {largest}, and the model's vocabulary has {largest}: the tokenizer is not this model's");
+    assert!(error.contains("rows.jsonl:1: token `") && error.ends_with(&want), "{error}");
 }

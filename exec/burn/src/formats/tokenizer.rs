@@ -56,7 +56,9 @@ pub enum TokenizerError {
     Use(String),
     /// The model has no chat template but a conversation was given.
     #[error(
-        "the tokenizer has no chat template (hint: add `chat_template` to tokenizer_config.json, or use data with `text` or string prompts)"
+        "the tokenizer has no chat template, and without one messages have no text (hint: give one as \
+         `dataset.preprocessing.chat_template`, take the model that was trained for chat, or use data with `text` or string \
+         prompts)"
     )]
     NoTemplate,
     /// The chat template's own trouble.
@@ -78,6 +80,8 @@ pub struct TextTokenizer {
     config: Map<String, Value>,
     special: BTreeMap<String, String>,
     template: Option<ChatTemplate>,
+    /// For conversations with tools, where a model has a template of its own for them.
+    tool_template: Option<ChatTemplate>,
     frame: Frame,
 }
 
@@ -120,10 +124,23 @@ impl TextTokenizer {
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), token_text(config.get(*name)?)?)))
             .collect();
-        let template =
-            config.get("chat_template").and_then(template_text).map(|t| ChatTemplate::new(&t)).transpose()?;
+        let listed = config.get("chat_template");
+        let compiled = |text: Option<String>| text.map(|t| ChatTemplate::new(&t)).transpose();
+        let template = compiled(listed.and_then(template_text))?;
+        let tool_template = compiled(listed.and_then(|listed| named_template(listed, "tool_use")))?;
         let frame = frame_of(&config);
-        Ok(Self { inner, config, special, template, frame })
+        Ok(Self { inner, config, special, template, tool_template, frame })
+    }
+
+    /// This tokenizer with another chat template, which is also the one it is saved with.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Template`] for a template that does not parse.
+    pub fn with_chat_template(mut self, source: &str) -> Result<Self, TokenizerError> {
+        self.template = Some(ChatTemplate::new(source)?);
+        self.tool_template = None;
+        self.config.insert("chat_template".into(), json!(source));
+        Ok(self)
     }
 
     /// Token ids of a text. With `add_special_tokens`, the begin and end tokens the model was trained with are added;
@@ -168,8 +185,36 @@ impl TextTokenizer {
     /// # Errors
     /// As [`TextTokenizer::encode_chat`].
     pub fn render_chat(&self, talk: &Conversation, options: RenderOptions) -> Result<String, TokenizerError> {
-        let template = self.template.as_ref().ok_or(TokenizerError::NoTemplate)?;
-        Ok(template.render(talk, &self.special, options)?)
+        Ok(self.template_for(talk)?.render(talk, &self.special, options)?)
+    }
+
+    /// As [`TextTokenizer::encode_chat`], and which of the tokens lie in a `{% generation %}` block of the template: from
+    /// the one that holds the first character of a block to the one that holds its last, as in the reference library.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode_chat`].
+    pub fn encode_chat_marked(
+        &self,
+        talk: &Conversation,
+        options: RenderOptions,
+    ) -> Result<(Vec<u32>, Vec<bool>), TokenizerError> {
+        let (text, answers) = self.template_for(talk)?.render_marked(talk, &self.special, options)?;
+        let encoding = self.inner.encode_char_offsets(text, false).map_err(used)?;
+        let ids = encoding.get_ids().to_vec();
+        let mut marked = vec![false; ids.len()];
+        for answer in answers.into_iter().filter(|answer| !answer.is_empty()) {
+            let Some(first) = encoding.char_to_token(answer.start, 0) else { break };
+            // A last character that no token holds, as a space that is stripped, is looked for before it; the reference
+            // library would take all that follows for the answer.
+            let last = answer.rev().find_map(|at| encoding.char_to_token(at, 0)).unwrap_or(first);
+            marked[first..=last.max(first)].fill(true);
+        }
+        Ok((ids, marked))
+    }
+
+    fn template_for(&self, talk: &Conversation) -> Result<&ChatTemplate, TokenizerError> {
+        let with_tools = self.tool_template.as_ref().filter(|_| talk.has_tools());
+        with_tools.or(self.template.as_ref()).ok_or(TokenizerError::NoTemplate)
     }
 
     /// The chat template, when the model has one.
@@ -212,6 +257,14 @@ impl TextTokenizer {
         self.inner.id_to_token(id)
     }
 
+    /// The content of `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Use`] when it has parts that cannot be written.
+    pub fn to_json(&self) -> Result<String, TokenizerError> {
+        self.inner.to_string(true).map_err(used)
+    }
+
     fn special_id(&self, name: &str) -> Option<u32> {
         self.token_id(self.special.get(name)?)
     }
@@ -224,7 +277,7 @@ impl TextTokenizer {
     pub fn save(&self, folder: &Path) -> Result<Vec<PathBuf>, TokenizerError> {
         let special: Map<String, Value> = self.special.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
         let files = [
-            ("tokenizer.json", self.inner.to_string(true).map_err(used)?),
+            ("tokenizer.json", self.to_json()?),
             ("tokenizer_config.json", pretty(&self.config)),
             ("special_tokens_map.json", pretty(&special)),
         ];
@@ -328,11 +381,17 @@ fn template_text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Array(list) => {
-            let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
-            default.or(list.first())?.get("template")?.as_str().map(str::to_owned)
+            let first = || list.first()?.get("template")?.as_str().map(str::to_owned);
+            named_template(value, "default").or_else(first)
         }
         _ => None,
     }
+}
+
+/// One of a list of named templates.
+fn named_template(value: &Value, name: &str) -> Option<String> {
+    let named = value.as_array()?.iter().find(|t| t.get("name").and_then(Value::as_str) == Some(name))?;
+    named.get("template")?.as_str().map(str::to_owned)
 }
 
 fn frame_of(config: &Map<String, Value>) -> Frame {

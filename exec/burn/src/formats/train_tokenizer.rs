@@ -2,6 +2,8 @@
 //!
 //! The same texts and settings give the same files, byte for byte: the trainer breaks ties by token id.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde_json::{Map, json};
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::TrainerWrapper;
@@ -47,11 +49,14 @@ impl Default for TokenizerTraining {
     }
 }
 
-/// Trains a tokenizer on texts. Digits are tokens of their own, so that numbers can be copied and counted.
+/// Trains a tokenizer on texts, which are asked for one by one and not kept: only their words are. Digits are tokens of their own, so that numbers can be copied and counted.
 ///
 /// # Errors
 /// [`TokenizerError::Use`] when the vocabulary is too small to hold bytes and special tokens, or there is no text.
-pub fn train<S: AsRef<str> + Sync>(texts: &[S], settings: &TokenizerTraining) -> Result<TextTokenizer, TokenizerError> {
+pub fn train<S: AsRef<str> + Send>(
+    texts: impl IntoIterator<Item = S, IntoIter: Send>,
+    settings: &TokenizerTraining,
+) -> Result<TextTokenizer, TokenizerError> {
     let special: Vec<&str> = [END_OF_TEXT, TURN_START, TURN_END]
         .into_iter()
         .chain(settings.extra_special_tokens.iter().map(String::as_str))
@@ -64,9 +69,6 @@ pub fn train<S: AsRef<str> + Sync>(texts: &[S], settings: &TokenizerTraining) ->
             special.len()
         );
         return Err(TokenizerError::Use(text));
-    }
-    if texts.iter().all(|t| t.as_ref().trim().is_empty()) {
-        return Err(TokenizerError::Use("there is no text to train a tokenizer on".into()));
     }
     let used = |e: tokenizers::Error| TokenizerError::Use(e.to_string());
     // No space is added before a text, and splits are GPT-2's.
@@ -83,7 +85,14 @@ pub fn train<S: AsRef<str> + Sync>(texts: &[S], settings: &TokenizerTraining) ->
         .special_tokens(special.iter().map(|t| AddedToken::from(*t, true)).collect())
         .build()
         .into();
-    tokenizer.train(&mut trainer, texts.iter().map(AsRef::as_ref)).map_err(used)?;
+    let any = AtomicBool::new(false);
+    let seen = texts.into_iter().inspect(|text| {
+        any.fetch_or(!text.as_ref().trim().is_empty(), Ordering::Relaxed);
+    });
+    tokenizer.train(&mut trainer, seen).map_err(used)?;
+    if !any.into_inner() {
+        return Err(TokenizerError::Use("there is no text to train a tokenizer on".into()));
+    }
     let json = tokenizer.to_string(false).map_err(used)?;
 
     let config = json!({

@@ -23,6 +23,11 @@ impl Parameter {
         Self { value: matrix(values, shape, device), name, shape: shape.to_vec(), trainable: false }
     }
 
+    /// How many elements.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
     /// The values, row-major.
     pub fn to_vec(&self) -> Vec<f32> {
         host_values(self.value.clone())
@@ -32,6 +37,21 @@ impl Parameter {
     pub fn is_finite(&self) -> bool {
         // 0 times anything finite is 0. A row at a time: see [`Gradients::norms`].
         host_values(self.value.clone().mul_scalar(0.0).sum_dim(1)).iter().all(|sum| *sum == 0.0)
+    }
+}
+
+/// Anything made of named parameters: what a [`Trainer`](crate::train::Trainer) trains, saves and loads. Names are each
+/// there once; two models side by side need names that tell them apart.
+pub trait Parameters {
+    /// All of them, in a fixed order.
+    fn parameters(&self) -> impl Iterator<Item = &Parameter>;
+
+    /// The same, to be changed.
+    fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter>;
+
+    /// Elements of all weights, those included that are held in so few bits that they are no parameters.
+    fn count(&self) -> usize {
+        self.parameters().map(Parameter::count).sum()
     }
 }
 
@@ -46,7 +66,12 @@ pub fn matrix(values: Vec<f32>, shape: &[usize], device: &Device) -> Tensor<2> {
 
 /// A tensor's values on the host, row-major.
 pub fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().iter::<f32>().collect()
+    let data = tensor.into_data();
+    // An element at a time costs ten times as much.
+    match data.as_slice::<f32>() {
+        Ok(values) => values.to_vec(),
+        Err(_) => data.iter::<f32>().collect(),
+    }
 }
 
 /// Gradients by parameter name, summed over backward passes.

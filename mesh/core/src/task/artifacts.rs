@@ -3,14 +3,26 @@
 use globset::{Glob, GlobBuilder, GlobMatcher};
 
 /// Kinds of artifact that modules of this build make.
-pub const KINDS: [&str; 7] =
-    ["adapter_weights", "full_model", "merged_model", "tokenizer", "checkpoints", "training_logs", "eval_results"];
+pub const KINDS: [&str; 12] = [
+    "adapter_weights",
+    "full_model",
+    "merged_model",
+    "gguf",
+    "gguf:f16",
+    "gguf:q8_0",
+    "gguf:q4_0",
+    "tokenizer",
+    "checkpoints",
+    "training_logs",
+    "eval_results",
+    "model_card",
+];
 /// Before a pattern of paths: `files:plots/**/*.png`.
 pub const FILES: &str = "files:";
 /// The kind of a program's files that are of none of these.
 pub const OTHER: &str = "files";
 /// Kinds that cost time or room, and are made only when they are asked for by name.
-pub const ON_REQUEST: [&str; 2] = ["merged_model", "checkpoints"];
+pub const ON_REQUEST: [&str; 6] = ["merged_model", "checkpoints", "gguf", "gguf:f16", "gguf:q8_0", "gguf:q4_0"];
 
 /// Whether a task that asks for `asked` wants artifacts of this kind at all. An empty list asks for whatever the module
 /// makes unasked.
@@ -57,6 +69,7 @@ mod tests {
     fn nothing_asked_is_all_but_what_costs() {
         assert!(wanted(&[], "training_logs", "training_log.jsonl") && wanted(&[], "files", "a/b"));
         assert!(!kind_wanted(&[], "merged_model") && kind_wanted(&[], "tokenizer"));
+        assert!(ON_REQUEST.iter().all(|kind| KINDS.contains(kind)));
         // A program may make what our own modules do only on request.
         assert!(wanted(&[], "merged_model", "merged_model/config.json"));
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    spec::{Adapter, Location, Model, TaskSpec},
+    spec::{Adapter, AdapterInit, AdapterKind, Location, Model, Modules, TaskSpec, TestSize},
     yaml,
 };
 use crate::{capability::Request, quantity};
@@ -28,9 +28,16 @@ pub fn value(spec: &TaskSpec) -> Value {
     if let Some(dataset) = &spec.dataset {
         let mut preprocessing = json!({});
         set(&mut preprocessing, "prompt_template", dataset.prompt_template.as_deref().map(Value::from));
+        set(&mut preprocessing, "chat_template", dataset.chat_template.as_deref().map(Value::from));
+        set(&mut preprocessing, "columns", Some(json!(dataset.columns)).filter(|_| !dataset.columns.is_empty()));
         set(&mut preprocessing, "max_seq_length", dataset.max_seq_length.map(Value::from));
         let mut value = json!({ "source": location(&dataset.source), "preprocessing": preprocessing });
         set(&mut value, "eval", dataset.eval.as_ref().map(|eval| json!({ "source": location(eval) })));
+        let test_size = |size| match size {
+            TestSize::Rows(rows) => json!(rows),
+            TestSize::Millionths(share) => json!(f64::from(share) / 1e6),
+        };
+        set(&mut value, "test_size", dataset.test_size.map(test_size));
         body.insert("dataset".into(), value);
     }
     if let Some(command) = &spec.command {
@@ -106,16 +113,43 @@ fn model(model: &Model) -> Value {
 }
 
 fn adapter(adapter: &Adapter) -> Value {
+    let alphas =
+        adapter.alpha_pattern_milli.iter().map(|(pattern, milli)| (pattern.clone(), json!(*milli as f64 / 1e3)));
     let mut value = json!({
         "type": adapter.kind.name(),
         "r": adapter.r,
         "lora_alpha": adapter.lora_alpha_milli as f64 / 1e3,
         "lora_dropout": f64::from(adapter.lora_dropout_micro) / 1e6,
-        "target_modules": adapter.target_modules,
+        "target_modules": modules(&adapter.target_modules),
         "use_rslora": adapter.use_rslora,
+        "rank_pattern": adapter.rank_pattern,
+        "alpha_pattern": Value::Object(alphas.collect()),
+        "layers_to_transform": adapter.layers_to_transform,
+        "modules_to_save": adapter.modules_to_save,
+        "bias": adapter.bias.word(),
+        "use_dora": adapter.use_dora,
+        "init_lora_weights": match adapter.init {
+            AdapterInit::Kaiming => json!(true),
+            AdapterInit::Gaussian => json!("gaussian"),
+        },
     });
+    set(&mut value, "exclude_modules", adapter.exclude_modules.as_ref().map(modules));
+    set(&mut value, "layers_pattern", Some(&adapter.layers_pattern).filter(|p| !p.is_empty()).map(|p| json!(p)));
+    if adapter.kind == AdapterKind::Qlora {
+        let four_bit = &adapter.four_bit;
+        set(&mut value, "bnb_4bit_quant_type", Some(json!(four_bit.quant_type.word())));
+        set(&mut value, "bnb_4bit_use_double_quant", Some(json!(four_bit.double_quant)));
+        set(&mut value, "bnb_4bit_blocksize", Some(json!(four_bit.block_size)));
+    }
     set(&mut value, "source", adapter.source.as_ref().map(location));
     value
+}
+
+fn modules(modules: &Modules) -> Value {
+    match modules {
+        Modules::Matching(pattern) => json!(pattern),
+        Modules::Named(names) => json!(names),
+    }
 }
 
 fn location(location: &Location) -> Value {

@@ -103,6 +103,36 @@ fn notes_tell_what_has_no_effect() {
 }
 
 #[test]
+fn notes_tell_what_other_settings_leave_without_effect() {
+    let text = "apiVersion: mloc/v1
+kind: TrainingTask
+metadata: {name: x}
+spec:
+  taskType: pretrain
+  dataset: {source: {type: local, path: data/train}}
+  hyperparameters:
+    optim: adafactor
+    adam_beta1: 0.8
+    lr_scheduler_type: constant
+    warmup_ratio: 0.1
+    save_strategy: epoch
+    save_steps: 10
+    eval_steps: 10
+    logging_steps: 10
+    early_stopping_threshold: 0.1
+";
+    let notes: Vec<_> = parse(text, "task.yaml").unwrap().notes.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notes.join("\n"), @"
+    9:17: spec.hyperparameters.adam_beta1: has no effect with `optim: adafactor`
+    11:5: spec.hyperparameters.warmup_ratio: an old name: read as `warmup_steps: 0.1`
+    11:19: spec.hyperparameters.warmup_ratio: has no effect with `lr_scheduler_type: constant`
+    13:17: spec.hyperparameters.save_steps: has no effect with `save_strategy: epoch`
+    14:17: spec.hyperparameters.eval_steps: has no effect with `eval_strategy: no`
+    16:31: spec.hyperparameters.early_stopping_threshold: has no effect without `early_stopping_patience`
+    ");
+}
+
+#[test]
 fn an_absolute_path_is_taken_and_said_to_choose_no_node() {
     let text = "apiVersion: mloc/v1\nkind: TrainingTask\nmetadata: {name: x}\nspec:\n  taskType: echo\n  output:\n    \
                 destination: {type: local, path: /data/out}\n";
@@ -125,22 +155,25 @@ fn the_contracts_example_means_what_it_says() {
 
 #[test]
 fn settings_read_what_was_typed_and_fill_in_the_rest() {
-    use settings::{DataOrder, Precision, Save, Schedule, Training, Warmup};
+    use settings::{DataOrder, Interval, Optimizer, Precision, Save, Schedule, Span, Training};
     let bytes = fs::read(repository().join("tests/fixtures/tasks/good/everything.yaml")).unwrap();
     let spec = parse_bytes(&bytes, "everything.yaml").unwrap().spec;
     let training = Training::of(&spec);
     assert_eq!(training.num_train_epochs, 1.0);
     assert_eq!((training.max_steps, training.max_length), (None, Some(512)));
     assert_eq!(training.learning_rate, 2e-5, "SFTConfig's default, not TrainingArguments'");
-    assert_eq!((training.warmup, training.warmup.steps(11)), (Warmup::Share(0.1), 2));
+    assert_eq!((training.warmup, training.warmup.steps(11)), (Span::Share(0.1), 2));
     assert_eq!((training.data_order, training.precision), (DataOrder::Given, Precision::Bf16));
-    assert_eq!((training.lr_scheduler, training.save), (Schedule::Linear, Save::Steps(500)));
+    let every = |steps| Interval::Steps(Span::Steps(steps));
+    assert_eq!((training.lr_scheduler, training.save), (Schedule::Linear, Save::At(every(500))));
+    assert_eq!((training.optimizer, training.logging), (Optimizer::AdamW, every(10)));
+    assert_eq!((training.evaluation.interval, training.best), (Interval::No, None));
     assert_eq!(training.generation_prompts, ["12", "null", "true", "a: b"]);
 
     let bytes = fs::read(repository().join("tests/fixtures/tasks/good/no_length_bound.yaml")).unwrap();
     let training = Training::of(&parse_bytes(&bytes, "x").unwrap().spec);
     assert_eq!((training.max_length, training.max_steps), (None, Some(10)));
-    assert_eq!((training.warmup, training.save_total_limit), (Warmup::Steps(5), Some(3)));
+    assert_eq!((training.warmup, training.save_total_limit), (Span::Steps(5), Some(3)));
 
     let bytes = fs::read(repository().join("configs/pretrain_quickstart.yaml")).unwrap();
     let shape = settings::Shape::of(&parse_bytes(&bytes, "x").unwrap().spec);
@@ -149,6 +182,65 @@ fn settings_read_what_was_typed_and_fill_in_the_rest() {
     let bytes = fs::read(repository().join("configs/echo.yaml")).unwrap();
     let echo = settings::Echo::of(&parse_bytes(&bytes, "x").unwrap().spec);
     assert_eq!((echo.steps, echo.step_ms, echo.fail), (5, 200, None));
+}
+
+#[test]
+fn settings_of_the_data_are_read() {
+    use settings::{DataOrder, Packing, Training, Truncation};
+    use spec::TestSize;
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/data_settings.yaml")).unwrap();
+    let parsed = parse_bytes(&bytes, "data_settings.yaml").unwrap();
+    let training = Training::of(&parsed.spec);
+    assert_eq!((training.packing, training.eval_packing), (Some(Packing::Wrapped), None));
+    assert_eq!((training.truncation, training.data_order), (Truncation::KeepEnd, DataOrder::GroupedByLength));
+    assert!(training.assistant_only_loss && training.shuffle_dataset);
+    assert_eq!(training.dataset_text_field.as_deref(), Some("body"));
+    let dataset = parsed.spec.dataset.unwrap();
+    assert_eq!((&*dataset.columns["prompt"], &*dataset.columns["completion"]), ("question", "answer"));
+    assert!(dataset.chat_template.is_some_and(|template| template.contains("{% generation %}")));
+    // As `train_test_split` counts: a share is rounded up.
+    assert_eq!(dataset.test_size, Some(TestSize::Millionths(50_000)));
+    assert_eq!((TestSize::Millionths(50_000).of(341), TestSize::Rows(7).of(341)), (18, 7));
+    let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notes.join("\n"), @"
+    25:5: spec.hyperparameters.group_by_length: an old name: read as `data_order: \"group_by_length\"`
+    26:5: spec.hyperparameters.padding_free: has no effect: padding is never computed on here
+    ");
+
+    // Whatever is not said is the reference's default.
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/everything.yaml")).unwrap();
+    let training = Training::of(&parse_bytes(&bytes, "everything.yaml").unwrap().spec);
+    assert_eq!((training.packing, training.eval_packing), (None, None));
+    assert_eq!((training.truncation, training.dataset_text_field), (Truncation::KeepStart, None));
+    assert!(!training.assistant_only_loss && !training.shuffle_dataset);
+}
+
+#[test]
+fn settings_that_steer_a_run_are_typed() {
+    use settings::{Best, Curve, EarlyStopping, Evaluation, Interval, Optimizer, Schedule, Span, Training};
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/steering.yaml")).unwrap();
+    let training = Training::of(&parse_bytes(&bytes, "steering.yaml").unwrap().spec);
+    assert_eq!(training.optimizer, Optimizer::AdamW8bit);
+    let falls = Schedule::WarmupStableDecay {
+        num_decay_steps: 20,
+        num_stable_steps: None,
+        warmup_type: Curve::Linear,
+        decay_type: Curve::OneMinusSqrt,
+        min_lr_ratio: 0.1,
+        num_cycles: 0.5,
+    };
+    assert_eq!(training.lr_scheduler, falls);
+    assert_eq!((training.neftune_noise_alpha, training.label_smoothing_factor), (Some(5.0), 0.1));
+    let evaluation = Evaluation { interval: Interval::Steps(Span::Steps(20)), delay: 40.0, on_start: true };
+    assert_eq!(training.evaluation, evaluation);
+    let best = Best { metric: "mean_token_accuracy".into(), greater_is_better: true };
+    assert_eq!((training.best, training.load_best_model_at_end), (Some(best), true));
+    assert_eq!(training.early_stopping, Some(EarlyStopping { patience: 3, threshold: 0.001 }));
+    assert!(training.logging_first_step);
+    let due = |step| training.logging.is_due(step, 50, 200);
+    assert_eq!((1..=20).filter(|step| due(*step)).collect::<Vec<u64>>(), [10, 20]);
+    let epochs = |step| Interval::Epoch.is_due(step, 50, 120);
+    assert_eq!((1..=120).filter(|step| epochs(*step)).collect::<Vec<u64>>(), [50, 100, 120]);
 }
 
 #[test]

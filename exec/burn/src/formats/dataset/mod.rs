@@ -3,30 +3,43 @@
 //! ```text
 //! files    which files of a folder, which of a split     read     JSON lines, JSON, CSV, Parquet → rows
 //! example  a row → what is learnt (template: of any columns)      tokens   examples → ids and labels
+//! preference   a row of a chosen and a rejected answer → the pair → its tokens
+//! store    ids and labels in a file, however many        samples  which of them are a training sample: split, packed
 //! ```
-//! A row is `messages`, or `prompt` and `completion` (texts or lists of messages), or `text`; with a prompt template any
-//! columns will do. All rows are checked before anything is returned, and every complaint names file and line (or row,
-//! where a format has no lines). Order is the file's; shuffling and batching are left to the trainer.
+//! A row is `messages` (or ShareGPT's `conversations`), or `prompt` and `completion` (texts or lists of messages), or
+//! Alpaca's `instruction`, `input` and `output`, or `text`; with a prompt template any columns will do. All rows are
+//! checked before anything is returned, and every complaint names file and line (or row, where a format has no lines).
+//! Order is the file's; shuffling and batching are left to the trainer.
 
 mod example;
 mod files;
 mod parquet;
+mod preference;
 mod read;
+mod samples;
 mod split;
+mod store;
 mod template;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chat_template::Conversation;
 
+pub use self::preference::{Preference, Sides, TokenizedPair, TokenizedPairs, tokenize_pairs};
+pub use self::samples::{Packing, Samples, Selection, held_out_of};
 pub use self::split::{Part, Slice};
+pub use self::store::{TokenFile, TokenWriter};
 pub use self::template::PromptTemplate;
-pub use self::tokens::{TokenizeOptions, TokenizedDataset, TokenizedExample, tokenize, tokenize_all};
+pub use self::tokens::{
+    Counts, TokenizeOptions, TokenizedDataset, TokenizedExample, Truncation, tokenize, tokenize_all, tokenize_files,
+};
 pub use crate::batch::IGNORED;
 
 /// Rows are all checked, but no more complaints than this are kept: the rest are counted.
@@ -89,6 +102,9 @@ pub enum DatasetError {
         /// Rows of its split.
         rows: usize,
     },
+    /// What was asked for cannot be done with this model's tokenizer.
+    #[error("{0}")]
+    Unfit(String),
     /// The prompt template cannot be used.
     #[error("prompt_template: {0}")]
     Template(String),
@@ -134,6 +150,19 @@ pub enum Example {
         /// What is to be learnt.
         completion: Conversation,
     },
+    /// Alpaca's columns: a conversation for a model with a chat template, Alpaca's own text for one without.
+    Instruction {
+        /// What stands above all; may be empty.
+        system: String,
+        /// What is to be done.
+        instruction: String,
+        /// To what; may be empty.
+        input: String,
+        /// What is to be learnt.
+        output: String,
+    },
+    /// A prompt with a chosen and a rejected answer.
+    Preference(Preference),
 }
 
 impl Example {
@@ -144,6 +173,9 @@ impl Example {
             Self::Messages(_) => "messages",
             Self::Continuation { .. } => "prompt and completion, as texts",
             Self::Answer { .. } => "prompt and completion, as messages",
+            Self::Instruction { .. } => "instruction, input and output",
+            Self::Preference(Preference { sides: Sides::Texts { .. }, .. }) => "chosen and rejected, as texts",
+            Self::Preference(Preference { sides: Sides::Messages { .. }, .. }) => "chosen and rejected, as messages",
         }
     }
 
@@ -155,6 +187,16 @@ impl Example {
             Self::Messages(talk) => contents(talk),
             Self::Continuation { prompt, completion } => vec![prompt.clone(), completion.clone()],
             Self::Answer { prompt, completion } => contents(&prompt.followed_by(completion)),
+            Self::Instruction { system, instruction, input, output } => {
+                let all = [system, instruction, input, output];
+                all.into_iter().filter(|text| !text.is_empty()).cloned().collect()
+            }
+            Self::Preference(pair) => match &pair.sides {
+                Sides::Texts { prompt, chosen, rejected } => vec![prompt.clone(), chosen.clone(), rejected.clone()],
+                Sides::Messages { prompt, chosen, rejected } => {
+                    contents(&prompt.followed_by(chosen).followed_by(rejected))
+                }
+            },
         }
     }
 }
@@ -184,17 +226,53 @@ pub struct LoadOptions {
     pub split: Option<Vec<Part>>,
     /// How columns become a text; absent: the data's own format.
     pub prompt_template: Option<PromptTemplate>,
+    /// The data's names of columns that have another name here: `prompt` → `question`.
+    pub columns: BTreeMap<String, String>,
+    /// The column of plain texts; `text` when absent.
+    pub text_column: Option<String>,
+    /// Whether rows are pairs of a chosen and a rejected answer.
+    pub preferences: bool,
+}
+
+/// How far reading has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadSoFar {
+    /// Rows, those left out by a slice not counted.
+    pub rows: u64,
+    /// Bytes of the files, packed as they are. One of Parquet counts from where it is opened.
+    pub bytes: u64,
 }
 
 /// Reads a file, or the files of a folder in the order of their names: JSON lines, JSON, CSV and Parquet, the first two
-/// and CSV also compressed (`.gz`, `.zst`). Before each row `stop` is asked whether to give up.
+/// and CSV also compressed (`.gz`, `.zst`). Before each row `stop` is asked whether to give up. All rows are held: see
+/// [`for_each`] for data that memory does not.
 ///
 /// # Errors
 /// Every row that is not as it must be, with file and line; or that there is nothing to read.
 pub fn load(path: &Path, options: &LoadOptions, stop: &dyn Fn() -> bool) -> Result<Vec<Row>, DatasetError> {
-    let mut loading = Loading { options, stop, rows: Vec::new(), problems: Vec::new(), total: 0 };
+    let mut rows = Vec::new();
+    for_each(path, options, &mut |_| stop(), &mut |row| {
+        rows.push(row);
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+/// As [`load`], a row at a time: none is held here. Each is taken by `take`, which may complain about it; before each
+/// `stop` hears how far it is and may end it all.
+///
+/// # Errors
+/// As [`load`], complaints of `take` among those about rows.
+pub fn for_each(
+    path: &Path,
+    options: &LoadOptions,
+    stop: &mut dyn FnMut(ReadSoFar) -> bool,
+    take: &mut dyn FnMut(Row) -> Result<(), String>,
+) -> Result<ReadSoFar, DatasetError> {
+    let bytes = Arc::new(AtomicU64::new(0));
+    let mut reading = Reading { options, stop, take, bytes, rows: 0, problems: Vec::new(), total: 0 };
     match &options.split {
-        None => loading.take(&files::all(path)?, 0..usize::MAX)?,
+        None => reading.read(&files::all(path)?, 0..usize::MAX)?,
         Some(parts) => {
             for part in parts {
                 let files = files::of_split(path, &part.name, parts.len() == 1)?;
@@ -210,35 +288,42 @@ pub fn load(path: &Path, options: &LoadOptions, stop: &dyn Fn() -> bool) -> Resu
                         wanted
                     }
                 };
-                loading.take(&files, wanted)?;
+                reading.read(&files, wanted)?;
             }
         }
     }
-    if loading.total > 0 {
-        return Err(DatasetError::Rows { problems: loading.problems, total: loading.total });
+    if reading.total > 0 {
+        return Err(DatasetError::Rows { problems: reading.problems, total: reading.total });
     }
-    if loading.rows.is_empty() {
+    if reading.rows == 0 {
         return Err(DatasetError::Empty(path.to_owned()));
     }
-    Ok(loading.rows)
+    Ok(reading.so_far())
 }
 
-struct Loading<'a> {
+struct Reading<'a> {
     options: &'a LoadOptions,
-    stop: &'a dyn Fn() -> bool,
-    rows: Vec<Row>,
+    stop: &'a mut dyn FnMut(ReadSoFar) -> bool,
+    take: &'a mut dyn FnMut(Row) -> Result<(), String>,
+    bytes: Arc<AtomicU64>,
+    rows: u64,
     problems: Vec<RowProblem>,
     total: usize,
 }
 
-impl Loading<'_> {
+impl Reading<'_> {
+    fn so_far(&self) -> ReadSoFar {
+        ReadSoFar { rows: self.rows, bytes: self.bytes.load(Ordering::Relaxed) }
+    }
+
     /// The rows of some files, those of these numbers over all of them.
-    fn take(&mut self, files: &[PathBuf], wanted: std::ops::Range<usize>) -> Result<(), DatasetError> {
+    fn read(&mut self, files: &[PathBuf], wanted: std::ops::Range<usize>) -> Result<(), DatasetError> {
         let mut at = 0;
         for file in files {
             let path: Arc<Path> = file.as_path().into();
-            for raw in read::rows(file)? {
-                if (self.stop)() {
+            for raw in read::rows(file, &self.bytes)? {
+                let so_far = self.so_far();
+                if (self.stop)(so_far) {
                     return Err(DatasetError::Interrupted);
                 }
                 let raw = raw?;
@@ -250,14 +335,18 @@ impl Loading<'_> {
                 if here < wanted.start {
                     continue;
                 }
-                let template = self.options.prompt_template.as_ref();
-                match raw.value.and_then(|value| example::of(&value, template)) {
-                    Ok(example) => self.rows.push(Row { path: path.clone(), line: raw.line, example }),
-                    Err(problem) => {
-                        self.total += 1;
-                        if self.problems.len() < MAX_PROBLEMS {
-                            self.problems.push(RowProblem { path: file.clone(), line: raw.line, problem });
-                        }
+                self.rows += 1;
+                let line = raw.line;
+                let read = |value| match self.options.preferences {
+                    true => preference::of(&value, self.options).map(Example::Preference),
+                    false => example::of(&value, self.options),
+                };
+                let example = raw.value.and_then(read);
+                let taken = example.and_then(|example| (self.take)(Row { path: path.clone(), line, example }));
+                if let Err(problem) = taken {
+                    self.total += 1;
+                    if self.problems.len() < MAX_PROBLEMS {
+                        self.problems.push(RowProblem { path: file.clone(), line, problem });
                     }
                 }
             }

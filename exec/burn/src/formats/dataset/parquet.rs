@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use minijinja::Value;
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -10,9 +12,12 @@ use parquet::record::{Field, Row};
 use super::DatasetError;
 use super::read::{Raw, Rows};
 
-/// The rows of a file; its row groups are read one after another.
-pub(super) fn rows(path: &Path) -> Result<Rows, DatasetError> {
+/// The rows of a file; its row groups are read one after another. Its length is added to `bytes` at once: where in the
+/// file a row comes from is the format's own affair.
+pub(super) fn rows(path: &Path, bytes: &Arc<AtomicU64>) -> Result<Rows, DatasetError> {
     let reader = open(path)?;
+    let length = std::fs::metadata(path).map_err(|source| DatasetError::Io { path: path.to_owned(), source })?.len();
+    bytes.fetch_add(length, Ordering::Relaxed);
     let path = path.to_owned();
     let rows = reader.into_iter().enumerate().map(move |(index, row)| match row {
         Ok(row) => Ok(Raw { line: index + 1, value: object(&row) }),

@@ -1,10 +1,13 @@
 //! Files become rows: an object of columns each, whatever the format.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use minijinja::Value;
+use serde::Deserialize;
 
 use super::{DatasetError, parquet};
 
@@ -56,14 +59,15 @@ pub(super) struct Raw {
 /// Rows one after another. An error ends them: the file cannot be read on.
 pub(super) type Rows = Box<dyn Iterator<Item = Result<Raw, DatasetError>>>;
 
-/// The rows of a file. One whose name says nothing is taken for JSON lines.
-pub(super) fn rows(path: &Path) -> Result<Rows, DatasetError> {
+/// The rows of a file, held one at a time. One whose name says nothing is taken for JSON lines. Bytes of it that were read
+/// are added to `bytes`.
+pub(super) fn rows(path: &Path, bytes: &Arc<AtomicU64>) -> Result<Rows, DatasetError> {
     match format_of(path) {
-        Format::Lines => lines(path, reader(path)?),
-        Format::Json => json(path),
-        Format::Csv => csv_rows(path, b','),
-        Format::Tsv => csv_rows(path, b'\t'),
-        Format::Parquet => parquet::rows(path),
+        Format::Lines => lines(path, reader(path, bytes)?),
+        Format::Json => json(path, reader(path, bytes)?),
+        Format::Csv => csv_rows(path, reader(path, bytes)?, b','),
+        Format::Tsv => csv_rows(path, reader(path, bytes)?, b'\t'),
+        Format::Parquet => parquet::rows(path, bytes),
     }
 }
 
@@ -72,14 +76,17 @@ pub(super) fn count(path: &Path) -> Result<usize, DatasetError> {
     match format_of(path) {
         Format::Parquet => parquet::count(path),
         Format::Lines => {
+            let nobody = Arc::default();
             let io = |source| DatasetError::Io { path: path.to_owned(), source };
             let mut count = 0;
-            for line in reader(path)?.split(b'\n') {
+            for line in reader(path, &nobody)?.split(b'\n') {
                 count += usize::from(!line.map_err(io)?.trim_ascii().is_empty());
             }
             Ok(count)
         }
-        Format::Json | Format::Csv | Format::Tsv => rows(path)?.try_fold(0, |count, row| row.map(|_| count + 1)),
+        Format::Json | Format::Csv | Format::Tsv => {
+            rows(path, &Arc::default())?.try_fold(0, |count, row| row.map(|_| count + 1))
+        }
     }
 }
 
@@ -87,10 +94,24 @@ fn format_of(path: &Path) -> Format {
     Format::of(&path.file_name().unwrap_or_default().to_string_lossy()).unwrap_or(Format::Lines)
 }
 
+/// A file that says how much of it was read.
+struct Counted {
+    file: File,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read(into)?;
+        self.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}
+
 /// The file's text, unpacked.
-fn reader(path: &Path) -> Result<Box<dyn BufRead>, DatasetError> {
+fn reader(path: &Path, bytes: &Arc<AtomicU64>) -> Result<Box<dyn BufRead>, DatasetError> {
     let io = |source| DatasetError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
+    let file = Counted { file: File::open(path).map_err(io)?, bytes: bytes.clone() };
     Ok(match path.extension().and_then(|e| e.to_str()) {
         Some("gz") => Box::new(BufReader::new(flate2::read::MultiGzDecoder::new(file))),
         Some("zst") => Box::new(BufReader::new(zstd::stream::read::Decoder::new(file).map_err(io)?)),
@@ -118,33 +139,79 @@ fn parsed(bytes: &[u8]) -> Result<Value, String> {
 }
 
 /// An array of objects, or lines.
-fn json(path: &Path) -> Result<Rows, DatasetError> {
-    let mut reader = reader(path)?;
+fn json(path: &Path, mut reader: Box<dyn BufRead>) -> Result<Rows, DatasetError> {
     let io = |source| DatasetError::Io { path: path.to_owned(), source };
-    let array = loop {
-        let block = reader.fill_buf().map_err(io)?;
-        let Some(at) = block.iter().position(|b| !b.is_ascii_whitespace()) else {
-            let n = block.len();
-            if n == 0 {
-                break false;
-            }
-            reader.consume(n);
-            continue;
-        };
-        break block[at] == b'[';
-    };
-    if !array {
+    if next_byte(&mut reader).map_err(io)? != Some(b'[') {
         return lines(path, reader);
     }
-    let values: Vec<Value> = serde_json::from_reader(reader)
-        .map_err(|e| DatasetError::Format { path: path.to_owned(), problem: format!("not JSON: {e}") })?;
-    let rows = values.into_iter().enumerate();
-    Ok(Box::new(rows.map(|(index, value)| Ok(Raw { line: index + 1, value: Ok(value) }))))
+    reader.consume(1);
+    let mut elements = Elements { path: path.to_owned(), reader, row: 0, over: false };
+    Ok(Box::new(std::iter::from_fn(move || elements.next().transpose())))
+}
+
+/// The next byte that is no white space, which is left to be read; none at the end.
+fn next_byte(reader: &mut impl BufRead) -> std::io::Result<Option<u8>> {
+    loop {
+        let block = reader.fill_buf()?;
+        match block.iter().position(|b| !b.is_ascii_whitespace()) {
+            Some(at) => {
+                let byte = block[at];
+                reader.consume(at);
+                return Ok(Some(byte));
+            }
+            None if block.is_empty() => return Ok(None),
+            None => {
+                let all = block.len();
+                reader.consume(all);
+            }
+        }
+    }
+}
+
+/// The elements of an array whose bracket was read: one at a time, for the array may be larger than memory.
+struct Elements {
+    path: PathBuf,
+    reader: Box<dyn BufRead>,
+    row: usize,
+    over: bool,
+}
+
+impl Elements {
+    fn next(&mut self) -> Result<Option<Raw>, DatasetError> {
+        if self.over {
+            return Ok(None);
+        }
+        // Until an element was read whole there is none after it.
+        self.over = true;
+        let wrong = |row: usize, problem: String| {
+            let problem = format!("not JSON: after {row} elements of the array: {problem}");
+            DatasetError::Format { path: self.path.clone(), problem }
+        };
+        let io = |source| DatasetError::Io { path: self.path.clone(), source };
+        let mut found = next_byte(&mut self.reader).map_err(io)?;
+        match found {
+            Some(b']') => return Ok(None),
+            Some(b',') if self.row > 0 => {
+                self.reader.consume(1);
+                found = next_byte(&mut self.reader).map_err(io)?;
+            }
+            Some(_) if self.row == 0 => {}
+            _ => return Err(wrong(self.row, "expected `,` or `]`".to_owned())),
+        }
+        if found != Some(b'{') {
+            return Err(wrong(self.row, "expected an object".to_owned()));
+        }
+        let mut deserializer = serde_json::Deserializer::from_reader(&mut self.reader);
+        let value = Value::deserialize(&mut deserializer).map_err(|e| wrong(self.row, e.to_string()))?;
+        self.row += 1;
+        self.over = false;
+        Ok(Some(Raw { line: self.row, value: Ok(value) }))
+    }
 }
 
 /// Values stay the texts they are.
-fn csv_rows(path: &Path, delimiter: u8) -> Result<Rows, DatasetError> {
-    let mut csv = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(reader(path)?);
+fn csv_rows(path: &Path, reader: Box<dyn BufRead>, delimiter: u8) -> Result<Rows, DatasetError> {
+    let mut csv = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(reader);
     let header = csv.headers().map_err(|e| csv_error(path, &e))?.clone();
     let path: PathBuf = path.to_owned();
     let mut line = 1;

@@ -37,6 +37,57 @@ fn all_forms_are_read_in_order() {
     assert_eq!(texts, want.map(|(line, text)| (line, text.to_owned())));
 }
 
+/// The examples of rows, or what is wrong with them.
+fn examples(rows: &str, options: &LoadOptions) -> Vec<Example> {
+    let folder = folder(&[("d.jsonl", rows)]);
+    load(folder.path(), options, &|| false).unwrap().into_iter().map(|row| row.example).collect()
+}
+
+fn turns(example: &Example) -> Vec<(String, String)> {
+    let Example::Messages(talk) = example else { panic!("{example:?}") };
+    talk.turns()
+}
+
+#[test]
+fn rows_of_sharegpt_and_alpaca_are_read() {
+    let rows = concat!(
+        r#"{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, {"from": "judge", "value": "x"}]}"#,
+        "\n",
+        r#"{"instruction": "add", "input": "", "output": "2", "system": null}"#,
+        "\n",
+        r#"{"instruction": "add", "input": "1 1", "output": "2", "text": "not this"}"#,
+    );
+    let found = examples(rows, &LoadOptions::default());
+    let spoken = [("user", "q"), ("assistant", "a"), ("judge", "x")];
+    assert_eq!(turns(&found[0]), spoken.map(|(role, text)| (role.to_owned(), text.to_owned())));
+    assert_eq!(
+        (found[1].texts(), found[2].texts()),
+        (vec!["add".into(), "2".into()], vec!["add".into(), "1 1".into(), "2".into()])
+    );
+    let wrong = complaint(r#"{"instruction": 1, "output": "x"}"#, &LoadOptions::default());
+    assert_eq!(wrong, "d.jsonl:1: column `instruction` is a number, expected a string");
+}
+
+#[test]
+fn columns_go_by_the_names_that_they_are_given() {
+    let columns = |pairs: &[(&str, &str)]| {
+        let columns = pairs.iter().map(|(ours, theirs)| ((*ours).to_owned(), (*theirs).to_owned())).collect();
+        LoadOptions { columns, ..LoadOptions::default() }
+    };
+    let row = r#"{"question": "q", "answer": "a", "text": "not this", "prompt": "nor this"}"#;
+    let named = columns(&[("prompt", "question"), ("completion", "answer")]);
+    let found = examples(row, &named);
+    assert!(matches!(&found[0], Example::Continuation { prompt, completion } if prompt == "q" && completion == "a"));
+    assert_eq!(
+        complaint(r#"{"questions": "q", "answer": "a"}"#, &named),
+        "d.jsonl:1: preprocessing.columns.prompt: no column `question`, found questions, answer (hint: did you mean \
+         `questions`?)"
+    );
+    let text = LoadOptions { text_column: Some("body".into()), ..LoadOptions::default() };
+    assert_eq!(examples(r#"{"body": "b", "text": "t"}"#, &text)[0].texts(), ["b"]);
+    assert_eq!(complaint(r#"{"text": "t"}"#, &text), "d.jsonl:1: no column `body`, found text");
+}
+
 #[test]
 fn a_split_picks_files() {
     let row = |t: &str| format!("{{\"text\": \"{t}\"}}");
@@ -63,8 +114,9 @@ fn every_bad_row_is_named_with_its_line() {
                 {\"messages\": [{\"role\": \"user\"}]}\n{\"prompt\": \"p\"}\n{\"prompt\": \"p\", \"completion\": []}\n";
     let want = "d.jsonl:2: not JSON: EOF while parsing a value at character 9\n\
                 d.jsonl:3: expected a JSON object, found a string\n\
-                d.jsonl:4: no column `messages`, found instruction, response; a row has `messages`, or `prompt` and \
-                `completion`, or `text` (hint: set prompt_template to build a text from other columns)\n\
+                d.jsonl:4: no column `messages`, found instruction, response; a row has `messages` (or `conversations`), or \
+                `prompt` and `completion`, or `instruction` and `output`, or `text` (hint: say which columns those are with \
+                preprocessing.columns, or set prompt_template to build a text from other columns)\n\
                 d.jsonl:5: column `text` is a number, expected a string\n\
                 d.jsonl:6: column `messages`: message 0 has no `content`\n\
                 d.jsonl:7: no column `completion`, found prompt\n\
@@ -145,7 +197,7 @@ fn parquet_of_every_codec_gives_the_nested_rows_that_were_written() {
     for codec in ["none", "snappy", "gzip", "zstd"] {
         let path = fixture(&format!("nested-{codec}.parquet"));
         assert_eq!(super::read::count(&path).unwrap(), 3);
-        let rows: Vec<_> = super::read::rows(&path).unwrap().map(|row| row.unwrap()).collect();
+        let rows: Vec<_> = super::read::rows(&path, &Arc::default()).unwrap().map(|row| row.unwrap()).collect();
         assert_eq!(rows.iter().map(|row| row.line).collect::<Vec<_>>(), [1, 2, 3], "{codec}");
         let json = |n: usize| serde_json::to_value(rows[n].value.as_ref().unwrap()).unwrap();
         let want = serde_json::json!({
@@ -210,6 +262,16 @@ fn json_csv_and_packed_files_are_read() {
             .unwrap_err()
             .ends_with("array.json:2: column `text` is a number, expected a string")
     );
+    for (array, complaint) in [
+        ("[{\"text\": \"a\"}, 3]", "after 1 elements of the array: expected an object"),
+        ("[{\"text\": \"a\"} {\"text\": \"b\"}]", "after 1 elements of the array: expected `,` or `]`"),
+        ("[{\"text\": \"a\"},", "after 1 elements of the array: expected an object"),
+        ("[{\"text\": ", "after 0 elements of the array: EOF while parsing a value at line 1 column 9"),
+    ] {
+        std::fs::write(path("bad.json"), array).unwrap();
+        let error = texts(&path("bad.json"), None).unwrap_err();
+        assert!(error.contains(complaint), "{error}");
+    }
     let tsv = texts(&path("t.tsv"), None).unwrap_err();
     assert!(tsv.ends_with("t.tsv:3: 1 values, and the first line names 2 columns"), "{tsv}");
     let text = b"{\"text\": \"packed\"}\n";

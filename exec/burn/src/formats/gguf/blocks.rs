@@ -70,6 +70,24 @@ impl TensorType {
         })
     }
 
+    /// Its code in a file.
+    pub fn code(self) -> u32 {
+        match self {
+            Self::F32 => 0,
+            Self::F16 => 1,
+            Self::Q4_0 => 2,
+            Self::Q4_1 => 3,
+            Self::Q5_0 => 6,
+            Self::Q5_1 => 7,
+            Self::Q8_0 => 8,
+            Self::Q4_K => 12,
+            Self::Q5_K => 13,
+            Self::Q6_K => 14,
+            Self::F64 => 28,
+            Self::BF16 => 30,
+        }
+    }
+
     /// Elements in a block; a row's length is a multiple of it.
     pub fn block_len(self) -> usize {
         match self {
@@ -121,6 +139,50 @@ impl TensorType {
         }
         out
     }
+}
+
+impl TensorType {
+    /// Values as blocks, rounded to the nearest that they can hold, as ggml's reference does it. Only what a whole number
+    /// of blocks holds is written: rows are the caller's.
+    ///
+    /// # Errors
+    /// A value past 16 bits' range, and a type that is only read here.
+    pub fn quantise(self, values: &[f32]) -> Result<Vec<u8>, String> {
+        let blocks = values.chunks_exact(self.block_len());
+        let mut out = Vec::with_capacity(blocks.len() * self.block_bytes());
+        for block in blocks {
+            match self {
+                Self::F32 => out.extend(block[0].to_le_bytes()),
+                Self::F16 => out.extend(half_of(block[0])?),
+                Self::Q8_0 => {
+                    let largest = block.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+                    let scale = largest / 127.0;
+                    out.extend(half_of(scale)?);
+                    out.extend(block.iter().map(|x| (x * inverse(scale)).round() as i8 as u8));
+                }
+                Self::Q4_0 => {
+                    // The value furthest from 0 becomes -8, of which there is no positive twin.
+                    let furthest = block.iter().fold(0.0, |most: f32, x| if x.abs() > most.abs() { *x } else { most });
+                    let scale = furthest / -8.0;
+                    out.extend(half_of(scale)?);
+                    let code = |x: f32| ((x * inverse(scale) + 8.5) as u8).min(15);
+                    let (low, high) = block.split_at(16);
+                    out.extend(low.iter().zip(high).map(|(low, high)| code(*low) | code(*high) << 4));
+                }
+                other => return Err(format!("{other:?} is read here, not written")),
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+fn half_of(value: f32) -> Result<[u8; 2], String> {
+    let half = f16::from_f32(value);
+    if half.is_finite() { Ok(half.to_le_bytes()) } else { Err(format!("{value} does not fit into 16 bits")) }
 }
 
 fn half(block: &[u8], at: usize) -> f32 {
@@ -217,6 +279,32 @@ mod tests {
         let block = [half_bytes(0.25).as_slice(), &half_bytes(-3.0), &codes].concat();
         let want: Vec<f32> = (0..32).map(|i| 0.25 * q(i) - 3.0).collect();
         assert_eq!(TensorType::Q4_1.dequantise(&block), want);
+    }
+
+    #[test]
+    fn what_is_quantised_comes_back_within_half_a_step() {
+        let mut random = crate::random::Random::new(1);
+        let values: Vec<f32> = (0..32 * 64).map(|i| random.normal() * (1.0 + (i / 32) as f32)).collect();
+        for kind in [TensorType::F32, TensorType::F16, TensorType::Q8_0, TensorType::Q4_0] {
+            let bytes = kind.quantise(&values).unwrap();
+            assert_eq!(bytes.len(), values.len() / kind.block_len() * kind.block_bytes());
+            let back = kind.dequantise(&bytes);
+            for (block, back) in values.chunks(32).zip(back.chunks(32)) {
+                let largest = block.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+                // Of a scale rounded to 11 bits there is a little more, and 4 bits have no +8.
+                let bound = match kind {
+                    TensorType::F32 => 0.0,
+                    TensorType::F16 => largest / 2048.0,
+                    TensorType::Q8_0 => largest / 127.0 * 0.5 + largest / 1024.0,
+                    _ => largest / 8.0 + largest / 1024.0,
+                };
+                assert!(block.iter().zip(back).all(|(a, b)| (a - b).abs() <= bound), "{kind:?}");
+            }
+            assert_eq!(TensorType::from_code(kind.code()).unwrap(), kind);
+        }
+        assert!(TensorType::Q8_0.dequantise(&TensorType::Q8_0.quantise(&[0.0; 32]).unwrap()).iter().all(|x| *x == 0.0));
+        assert_eq!(TensorType::F16.quantise(&[1e5]).unwrap_err(), "100000 does not fit into 16 bits");
+        assert!(TensorType::Q6_K.quantise(&[0.0; 256]).is_err());
     }
 
     #[test]

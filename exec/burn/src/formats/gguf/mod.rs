@@ -1,7 +1,8 @@
 //! GGUF files: one file with weights (often quantised), configuration, tokenizer and chat template.
 //!
 //! `reader` finds its way in the bytes and trusts nothing in them, `blocks` turns quantised blocks into floats, `model`
-//! speaks Hugging Face's names and shapes, `vocabulary` rebuilds the tokenizer. Writing GGUF is not done here.
+//! speaks Hugging Face's names and shapes, `vocabulary` rebuilds the tokenizer; `writer` and `vocabulary_out` go the other way.
+//! Which tensors of a model are written how is [`crate::export`]'s.
 
 mod blocks;
 #[cfg(test)]
@@ -11,12 +12,17 @@ mod reader;
 #[cfg(test)]
 pub(crate) mod testing;
 mod vocabulary;
+mod vocabulary_out;
+mod writer;
 
 use std::path::PathBuf;
 
 pub use blocks::TensorType;
+pub(crate) use model::gguf_name;
 pub use model::{GgufConfig, GgufModel, RopeScaling};
 pub use reader::{GgufFile, MetaValue, TensorInfo};
+pub(crate) use vocabulary_out::write as write_tokenizer;
+pub use writer::{GgufWriter, OutTensor};
 
 /// What can be wrong with a GGUF file.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +62,9 @@ pub enum GgufError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The caller did not want to go on.
+    #[error("stopped as asked")]
+    Interrupted,
     /// The model or tokenizer is of a kind that this build does not know.
     #[error("GGUF model is not supported: {0}")]
     Unsupported(String),

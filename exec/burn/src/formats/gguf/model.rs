@@ -339,7 +339,9 @@ fn read_rope_scaling(
 ) -> Result<Option<RopeScaling>, GgufError> {
     if file.tensors.contains_key("rope_freqs.weight") {
         let factors = file.read_f32("rope_freqs.weight")?;
-        return llama3_scaling(&factors, head_dim, theta).map(Some);
+        // Ours say it; llama.cpp's converter does not.
+        let length = file.uint(&key("rope.scaling.original_context_length"))?.unwrap_or(8192);
+        return llama3_scaling(&factors, length, head_dim, theta).map(Some);
     }
     match file.text(&key("rope.scaling.type"))? {
         None | Some("none") => Ok(None),
@@ -352,9 +354,10 @@ fn read_rope_scaling(
 }
 
 /// The file holds a divisor per frequency and not the four numbers they were computed from. All Llama 3.x models share
-/// three of them; the fourth is the largest divisor. The result must give the file's divisors again.
-fn llama3_scaling(factors: &[f32], head_dim: usize, theta: f64) -> Result<RopeScaling, GgufError> {
-    let (low, high, length) = (1.0, 4.0, 8192usize);
+/// two of them and, unless it says so, the length; the fourth is the largest divisor. The result must give the file's
+/// divisors again.
+fn llama3_scaling(factors: &[f32], length: usize, head_dim: usize, theta: f64) -> Result<RopeScaling, GgufError> {
+    let (low, high) = (1.0, 4.0);
     let factor = f64::from(factors.iter().copied().fold(1.0, f32::max));
     let matches = factors.len() == head_dim / 2
         && factors.iter().enumerate().all(|(i, found)| {
@@ -364,8 +367,9 @@ fn llama3_scaling(factors: &[f32], head_dim: usize, theta: f64) -> Result<RopeSc
             (f64::from(*found) / want - 1.0).abs() < 1e-3
         });
     if !matches {
-        let text = "rope_freqs.weight holds divisors that are not Llama 3's (factors 1 and 4 over 8192 tokens)";
-        return Err(GgufError::Unsupported(text.into()));
+        let text =
+            format!("rope_freqs.weight holds divisors that are not Llama 3's (factors 1 and 4 over {length} tokens)");
+        return Err(GgufError::Unsupported(text));
     }
     Ok(RopeScaling::Llama3 {
         factor,
@@ -397,32 +401,53 @@ fn map_names(file: &GgufFile, config: &GgufConfig, rows: RotaryRows) -> Result<B
     Ok(mapped)
 }
 
+/// Parts of a layer: GGUF's name and Hugging Face's.
+const PARTS: [(&str, &str); 11] = [
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+];
+/// Tensors outside the layers, the same.
+const AROUND: [(&str, &str); 3] = [
+    ("token_embd.weight", "model.embed_tokens.weight"),
+    ("output_norm.weight", "model.norm.weight"),
+    ("output.weight", "lm_head.weight"),
+];
+
 fn hf_name(source: &str) -> Option<String> {
-    Some(match source {
-        "token_embd.weight" => "model.embed_tokens.weight".into(),
-        "output_norm.weight" => "model.norm.weight".into(),
-        "output.weight" => "lm_head.weight".into(),
-        _ => {
-            let (layer, rest) = source.strip_prefix("blk.")?.split_once('.')?;
-            let layer: usize = layer.parse().ok()?;
-            let (part, suffix) = rest.rsplit_once('.')?;
-            let part = match part {
-                "attn_norm" => "input_layernorm",
-                "attn_q" => "self_attn.q_proj",
-                "attn_k" => "self_attn.k_proj",
-                "attn_v" => "self_attn.v_proj",
-                "attn_output" => "self_attn.o_proj",
-                "attn_q_norm" => "self_attn.q_norm",
-                "attn_k_norm" => "self_attn.k_norm",
-                "ffn_norm" => "post_attention_layernorm",
-                "ffn_gate" => "mlp.gate_proj",
-                "ffn_up" => "mlp.up_proj",
-                "ffn_down" => "mlp.down_proj",
-                _ => return None,
-            };
-            matches!(suffix, "weight" | "bias").then(|| format!("model.layers.{layer}.{part}.{suffix}"))?
-        }
-    })
+    renamed(source, "blk.", "model.layers.", |(theirs, ours)| (theirs, ours))
+}
+
+/// GGUF's name of a tensor.
+pub(crate) fn gguf_name(name: &str) -> Option<String> {
+    renamed(name, "model.layers.", "blk.", |(theirs, ours)| (ours, theirs))
+}
+
+fn renamed(
+    name: &str,
+    layers: &str,
+    new_layers: &str,
+    way: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str),
+) -> Option<String> {
+    let find = |table: &[(&'static str, &'static str)], part: &str| {
+        table.iter().map(|names| way(*names)).find(|(old, _)| *old == part).map(|(_, new)| new)
+    };
+    if let Some(new) = find(&AROUND, name) {
+        return Some(new.to_owned());
+    }
+    let (layer, rest) = name.strip_prefix(layers)?.split_once('.')?;
+    let layer: usize = layer.parse().ok()?;
+    let (part, suffix) = rest.rsplit_once('.')?;
+    let part = find(&PARTS, part)?;
+    matches!(suffix, "weight" | "bias").then(|| format!("{new_layers}{layer}.{part}.{suffix}"))
 }
 
 #[cfg(test)]
@@ -527,7 +552,7 @@ mod tests {
             }
         };
         let factors: Vec<f32> = (0..32).map(divisor).collect();
-        let scaling = llama3_scaling(&factors, head_dim, theta).unwrap();
+        let scaling = llama3_scaling(&factors, 8192, head_dim, theta).unwrap();
         let want = RopeScaling::Llama3 {
             factor: 32.0,
             low_freq_factor: 1.0,
@@ -535,7 +560,7 @@ mod tests {
             original_max_position_embeddings: 8192,
         };
         assert_eq!(scaling, want);
-        assert!(llama3_scaling(&[2.0; 32], head_dim, theta).is_err());
+        assert!(llama3_scaling(&[2.0; 32], 8192, head_dim, theta).is_err());
     }
 
     #[test]

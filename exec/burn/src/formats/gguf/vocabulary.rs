@@ -171,13 +171,13 @@ fn vocabulary(tokens: &[String]) -> Result<Map<String, Value>, GgufError> {
 }
 
 /// How text is split before merging.
-struct Split {
+pub(super) struct Split {
     /// A pattern of its own, or None for GPT-2's.
-    pattern: Option<&'static str>,
+    pub pattern: Option<&'static str>,
     /// Every digit is a piece of its own, before the pattern.
-    single_digits: bool,
+    pub single_digits: bool,
     /// Composes accents first.
-    nfc: bool,
+    pub nfc: bool,
     /// A piece that is a token as a whole is taken without merging.
     ignore_merges: bool,
 }
@@ -187,7 +187,7 @@ const QWEN2_PATTERN: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl Split {
-    fn by_name(name: &str) -> Result<Self, GgufError> {
+    pub fn by_name(name: &str) -> Result<Self, GgufError> {
         let gpt2 = Self { pattern: None, single_digits: false, nfc: false, ignore_merges: false };
         Ok(match name {
             // Files without a name are from before names existed: GPT-2's split was the only one.

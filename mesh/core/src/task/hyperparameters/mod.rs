@@ -5,9 +5,15 @@
 //! A name is supported, an old name of a supported one, without effect here (told as a note), or takes its default
 //! only (told with the reason). Our own names, which the reference lacks, stand last in each table.
 
+mod arguments;
+pub mod dpo;
+mod optimizer;
 mod reference;
+pub mod rm;
 pub mod rows;
+mod schedule;
 pub mod settings;
+mod steering;
 
 use std::collections::BTreeMap;
 
@@ -103,6 +109,7 @@ pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems,
         read.values.insert(row.name.to_owned(), value);
     }
     together(task_type, &read, problems);
+    steering::tell_unused(task_type, &read, notes);
     read
 }
 
@@ -126,7 +133,12 @@ fn unknown(task_type: TaskType, key: &Key, path: String) -> Problem {
 fn translated(translate: Translate, value: Value) -> Value {
     match translate {
         Translate::Same => value,
-        Translate::SamplingOrder => Value::from(if value == "sequential" { "given" } else { "shuffled" }),
+        Translate::SamplingOrder => match value.as_str() {
+            Some("sequential") => Value::from("given"),
+            Some("group_by_length") => value,
+            _ => Value::from("shuffled"),
+        },
+        Translate::Grouping => Value::from(if value == true { "group_by_length" } else { "shuffled" }),
     }
 }
 
@@ -163,6 +175,15 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
     if is_true("fp16") && is_true("bf16") {
         read.problem("bf16", "true with fp16", "one of the two precisions", problems);
     }
+    steering::check(task_type, read, problems);
+    for packing in ["packing", "eval_packing"] {
+        if is_true(packing) && read.values.get("max_length") == Some(&Value::Null) {
+            read.problem(packing, "true with max_length null", "a max_length that samples are filled to", problems);
+        }
+    }
+    if task_type == TaskType::Dpo {
+        dpo::together(read, problems);
+    }
     if task_type == TaskType::Pretrain {
         let int = |name: &str| match read.values.get(name) {
             Some(value) => value.as_i64(),
@@ -190,5 +211,64 @@ impl Read {
     pub fn problem(&self, name: &str, found: &str, expected: &str, problems: &mut Problems) {
         let (typed, at) = self.typed.get(name).cloned().unwrap_or((name.to_owned(), At::START));
         problems.push(Problem::new(format!("{PATH}.{typed}"), at, found, expected));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs};
+
+    use super::*;
+
+    /// The reference's config class of a task type.
+    const CLASSES: [(TaskType, &str); 5] = [
+        (TaskType::Sft, "SFTConfig"),
+        (TaskType::Rm, "RewardConfig"),
+        (TaskType::Dpo, "DPOConfig"),
+        (TaskType::Grpo, "GRPOConfig"),
+        (TaskType::Ppo, "PPOConfig"),
+    ];
+
+    /// Names whose default is not the reference's: an example's model, where a task names its own elsewhere; and what
+    /// trades time for memory without changing a bit, which who needs the memory asks for.
+    const OWN_DEFAULTS: [&str; 3] = ["reward_model_path", "sft_model_path", "gradient_checkpointing"];
+
+    /// Every name of the published classes with its default, as tests/fixtures/reference/names.py reads them.
+    fn classes() -> BTreeMap<String, BTreeMap<String, Value>> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/reference/names.json");
+        serde_json::from_str(&fs::read_to_string(file).expect("fixture")).expect("JSON")
+    }
+
+    #[test]
+    fn every_name_of_the_reference_has_a_row() {
+        let classes = classes();
+        for (task_type, class) in CLASSES {
+            let names = &classes[class];
+            assert!(names.len() > 100, "{class} has {} names", names.len());
+            let without: Vec<_> = names.keys().filter(|name| find(task_type, name).is_none()).collect();
+            assert!(without.is_empty(), "{class}: {without:?}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_references() {
+        let classes = classes();
+        let mut differ = Vec::new();
+        for (task_type, class) in CLASSES {
+            for (name, default) in &classes[class] {
+                let row = find(task_type, name).expect("a row");
+                let own = OWN_DEFAULTS.contains(&name.as_str());
+                // What is no plain value is named by its source.
+                if own || default.is_object() || !matches!(row.status, Status::Works | Status::OnlyDefault(_)) {
+                    continue;
+                }
+                let mine = row.default.value();
+                let same = mine == *default || mine.as_f64().is_some() && mine.as_f64() == default.as_f64();
+                if !same {
+                    differ.push(format!("{class}.{name}: {mine}, the reference has {default}"));
+                }
+            }
+        }
+        assert!(differ.is_empty(), "{}", differ.join("\n"));
     }
 }

@@ -1,14 +1,35 @@
-//! The model, its adapter, and the data it learns from.
+//! The model and the data it learns from.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
 
 use super::Validation;
 use crate::task::{
     fields::Typed,
     hyperparameters::Read,
-    names,
-    problem::{Problem, show},
-    raw::{RawAdapter, RawDataset, RawSpec},
-    spec::{Adapter, AdapterKind, Dataset, Model},
+    problem::{Problem, nearest, show},
+    raw::{Pairs, RawDataset, RawSpec},
+    spec::{Dataset, Model, TestSize},
 };
+
+/// Columns that mean something to a module.
+const COLUMNS: [&str; 14] = [
+    "messages",
+    "conversations",
+    "prompt",
+    "completion",
+    "chosen",
+    "rejected",
+    "margin",
+    "text",
+    "instruction",
+    "input",
+    "output",
+    "system",
+    "tools",
+    "chat_template_kwargs",
+];
 
 impl Validation<'_> {
     pub(super) fn model(&mut self, spec: &RawSpec) -> Option<Option<Model>> {
@@ -18,73 +39,14 @@ impl Validation<'_> {
         Some(source.map(|source| Model { source, adapter: adapter.flatten() }))
     }
 
-    fn adapter(&mut self, raw: &RawAdapter) -> Option<Adapter> {
-        let kind = match raw.kind.as_ref().map(|kind| (kind, kind.value.as_str())) {
-            Some((_, "lora")) => Some(AdapterKind::Lora),
-            Some((_, "qlora")) => Some(AdapterKind::Qlora),
-            Some((kind, _)) => {
-                self.problems.push(kind.problem("`lora` or `qlora`"));
-                None
-            }
-            None => None,
-        };
-        if let Some(bias) = raw.bias.as_ref().filter(|bias| bias.value != "none") {
-            self.problems.push(bias.problem("`none`: training biases is not in this build"));
-        }
-        let r = raw.r.as_ref().map_or(8, |r| {
-            if !(1..=1024).contains(&r.value) {
-                self.problems.push(Problem::new(&r.path, r.at, format!("`{}`", r.value), "a rank from 1 to 1024"));
-            }
-            u32::try_from(r.value).unwrap_or(1)
-        });
-        let alpha = raw.lora_alpha.as_ref().map_or(8_000, |alpha| {
-            let expected = "a number above 0, at most 1000000, with at most 3 digits after the point";
-            self.fixed(alpha, 1e3, 1.0..=1e9, expected)
-        });
-        let dropout = raw.lora_dropout.as_ref().map_or(0, |dropout| {
-            let expected = "a share from 0 to below 1, with at most 6 digits after the point";
-            self.fixed(dropout, 1e6, 0.0..=999_999.0, expected)
-        });
-        let target_modules = match &raw.target_modules {
-            Some(modules) => self.target_modules(modules),
-            // PEFT's own choice for this family.
-            None => vec!["q_proj".to_owned(), "v_proj".to_owned()],
-        };
-        Some(Adapter {
-            kind: kind?,
-            r,
-            lora_alpha_milli: alpha,
-            lora_dropout_micro: u32::try_from(dropout).unwrap_or(0),
-            target_modules,
-            use_rslora: raw.use_rslora.as_ref().is_some_and(|truth| truth.value),
-            source: self.source(&raw.source),
-        })
-    }
-
-    fn target_modules(&mut self, modules: &Typed<Vec<Typed<String>>>) -> Vec<String> {
-        if modules.value.is_empty() {
-            let expected = "names of linear layers, such as q_proj, or `all-linear`";
-            self.problems.push(Problem::new(&modules.path, modules.at, "an empty list", expected));
-        }
-        let mut kept = Vec::new();
-        for module in &modules.value {
-            match names::name(module, "", 128) {
-                Ok(name) if kept.contains(&name) => {
-                    self.problems.push(module.problem("each module once"));
-                }
-                Ok(name) => kept.push(name),
-                Err(problem) => self.problems.push(Problem {
-                    expected: "the name of a linear layer; patterns are not in this build".to_owned(),
-                    hint: None,
-                    ..problem
-                }),
-            }
-        }
-        kept
-    }
-
     /// A number as a whole number of small parts, for the ledger has no floats.
-    fn fixed(&mut self, typed: &Typed<f64>, parts: f64, bounds: std::ops::RangeInclusive<f64>, expected: &str) -> u64 {
+    pub(super) fn fixed(
+        &mut self,
+        typed: &Typed<f64>,
+        parts: f64,
+        bounds: std::ops::RangeInclusive<f64>,
+        expected: &str,
+    ) -> u64 {
         let scaled = (typed.value * parts).round();
         let exact = (scaled / parts - typed.value).abs() <= f64::EPSILON * typed.value.abs();
         if !bounds.contains(&scaled) || !exact {
@@ -105,7 +67,53 @@ impl Validation<'_> {
             }
             u32::try_from(length.value).unwrap_or(1)
         });
-        Some(Dataset { source: source?, eval, prompt_template, max_seq_length })
+        let test_size = raw.test_size.as_ref().and_then(|size| self.test_size(size, raw.eval.is_some()));
+        let columns = self.columns(&raw.columns, raw.prompt_template.is_some() && prompt_template.is_some());
+        let chat_template = raw.chat_template.as_ref().map(|template| template.value.clone());
+        if let Some(template) = raw.chat_template.as_ref().filter(|template| template.value.trim().is_empty()) {
+            self.problems.push(template.problem("a Jinja template of messages"));
+        }
+        Some(Dataset { source: source?, eval, test_size, prompt_template, chat_template, columns, max_seq_length })
+    }
+
+    /// A share below 1, or a number of rows.
+    fn test_size(&mut self, size: &Typed<f64>, beside_eval: bool) -> Option<TestSize> {
+        if beside_eval {
+            let problem =
+                Problem::new(&size.path, size.at, format!("`{}`", size.value), "nothing beside `dataset.eval`");
+            self.problems.push(problem.hint("keep one of the two: other data to measure on, or a part of this"));
+        }
+        let expected = "a share above 0 and below 1 with at most 6 digits after the point, or a whole number of rows";
+        if size.value < 1.0 {
+            let share = self.fixed(size, 1e6, 1.0..=999_999.0, expected);
+            return u32::try_from(share).ok().map(TestSize::Millionths);
+        }
+        let rows = self.fixed(size, 1.0, 1.0..=1e15, expected);
+        Some(TestSize::Rows(rows))
+    }
+
+    fn columns(&mut self, pairs: &Pairs, template: bool) -> BTreeMap<String, String> {
+        let mut columns = BTreeMap::new();
+        if let (Some((first, _)), true) = (pairs.first(), template) {
+            let problem = first.problem("no `columns` beside a `prompt_template`");
+            self.problems.push(problem.hint("the template names the data's columns itself"));
+        }
+        for (ours, theirs) in pairs {
+            if !COLUMNS.contains(&ours.value.as_str()) {
+                let problem = ours.problem(format!("one of {}", COLUMNS.join(", ")));
+                let swapped = COLUMNS.contains(&theirs.value.as_str());
+                let near = nearest(&ours.value, COLUMNS).map(|name| format!("did you mean `{name}`?"));
+                let hint = swapped.then(|| format!("write `{}: {}`", theirs.value, ours.value)).or(near);
+                self.problems.push(match hint {
+                    Some(hint) => problem.hint(hint),
+                    None => problem,
+                });
+            } else if theirs.value.is_empty() {
+                self.problems.push(theirs.problem("the name of a column of the data"));
+            }
+            columns.insert(ours.value.clone(), theirs.value.clone());
+        }
+        columns
     }
 
     /// A template with at least one `{column}`; `...` stands for none.
@@ -145,6 +153,22 @@ impl Validation<'_> {
                 format!("{length}, as `hyperparameters.{name}` has it"),
             );
             self.problems.push(problem.hint("keep one of the two"));
+        }
+    }
+
+    /// Evaluations in training need data to evaluate on.
+    pub(super) fn evaluations(&mut self, spec: &RawSpec, read: &Read) {
+        if spec.dataset.as_ref().is_some_and(|dataset| dataset.eval.is_some() || dataset.test_size.is_some()) {
+            return;
+        }
+        let asks = |name: &str| match read.values.get(name) {
+            Some(Value::String(strategy)) => strategy != "no",
+            Some(truth) => truth == &Value::Bool(true),
+            None => false,
+        };
+        for name in ["eval_strategy", "eval_on_start"].into_iter().filter(|name| asks(name)) {
+            let expected = "`dataset.eval` or `dataset.test_size` with it: held-out data to look at";
+            read.problem(name, "evaluations without held-out data", expected, self.problems);
         }
     }
 }

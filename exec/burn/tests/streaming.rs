@@ -1,0 +1,125 @@
+//! A data set is read, tokenized and trained from without being held: what is allocated is counted, and does not grow with
+//! the data.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mloc_burn::formats::dataset::{
+    DatasetError, LoadOptions, ReadSoFar, Selection, TokenizeOptions, TokenizedExample, load, tokenize_all,
+    tokenize_files,
+};
+use mloc_burn::formats::tokenizer::TextTokenizer;
+
+/// The system's allocator, which counts what is allocated.
+struct Counting;
+
+static HELD: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+#[allow(unsafe_code, reason = "an allocator is one")]
+// SAFETY: every call is handed on as it came; the numbers beside it touch no memory of anybody's.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
+        MOST.fetch_max(held, Ordering::Relaxed);
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise is the same.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The most that `work` held beyond what was held before it.
+fn most_held<T>(work: impl FnOnce() -> T) -> (usize, T) {
+    let before = HELD.load(Ordering::Relaxed);
+    MOST.store(before, Ordering::Relaxed);
+    let done = work();
+    (MOST.load(Ordering::Relaxed) - before, done)
+}
+
+/// Words between spaces: what is counted here is not the tokenizer's.
+fn tokenizer() -> TextTokenizer {
+    let words = r#"{
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null, "decoder": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {"?": 0, "a": 1, "lease": 2, "node": 3}, "unk_token": "?"}
+    }"#;
+    TextTokenizer::from_parts(words.as_bytes(), serde_json::Map::new()).expect("tokenizer")
+}
+
+/// So many rows of about a kilobyte, as lines or as one array.
+fn data(folder: &Path, name: &str, rows: usize) -> PathBuf {
+    let path = folder.join(name);
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&path).expect("file"));
+    let array = name.ends_with(".json");
+    if array {
+        file.write_all(b"[").expect("written");
+    }
+    for row in 0..rows {
+        if row > 0 {
+            file.write_all(if array { b",\n" } else { b"\n" }).expect("written");
+        }
+        write!(file, "{{\"text\": \"{row} {}\"}}", "a lease ends when node 17 says so; ".repeat(30)).expect("written");
+    }
+    file.write_all(if array { b"]" } else { b"\n" }).expect("written");
+    file.flush().expect("written");
+    path
+}
+
+/// One test, for what is held is counted over all threads.
+#[test]
+fn what_is_held_does_not_grow_with_the_data() {
+    let folder = tempfile::tempdir().expect("folder");
+    let (tokenizer, load) = (tokenizer(), LoadOptions::default());
+    let options = TokenizeOptions { max_length: Some(100), ..TokenizeOptions::default() };
+    for name in ["rows.jsonl", "rows.json"] {
+        let stored = |path: &Path| {
+            let (mut told, into) = (0, folder.path().join("tokens"));
+            let mut watch = |so_far: ReadSoFar| {
+                told = told.max(so_far.rows);
+                false
+            };
+            let (file, counts, read) =
+                tokenize_files(path, &load, &tokenizer, options, &into, &mut watch).expect("tokens");
+            assert_eq!(read.bytes, std::fs::metadata(path).expect("file").len());
+            assert_eq!((read.rows, counts.rows as u64, told), (file.len() as u64, read.rows, read.rows - 1));
+            let samples = Selection::of(Arc::new(file)).samples();
+            let targets: usize = (0..samples.len()).map(|at| samples.read(at).expect("sample")[0].num_targets()).sum();
+            assert_eq!(targets, 99 * samples.len());
+        };
+        let (few, many) = (data(folder.path(), name, 400), data(folder.path(), &format!("many-{name}"), 2_400));
+        // What is made once and kept, such as caches of the tokenizer, is made here.
+        stored(&few);
+        let (of_few, ()) = most_held(|| stored(&few));
+        let (of_many, ()) = most_held(|| stored(&many));
+        let bytes = std::fs::metadata(&many).expect("file").len() as usize;
+        assert!(of_many < bytes / 3, "{name}: {of_many} of {bytes} bytes were held");
+        assert!(of_many < of_few + (64 << 10), "{name}: {of_few} bytes were held of 400 rows, {of_many} of 2400");
+    }
+
+    // What comes out is what comes out of rows that are all held.
+    let path = data(folder.path(), "rows.jsonl", 50);
+    let rows = load_all(&path);
+    let held = tokenize_all(&rows, &tokenizer, options, &|| false).expect("tokens");
+    let (file, counts, _) =
+        tokenize_files(&path, &load, &tokenizer, options, &folder.path().join("t"), &mut |_| false).expect("tokens");
+    assert_eq!(counts, held.counts);
+    let stored: Vec<TokenizedExample> = (0..file.len()).map(|at| file.read(at, None).expect("example")).collect();
+    assert_eq!(stored, held.examples);
+    let stopped = tokenize_files(&path, &load, &tokenizer, options, folder.path(), &mut |so_far| so_far.rows == 20);
+    assert!(matches!(stopped, Err(DatasetError::Interrupted)));
+}
+
+fn load_all(path: &Path) -> Vec<mloc_burn::formats::dataset::Row> {
+    load(path, &LoadOptions::default(), &|| false).expect("rows")
+}
