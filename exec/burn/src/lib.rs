@@ -9,6 +9,8 @@
 //! loss      cross-entropy over the target positions only
 //! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
 //! train     Trainer: step, save, resume, export
+//! logprobs  log-probabilities of given tokens, and the gradient of what is made of them
+//! rl        PPO's and GRPO's arithmetic on such log-probabilities
 //! generate  greedy and sampled continuation with a key-value cache
 //! export    model and adapter folders in Hugging Face's and PEFT's layout
 //! ```
@@ -22,11 +24,13 @@ pub mod device;
 pub mod export;
 pub mod formats;
 pub mod generate;
+pub mod logprobs;
 pub mod lora;
 pub mod loss;
 pub mod model;
 pub mod optim;
 pub mod random;
+pub mod rl;
 pub mod schedule;
 pub mod train;
 pub mod weights;

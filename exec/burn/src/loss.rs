@@ -100,11 +100,12 @@ pub fn backward(
     (sums, d_hidden)
 }
 
-struct Chunk {
-    rows: Tensor<1, Int>,
-    hidden: Tensor<2>,
-    ids: Tensor<2, Int>,
-    probabilities: Tensor<2>,
+/// A few hundred targets at a time.
+pub(crate) struct Chunk {
+    pub(crate) rows: Tensor<1, Int>,
+    pub(crate) hidden: Tensor<2>,
+    pub(crate) ids: Tensor<2, Int>,
+    pub(crate) probabilities: Tensor<2>,
     /// Per position: logit of the target, highest logit, highest probability, expected logit.
     columns: Tensor<2>,
 }
@@ -112,21 +113,50 @@ struct Chunk {
 impl Chunk {
     fn sums(&self) -> LossSums {
         let mut sums = LossSums::default();
-        for row in host_values(self.columns.clone()).as_chunks::<4>().0 {
-            let [target, highest, highest_probability, expected] = row.map(f64::from);
-            // log Σ exp(logits): the highest probability is at least 1/vocabulary, so its logarithm is exact,
-            // which the target's own probability would not be.
-            let log_partition = highest - highest_probability.ln();
-            sums.loss += log_partition - target;
-            sums.entropy += log_partition - expected;
-            sums.correct += f64::from(u8::from(target >= highest));
+        for each in self.each() {
+            sums.loss -= each.logprob;
+            sums.entropy += each.entropy;
+            sums.correct += f64::from(u8::from(each.is_highest));
             sums.targets += 1;
         }
         sums
     }
+
+    /// The chunk's targets one by one, in order.
+    pub(crate) fn each(&self) -> Vec<Predicted> {
+        let columns = host_values(self.columns.clone());
+        let each = columns.as_chunks::<4>().0.iter().map(|row| {
+            let [target, highest, highest_probability, expected] = row.map(f64::from);
+            // log Σ exp(logits): the highest probability is at least 1/vocabulary, so its logarithm is exact,
+            // which the target's own probability would not be.
+            let log_partition = highest - highest_probability.ln();
+            Predicted {
+                logprob: target - log_partition,
+                entropy: log_partition - expected,
+                is_highest: target >= highest,
+            }
+        });
+        each.collect()
+    }
 }
 
-fn chunks<'a>(hidden: &'a Tensor<2>, head: &'a Parameter, targets: &'a Targets) -> impl Iterator<Item = Chunk> + 'a {
+/// What a model says at one target.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Predicted {
+    /// log p of the target, in nats.
+    pub(crate) logprob: f64,
+    /// Entropy of the distribution, in nats.
+    pub(crate) entropy: f64,
+    /// Whether no logit is higher.
+    pub(crate) is_highest: bool,
+}
+
+/// The targets in chunks whose logits fit [`CHUNK_ELEMENTS`].
+pub(crate) fn chunks<'a>(
+    hidden: &'a Tensor<2>,
+    head: &'a Parameter,
+    targets: &'a Targets,
+) -> impl Iterator<Item = Chunk> + 'a {
     let size = (CHUNK_ELEMENTS / head.shape[0].max(1)).max(1);
     let device = hidden.device();
     targets.rows.chunks(size).zip(targets.ids.chunks(size)).map(move |(rows, ids)| {

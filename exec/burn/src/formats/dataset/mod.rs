@@ -11,6 +11,7 @@
 mod example;
 mod files;
 mod parquet;
+mod prompts;
 mod read;
 mod split;
 mod template;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 
 use super::chat_template::Conversation;
 
+pub use self::prompts::{Prompt, PromptRow, load_prompts};
 pub use self::split::{Part, Slice};
 pub use self::template::PromptTemplate;
 pub use self::tokens::{TokenizeOptions, TokenizedDataset, TokenizedExample, tokenize, tokenize_all};
@@ -193,26 +195,8 @@ pub struct LoadOptions {
 /// Every row that is not as it must be, with file and line; or that there is nothing to read.
 pub fn load(path: &Path, options: &LoadOptions, stop: &dyn Fn() -> bool) -> Result<Vec<Row>, DatasetError> {
     let mut loading = Loading { options, stop, rows: Vec::new(), problems: Vec::new(), total: 0 };
-    match &options.split {
-        None => loading.take(&files::all(path)?, 0..usize::MAX)?,
-        Some(parts) => {
-            for part in parts {
-                let files = files::of_split(path, &part.name, parts.len() == 1)?;
-                let wanted = match &part.slice {
-                    None => 0..usize::MAX,
-                    Some(slice) => {
-                        let rows = files.iter().map(|file| read::count(file)).sum::<Result<usize, _>>()?;
-                        let wanted = slice.rows(rows);
-                        if wanted.is_empty() {
-                            let (path, slice) = (path.to_owned(), part.to_string());
-                            return Err(DatasetError::EmptySlice { path, slice, rows });
-                        }
-                        wanted
-                    }
-                };
-                loading.take(&files, wanted)?;
-            }
-        }
+    for (files, wanted) in files::wanted(path, options.split.as_deref())? {
+        loading.take(&files, wanted)?;
     }
     if loading.total > 0 {
         return Err(DatasetError::Rows { problems: loading.problems, total: loading.total });

@@ -1,0 +1,191 @@
+//! Log-probabilities of given tokens, one by one, and the gradient that derivatives at them have at the hidden states.
+//!
+//! As in [`crate::loss`] the logits exist for a few hundred positions at a time, and once more in the backward pass.
+
+use burn::tensor::{IndexingUpdateOp, Tensor};
+
+use crate::loss::{Targets, chunks};
+use crate::model::parameter::matrix;
+use crate::model::{Gradients, Parameter};
+
+/// One number a target, in the order of the targets.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Scores {
+    /// log p of the token, in nats.
+    pub logprobs: Vec<f64>,
+    /// Entropy of the distribution it was drawn from, in nats.
+    pub entropies: Vec<f64>,
+}
+
+/// Derivatives of a loss, one a target, in the order of the targets.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Slopes {
+    /// At the log-probabilities.
+    pub logprobs: Vec<f64>,
+    /// At the entropies; empty where the loss has no such term.
+    pub entropies: Vec<f64>,
+}
+
+/// Log-probabilities and entropies of the targets, logits divided by `temperature` (above 0).
+pub fn score(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, temperature: f64) -> Scores {
+    let mut scores = Scores::default();
+    let hidden = tempered(hidden, temperature);
+    for each in chunks(&hidden, head, targets).flat_map(|chunk| chunk.each()) {
+        scores.logprobs.push(each.logprob);
+        scores.entropies.push(each.entropy);
+    }
+    scores
+}
+
+/// The gradient at `hidden`, given the slopes at what [`score`] says of the same targets; adds the head's gradient if
+/// the head is trainable.
+pub fn backward(
+    hidden: &Tensor<2>,
+    head: &Parameter,
+    targets: &Targets,
+    temperature: f64,
+    slopes: &Slopes,
+    gradients: &mut Gradients,
+) -> Tensor<2> {
+    let hidden = tempered(hidden, temperature);
+    let device = hidden.device();
+    let mut d_hidden = Tensor::zeros(hidden.dims(), &device);
+    let mut done = 0;
+    for chunk in chunks(&hidden, head, targets) {
+        let [count, _] = chunk.probabilities.dims();
+        let column = |values: &[f64]| {
+            let values: Vec<f32> = values[done..done + count].iter().map(|v| *v as f32).collect();
+            matrix(values, &[count, 1], &device)
+        };
+        let at_logprobs = column(&slopes.logprobs);
+        // d log p(k) / d logits = one-hot(k) − softmax.
+        let probabilities = chunk.probabilities.clone();
+        let mut d_logits = (probabilities.clone() * at_logprobs.clone().neg()).scatter(
+            1,
+            chunk.ids.clone(),
+            at_logprobs,
+            IndexingUpdateOp::Add,
+        );
+        if !slopes.entropies.is_empty() {
+            // d H / d logits = −p · (log p + H), which is 0 where p is.
+            let entropies: Vec<f64> = chunk.each().iter().map(|each| each.entropy).collect();
+            let entropies = matrix(entropies.iter().map(|e| *e as f32).collect(), &[count, 1], &device);
+            let surprise = probabilities.clone().clamp_min(f32::MIN_POSITIVE).log() + entropies;
+            d_logits = d_logits - probabilities * surprise * column(&slopes.entropies);
+        }
+        if head.trainable {
+            gradients.add(&head.name, d_logits.clone().transpose().matmul(chunk.hidden));
+        }
+        // Each row occurs once, so adding to zero is placing.
+        let d = d_logits.matmul(head.value.clone());
+        d_hidden = d_hidden.select_assign(0, chunk.rows, d, IndexingUpdateOp::Add);
+        done += count;
+    }
+    d_hidden.mul_scalar(1.0 / temperature)
+}
+
+/// Logits are linear in the hidden states, the narrower of the two.
+fn tempered(hidden: &Tensor<2>, temperature: f64) -> Tensor<2> {
+    if temperature == 1.0 { hidden.clone() } else { hidden.clone().mul_scalar(1.0 / temperature) }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::model::parameter::host_values;
+    use crate::random::Random;
+
+    const WIDTH: usize = 6;
+    const VOCABULARY: usize = 11;
+    const TEMPERATURE: f64 = 0.7;
+
+    struct Case {
+        hidden: Vec<f32>,
+        head: Vec<f32>,
+        targets: Targets,
+        slopes: Slopes,
+    }
+
+    impl Case {
+        fn drawn() -> Self {
+            let mut random = Random::new(4);
+            let mut drawn = |n: usize| (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
+            let slopes = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
+            Self {
+                hidden: drawn(4 * WIDTH),
+                head: drawn(VOCABULARY * WIDTH),
+                targets: Targets { rows: vec![0, 2, 3], ids: vec![7, 0, 10] },
+                slopes: Slopes { logprobs: slopes(drawn(3)), entropies: slopes(drawn(3)) },
+            }
+        }
+
+        fn parts(&self) -> (Tensor<2>, Parameter) {
+            let device = Device::flex();
+            let mut head = Parameter::new("head".into(), &[VOCABULARY, WIDTH], self.head.clone(), &device);
+            head.trainable = true;
+            (matrix(self.hidden.clone(), &[4, WIDTH], &device), head)
+        }
+
+        /// The linear loss whose derivatives the slopes are.
+        fn loss(&self) -> f64 {
+            let (hidden, head) = self.parts();
+            let scores = score(&hidden, &head, &self.targets, TEMPERATURE);
+            let sum = |values: &[f64], slopes: &[f64]| values.iter().zip(slopes).map(|(v, s)| v * s).sum::<f64>();
+            sum(&scores.logprobs, &self.slopes.logprobs) + sum(&scores.entropies, &self.slopes.entropies)
+        }
+    }
+
+    #[test]
+    fn scores_are_those_of_a_softmax_written_out() {
+        let case = Case::drawn();
+        let (hidden, head) = case.parts();
+        let scores = score(&hidden, &head, &case.targets, TEMPERATURE);
+        for (index, (row, id)) in case.targets.rows.iter().zip(&case.targets.ids).enumerate() {
+            let at = |row: &[f32], from: usize| row[from * WIDTH..][..WIDTH].to_vec();
+            let state = at(&case.hidden, *row as usize);
+            let logits: Vec<f64> = (0..VOCABULARY)
+                .map(|token| {
+                    let weights = at(&case.head, token);
+                    let dot = state.iter().zip(&weights).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+                    dot / TEMPERATURE
+                })
+                .collect();
+            let partition = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+            let entropy: f64 = -logits.iter().map(|l| (l - partition).exp() * (l - partition)).sum::<f64>();
+            assert!((scores.logprobs[index] - (logits[*id as usize] - partition)).abs() < 1e-5);
+            assert!((scores.entropies[index] - entropy).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn gradients_are_the_slopes_of_the_loss() {
+        let case = Case::drawn();
+        let (hidden, head) = case.parts();
+        let mut gradients = Gradients::default();
+        let d_hidden = backward(&hidden, &head, &case.targets, TEMPERATURE, &case.slopes, &mut gradients);
+        let d_head = host_values(gradients.take("head").expect("trainable"));
+        let step = 1e-2_f32;
+        let check = |found: f32, moved: &dyn Fn(f32) -> f64, what: &str| {
+            let slope = (moved(step) - moved(-step)) / (2.0 * f64::from(step));
+            assert!((slope - f64::from(found)).abs() < 2e-3, "{what}: {found}, slope {slope}");
+        };
+        for (i, found) in host_values(d_hidden).into_iter().enumerate() {
+            let moved = |by: f32| {
+                let mut case = Case::drawn();
+                case.hidden[i] += by;
+                case.loss()
+            };
+            check(found, &moved, &format!("hidden {i}"));
+        }
+        for (i, found) in d_head.into_iter().enumerate() {
+            let moved = |by: f32| {
+                let mut case = Case::drawn();
+                case.head[i] += by;
+                case.loss()
+            };
+            check(found, &moved, &format!("head {i}"));
+        }
+    }
+}
