@@ -3,6 +3,7 @@
 mod command;
 mod hardware;
 mod model;
+mod reward;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -84,6 +85,7 @@ impl Validation<'_> {
             None => Read::default(),
         };
         self.lengths(spec, &read);
+        let reward = self.reward(spec, row, &read);
         let output = self.output(spec, row);
         let retry = self.retry(spec);
         let timeouts =
@@ -103,6 +105,7 @@ impl Validation<'_> {
             model: model.flatten(),
             dataset: dataset.flatten(),
             command,
+            reward,
             hyperparameters: read.values,
             output,
             priority,

@@ -5,6 +5,9 @@
 //! A name is supported, an old name of a supported one, without effect here (told as a note), or takes its default
 //! only (told with the reason). Our own names, which the reference lacks, stand last in each table.
 
+pub mod grpo;
+mod online;
+pub mod ppo;
 mod reference;
 pub mod rows;
 pub mod settings;
@@ -163,6 +166,11 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
     if is_true("fp16") && is_true("bf16") {
         read.problem("bf16", "true with fp16", "one of the two precisions", problems);
     }
+    match task_type {
+        TaskType::Grpo => grpo::together(read, problems),
+        TaskType::Ppo => ppo::together(read, problems),
+        _ => {}
+    }
     if task_type == TaskType::Pretrain {
         let int = |name: &str| match read.values.get(name) {
             Some(value) => value.as_i64(),
@@ -186,6 +194,12 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
 }
 
 impl Read {
+    /// The value under a name, or the default of the task type's table.
+    fn value(&self, task_type: TaskType, name: &str) -> Value {
+        let default = || find(task_type, name).map_or(Value::Null, |row| row.default.value());
+        self.values.get(name).cloned().unwrap_or_else(default)
+    }
+
     /// A problem at the place where a name was typed.
     pub fn problem(&self, name: &str, found: &str, expected: &str, problems: &mut Problems) {
         let (typed, at) = self.typed.get(name).cloned().unwrap_or((name.to_owned(), At::START));

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::reference;
+use super::{grpo, online, ppo, reference};
 use crate::task::kind::TaskType;
 
 /// One name.
@@ -43,6 +43,13 @@ pub enum Type {
     Text,
     /// One of some words.
     Choice(&'static [&'static str]),
+    /// One of some words, or a truth value that stands for one.
+    ChoiceOrBool(&'static [&'static str]),
+    /// A list of numbers.
+    Numbers {
+        /// Longest list.
+        most: usize,
+    },
     /// A list of texts.
     Texts {
         /// Longest list.
@@ -121,6 +128,10 @@ impl Type {
             Type::Float { min, max } => value.as_f64().is_some_and(|v| (min..=max).contains(&v)),
             Type::Text => value.is_string(),
             Type::Choice(choices) => value.as_str().is_some_and(|v| choices.contains(&v)),
+            Type::ChoiceOrBool(choices) => value.is_boolean() || Type::Choice(choices).takes(value),
+            Type::Numbers { most } => {
+                value.as_array().is_some_and(|list| list.len() <= most && list.iter().all(Value::is_number))
+            }
             Type::Texts { most } => {
                 value.as_array().is_some_and(|list| list.len() <= most && list.iter().all(Value::is_string))
             }
@@ -142,22 +153,26 @@ impl Type {
             Type::Float { min, max } => format!("a number from {min} to {max}"),
             Type::Text => "a text".to_owned(),
             Type::Choice(choices) => format!("one of {}", choices.join(", ")),
+            Type::ChoiceOrBool(choices) => format!("one of {}, or true or false", choices.join(", ")),
+            Type::Numbers { most } => format!("a list of at most {most} numbers"),
             Type::Texts { most } => format!("a list of at most {most} texts"),
             Type::Any => "a value".to_owned(),
         }
     }
 }
 
-const ABOVE_ZERO: f64 = f64::MIN_POSITIVE;
-const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
+pub(super) const ABOVE_ZERO: f64 = f64::MIN_POSITIVE;
+pub(super) const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
 /// A whole number, none included.
 pub(super) const COUNT: Type = Type::Int { min: 0, max: i64::MAX };
 /// A whole number from one on. Bounded, for products of such counts must not overflow.
-const SOME: Type = Type::Int { min: 1, max: 1 << 31 };
+pub(super) const SOME: Type = Type::Int { min: 1, max: 1 << 31 };
 /// Any number.
 pub(super) const NUMBER: Type = Type::Float { min: f64::MIN, max: f64::MAX };
-const NOT_NEGATIVE: Type = Type::Float { min: 0.0, max: f64::MAX };
-const SHARE: Type = Type::Float { min: 0.0, max: BELOW_ONE };
+pub(super) const NOT_NEGATIVE: Type = Type::Float { min: 0.0, max: f64::MAX };
+/// A share, all included.
+pub(super) const UNIT: Type = Type::Float { min: 0.0, max: 1.0 };
+pub(super) const SHARE: Type = Type::Float { min: 0.0, max: BELOW_ONE };
 
 pub(super) const fn works(name: &'static str, kind: Type, default: Default) -> Row {
     Row { name, kind, default, nullable: false, status: Status::Works }
@@ -191,7 +206,7 @@ pub(super) const HABITS: [(&str, &str); 12] = [
     ("steps", "max_steps"),
 ];
 
-const fn old(name: &'static str, kind: Type, new: &'static str, translate: Translate) -> Row {
+pub(super) const fn old(name: &'static str, kind: Type, new: &'static str, translate: Translate) -> Row {
     Row { name, kind, default: Default::Null, nullable: false, status: Status::OldName(new, translate) }
 }
 
@@ -203,8 +218,8 @@ pub fn tables(task_type: TaskType) -> &'static [&'static [Row]] {
         TaskType::Pretrain => &[PRETRAIN, SFT, TRAINER],
         TaskType::Rm => &[reference::RM, TRAINER],
         TaskType::Dpo => &[reference::DPO, TRAINER],
-        TaskType::Grpo => &[reference::GRPO, TRAINER],
-        TaskType::Ppo => &[reference::PPO, TRAINER],
+        TaskType::Grpo => &[grpo::NAMES, online::NAMES, TRAINER],
+        TaskType::Ppo => &[ppo::NAMES, online::NAMES, TRAINER],
         TaskType::Command | TaskType::Inference | TaskType::RagInference | TaskType::Agent => &[],
     }
 }

@@ -279,12 +279,12 @@ impl Echo {
 
 /// Values of a spec under canonical names, or their defaults. `validate` has checked types, so what has another
 /// type here is as good as absent.
-struct Values<'a> {
-    spec: &'a TaskSpec,
+pub(super) struct Values<'a> {
+    pub(super) spec: &'a TaskSpec,
 }
 
 impl Values<'_> {
-    fn of(&self, name: &str) -> Value {
+    pub(super) fn of(&self, name: &str) -> Value {
         let given = self.spec.hyperparameters.get(name).cloned();
         given.unwrap_or_else(|| self.default(self.spec.task_type, name))
     }
@@ -295,7 +295,7 @@ impl Values<'_> {
         row.map_or(Value::Null, |row| row.default.value())
     }
 
-    fn int(&self, name: &str) -> Option<i64> {
+    pub(super) fn int(&self, name: &str) -> Option<i64> {
         self.of(name).as_i64()
     }
 
@@ -303,23 +303,31 @@ impl Values<'_> {
         self.of(name).as_u64().unwrap_or_default()
     }
 
-    fn size(&self, name: &str) -> usize {
+    pub(super) fn size(&self, name: &str) -> usize {
         self.optional_size(name).unwrap_or_default()
     }
 
-    fn optional_size(&self, name: &str) -> Option<usize> {
+    pub(super) fn optional_size(&self, name: &str) -> Option<usize> {
         self.of(name).as_u64().and_then(|value| usize::try_from(value).ok())
     }
 
-    fn float(&self, name: &str) -> f64 {
+    pub(super) fn float(&self, name: &str) -> f64 {
         self.of(name).as_f64().unwrap_or_default()
     }
 
-    fn truth(&self, name: &str) -> bool {
+    pub(super) fn optional_float(&self, name: &str) -> Option<f64> {
+        self.of(name).as_f64()
+    }
+
+    pub(super) fn numbers(&self, name: &str) -> Vec<f64> {
+        self.of(name).as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
+    }
+
+    pub(super) fn truth(&self, name: &str) -> bool {
         self.of(name).as_bool().unwrap_or_default()
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(super) fn text(&self, name: &str) -> String {
         self.of(name).as_str().unwrap_or_default().to_owned()
     }
 

@@ -165,7 +165,7 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                 task_type: TaskType::Sft,
                 replicas: 1,
                 request,
-                model: Some(Model { source: model, adapter }),
+                model: Some(Model { source: model, adapter, reference: None, value: None }),
                 dataset: Some(Dataset {
                     source: data,
                     eval,
@@ -173,6 +173,7 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                     max_seq_length: None,
                 }),
                 command: None,
+                reward: None,
                 hyperparameters,
                 output: Output {
                     keep_ms: out.is_none().then_some(ms),

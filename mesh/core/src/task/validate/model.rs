@@ -6,7 +6,7 @@ use crate::task::{
     hyperparameters::Read,
     names,
     problem::{Problem, show},
-    raw::{RawAdapter, RawDataset, RawSpec},
+    raw::{RawAdapter, RawDataset, RawSource, RawSpec},
     spec::{Adapter, AdapterKind, Dataset, Model},
 };
 
@@ -15,7 +15,9 @@ impl Validation<'_> {
         let raw = spec.model.as_ref()?;
         let source = self.source(&raw.source);
         let adapter = raw.adapter.as_ref().map(|adapter| self.adapter(adapter));
-        Some(source.map(|source| Model { source, adapter: adapter.flatten() }))
+        let mut beside = |raw: &Option<RawSource>| raw.as_ref().and_then(|raw| self.source(&raw.source));
+        let (reference, value) = (beside(&raw.reference), beside(&raw.value));
+        Some(source.map(|source| Model { source, adapter: adapter.flatten(), reference, value }))
     }
 
     fn adapter(&mut self, raw: &RawAdapter) -> Option<Adapter> {

@@ -1,0 +1,16 @@
+//! What `ppo` and `grpo` share: both learn from what the model itself writes.
+
+use super::rows::{Default, Row, no_effect, only};
+
+/// Names of `TrainingArguments` that mean something else here, or nothing.
+pub(super) const NAMES: &[Row] = &[
+    no_effect("max_length", "prompts are never cut: completions are as long as their own setting says"),
+    no_effect("eval_strategy", "held-out data is not used: what is rewarded is measured at every step"),
+    only("label_smoothing_factor", Default::Float(0.0), "completions are not targets"),
+    only("neftune_noise_alpha", Default::Null, "NEFTune is for supervised fine-tuning"),
+];
+
+/// Why nothing of vLLM's has an effect.
+pub(super) const NO_VLLM: &str = "generation runs in the trainer itself";
+/// Why a size is not taken.
+pub(super) const COMPUTED: &str = "it is computed from the other batch sizes";
