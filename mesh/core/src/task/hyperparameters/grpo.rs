@@ -1,5 +1,7 @@
 //! `grpo`: names and defaults of TRL 1.16.0's `GRPOConfig`, and its typed settings.
 
+use serde::Serialize;
+
 use super::{
     Read,
     online::NO_VLLM,
@@ -104,7 +106,7 @@ pub(super) const NAMES: &[Row] = &[
 ];
 
 /// What `grpo` reads beside what every trainer does.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Grpo {
     /// Whether the adapter's dropout is off.
     pub disable_dropout: bool,

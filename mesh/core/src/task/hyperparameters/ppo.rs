@@ -1,5 +1,7 @@
 //! `ppo`: names and defaults of TRL 0.29.1's `PPOConfig`, and its typed settings.
 
+use serde::Serialize;
+
 use super::{
     Read,
     online::{COMPUTED, NO_VLLM},
@@ -31,6 +33,8 @@ pub(super) const NAMES: &[Row] = &[
     works("lam", UNIT, Default::Float(0.95)),
     // Ours: whether values come from one more output of the policy, and not from a model of their own.
     works("value_head", Type::Bool, Default::Bool(false)),
+    // Also ours in PPO; the name is GRPO's.
+    or_null("reward_weights", Type::Numbers { most: 64 }, Default::Null),
     no_effect("num_sample_generations", "answers to `generation_prompts` are shown before and after training"),
     no_effect("max_steps", "`total_episodes` says how long the run is"),
     no_effect("disable_dropout", "dropout is always off in PPO"),
@@ -51,7 +55,7 @@ pub(super) const NAMES: &[Row] = &[
 ];
 
 /// What `ppo` reads beside what every trainer does.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ppo {
     /// Parts of a batch that are learnt from one after another.
     pub num_mini_batches: usize,
@@ -87,10 +91,12 @@ pub struct Ppo {
     pub lam: f64,
     /// Whether values come from a head on the policy.
     pub value_head: bool,
+    /// One weight a reward function; empty for 1 each.
+    pub reward_weights: Vec<f64>,
 }
 
 /// Where a response ends, beside its longest length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum StopToken {
     /// Nowhere.
     None,
@@ -126,6 +132,7 @@ impl Ppo {
             gamma: values.float("gamma"),
             lam: values.float("lam"),
             value_head: values.truth("value_head"),
+            reward_weights: values.numbers("reward_weights"),
         }
     }
 }

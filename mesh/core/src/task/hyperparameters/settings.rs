@@ -2,6 +2,10 @@
 
 use serde_json::Value;
 
+pub use super::{
+    grpo::Grpo,
+    ppo::{Ppo, StopToken},
+};
 use super::find;
 use crate::task::{kind::TaskType, spec::TaskSpec};
 
