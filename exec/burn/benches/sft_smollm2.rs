@@ -54,6 +54,7 @@ fn main() {
         lora_dropout: 0.0,
         use_rslora: false,
         target_modules: TARGETS.map(str::to_owned).to_vec(),
+        modules_to_save: Vec::new(),
     };
     lora::attach(&mut model, &adapter, 2).expect("adapter");
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/data/mloc_qa.jsonl");

@@ -7,7 +7,9 @@
 //! model     config.json -> a decoder; forward, and a backward pass written by hand
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
+//! preference  DPO and reward models: losses over pairs of a chosen and a rejected answer
 //! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
+//! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! train     Trainer: step, save, resume, export
 //! logprobs  log-probabilities of given tokens, and the gradient of what is made of them
 //! rl        PPO's and GRPO's arithmetic on such log-probabilities
@@ -28,7 +30,9 @@ pub mod logprobs;
 pub mod lora;
 pub mod loss;
 pub mod model;
+pub mod objective;
 pub mod optim;
+pub mod preference;
 pub mod random;
 pub mod rl;
 pub mod schedule;

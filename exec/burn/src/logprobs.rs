@@ -4,7 +4,7 @@
 
 use burn::tensor::{IndexingUpdateOp, Tensor};
 
-use crate::loss::{Targets, chunks};
+use crate::loss::{self, Targets};
 use crate::model::parameter::matrix;
 use crate::model::{Gradients, Parameter};
 
@@ -28,13 +28,11 @@ pub struct Slopes {
 
 /// Log-probabilities and entropies of the targets, logits divided by `temperature` (above 0).
 pub fn score(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, temperature: f64) -> Scores {
-    let mut scores = Scores::default();
-    let hidden = tempered(hidden, temperature);
-    for each in chunks(&hidden, head, targets).flat_map(|chunk| chunk.each()) {
-        scores.logprobs.push(each.logprob);
-        scores.entropies.push(each.entropy);
+    let each = loss::each(&tempered(hidden, temperature), head, targets);
+    Scores {
+        logprobs: each.iter().map(|target| target.log_probability).collect(),
+        entropies: each.iter().map(|target| target.entropy).collect(),
     }
-    scores
 }
 
 /// The gradient at `hidden`, given the slopes at what [`score`] says of the same targets; adds the head's gradient if
@@ -48,40 +46,44 @@ pub fn backward(
     gradients: &mut Gradients,
 ) -> Tensor<2> {
     let hidden = tempered(hidden, temperature);
+    let weights: Vec<f32> = slopes.logprobs.iter().map(|slope| -*slope as f32).collect();
+    let mut d_hidden = loss::backward_each(&hidden, head, targets, &weights, gradients);
+    if !slopes.entropies.is_empty() {
+        d_hidden = d_hidden + entropies_backward(&hidden, head, targets, &slopes.entropies, gradients);
+    }
+    d_hidden.mul_scalar(1.0 / temperature)
+}
+
+fn entropies_backward(
+    hidden: &Tensor<2>,
+    head: &Parameter,
+    targets: &Targets,
+    slopes: &[f64],
+    gradients: &mut Gradients,
+) -> Tensor<2> {
     let device = hidden.device();
     let mut d_hidden = Tensor::zeros(hidden.dims(), &device);
-    let mut done = 0;
-    for chunk in chunks(&hidden, head, targets) {
-        let [count, _] = chunk.probabilities.dims();
-        let column = |values: &[f64]| {
-            let values: Vec<f32> = values[done..done + count].iter().map(|v| *v as f32).collect();
+    let mut rest = slopes;
+    for chunk in loss::chunks(hidden, head, targets) {
+        let entropies: Vec<f32> = chunk.figures().iter().map(|target| target.entropy as f32).collect();
+        let (own, others) = rest.split_at(entropies.len());
+        rest = others;
+        let own: Vec<f32> = own.iter().map(|slope| *slope as f32).collect();
+        let column = |values: Vec<f32>| {
+            let count = values.len();
             matrix(values, &[count, 1], &device)
         };
-        let at_logprobs = column(&slopes.logprobs);
-        // d log p(k) / d logits = one-hot(k) − softmax.
-        let probabilities = chunk.probabilities.clone();
-        let mut d_logits = (probabilities.clone() * at_logprobs.clone().neg()).scatter(
-            1,
-            chunk.ids.clone(),
-            at_logprobs,
-            IndexingUpdateOp::Add,
-        );
-        if !slopes.entropies.is_empty() {
-            // d H / d logits = −p · (log p + H), which is 0 where p is.
-            let entropies: Vec<f64> = chunk.each().iter().map(|each| each.entropy).collect();
-            let entropies = matrix(entropies.iter().map(|e| *e as f32).collect(), &[count, 1], &device);
-            let surprise = probabilities.clone().clamp_min(f32::MIN_POSITIVE).log() + entropies;
-            d_logits = d_logits - probabilities * surprise * column(&slopes.entropies);
-        }
+        // d H / d logits = −p · (log p + H), which is 0 where p is.
+        let surprise = chunk.probabilities.clone().clamp_min(f32::MIN_POSITIVE).log() + column(entropies);
+        let d_logits = chunk.probabilities * surprise * column(own).neg();
         if head.trainable {
             gradients.add(&head.name, d_logits.clone().transpose().matmul(chunk.hidden));
         }
         // Each row occurs once, so adding to zero is placing.
         let d = d_logits.matmul(head.value.clone());
         d_hidden = d_hidden.select_assign(0, chunk.rows, d, IndexingUpdateOp::Add);
-        done += count;
     }
-    d_hidden.mul_scalar(1.0 / temperature)
+    d_hidden
 }
 
 /// Logits are linear in the hidden states, the narrower of the two.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::export::{Storage, Stored, write_json, write_safetensors};
 use crate::model::linear::{Linear, LoraPair};
-use crate::model::parameter::matrix;
+use crate::model::parameter::{Parameters, matrix};
 use crate::model::{Decoder, Parameter};
 use crate::random::Random;
 use crate::weights::{SafetensorsSource, TensorSource, WeightsError};
@@ -27,6 +27,8 @@ pub struct LoraConfig {
     pub use_rslora: bool,
     /// Ends of the names of linear layers (`q_proj`, `self_attn.q_proj`), or `all-linear` alone.
     pub target_modules: Vec<String>,
+    /// What is trained whole beside the adapters: `score`, the head of a classifier.
+    pub modules_to_save: Vec<String>,
 }
 
 /// Why an adapter cannot be used.
@@ -90,7 +92,6 @@ impl LoraConfig {
             "fan_in_fan_out",
             "use_qalora",
             "lora_bias",
-            "modules_to_save",
             "rank_pattern",
             "alpha_pattern",
             "layers_to_transform",
@@ -123,6 +124,11 @@ impl LoraConfig {
                 return Err(setting("target_modules", format!("expected a list of names, found {found}")));
             }
         };
+        let modules_to_save = match raw.get("modules_to_save") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(names)) => names.iter().filter_map(|n| n.as_str().map(str::to_owned)).collect(),
+            Some(other) => return Err(setting("modules_to_save", format!("expected a list of names, found {other}"))),
+        };
         let r = raw.get("r").and_then(Value::as_u64).unwrap_or(0);
         Ok(Self {
             r: usize::try_from(r).map_err(|e| setting("r", e.to_string()))?,
@@ -130,6 +136,7 @@ impl LoraConfig {
             lora_dropout: raw.get("lora_dropout").and_then(Value::as_f64).unwrap_or(0.0),
             use_rslora: raw.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
             target_modules,
+            modules_to_save,
         })
     }
 
@@ -150,7 +157,7 @@ impl LoraConfig {
             "fan_in_fan_out": false,
             "init_lora_weights": true,
             "inference_mode": true,
-            "modules_to_save": null,
+            "modules_to_save": Some(&self.modules_to_save).filter(|names| !names.is_empty()),
             "use_dora": false,
         })
     }
@@ -189,6 +196,7 @@ impl LoraConfig {
 pub fn attach(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<(), LoraError> {
     config.check()?;
     model.parameters_mut().for_each(|p| p.trainable = false);
+    save_modules(model, config)?;
     let device = model.device().clone();
     let (scale, dropout) = (config.scale() as f32, config.lora_dropout as f32);
     let mut unmatched: Vec<&String> = config.target_modules.iter().collect();
@@ -227,17 +235,57 @@ pub fn attach(model: &mut Decoder, config: &LoraConfig, seed: u64) -> Result<(),
     Ok(())
 }
 
+/// Marks what is trained whole.
+fn save_modules(model: &mut Decoder, config: &LoraConfig) -> Result<(), LoraError> {
+    for module in &config.modules_to_save {
+        match (module.as_str(), &mut model.score) {
+            ("score", Some(head)) => head.weight.trainable = true,
+            // PEFT names both heads that its classifiers may have.
+            ("classifier", Some(_)) => {}
+            _ => return Err(setting("modules_to_save", format!("{module:?}; known is \"score\", of a classifier"))),
+        }
+    }
+    Ok(())
+}
+
 /// Attaches the adapter of a PEFT folder.
 pub fn load(model: &mut Decoder, folder: &Path) -> Result<(), LoraError> {
     attach(model, &LoraConfig::from_folder(folder)?, 0)?;
     let source = SafetensorsSource::open_file(&folder.join("adapter_model.safetensors"))?;
-    load_trainable(model, &source)?;
+    load_trainable(model, &PeftNames(source))?;
     Ok(())
 }
 
+/// A PEFT file as this crate names things: what is trained whole has PEFT's prefix there, and none here.
+struct PeftNames(SafetensorsSource);
+
+impl PeftNames {
+    fn stored(&self, name: &str) -> String {
+        if is_adapter(name) { name.to_owned() } else { format!("{PEFT_PREFIX}{name}") }
+    }
+}
+
+impl TensorSource for PeftNames {
+    fn names(&self) -> Vec<String> {
+        let whole = |name: &String| !name.contains(".lora_");
+        let own = |name: String| match name.strip_prefix(PEFT_PREFIX).filter(|_| whole(&name)) {
+            Some(own) => own.to_owned(),
+            None => name,
+        };
+        self.0.names().into_iter().map(own).collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.shape(&self.stored(name))
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        self.0.read_f32(&self.stored(name))
+    }
+}
+
 /// Replaces the values of all trainable parameters by the source's tensors of the same names; neither may have more.
-pub fn load_trainable(model: &mut Decoder, source: &dyn TensorSource) -> Result<(), WeightsError> {
-    let device = model.device().clone();
+pub fn load_trainable(model: &mut impl Parameters, source: &dyn TensorSource) -> Result<(), WeightsError> {
     let mut problems = Vec::new();
     let mut known = Vec::new();
     for parameter in model.parameters().filter(|p| p.trainable) {
@@ -261,6 +309,7 @@ pub fn load_trainable(model: &mut Decoder, source: &dyn TensorSource) -> Result<
         return Err(WeightsError::Mismatch(problems));
     }
     for parameter in model.parameters_mut().filter(|p| p.trainable) {
+        let device = parameter.value.device();
         parameter.value = matrix(source.read_f32(&parameter.name)?, &parameter.shape, &device);
     }
     Ok(())
@@ -272,9 +321,15 @@ pub fn save(model: &Decoder, folder: &Path, base_model: &str) -> Result<bool, We
     let Some(config) = &model.adapter else {
         return Ok(false);
     };
-    let tensors = model.parameters().filter(|p| is_adapter(&p.name)).map(Stored::of).collect();
+    let ours = model.parameters().filter(|p| is_adapter(&p.name) || p.trainable);
+    let name = |name: &str| if is_adapter(name) { name.to_owned() } else { format!("{PEFT_PREFIX}{name}") };
+    let tensors = ours.map(|p| Stored { name: name(&p.name), ..Stored::of(p) }).collect();
     write_safetensors(&folder.join("adapter_model.safetensors"), tensors, Storage::F32)?;
-    write_json(&folder.join("adapter_config.json"), &config.to_json(base_model))?;
+    let mut json = config.to_json(base_model);
+    if model.score.is_some() {
+        json["task_type"] = "SEQ_CLS".into();
+    }
+    write_json(&folder.join("adapter_config.json"), &json)?;
     Ok(true)
 }
 
@@ -287,6 +342,14 @@ pub fn merge(model: &mut Decoder) {
         }
     }
     model.adapter = None;
+}
+
+/// The model as it is without its adapter; weights are shared with it.
+pub fn base_of(model: &Decoder) -> Decoder {
+    let mut base = model.clone();
+    base.layers.iter_mut().flat_map(|l| l.linears_mut()).for_each(|linear| linear.lora = None);
+    base.adapter = None;
+    base
 }
 
 /// The last part of each linear layer's name, each once.

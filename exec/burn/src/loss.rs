@@ -9,7 +9,7 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use crate::batch::{Batch, IGNORED};
 use crate::model::packed::int_tensor;
-use crate::model::parameter::host_values;
+use crate::model::parameter::{host_values, matrix};
 use crate::model::{Gradients, Packed, Parameter};
 
 /// The logits alive at a time hold at most this many elements (64 MiB in f32), in forward and again in backward.
@@ -62,6 +62,22 @@ impl std::ops::AddAssign for LossSums {
     }
 }
 
+/// What is known of one target.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TargetFigures {
+    /// Its log-probability, in nats.
+    pub log_probability: f64,
+    /// The entropy of the predicted distribution, in nats.
+    pub entropy: f64,
+    /// Whether it has the highest logit.
+    pub correct: bool,
+}
+
+/// Each target by itself, in their order, without gradients.
+pub fn each(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> Vec<TargetFigures> {
+    chunks(hidden, head, targets).flat_map(|chunk| chunk.figures()).collect()
+}
+
 /// Evaluates without gradients.
 pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> LossSums {
     let mut sums = LossSums::default();
@@ -84,71 +100,90 @@ pub fn backward(
     let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
     for chunk in chunks(hidden, head, targets) {
         sums += chunk.sums();
-        let Chunk { rows, hidden, ids, probabilities, .. } = chunk;
-        let [count, _] = probabilities.dims();
-        // d/dlogits of −log softmax = softmax − one-hot. The weight goes onto the narrow factors: one pass less over the
-        // widest tensor there is.
-        let minus = Tensor::full([count, 1], -1.0, &hidden.device());
-        let d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
-        if head.trainable {
-            gradients.add(&head.name, d_logits.clone().transpose().matmul(hidden.mul_scalar(weight)));
-        }
-        let d = d_logits.matmul(head.value.clone()).mul_scalar(weight);
-        // Each row occurs once, so adding to zero is placing.
-        d_hidden = d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add);
+        d_hidden = chunk.backward(head, |x| x.mul_scalar(weight), d_hidden, gradients);
     }
     (sums, d_hidden)
+}
+
+/// The gradient at `hidden` of `−Σ weight · log-probability`, with a weight for each target; adds the head's gradient if
+/// the head is trainable. What a loss over [`each`] target's log-probability needs, whatever it is.
+pub fn backward_each(
+    hidden: &Tensor<2>,
+    head: &Parameter,
+    targets: &Targets,
+    weights: &[f32],
+    gradients: &mut Gradients,
+) -> Tensor<2> {
+    let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
+    let mut rest = weights;
+    for chunk in chunks(hidden, head, targets) {
+        let (own, others) = rest.split_at(chunk.rows.dims()[0]);
+        rest = others;
+        let column = matrix(own.to_vec(), &[own.len(), 1], &hidden.device());
+        d_hidden = chunk.backward(head, |x| x * column.clone(), d_hidden, gradients);
+    }
+    d_hidden
 }
 
 /// A few hundred targets at a time.
 pub(crate) struct Chunk {
     pub(crate) rows: Tensor<1, Int>,
     pub(crate) hidden: Tensor<2>,
-    pub(crate) ids: Tensor<2, Int>,
+    ids: Tensor<2, Int>,
     pub(crate) probabilities: Tensor<2>,
     /// Per position: logit of the target, highest logit, highest probability, expected logit.
     columns: Tensor<2>,
 }
 
 impl Chunk {
+    /// What is known of each target, in order.
+    pub(crate) fn figures(&self) -> Vec<TargetFigures> {
+        let of = |row: &[f32; 4]| {
+            let [target, highest, highest_probability, expected] = row.map(f64::from);
+            // log Σ exp(logits): the highest probability is at least 1/vocabulary, so its logarithm is exact,
+            // which the target's own probability would not be.
+            let log_partition = highest - highest_probability.ln();
+            TargetFigures {
+                log_probability: target - log_partition,
+                entropy: log_partition - expected,
+                correct: target >= highest,
+            }
+        };
+        host_values(self.columns.clone()).as_chunks::<4>().0.iter().map(of).collect()
+    }
+
     fn sums(&self) -> LossSums {
         let mut sums = LossSums::default();
-        for each in self.each() {
-            sums.loss -= each.logprob;
-            sums.entropy += each.entropy;
-            sums.correct += f64::from(u8::from(each.is_highest));
+        for target in self.figures() {
+            sums.loss -= target.log_probability;
+            sums.entropy += target.entropy;
+            sums.correct += f64::from(u8::from(target.correct));
             sums.targets += 1;
         }
         sums
     }
 
-    /// The chunk's targets one by one, in order.
-    pub(crate) fn each(&self) -> Vec<Predicted> {
-        let columns = host_values(self.columns.clone());
-        let each = columns.as_chunks::<4>().0.iter().map(|row| {
-            let [target, highest, highest_probability, expected] = row.map(f64::from);
-            // log Σ exp(logits): the highest probability is at least 1/vocabulary, so its logarithm is exact,
-            // which the target's own probability would not be.
-            let log_partition = highest - highest_probability.ln();
-            Predicted {
-                logprob: target - log_partition,
-                entropy: log_partition - expected,
-                is_highest: target >= highest,
-            }
-        });
-        each.collect()
+    /// Puts the gradient at this chunk's hidden states into `d_hidden`; `weigh` multiplies a target's row by its weight.
+    fn backward(
+        self,
+        head: &Parameter,
+        weigh: impl Fn(Tensor<2>) -> Tensor<2>,
+        d_hidden: Tensor<2>,
+        gradients: &mut Gradients,
+    ) -> Tensor<2> {
+        let Chunk { rows, hidden, ids, probabilities, .. } = self;
+        let [count, _] = probabilities.dims();
+        // d/dlogits of −log softmax = softmax − one-hot. The weight goes onto the narrow factors: one pass less over the
+        // widest tensor there is.
+        let minus = Tensor::full([count, 1], -1.0, &hidden.device());
+        let d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
+        if head.trainable {
+            gradients.add(&head.name, d_logits.clone().transpose().matmul(weigh(hidden)));
+        }
+        let d = weigh(d_logits.matmul(head.value.clone()));
+        // Each row occurs once, so adding to zero is placing.
+        d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add)
     }
-}
-
-/// What a model says at one target.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Predicted {
-    /// log p of the target, in nats.
-    pub(crate) logprob: f64,
-    /// Entropy of the distribution, in nats.
-    pub(crate) entropy: f64,
-    /// Whether no logit is higher.
-    pub(crate) is_highest: bool,
 }
 
 /// The targets in chunks whose logits fit [`CHUNK_ELEMENTS`].

@@ -1,7 +1,7 @@
 //! The training loop's one step, and its state on disk.
 //!
-//! [`Trainer::step`] is a plain function of the state and the batches; saving after any step and loading elsewhere
-//! continues bit for bit (on the same processor features and thread count).
+//! [`Trainer::step_on`] is a plain function of the state, the [`Objective`] and the batches; saving after any step and
+//! loading elsewhere continues bit for bit (on the same processor features and thread count).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::batch::{Batch, IGNORED};
+use crate::batch::Batch;
 use crate::export::{Storage, Stored, write_json, write_safetensors};
 use crate::lora;
-use crate::loss::{self, LossSums, Targets};
-use crate::model::parameter::{host_values, matrix};
-use crate::model::{Decoder, Gradients, Packed};
+use crate::model::parameter::{Parameters, host_values, matrix};
+use crate::model::{Decoder, Gradients};
+use crate::objective::{CrossEntropy, Figures, Objective, Pass};
 use crate::optim::{AdamW, AdamWSettings, global_norm};
 use crate::random::Random;
 use crate::schedule::Schedule;
@@ -35,24 +35,23 @@ pub struct TrainSettings {
 }
 
 /// What one step did.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// The step's number, from 1.
     pub step: u64,
-    /// Mean cross-entropy over the step's targets, in nats.
+    /// The objective's mean over the step; cross-entropy in nats.
     pub loss: f64,
-    /// How many targets that mean is over.
-    pub num_targets: usize,
+    /// The weights that this mean is over; for cross-entropy the number of targets.
+    pub weight: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
     /// The rate used in this step.
     pub learning_rate: f64,
     /// Real tokens seen since the run began.
     pub num_tokens: u64,
-    /// Share of targets with the highest logit, averaged over micro-batches.
-    pub mean_token_accuracy: f64,
-    /// Mean entropy at target positions in nats, averaged over micro-batches.
-    pub entropy: f64,
+    /// The objective's own figures, averaged over the micro-batches that had any; for cross-entropy
+    /// `mean_token_accuracy` and `entropy`.
+    pub figures: Figures,
 }
 
 /// Why a step or a state file failed.
@@ -92,9 +91,11 @@ pub enum TrainError {
     },
 }
 
-/// A model in training.
-pub struct Trainer {
-    model: Decoder,
+/// A model in training: a [`Decoder`], or anything else made of named parameters. A clone is a way back: it shares all
+/// values until a step replaces them.
+#[derive(Clone)]
+pub struct Trainer<M = Decoder> {
+    model: M,
     settings: TrainSettings,
     optimizer: AdamW,
     random: Random,
@@ -127,9 +128,27 @@ const SECOND: &str = "exp_avg_sq.";
 pub const STATE_FILES: [&str; 3] = [STATE, WEIGHTS, OPTIMIZER];
 
 impl Trainer {
+    /// [`Self::step_on`] of [`CrossEntropy`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn step(&mut self, micro_batches: &[Batch]) -> Result<StepReport, TrainError> {
+        self.step_unless(micro_batches, &|| false)
+    }
+
+    /// As [`Self::step`], asking before each layer of each pass whether to stop: then it is as if the step had not begun.
+    ///
+    /// # Errors
+    /// As there, and [`TrainError::Interrupted`].
+    pub fn step_unless(&mut self, micro_batches: &[Batch], stop: &dyn Fn() -> bool) -> Result<StepReport, TrainError> {
+        self.step_on(&CrossEntropy, micro_batches, stop)
+    }
+}
+
+impl<M: Parameters> Trainer<M> {
     /// A trainer at step 0. What is trained is what is marked trainable in the model: adapters after
     /// [`lora::attach`], everything after [`Decoder::train_all`].
-    pub fn new(model: Decoder, settings: TrainSettings) -> Self {
+    pub fn new(model: M, settings: TrainSettings) -> Self {
         Self {
             optimizer: AdamW::new(settings.adamw),
             random: Random::stream(settings.seed, "dropout"),
@@ -142,13 +161,18 @@ impl Trainer {
     }
 
     /// The model as it is now.
-    pub fn model(&self) -> &Decoder {
+    pub fn model(&self) -> &M {
         &self.model
     }
 
     /// The model, at the end of training.
-    pub fn into_model(self) -> Decoder {
+    pub fn into_model(self) -> M {
         self.model
+    }
+
+    /// Real tokens seen since the run began.
+    pub fn num_tokens(&self) -> u64 {
+        self.num_tokens
     }
 
     /// Steps done since the run began, resumed ones included.
@@ -156,75 +180,65 @@ impl Trainer {
         self.steps_done
     }
 
-    /// One optimizer step. The loss is the sum over all micro-batches divided by all their targets. A step without a
-    /// single target counts, but moves nothing.
-    pub fn step(&mut self, micro_batches: &[Batch]) -> Result<StepReport, TrainError> {
-        self.step_unless(micro_batches, &|| false)
+    /// One optimizer step. The loss is the mean over all micro-batches, weighted as the objective says. A step without
+    /// any weight counts, but moves nothing. Asks `stop` before each layer of each pass: then it is as if the step had not
+    /// begun.
+    ///
+    /// # Errors
+    /// A batch that does not fit, [`TrainError::Diverged`], [`TrainError::Interrupted`]; all leave the trainer as it was.
+    pub fn step_on<O: Objective<Model = M>>(
+        &mut self,
+        objective: &O,
+        micro_batches: &[O::Batch],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<StepReport, TrainError> {
+        self.step_at(self.steps_done, objective, micro_batches, stop)
     }
 
-    /// As [`Self::step`], asking before each layer of each pass whether to stop: then it is as if the step had not begun.
-    pub fn step_unless(&mut self, micro_batches: &[Batch], stop: &dyn Fn() -> bool) -> Result<StepReport, TrainError> {
+    /// As [`Self::step_on`] at the learning rate of another point of the schedule: for methods whose schedule counts
+    /// something else than optimizer steps (PPO's counts rollouts, with several optimizer steps on each).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn step_at<O: Objective<Model = M>>(
+        &mut self,
+        scheduled: u64,
+        objective: &O,
+        micro_batches: &[O::Batch],
+        stop: &dyn Fn() -> bool,
+    ) -> Result<StepReport, TrainError> {
         for batch in micro_batches {
-            check(batch, self.model.config.vocab_size)?;
+            objective.check(&self.model, batch)?;
         }
         let step = self.steps_done + 1;
-        let learning_rate = self.settings.schedule.rate(self.steps_done);
-        let all: usize = micro_batches.iter().map(Batch::num_targets).sum();
-        let weight = 1.0 / all.max(1) as f64;
+        let learning_rate = self.settings.schedule.rate(scheduled);
+        // Folded from 0: std's sum of nothing is −0.
+        let weight = micro_batches.iter().fold(0.0, |sum, batch| sum + objective.weight(batch));
+        let scale = if weight > 0.0 { 1.0 / weight } else { 1.0 };
         let mut gradients = Gradients::default();
         let mut parts = Vec::with_capacity(micro_batches.len());
         let mut random = self.random.clone();
         for batch in micro_batches {
             let dropout_seed = random.next_u64();
-            if batch.num_targets() > 0 {
-                parts.push(self.accumulate(batch, dropout_seed, weight, &mut gradients, stop)?);
+            if objective.weight(batch) > 0.0 {
+                let mut pass = Pass { scale, dropout_seed, gradients: &mut gradients, stop };
+                parts.push(objective.accumulate(&self.model, batch, &mut pass)?);
             }
         }
         let (grad_norm, clip) = global_norm(&gradients, self.settings.max_grad_norm);
-        let loss = parts.iter().fold(0.0, |sum, p| sum + p.loss) * weight;
+        let loss = parts.iter().fold(0.0, |sum, p| sum + p.loss) * scale;
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::Diverged { step, loss, grad_norm });
         }
-        if all > 0 {
+        if weight > 0.0 {
             let parameters = self.model.parameters_mut().filter(|p| p.trainable);
             self.optimizer.update(parameters, &mut gradients, clip, learning_rate);
         }
         self.random = random;
         self.steps_done = step;
-        self.num_tokens += micro_batches.iter().map(|b| b.num_tokens() as u64).sum::<u64>();
-        let mean = |of: fn(&LossSums) -> f64| {
-            let sum = parts.iter().fold(0.0, |sum, p| sum + of(p) / p.targets as f64);
-            sum / parts.len().max(1) as f64
-        };
-        Ok(StepReport {
-            step,
-            loss,
-            num_targets: all,
-            grad_norm,
-            learning_rate,
-            num_tokens: self.num_tokens,
-            mean_token_accuracy: mean(|p| p.correct),
-            entropy: mean(|p| p.entropy),
-        })
-    }
-
-    fn accumulate(
-        &self,
-        batch: &Batch,
-        dropout_seed: u64,
-        weight: f64,
-        gradients: &mut Gradients,
-        stop: &dyn Fn() -> bool,
-    ) -> Result<LossSums, TrainError> {
-        let mut go_on = || if stop() { Err(TrainError::Interrupted) } else { Ok(()) };
-        let mut packed = Packed::new(batch, &self.model.config, self.model.device());
-        packed.dropout_seed = Some(dropout_seed);
-        let targets = Targets::of(batch, &packed);
-        let (hidden, tape) = self.model.forward_unless(&packed, &mut go_on)?;
-        let (sums, d_hidden) = loss::backward(&hidden, self.model.head(), &targets, weight, gradients);
-        drop(hidden);
-        self.model.backward_unless(&packed, tape, d_hidden, gradients, &mut go_on)?;
-        Ok(sums)
+        self.num_tokens += micro_batches.iter().map(|b| objective.tokens(b) as u64).sum::<u64>();
+        let figures = means(parts.into_iter().map(|part| part.figures));
+        Ok(StepReport { step, loss, weight, grad_norm, learning_rate, num_tokens: self.num_tokens, figures })
     }
 
     /// Writes the state into an existing folder as [`STATE_FILES`]; the bytes depend on the state only. The caller
@@ -301,7 +315,7 @@ impl Trainer {
                     return Ok(None);
                 }
                 let values = source.read_f32(&name)?;
-                Ok(Some(matrix(values, shape, self.model.device())))
+                Ok(Some(matrix(values, shape, &parameter.value.device())))
             };
             if let (Some(m), Some(v)) = (read(FIRST)?, read(SECOND)?) {
                 moments.insert(parameter.name.clone(), (m, v));
@@ -335,37 +349,13 @@ fn differences(saved: &TrainSettings, mine: &TrainSettings) -> Result<Vec<String
 
 type Moments = BTreeMap<String, (Tensor<2>, Tensor<2>)>;
 
-/// Sums over held-out batches, without gradients.
-pub fn evaluate(model: &Decoder, batches: &[Batch]) -> Result<LossSums, TrainError> {
-    let mut sums = LossSums::default();
-    for batch in batches {
-        check(batch, model.config.vocab_size)?;
-        if batch.num_targets() > 0 {
-            let packed = Packed::new(batch, &model.config, model.device());
-            let targets = Targets::of(batch, &packed);
-            sums += loss::evaluate(&model.hidden(&packed), model.head(), &targets);
-        }
+/// The mean of each figure over those that have it.
+fn means(parts: impl Iterator<Item = Figures>) -> Figures {
+    let mut sums: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    for (name, value) in parts.flatten() {
+        let (sum, count) = sums.entry(name).or_default();
+        *sum += value;
+        *count += 1.0;
     }
-    Ok(sums)
-}
-
-/// A token outside the vocabulary would be an out-of-bounds read on a device; it is an error here.
-fn check(batch: &Batch, vocab_size: usize) -> Result<(), TrainError> {
-    let wrong = |row, problem| Err(TrainError::Batch { row, problem });
-    let known = |id: &i64| (0..vocab_size as i64).contains(id);
-    for (row, ids) in batch.input_ids.iter().enumerate() {
-        let (mask, labels) = match (batch.attention_mask.get(row), batch.labels.get(row)) {
-            (Some(m), Some(l)) if m.len() == ids.len() && l.len() == ids.len() => (m, l),
-            _ => return wrong(row, "ids, mask and labels differ in length".into()),
-        };
-        for (id, (mask, label)) in ids.iter().zip(mask.iter().zip(labels)) {
-            if *mask != 0 && !known(id) {
-                return wrong(row, format!("token id {id}, the vocabulary has {vocab_size}"));
-            }
-            if *label != IGNORED && (*mask == 0 || !known(label)) {
-                return wrong(row, format!("label {label} at padding or outside the vocabulary"));
-            }
-        }
-    }
-    Ok(())
+    sums.into_iter().map(|(name, (sum, count))| (name, sum / count)).collect()
 }

@@ -20,6 +20,22 @@ pub struct BaseModel {
     pub tokenizer: TextTokenizer,
 }
 
+impl BaseModel {
+    /// Refuses a model that has a score head in place of the vocabulary's.
+    ///
+    /// # Errors
+    /// [`ModuleError::Fatal`]
+    pub fn must_be_a_language_model(&self) -> Result<(), ModuleError> {
+        match self.model.score {
+            None => Ok(()),
+            Some(_) => Err(ModuleError::Fatal(format!(
+                "model.source: config.json: architectures: {} gives scores and no text: start from a …ForCausalLM",
+                self.model.config.architecture
+            ))),
+        }
+    }
+}
+
 /// Opens the device that was granted.
 ///
 /// # Errors

@@ -52,9 +52,6 @@ impl Module for Grpo {
         let mut base = start::load(ctx, &training)?;
         base.must_be_a_language_model()?;
         start::prepare(ctx, &mut base.model, &training)?;
-        if grpo.disable_dropout {
-            base.model.disable_dropout();
-        }
         let tokenizer = &base.tokenizer;
         let judges = Judges::of(ctx, &reward, tokenizer, training.per_device_eval_batch_size)?;
         let reference = match grpo.beta == 0.0 {
@@ -133,7 +130,7 @@ fn objective(grpo: &settings::Grpo) -> Result<Objective, ModuleError> {
         sapo_temperature_neg: grpo.sapo_temperature_neg,
         max_completion_length: grpo.max_completion_length,
     };
-    Ok(Objective { settings, temperature: grpo.temperature })
+    Ok(Objective { settings, temperature: grpo.temperature, dropout: !grpo.disable_dropout })
 }
 
 /// GRPO on the task's prompts.

@@ -4,10 +4,16 @@
 //! |---|---|
 //! | `echo` | `taskType: echo`, the line without a model |
 //! | `sft` | supervised fine-tuning, all weights or a LoRA adapter |
+//! | `rm` | a reward model from pairs of answers |
+//! | `dpo` | direct preference optimisation from pairs of answers |
+//! | `ppo` | proximal policy optimisation on a reward model's scores |
+//! | `grpo` | group-relative policy optimisation on reward functions |
 //! | `pretrain` | a tokenizer and a small Llama from nothing |
 //! | `command` | a program of the user's own |
 //! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
-//! | `finetune` | the loop that both share, with its measurements before and after |
+//! | `finetune` | what all training shares: data, the loop with its log and checkpoints, measurements, artifacts |
+//! | `online` | what `ppo` and `grpo` share: prompts, and what the model itself writes |
+//! | `reward` | reward functions: of texts, a reward model, a program of the user's own |
 //! | `origin` | what a run began with: a resumed one must find the same data and model |
 //! | `plan` | which samples make which step |
 //! | `training_log` | `training_log.jsonl` |
@@ -17,12 +23,18 @@
 
 mod base_model;
 mod command;
+mod dpo;
 mod echo;
 mod finetune;
+mod grpo;
 mod measure;
+mod online;
 mod origin;
 mod plan;
+mod ppo;
 mod pretrain;
+mod reward;
+mod rm;
 mod sft;
 mod training_log;
 
@@ -32,9 +44,13 @@ use mloc_exec::{Module, ModuleError, RunContext};
 
 pub use self::{
     command::{Command, sandbox::available as sandbox_available},
+    dpo::Dpo,
     echo::Echo,
+    grpo::Grpo,
     measure::measure_matmul,
+    ppo::Ppo,
     pretrain::Pretrain,
+    rm::Rm,
     sft::Sft,
 };
 
@@ -43,7 +59,7 @@ pub const FEATURES: [&str; 1] = [sft::LORA];
 
 /// Every module of this build.
 pub fn registry() -> &'static [&'static dyn Module] {
-    &[&Echo, &Sft, &Pretrain, &Command]
+    &[&Echo, &Sft, &Rm, &Dpo, &Ppo, &Grpo, &Pretrain, &Command]
 }
 
 /// What a node with this build offers: each module's name and what it adds.

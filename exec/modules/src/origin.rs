@@ -1,43 +1,31 @@
 //! What a run began with, as digests in each checkpoint. A resumed run must find the same: otherwise it would train on,
 //! and its result would be of neither the old data nor the new.
 
-use mloc_burn::{formats::dataset::TokenizedExample, model::Decoder};
+use mloc_burn::model::Decoder;
 use mloc_exec::{ModuleError, RunContext};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::finetune::Data;
-
 /// Digests and sizes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    training: Rows,
-    held_out: Rows,
+    /// What is trained on.
+    pub training: Rows,
+    /// What is measured on.
+    pub held_out: Rows,
     /// Of config.json, the adapter's settings, and names, shapes and first values of all weights; SHA-256, hex.
-    model: String,
+    pub model: String,
 }
 
 /// Rows in tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Rows {
+pub struct Rows {
     samples: usize,
-    /// Of token ids and labels; SHA-256, hex.
+    /// Of all that training depends on; SHA-256, hex.
     sha256: String,
 }
 
 impl Origin {
-    /// Of data in tokens, and of a model that nothing has trained yet.
-    ///
-    /// # Errors
-    /// That it was asked to stop.
-    pub fn of(ctx: &RunContext, data: &Data, model: &Decoder) -> Result<Self, ModuleError> {
-        Ok(Self {
-            training: Rows::of(ctx, &data.train)?,
-            held_out: Rows::of(ctx, &data.eval)?,
-            model: digest_of(ctx, model)?,
-        })
-    }
-
     /// Compares with what the run began with whose checkpoint of `step` this one goes on from.
     ///
     /// # Errors
@@ -78,22 +66,26 @@ impl Origin {
 }
 
 impl Rows {
-    fn of(ctx: &RunContext, rows: &[TokenizedExample]) -> Result<Self, ModuleError> {
-        let mut hash = Sha256::new();
-        for row in rows {
+    /// Of each row's bytes.
+    ///
+    /// # Errors
+    /// What `rows` says, and that it was asked to stop.
+    pub fn of(ctx: &RunContext, rows: impl Iterator<Item = Result<Vec<u8>, ModuleError>>) -> Result<Self, ModuleError> {
+        let (mut hash, mut samples) = (Sha256::new(), 0);
+        for bytes in rows {
             ctx.check()?;
-            // The length first: where a row ends matters too.
-            let mut bytes = Vec::with_capacity(8 + 12 * row.len());
-            bytes.extend((row.len() as u64).to_le_bytes());
-            bytes.extend(row.input_ids.iter().flat_map(|id| id.to_le_bytes()));
-            bytes.extend(row.labels.iter().flat_map(|label| label.to_le_bytes()));
-            hash.update(bytes);
+            hash.update(bytes?);
+            samples += 1;
         }
-        Ok(Self { samples: rows.len(), sha256: hex::encode(hash.finalize()) })
+        Ok(Self { samples, sha256: hex::encode(hash.finalize()) })
     }
 }
 
-fn digest_of(ctx: &RunContext, model: &Decoder) -> Result<String, ModuleError> {
+/// Of a model that nothing has trained yet.
+///
+/// # Errors
+/// That it was asked to stop.
+pub fn digest_of(ctx: &RunContext, model: &Decoder) -> Result<String, ModuleError> {
     let mut hash = Sha256::new();
     hash.update(format!("{}\n", model.config.raw));
     if let Some(adapter) = &model.adapter {

@@ -62,11 +62,6 @@ impl Plan {
         }
         &self.shuffled.get_or_insert_with(|| (epoch, permutation(samples, seed, epoch))).1
     }
-
-    /// Passes over the data after `done` steps.
-    pub fn epoch(&self, done: u64) -> f64 {
-        done as f64 / self.steps_per_epoch as f64
-    }
 }
 
 #[cfg(test)]

@@ -55,7 +55,6 @@ impl Module for Ppo {
         let mut base = start::load(ctx, &training)?;
         base.must_be_a_language_model()?;
         start::prepare(ctx, &mut base.model, &training)?;
-        base.model.disable_dropout();
         let tokenizer = &base.tokenizer;
         let stop = stop_tokens(&ppo, tokenizer)?;
         let judges = Judges::of(ctx, &reward, tokenizer, ppo.local_rollout_forward_batch_size)?;

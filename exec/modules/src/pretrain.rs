@@ -11,7 +11,16 @@ use mloc_core::task::settings::{Shape, Training};
 use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 use serde_json::json;
 
-use crate::{base_model, fatal, finetune};
+use crate::{
+    base_model, fatal,
+    finetune::{
+        artifacts,
+        data::{self, Form},
+        examples::{self, Examples},
+        over_data::OverData,
+        session,
+    },
+};
 
 /// The module.
 pub struct Pretrain;
@@ -24,9 +33,9 @@ impl Module for Pretrain {
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, shape) = (Training::of(&spec), Shape::of(&spec));
-        finetune::check_settings(&settings)?;
+        session::check_settings(&settings)?;
         let device = base_model::open_device(ctx)?;
-        let rows = finetune::training_rows(ctx)?;
+        let rows = data::training_rows(ctx, Form::Examples)?;
         // Trained anew after a crash: the same texts give the same tokenizer.
         let texts: Vec<String> = rows.iter().flat_map(|row| row.example.texts()).collect();
         let training = TokenizerTraining {
@@ -41,13 +50,15 @@ impl Module for Pretrain {
         let config = DecoderConfig::from_json(config(&shape, &tokenizer)).map_err(fatal)?;
         let mut model = Decoder::random(config, settings.seed, &device);
         model.train_all();
-        let data = finetune::data(ctx, &rows, &tokenizer, &settings)?;
+        let data = examples::data(ctx, &rows, &tokenizer, &settings)?;
         drop(rows);
-        finetune::run(ctx, model, &tokenizer, &data, &settings, |ctx, model| {
-            let mut outputs = finetune::save_model(ctx, model)?;
-            outputs.extend(finetune::save_tokenizer(ctx, &tokenizer)?);
+        let recipe = Examples::new(&tokenizer, |ctx, model| {
+            let mut outputs = artifacts::save_model(ctx, model)?;
+            outputs.extend(artifacts::save_tokenizer(ctx, &tokenizer)?);
             Ok(outputs)
-        })
+        });
+        let method = OverData::new(ctx, recipe, data, &model, &tokenizer, &settings)?;
+        session::run(ctx, method, model, &settings)
     }
 }
 

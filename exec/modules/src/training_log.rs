@@ -1,6 +1,7 @@
 //! `training_log.jsonl`: one object a logged step, with the reference's names, and what of it must survive a crash.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Write,
     path::{Path, PathBuf},
@@ -10,7 +11,7 @@ use std::{
 use mloc_burn::train::StepReport;
 use mloc_exec::ModuleError;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// The file among the artifacts, and in each checkpoint.
 pub const FILE: &str = "training_log.jsonl";
@@ -18,13 +19,15 @@ pub const FILE: &str = "training_log.jsonl";
 const SUMS: &str = "log_sums.json";
 
 /// Sums since the last logged step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Sums {
     loss: f64,
-    targets: usize,
-    accuracy: f64,
-    entropy: f64,
-    steps: u64,
+    // Checkpoints of former versions count targets.
+    #[serde(alias = "targets")]
+    weight: f64,
+    /// The method's own figures: each one's sum, and the steps that had it.
+    #[serde(default)]
+    figures: BTreeMap<String, (f64, u64)>,
     /// Loss of the last logged line.
     last: Option<f64>,
 }
@@ -76,35 +79,45 @@ impl TrainingLog {
         std::fs::write(&file, text).map_err(|e| ModuleError::disk("write", &file, &e))
     }
 
-    /// Takes a step in; writes a line when one is due.
+    /// Takes a step in; writes a line when one is due: loss and figures are means since the last line, a loss over the
+    /// weights of its steps.
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn step(&mut self, report: &StepReport, tokens: usize, epoch: f64, due: bool) -> Result<(), ModuleError> {
-        self.sums.loss += report.loss * report.num_targets as f64;
-        self.sums.targets += report.num_targets;
-        self.sums.accuracy += report.mean_token_accuracy;
-        self.sums.entropy += report.entropy;
-        self.sums.steps += 1;
-        self.tokens_since += tokens as u64;
+    pub fn step(
+        &mut self,
+        step: u64,
+        report: &StepReport,
+        tokens: u64,
+        epoch: f64,
+        due: bool,
+    ) -> Result<(), ModuleError> {
+        self.sums.loss += report.loss * report.weight;
+        self.sums.weight += report.weight;
+        for (name, value) in &report.figures {
+            let (sum, steps) = self.sums.figures.entry(name.clone()).or_default();
+            *sum += value;
+            *steps += 1;
+        }
+        self.tokens_since += tokens;
         if !due {
             return Ok(());
         }
-        let steps = self.sums.steps as f64;
-        let loss = if self.sums.targets == 0 { 0.0 } else { self.sums.loss / self.sums.targets as f64 };
+        let loss = if self.sums.weight == 0.0 { 0.0 } else { self.sums.loss / self.sums.weight };
         let rate = self.tokens_since as f64 / self.since.elapsed().as_secs_f64().max(1e-9);
-        let line = json!({
-            "step": report.step,
+        let mut line = json!({
+            "step": step,
             "epoch": (epoch * 1e4).round() / 1e4,
             "loss": loss,
             "grad_norm": report.grad_norm,
             "learning_rate": report.learning_rate,
             "num_tokens": report.num_tokens,
-            "mean_token_accuracy": self.sums.accuracy / steps,
-            "entropy": self.sums.entropy / steps,
             "tokens_per_second": (rate * 10.0).round() / 10.0,
             "peak_memory_bytes": peak_memory_bytes(),
         });
+        for (name, (sum, steps)) in &self.sums.figures {
+            line[name.as_str()] = Value::from(sum / *steps as f64);
+        }
         let mut file =
             File::options().append(true).open(&self.path).map_err(|e| ModuleError::disk("open", &self.path, &e))?;
         file.write_all(format!("{line}\n").as_bytes()).map_err(|e| ModuleError::disk("write", &self.path, &e))?;

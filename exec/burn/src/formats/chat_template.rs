@@ -134,6 +134,17 @@ impl Conversation {
         Some((before, Self { messages: vec![last.clone()], tools: None }))
     }
 
+    /// How many messages two conversations begin with alike.
+    pub fn common_start(&self, other: &Self) -> usize {
+        self.messages.iter().zip(&other.messages).take_while(|(mine, its)| mine == its).count()
+    }
+
+    /// The first `count` messages with the tools, and the others.
+    pub fn split_at(&self, count: usize) -> (Self, Self) {
+        let (first, rest) = self.messages.split_at(count.min(self.messages.len()));
+        (Self { messages: first.to_vec(), tools: self.tools.clone() }, Self { messages: rest.to_vec(), tools: None })
+    }
+
     /// The role of the last message, empty when there is none.
     pub fn last_role(&self) -> String {
         self.messages.last().map(role_of).unwrap_or_default()

@@ -119,6 +119,8 @@ pub enum RopeScaling {
 pub struct DecoderConfig {
     /// The class name in `architectures`.
     pub architecture: String,
+    /// Outputs of the score head; `None` = a language model, with a head over the vocabulary.
+    pub num_labels: Option<usize>,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -201,8 +203,17 @@ impl DecoderConfig {
         }
         let attention_bias = keys.flag("attention_bias");
         let (rope_theta, rope_scaling) = rope(&raw)?;
+        let num_labels = match is_classifier(&raw) {
+            true => Some(num_labels(&raw)?),
+            false => None,
+        };
+        let architecture = match num_labels {
+            Some(_) => classifier_of(family.architecture),
+            None => family.architecture.to_owned(),
+        };
         Ok(Self {
-            architecture: family.architecture.to_owned(),
+            architecture,
+            num_labels,
             vocab_size: keys.size("vocab_size")?,
             hidden_size,
             intermediate_size: keys.size("intermediate_size")?,
@@ -226,6 +237,25 @@ impl DecoderConfig {
         })
     }
 
+    /// The config of this model with a score head of `labels` outputs in place of the vocabulary's.
+    #[must_use]
+    pub fn with_labels(mut self, labels: usize) -> Self {
+        if self.num_labels.is_none() {
+            self.architecture = classifier_of(&self.architecture);
+        }
+        self.num_labels = Some(labels);
+        if let Some(map) = self.raw.as_object_mut() {
+            let names: Vec<String> = (0..labels).map(|label| format!("LABEL_{label}")).collect();
+            let to_name = names.iter().enumerate().map(|(label, name)| (label.to_string(), json!(name)));
+            map.insert("architectures".into(), json!([self.architecture]));
+            // Readers count the labels in this map; none look at a number.
+            map.insert("id2label".into(), Value::Object(to_name.collect()));
+            let to_label = names.iter().enumerate().map(|(label, name)| (name.clone(), json!(label)));
+            map.insert("label2id".into(), Value::Object(to_label.collect()));
+        }
+        self
+    }
+
     /// The config.json of a model like this one whose weights are stored as `dtype` (`float32`, `bfloat16`).
     pub fn to_json(&self, dtype: &str) -> Value {
         let mut out = self.raw.clone();
@@ -244,13 +274,33 @@ fn family(raw: &Value) -> Result<&'static Family, ConfigError> {
     FAMILIES
         .iter()
         .find(|f| match architecture {
-            Some(name) => f.architecture == name,
+            Some(name) => f.architecture == name || classifier_of(f.architecture) == name,
             None => Some(f.model_type) == model_type,
         })
         .ok_or_else(|| ConfigError::Architecture {
             found: architecture.or(model_type).unwrap_or("(no such key)").to_owned(),
             known: FAMILIES.iter().map(|f| f.architecture).collect::<Vec<_>>().join(", "),
         })
+}
+
+const LANGUAGE_MODEL: &str = "ForCausalLM";
+const CLASSIFIER: &str = "ForSequenceClassification";
+
+/// The name of a family's model with a score head.
+fn classifier_of(architecture: &str) -> String {
+    format!("{}{CLASSIFIER}", architecture.trim_end_matches(LANGUAGE_MODEL))
+}
+
+fn is_classifier(raw: &Value) -> bool {
+    raw.pointer("/architectures/0").and_then(Value::as_str).is_some_and(|name| name.ends_with(CLASSIFIER))
+}
+
+/// As the reference library counts: the labels that have names, else `num_labels`, else two.
+fn num_labels(raw: &Value) -> Result<usize, ConfigError> {
+    match raw.get("id2label").and_then(Value::as_object).filter(|names| !names.is_empty()) {
+        Some(names) => Ok(names.len()),
+        None => Ok(Keys(raw).optional_size("num_labels")?.unwrap_or(2)),
+    }
 }
 
 /// Typed reads of one JSON object; `null` counts as absent.
@@ -364,6 +414,25 @@ mod tests {
         let new = small(json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}}));
         let (old, new) = (old.unwrap(), new.unwrap());
         assert_eq!((old.rope_theta, old.rope_scaling), (new.rope_theta, new.rope_scaling));
+    }
+
+    #[test]
+    fn a_score_head_is_told_by_the_architecture_and_counted_by_its_labels() {
+        let labels = |extra: Value| {
+            let mut raw = json!({"architectures": ["LlamaForSequenceClassification"]});
+            for (key, value) in extra.as_object().into_iter().flatten() {
+                raw[key] = value.clone();
+            }
+            small(raw).unwrap().num_labels
+        };
+        assert_eq!(small(json!({"id2label": {"0": "LABEL_0"}})).unwrap().num_labels, None);
+        assert_eq!(labels(json!({})), Some(2));
+        assert_eq!(labels(json!({"num_labels": 1})), Some(1));
+        assert_eq!(labels(json!({"id2label": {"0": "a", "1": "b", "2": "c"}})), Some(3));
+        let reward = small(json!({"architectures": ["Qwen3ForCausalLM"]})).unwrap().with_labels(1);
+        assert_eq!(reward.architecture, "Qwen3ForSequenceClassification");
+        let again = DecoderConfig::from_json(reward.to_json("float32")).unwrap();
+        assert_eq!((again.num_labels, &again.architecture, again.qk_norm), (Some(1), &reward.architecture, true));
     }
 
     #[test]

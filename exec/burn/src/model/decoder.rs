@@ -12,12 +12,14 @@ use super::layer::{Layer, LayerTape, Mlp};
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::packed::Packed;
-use super::parameter::{Gradients, Parameter};
+use super::parameter::{Gradients, Parameter, Parameters};
+use super::score::ScoreHead;
 use crate::lora::LoraConfig;
 use crate::random::Random;
 use crate::weights::{TensorSource, WeightsError};
 
-/// A decoder-only language model.
+/// A decoder-only transformer: a language model, or with a score head a classifier. A clone shares the values of its
+/// parameters until one of the two changes them.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     /// Its sizes and switches.
@@ -30,6 +32,8 @@ pub struct Decoder {
     pub norm: RmsNorm,
     /// `[vocab, hidden]`; `None` = the embedding is the head.
     pub lm_head: Option<Parameter>,
+    /// In place of the vocabulary's head, where the config has labels.
+    pub score: Option<ScoreHead>,
     /// The settings of the adapters on its linear layers, if there are any.
     pub adapter: Option<LoraConfig>,
     device: Device,
@@ -87,11 +91,29 @@ impl Decoder {
             layers.push(build_layer(c, index, &mut parameter)?);
         }
         let norm = RmsNorm { weight: parameter(LAST_NORM.into(), &[c.hidden_size])?, eps: c.rms_norm_eps };
-        let lm_head = match c.tie_word_embeddings {
+        let lm_head = match c.tie_word_embeddings || c.num_labels.is_some() {
             true => None,
             false => Some(parameter(HEAD.into(), &[c.vocab_size, c.hidden_size])?),
         };
-        Ok(Self { embedding, layers, norm, lm_head, adapter: None, device: device.clone(), config })
+        let score = match c.num_labels {
+            Some(labels) => Some(ScoreHead { weight: parameter(SCORE.into(), &[labels, c.hidden_size])? }),
+            None => None,
+        };
+        Ok(Self { embedding, layers, norm, lm_head, score, adapter: None, device: device.clone(), config })
+    }
+
+    /// This model with a fresh score head of `labels` outputs in place of the vocabulary's: normal with the config's
+    /// `initializer_range`, from a stream of `seed`, and trainable.
+    #[must_use]
+    pub fn into_classifier(mut self, labels: usize, seed: u64) -> Self {
+        let (hidden, deviation) = (self.config.hidden_size, self.config.initializer_range as f32);
+        let mut random = Random::stream(seed, SCORE);
+        let values = (0..labels * hidden).map(|_| deviation * random.normal()).collect();
+        let weight = Parameter::new(SCORE.into(), &[labels, hidden], values, &self.device);
+        self.config = self.config.with_labels(labels);
+        self.lm_head = None;
+        self.score = Some(ScoreHead { weight: Parameter { trainable: true, ..weight } });
+        self
     }
 
     /// Where the weights are.
@@ -99,20 +121,32 @@ impl Decoder {
         &self.device
     }
 
-    /// The output head: `logits = hidden · headᵀ`.
+    /// The output head: `logits = hidden · headᵀ`. A model with a score head has none that was trained.
     pub fn head(&self) -> &Parameter {
         self.lm_head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// The normalised hidden states, `[tokens, hidden]`. Keeps nothing for a backward pass.
     pub fn hidden(&self, packed: &Packed) -> Tensor<2> {
+        match self.hidden_unless(packed, &mut || Ok::<_, Infallible>(())) {
+            Ok(hidden) => hidden,
+            Err(never) => match never {},
+        }
+    }
+
+    /// As [`Self::hidden`], asking before each layer whether to give up.
+    ///
+    /// # Errors
+    /// What `go_on` says.
+    pub fn hidden_unless<E>(&self, packed: &Packed, go_on: &mut impl FnMut() -> Result<(), E>) -> Result<Tensor<2>, E> {
         let mut x = self.embed(packed);
         for layer in &self.layers {
+            go_on()?;
             // The tape is dropped at once: one layer's activations are alive at a time.
             x = layer.forward(x, packed, None).0;
         }
         let reciprocal = self.norm.reciprocal(&x);
-        self.norm.apply(&x, &reciprocal)
+        Ok(self.norm.apply(&x, &reciprocal))
     }
 
     /// As [`Self::hidden`] for the next tokens of the texts in `cache`, of which `packed` is a continuation, group by
@@ -215,6 +249,7 @@ impl Decoder {
             .chain(self.layers.iter().flat_map(Layer::parameters))
             .chain([&self.norm.weight])
             .chain(&self.lm_head)
+            .chain(self.score.iter().map(|head| &head.weight))
     }
 
     /// As [`Self::parameters`], to be changed.
@@ -223,6 +258,7 @@ impl Decoder {
             .chain(self.layers.iter_mut().flat_map(Layer::parameters_mut))
             .chain([&mut self.norm.weight])
             .chain(&mut self.lm_head)
+            .chain(self.score.iter_mut().map(|head| &mut head.weight))
     }
 
     /// Makes every parameter trainable (full fine-tuning, pre-training).
@@ -231,9 +267,20 @@ impl Decoder {
     }
 }
 
+impl Parameters for Decoder {
+    fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        Decoder::parameters(self)
+    }
+
+    fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        Decoder::parameters_mut(self)
+    }
+}
+
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const LAST_NORM: &str = "model.norm.weight";
 const HEAD: &str = "lm_head.weight";
+const SCORE: &str = "score.weight";
 
 fn build_layer<E>(
     c: &DecoderConfig,

@@ -6,6 +6,7 @@
 //! parameter  a named tensor, trainable or frozen; gradients by name
 //! linear, norm, rope, attention, layer      each with its forward and its backward
 //! decoder    the stack: load, random, forward, backward, logits
+//! score      a head of few outputs in place of the vocabulary: rewards, values
 //! cache      keys and values of past tokens, for generation
 //! ```
 //!
@@ -22,9 +23,11 @@ pub mod norm;
 pub mod packed;
 pub mod parameter;
 pub mod rope;
+pub mod score;
 
 pub use cache::KeyValueCache;
 pub use config::{ConfigError, DecoderConfig};
 pub use decoder::{Decoder, Tape};
 pub use packed::Packed;
-pub use parameter::{Gradients, Parameter};
+pub use parameter::{Gradients, Parameter, Parameters};
+pub use score::ScoreHead;

@@ -109,6 +109,12 @@ impl Packed {
         }
     }
 
+    /// Each row's last real token, as indices into the packed tokens; rows without any have none.
+    pub fn last_of_rows(&self) -> Vec<i64> {
+        let row_of = |index: usize| self.slots.get(index).map(|(row, _)| *row);
+        (0..self.slots.len()).filter(|index| row_of(*index) != row_of(index + 1)).map(|index| index as i64).collect()
+    }
+
     /// How many tokens.
     pub fn tokens(&self) -> usize {
         self.slots.len()

@@ -35,6 +35,16 @@ impl Parameter {
     }
 }
 
+/// Anything made of named parameters: what a [`Trainer`](crate::train::Trainer) trains, saves and loads. Names are each
+/// there once; two models side by side need names that tell them apart.
+pub trait Parameters {
+    /// All of them, in a fixed order.
+    fn parameters(&self) -> impl Iterator<Item = &Parameter>;
+
+    /// The same, to be changed.
+    fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter>;
+}
+
 /// Row-major values as a matrix; a vector becomes one row.
 pub fn matrix(values: Vec<f32>, shape: &[usize], device: &Device) -> Tensor<2> {
     let dims = match *shape {

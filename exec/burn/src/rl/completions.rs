@@ -3,6 +3,8 @@
 use crate::batch::{Batch, IGNORED};
 use crate::logprobs::{self, Scores};
 use crate::loss::Targets;
+use crate::model::packed::int_tensor;
+use crate::model::parameter::host_values;
 use crate::model::{Decoder, Packed};
 use crate::train::TrainError;
 
@@ -67,4 +69,31 @@ pub fn score(
         scores.extend(rows.map(|(logprobs, entropies)| Scores { logprobs, entropies }));
     }
     Ok(scores)
+}
+
+/// What a classifier of one label says at the last token of each text, `at_once` texts in a forward pass. `stop` is asked
+/// before each.
+///
+/// # Errors
+/// [`TrainError::Interrupted`]; [`TrainError::Batch`] of a model without such a head.
+pub fn rewards(
+    model: &Decoder,
+    texts: &[Text<'_>],
+    at_once: usize,
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<f64>, TrainError> {
+    let Some(head) = model.score.as_ref().filter(|head| head.weight.shape == [1, model.config.hidden_size]) else {
+        let problem = format!("{} has no score head of one label", model.config.architecture);
+        return Err(TrainError::Batch { row: 0, problem });
+    };
+    let mut rewards = Vec::with_capacity(texts.len());
+    for texts in texts.chunks(at_once.max(1)) {
+        if stop() {
+            return Err(TrainError::Interrupted);
+        }
+        let packed = Packed::new(&batch(texts), &model.config, model.device());
+        let last = model.hidden(&packed).select(0, int_tensor(packed.last_of_rows(), model.device()));
+        rewards.extend(host_values(head.forward(&last)).into_iter().map(f64::from));
+    }
+    Ok(rewards)
 }

@@ -8,10 +8,14 @@
 //! |---|---|
 //! | [`completions`] | completions as batches, and what models say of them |
 //! | [`grpo`] | advantages within a group of completions, and the family of losses on them |
+//! | [`policy`] | GRPO's objective on a model |
 //! | [`ppo`] | rewards, advantages and the clipped losses of proximal policy optimisation |
+//! | [`actor_critic`] | PPO's objective on a model and its values |
 
+pub mod actor_critic;
 pub mod completions;
 pub mod grpo;
+pub mod policy;
 pub mod ppo;
 
 /// Mean and unbiased variance; the variance of fewer than two numbers is 0.

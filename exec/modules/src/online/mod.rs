@@ -18,6 +18,7 @@ use mloc_burn::{
         Limits, Sampler,
         many::{self, Continuation, GenerateError},
     },
+    lora,
     model::Decoder,
     random::Random,
 };
@@ -39,7 +40,13 @@ const ROLLOUT: &str = "rollout.json";
 /// # Errors
 /// Another vocabulary, and that it was asked to stop.
 pub fn reference(ctx: &RunContext, policy: &Decoder, tokenizer: &TextTokenizer) -> Result<Decoder, ModuleError> {
-    let Some(path) = ctx.run().inputs.reference.clone() else { return Ok(policy.clone()) };
+    let Some(path) = ctx.run().inputs.reference.clone() else {
+        // An adapter that was trained before is held to what it was; a fresh one changes nothing yet.
+        return Ok(match ctx.run().inputs.adapter {
+            None => lora::base_of(policy),
+            Some(_) => policy.clone(),
+        });
+    };
     let device = base_model::open_device(ctx)?;
     let found = base_model::load(ctx, &path, &device)?;
     found.must_be_a_language_model()?;

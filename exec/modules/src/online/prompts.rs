@@ -58,7 +58,7 @@ impl Prompts {
         longest_answer: usize,
     ) -> Result<Self, ModuleError> {
         let path = ctx.run().inputs.dataset.clone().ok_or_else(|| fatal("dataset.source was not pulled"))?;
-        let options = data::load_options(ctx.run().spec.dataset.as_ref())?;
+        let options = data::load_options(ctx.run().spec.dataset.as_ref(), data::Form::Examples)?;
         let rows = dataset::load_prompts(&path, &options, &|| ctx.stopping()).map_err(|e| unless_stopping(ctx, e))?;
         let mut all = Vec::with_capacity(rows.len());
         for row in rows {

@@ -60,7 +60,7 @@ fn prompt_and_completion(row: &Value) -> Result<Example, String> {
     }
 }
 
-fn conversation(column: &str, value: &Value) -> Result<Conversation, String> {
+pub(super) fn conversation(column: &str, value: &Value) -> Result<Conversation, String> {
     Conversation::from_value(value).map_err(|e| {
         let text = e.to_string();
         format!("column `{column}`: {}", text.strip_prefix("messages: ").unwrap_or(&text))

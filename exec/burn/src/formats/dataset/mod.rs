@@ -3,6 +3,7 @@
 //! ```text
 //! files    which files of a folder, which of a split     read     JSON lines, JSON, CSV, Parquet → rows
 //! example  a row → what is learnt (template: of any columns)      tokens   examples → ids and labels
+//! preference   a row of a chosen and a rejected answer → the pair → its tokens
 //! ```
 //! A row is `messages`, or `prompt` and `completion` (texts or lists of messages), or `text`; with a prompt template any
 //! columns will do. All rows are checked before anything is returned, and every complaint names file and line (or row,
@@ -11,6 +12,7 @@
 mod example;
 mod files;
 mod parquet;
+mod preference;
 mod prompts;
 mod read;
 mod split;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 
 use super::chat_template::Conversation;
 
+pub use self::preference::{Preference, Sides, TokenizedPair, TokenizedPairs, tokenize_pairs};
 pub use self::prompts::{Prompt, PromptRow, load_prompts};
 pub use self::split::{Part, Slice};
 pub use self::template::PromptTemplate;
@@ -136,6 +139,8 @@ pub enum Example {
         /// What is to be learnt.
         completion: Conversation,
     },
+    /// A prompt with a chosen and a rejected answer.
+    Preference(Preference),
 }
 
 impl Example {
@@ -146,6 +151,8 @@ impl Example {
             Self::Messages(_) => "messages",
             Self::Continuation { .. } => "prompt and completion, as texts",
             Self::Answer { .. } => "prompt and completion, as messages",
+            Self::Preference(Preference { sides: Sides::Texts { .. }, .. }) => "chosen and rejected, as texts",
+            Self::Preference(Preference { sides: Sides::Messages { .. }, .. }) => "chosen and rejected, as messages",
         }
     }
 
@@ -157,6 +164,12 @@ impl Example {
             Self::Messages(talk) => contents(talk),
             Self::Continuation { prompt, completion } => vec![prompt.clone(), completion.clone()],
             Self::Answer { prompt, completion } => contents(&prompt.followed_by(completion)),
+            Self::Preference(pair) => match &pair.sides {
+                Sides::Texts { prompt, chosen, rejected } => vec![prompt.clone(), chosen.clone(), rejected.clone()],
+                Sides::Messages { prompt, chosen, rejected } => {
+                    contents(&prompt.followed_by(chosen).followed_by(rejected))
+                }
+            },
         }
     }
 }
@@ -186,6 +199,8 @@ pub struct LoadOptions {
     pub split: Option<Vec<Part>>,
     /// How columns become a text; absent: the data's own format.
     pub prompt_template: Option<PromptTemplate>,
+    /// Whether rows are pairs of a chosen and a rejected answer.
+    pub preferences: bool,
 }
 
 /// Reads a file, or the files of a folder in the order of their names: JSON lines, JSON, CSV and Parquet, the first two
@@ -234,8 +249,11 @@ impl Loading<'_> {
                 if here < wanted.start {
                     continue;
                 }
-                let template = self.options.prompt_template.as_ref();
-                match raw.value.and_then(|value| example::of(&value, template)) {
+                let read = |value| match self.options.preferences {
+                    true => preference::of(&value).map(Example::Preference),
+                    false => example::of(&value, self.options.prompt_template.as_ref()),
+                };
+                match raw.value.and_then(read) {
                     Ok(example) => self.rows.push(Row { path: path.clone(), line: raw.line, example }),
                     Err(problem) => {
                         self.total += 1;

@@ -1,6 +1,6 @@
 //! Examples become token ids and labels.
 
-use super::{DatasetError, Example, IGNORED, MAX_PROBLEMS, Row};
+use super::{DatasetError, Example, IGNORED, MAX_PROBLEMS, Preference, Row, Sides};
 use crate::formats::chat_template::{Conversation, RenderOptions};
 use crate::formats::tokenizer::{TextTokenizer, TokenizerError};
 
@@ -128,6 +128,14 @@ pub fn tokenize(
         Example::Answer { prompt, completion } => {
             (chat(prompt, true)?.len(), chat(&prompt.followed_by(completion), false)?)
         }
+        // As a text that is preferred: what a pair's chosen side is by itself.
+        Example::Preference(Preference { sides: Sides::Texts { prompt, chosen, .. }, .. }) => {
+            let whole = with_end(&format!("{prompt}{chosen}"), tokenizer);
+            (tokenizer.encode(prompt, true)?.len(), tokenizer.encode(&whole, true)?)
+        }
+        Example::Preference(Preference { sides: Sides::Messages { prompt, chosen, .. }, .. }) => {
+            (chat(prompt, true)?.len(), chat(&prompt.followed_by(chosen), false)?)
+        }
     };
     let given = if options.completion_only == Some(false) { 0 } else { given };
     let labels = input_ids.iter().enumerate();
@@ -145,7 +153,7 @@ fn cut(example: &mut TokenizedExample, longest: usize) {
 }
 
 /// Plain text has no template to end it, and a model that never saw an end never stops.
-fn with_end(text: &str, tokenizer: &TextTokenizer) -> String {
+pub(super) fn with_end(text: &str, tokenizer: &TextTokenizer) -> String {
     match tokenizer.special_token("eos_token") {
         Some(end) if !text.ends_with(end) => format!("{text}{end}"),
         _ => text.to_owned(),

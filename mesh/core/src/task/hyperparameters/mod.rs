@@ -5,10 +5,11 @@
 //! A name is supported, an old name of a supported one, without effect here (told as a note), or takes its default
 //! only (told with the reason). Our own names, which the reference lacks, stand last in each table.
 
+pub mod dpo;
 pub mod grpo;
 mod online;
 pub mod ppo;
-mod reference;
+pub mod rm;
 pub mod rows;
 pub mod settings;
 
@@ -167,6 +168,7 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
         read.problem("bf16", "true with fp16", "one of the two precisions", problems);
     }
     match task_type {
+        TaskType::Dpo => dpo::together(read, problems),
         TaskType::Grpo => grpo::together(read, problems),
         TaskType::Ppo => ppo::together(read, problems),
         _ => {}

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{grpo, online, ppo, reference};
+use super::{dpo, grpo, online, ppo, rm};
 use crate::task::kind::TaskType;
 
 /// One name.
@@ -45,6 +45,8 @@ pub enum Type {
     Choice(&'static [&'static str]),
     /// One of some words, or a truth value that stands for one.
     ChoiceOrBool(&'static [&'static str]),
+    /// One of some words, or a list of different ones.
+    SomeOf(&'static [&'static str]),
     /// A list of numbers.
     Numbers {
         /// Longest list.
@@ -129,6 +131,14 @@ impl Type {
             Type::Text => value.is_string(),
             Type::Choice(choices) => value.as_str().is_some_and(|v| choices.contains(&v)),
             Type::ChoiceOrBool(choices) => value.is_boolean() || Type::Choice(choices).takes(value),
+            Type::SomeOf(choices) => match value {
+                Value::Array(list) => {
+                    let known = list.iter().all(|v| Type::Choice(choices).takes(v));
+                    let twice = |at: usize| list[..at].contains(&list[at]);
+                    known && !list.is_empty() && !(0..list.len()).any(twice)
+                }
+                one => Type::Choice(choices).takes(one),
+            },
             Type::Numbers { most } => {
                 value.as_array().is_some_and(|list| list.len() <= most && list.iter().all(Value::is_number))
             }
@@ -150,10 +160,12 @@ impl Type {
             Type::Float { min, max } if min == ABOVE_ZERO => format!("a number above 0, at most {max}"),
             Type::Float { min, max } if max == f64::MAX => format!("a number, at least {min}"),
             Type::Float { min, max } if max == BELOW_ONE => format!("a number from {min} to below 1"),
+            Type::Float { min, max } if max == BELOW_HALF => format!("a number from {min} to below 0.5"),
             Type::Float { min, max } => format!("a number from {min} to {max}"),
             Type::Text => "a text".to_owned(),
             Type::Choice(choices) => format!("one of {}", choices.join(", ")),
             Type::ChoiceOrBool(choices) => format!("one of {}, or true or false", choices.join(", ")),
+            Type::SomeOf(choices) => format!("one of {}, or a list of different ones", choices.join(", ")),
             Type::Numbers { most } => format!("a list of at most {most} numbers"),
             Type::Texts { most } => format!("a list of at most {most} texts"),
             Type::Any => "a value".to_owned(),
@@ -162,6 +174,7 @@ impl Type {
 }
 
 pub(super) const ABOVE_ZERO: f64 = f64::MIN_POSITIVE;
+pub(super) const BELOW_HALF: f64 = 0.5 - f64::EPSILON;
 pub(super) const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
 /// A whole number, none included.
 pub(super) const COUNT: Type = Type::Int { min: 0, max: i64::MAX };
@@ -216,8 +229,8 @@ pub fn tables(task_type: TaskType) -> &'static [&'static [Row]] {
         TaskType::Echo => &[ECHO],
         TaskType::Sft => &[SFT, TRAINER],
         TaskType::Pretrain => &[PRETRAIN, SFT, TRAINER],
-        TaskType::Rm => &[reference::RM, TRAINER],
-        TaskType::Dpo => &[reference::DPO, TRAINER],
+        TaskType::Rm => &[rm::NAMES, TRAINER],
+        TaskType::Dpo => &[dpo::NAMES, TRAINER],
         TaskType::Grpo => &[grpo::NAMES, online::NAMES, TRAINER],
         TaskType::Ppo => &[ppo::NAMES, online::NAMES, TRAINER],
         TaskType::Command | TaskType::Inference | TaskType::RagInference | TaskType::Agent => &[],

@@ -2,11 +2,13 @@
 
 use serde_json::Value;
 
+use super::find;
 pub use super::{
+    dpo::{Dpo, Truncation},
     grpo::Grpo,
     ppo::{Ppo, StopToken},
+    rm::Reward,
 };
-use super::find;
 use crate::task::{kind::TaskType, spec::TaskSpec};
 
 /// What every trainer reads.

@@ -1,0 +1,241 @@
+//! Methods whose step is some batches of a data set.
+
+use std::{collections::BTreeMap, path::Path};
+
+use mloc_burn::{
+    formats::tokenizer::TextTokenizer,
+    model::Decoder,
+    objective::{Evaluate, Objective},
+    train::{StepReport, Trainer},
+};
+use mloc_core::task::settings::Training;
+use mloc_exec::{ModuleError, Output, RunContext};
+use serde_json::Value;
+
+use super::{
+    measuring,
+    method::{Measured, Method, Steps, When},
+    session::training_error,
+};
+use crate::{
+    origin::{self, Origin, Rows},
+    plan::Plan,
+};
+
+/// Samples to train on and to measure on.
+pub struct Data<S> {
+    /// What is trained on; at least one.
+    pub train: S,
+    /// What is measured on; none without held-out data.
+    pub eval: S,
+}
+
+/// One sample in tokens.
+pub trait Sample {
+    /// Tokens of its longest row.
+    fn tokens(&self) -> usize;
+
+    /// All that training depends on, for a digest.
+    fn bytes(&self) -> Vec<u8>;
+}
+
+/// Samples by number, wherever they are kept.
+pub trait Samples {
+    /// One of them.
+    type Sample: Sample;
+
+    /// How many.
+    fn count(&self) -> usize;
+
+    /// One of them; `number` is below [`Self::count`].
+    ///
+    /// # Errors
+    /// Those of the disk.
+    fn get(&self, number: usize) -> Result<Self::Sample, ModuleError>;
+}
+
+impl<S: Sample + Clone> Samples for Vec<S> {
+    type Sample = S;
+
+    fn count(&self) -> usize {
+        self.len()
+    }
+
+    fn get(&self, number: usize) -> Result<S, ModuleError> {
+        Ok(self[number].clone())
+    }
+}
+
+/// What a recipe's batches are made of.
+pub type SampleOf<R> = <<R as Recipe>::Samples as Samples>::Sample;
+
+/// What makes a method over data: its samples, its batches, its loss, what comes out.
+pub trait Recipe {
+    /// Where its samples are kept.
+    type Samples: Samples;
+    /// The loss.
+    type Objective: Evaluate<Model = Decoder>;
+
+    /// The loss.
+    fn objective(&self) -> &Self::Objective;
+
+    /// A micro-batch of some samples.
+    fn batch(&self, samples: &[SampleOf<Self>]) -> <Self::Objective as Objective>::Batch;
+
+    /// As [`Method::settings`].
+    fn settings(&self) -> BTreeMap<String, Value> {
+        BTreeMap::new()
+    }
+
+    /// Figures on held-out data that the task's summary shows beside the loss.
+    fn shown(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// As [`Method::begin`].
+    ///
+    /// # Errors
+    /// The method's own, and that it was asked to stop.
+    fn begin(
+        &mut self,
+        _ctx: &mut RunContext,
+        _model: &Decoder,
+        _data: &mut Data<Self::Samples>,
+    ) -> Result<(), ModuleError> {
+        Ok(())
+    }
+
+    /// As [`Method::save`].
+    ///
+    /// # Errors
+    /// Those of the disk.
+    fn save(&self, _folder: &Path, _data: &Data<Self::Samples>) -> Result<(), ModuleError> {
+        Ok(())
+    }
+
+    /// As [`Method::load`].
+    ///
+    /// # Errors
+    /// Those of the disk, and files that are not what was written.
+    fn load(&mut self, _folder: &Path, _data: &mut Data<Self::Samples>) -> Result<(), ModuleError> {
+        Ok(())
+    }
+
+    /// As [`Method::export`].
+    ///
+    /// # Errors
+    /// Those of the disk, and that it was asked to stop.
+    fn export(&self, ctx: &mut RunContext, model: &Decoder) -> Result<Vec<Output>, ModuleError>;
+}
+
+/// A recipe with the data it is used on.
+pub struct OverData<'a, R: Recipe> {
+    recipe: R,
+    data: Data<R::Samples>,
+    plan: Plan,
+    tokenizer: &'a TextTokenizer,
+    settings: &'a Training,
+}
+
+impl<'a, R: Recipe> OverData<'a, R> {
+    /// Says where samples are longer than the model's positions.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn new(
+        ctx: &mut RunContext,
+        recipe: R,
+        data: Data<R::Samples>,
+        model: &Decoder,
+        tokenizer: &'a TextTokenizer,
+        settings: &'a Training,
+    ) -> Result<Self, ModuleError> {
+        warn_of_length(ctx, &data.train, model)?;
+        let plan = Plan::new(data.train.count(), settings);
+        Ok(Self { recipe, data, plan, tokenizer, settings })
+    }
+
+    fn batch(&self, of: &R::Samples, numbers: &[usize]) -> Result<<R::Objective as Objective>::Batch, ModuleError> {
+        let samples = numbers.iter().map(|number| of.get(*number)).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.recipe.batch(&samples))
+    }
+}
+
+impl<R: Recipe> Method for OverData<'_, R> {
+    type Model = Decoder;
+
+    fn steps(&self) -> Steps {
+        Steps { total: self.plan.total_steps, in_epoch: self.plan.steps_per_epoch }
+    }
+
+    fn origin(&self, ctx: &RunContext, model: &Decoder) -> Result<Origin, ModuleError> {
+        Ok(Origin {
+            training: digest(ctx, &self.data.train)?,
+            held_out: digest(ctx, &self.data.eval)?,
+            model: origin::digest_of(ctx, model)?,
+        })
+    }
+
+    fn settings(&self) -> BTreeMap<String, Value> {
+        self.recipe.settings()
+    }
+
+    fn begin(&mut self, ctx: &mut RunContext, model: &Decoder) -> Result<(), ModuleError> {
+        self.recipe.begin(ctx, model, &mut self.data)
+    }
+
+    fn step(&mut self, ctx: &mut RunContext, trainer: &mut Trainer) -> Result<StepReport, ModuleError> {
+        let rows = self.plan.step(trainer.steps_done());
+        let batches = rows.iter().map(|rows| self.batch(&self.data.train, rows)).collect::<Result<Vec<_>, _>>()?;
+        let report = trainer.step_on(self.recipe.objective(), &batches, &|| ctx.stopping()).map_err(training_error)?;
+        trainer.data_position = report.step;
+        Ok(report)
+    }
+
+    fn measure(&self, ctx: &mut RunContext, model: &Decoder, when: When) -> Result<Measured, ModuleError> {
+        let mut measured = Measured::default();
+        if self.data.eval.count() > 0 {
+            let numbers: Vec<usize> = (0..self.data.eval.count()).collect();
+            let some = numbers.chunks(self.settings.per_device_eval_batch_size.max(1));
+            let batches = some.map(|numbers| self.batch(&self.data.eval, numbers));
+            let (loss, mut figures) = measuring::held_out(ctx, self.recipe.objective(), model, batches, when)?;
+            figures.retain(|name, _| self.recipe.shown().contains(&name.as_str()));
+            (measured.eval_loss, measured.figures) = (Some(loss), figures);
+        }
+        measured.answers = measuring::answers(ctx, model, self.tokenizer, self.settings, when)?;
+        Ok(measured)
+    }
+
+    fn save(&self, folder: &Path) -> Result<(), ModuleError> {
+        self.recipe.save(folder, &self.data)
+    }
+
+    fn load(&mut self, folder: &Path) -> Result<(), ModuleError> {
+        self.recipe.load(folder, &mut self.data)
+    }
+
+    fn export(&self, ctx: &mut RunContext, model: &Decoder) -> Result<Vec<Output>, ModuleError> {
+        self.recipe.export(ctx, model)
+    }
+}
+
+fn digest<S: Samples>(ctx: &RunContext, samples: &S) -> Result<Rows, ModuleError> {
+    Rows::of(ctx, (0..samples.count()).map(|number| Ok(samples.get(number)?.bytes())))
+}
+
+/// Past the positions that a model was made for its answers are noise, and so is what it learns there.
+fn warn_of_length<S: Samples>(ctx: &mut RunContext, samples: &S, model: &Decoder) -> Result<(), ModuleError> {
+    let made_for = model.config.max_position_embeddings;
+    let mut too_long = 0;
+    for number in 0..samples.count() {
+        ctx.check()?;
+        too_long += usize::from(samples.get(number)?.tokens() > made_for);
+    }
+    if too_long > 0 {
+        ctx.warn(format!(
+            "{too_long} samples are longer than the {made_for} tokens that the model's positions are made for \
+             (max_position_embeddings)\nhint: set max_length to {made_for} or less"
+        ));
+    }
+    Ok(())
+}
