@@ -169,7 +169,8 @@ impl Online<'_> {
         number: u64,
     ) -> Result<(Generation, Figures), ModuleError> {
         let grpo = self.grpo;
-        let asking = self.prompts.of(number, grpo.generation_batch_size / grpo.num_generations, grpo.num_generations)?;
+        let asking =
+            self.prompts.of(number, grpo.generation_batch_size / grpo.num_generations, grpo.num_generations)?;
         let sampler = Sampler {
             temperature: grpo.temperature as f32,
             top_k: grpo.top_k,

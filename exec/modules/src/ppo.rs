@@ -106,7 +106,9 @@ fn critic(
     let model = match (ctx.run().inputs.value.clone(), reward) {
         (Some(path), _) => reward::classifier(ctx, "model.value", &path, tokenizer)?,
         (None, Some(reward)) => reward.clone(),
-        (None, None) => return Err(fatal("model.value: there is no model of values and no reward model to start from")),
+        (None, None) => {
+            return Err(fatal("model.value: there is no model of values and no reward model to start from"));
+        }
     };
     Critic::model(model).map_err(|said| fatal(format!("model.value: {said}")))
 }
@@ -314,11 +316,7 @@ impl Method for Online<'_> {
         ])
     }
 
-    fn step(
-        &mut self,
-        ctx: &mut RunContext,
-        trainer: &mut Trainer<ActorCritic>,
-    ) -> Result<StepReport, ModuleError> {
+    fn step(&mut self, ctx: &mut RunContext, trainer: &mut Trainer<ActorCritic>) -> Result<StepReport, ModuleError> {
         let steps = self.plan.steps();
         let (number, step) = (trainer.steps_done() / steps, trainer.steps_done() % steps);
         let mut new = None;

@@ -83,11 +83,8 @@ fn a_chain_of_sft_rm_and_ppo_hands_its_models_on() {
     let data = |file: &str| Some(in_tree("configs/quickstart/data").join(file));
     let few = [("max_steps", json!(2))];
     let base = Some(in_tree("configs/quickstart/model"));
-    let first = cut_short(
-        "rlhf_sft.yaml",
-        &few,
-        Inputs { model: base, dataset: data("train.jsonl"), ..Inputs::default() },
-    );
+    let first =
+        cut_short("rlhf_sft.yaml", &few, Inputs { model: base, dataset: data("train.jsonl"), ..Inputs::default() });
     assert_eq!(sft.metadata.name, "rlhf-sft");
     let of = |bench: &Bench| Some(bench.artifacts());
     let second = cut_short(

@@ -210,7 +210,7 @@ pub struct GrpoLoss {
     pub kl: f64,
     /// Mean entropy over tokens.
     pub entropy: f64,
-    /// Share of tokens (or completions, when the ratio is of those) below the lower bound with a bad completion,
+    /// Share of tokens below the lower bound with a bad completion,
     pub clip_low: f64,
     /// above the upper one with a good completion. `cispo` has only this one, `sapo` neither.
     pub clip_high: f64,
@@ -222,31 +222,62 @@ pub struct GrpoLoss {
 
 /// The loss of a micro-batch.
 pub fn loss(rows: &[Completion<'_>], settings: &GrpoSettings, normalizer: Normalizer) -> GrpoLoss {
-    let tokens = rows.iter().map(|row| row.new.len()).sum::<usize>();
-    let threshold = entropy_threshold(rows, settings.top_entropy_quantile);
-    let counted: usize = rows.iter().flat_map(|row| row.entropies).filter(|e| **e >= threshold).count();
-    // The mean over the step's micro-batches will divide by their number.
-    let generated = normalizer.tokens.max(1) as f64 / normalizer.micro_batches.max(1) as f64;
-    let entropy_divisor = match settings.loss_type {
-        LossType::Dapo | LossType::Cispo => generated,
-        LossType::Grpo | LossType::Bnpo | LossType::DrGrpo | LossType::Sapo => counted.max(1) as f64,
-    };
-    let mut out = GrpoLoss { clip_low_min: f64::INFINITY, ..GrpoLoss::default() };
-    let (mut low, mut high, mut clippable) = (0.0, 0.0, 0.0);
+    let batch = MicroBatch::of(rows, settings, normalizer);
+    let mut out = GrpoLoss { clip_low_min: 1.0, ..GrpoLoss::default() };
     for row in rows {
-        let length = row.new.len() as f64;
-        let weight = match settings.loss_type {
-            LossType::Grpo | LossType::Sapo => 1.0 / (length.max(1.0) * rows.len() as f64),
-            LossType::Bnpo => 1.0 / tokens.max(1) as f64,
-            LossType::DrGrpo => 1.0 / (rows.len() * settings.max_completion_length) as f64,
-            LossType::Dapo | LossType::Cispo => 1.0 / generated,
-        };
+        batch.policy_and_divergence(row, &mut out);
+        batch.entropy(row, &mut out);
+        batch.clipping(row, &mut out);
+    }
+    out
+}
+
+/// What all rows of a micro-batch share.
+struct MicroBatch<'a> {
+    settings: &'a GrpoSettings,
+    rows: f64,
+    /// At least 1.
+    tokens: f64,
+    /// Of the generation, for each micro-batch of a step: the mean over those will divide by their number.
+    generated: f64,
+    /// Tokens of at least this entropy are learnt from,
+    threshold: f64,
+    /// and there are so many; at least 1.
+    learnt: f64,
+}
+
+impl<'a> MicroBatch<'a> {
+    fn of(rows: &[Completion<'_>], settings: &'a GrpoSettings, normalizer: Normalizer) -> Self {
+        let threshold = entropy_threshold(rows, settings.top_entropy_quantile);
+        let entropies = || rows.iter().flat_map(|row| row.entropies);
+        Self {
+            settings,
+            rows: rows.len() as f64,
+            tokens: entropies().count().max(1) as f64,
+            generated: normalizer.tokens.max(1) as f64 / normalizer.micro_batches.max(1) as f64,
+            threshold,
+            learnt: entropies().filter(|entropy| **entropy >= threshold).count().max(1) as f64,
+        }
+    }
+
+    /// A token's weight in the loss.
+    fn weight(&self, row: &Completion<'_>) -> f64 {
+        match self.settings.loss_type {
+            LossType::Grpo | LossType::Sapo => 1.0 / (row.new.len().max(1) as f64 * self.rows),
+            LossType::Bnpo => 1.0 / self.tokens,
+            LossType::DrGrpo => 1.0 / (self.rows * self.settings.max_completion_length as f64),
+            LossType::Dapo | LossType::Cispo => 1.0 / self.generated,
+        }
+    }
+
+    fn policy_and_divergence(&self, row: &Completion<'_>, out: &mut GrpoLoss) {
+        let (settings, weight) = (self.settings, self.weight(row));
         let ratios = ratios(row, settings.importance_sampling_level);
         let mut d = vec![0.0; row.new.len()];
         // The derivative at the ratio, which sequence-level ratios share among all tokens.
         let mut d_ratio = vec![0.0; row.new.len()];
         for t in 0..row.new.len() {
-            if row.entropies[t] >= threshold {
+            if row.entropies[t] >= self.threshold {
                 let token = policy(ratios[t], row.new[t], row.advantage, settings);
                 out.loss += weight * token.loss;
                 d[t] += weight * token.d_logprob;
@@ -258,51 +289,49 @@ pub fn loss(rows: &[Completion<'_>], settings: &GrpoSettings, normalizer: Normal
                 let (factor, through_ratio) =
                     if settings.use_bias_correction_kl { (ratios[t], kl) } else { (1.0, 0.0) };
                 out.loss += weight * settings.beta * kl * factor;
-                out.kl += kl * factor / tokens as f64;
+                out.kl += kl * factor / self.tokens;
                 d[t] += weight * settings.beta * slope * factor;
                 d_ratio[t] += weight * settings.beta * through_ratio;
             }
-            out.entropy += row.entropies[t] / tokens as f64;
         }
+        let through_ratios = d_ratio.iter().zip(&ratios).map(|(d, ratio)| d * ratio);
         match settings.importance_sampling_level {
-            ImportanceSampling::Token => {
-                for (d, (d_ratio, ratio)) in d.iter_mut().zip(d_ratio.iter().zip(&ratios)) {
-                    *d += d_ratio * ratio;
-                }
-            }
+            ImportanceSampling::Token => d.iter_mut().zip(through_ratios).for_each(|(d, more)| *d += more),
             ImportanceSampling::Sequence => {
-                let shared = d_ratio.iter().zip(&ratios).map(|(d, ratio)| d * ratio).sum::<f64>() / length;
+                let shared = through_ratios.sum::<f64>() / row.new.len() as f64;
                 d.iter_mut().for_each(|d| *d += shared);
             }
         }
         out.d_logprobs.push(d);
-        if settings.entropy_coef != 0.0 {
-            let part =
-                |entropy: &f64| if *entropy >= threshold { settings.entropy_coef / entropy_divisor } else { 0.0 };
-            out.loss -= row.entropies.iter().map(|e| e * part(e)).sum::<f64>();
-            out.d_entropies.push(row.entropies.iter().map(|e| -part(e)).collect());
+    }
+
+    fn entropy(&self, row: &Completion<'_>, out: &mut GrpoLoss) {
+        out.entropy += row.entropies.iter().sum::<f64>() / self.tokens;
+        let coefficient = self.settings.entropy_coef;
+        if coefficient == 0.0 {
+            return;
         }
-        // Of a whole completion there is one ratio to be clipped.
-        let (of, each) = match settings.importance_sampling_level {
-            ImportanceSampling::Token => (ratios.len(), &ratios[..]),
-            ImportanceSampling::Sequence => (1, &ratios[..ratios.len().min(1)]),
+        let divisor = match self.settings.loss_type {
+            LossType::Dapo | LossType::Cispo => self.generated,
+            LossType::Grpo | LossType::Bnpo | LossType::DrGrpo | LossType::Sapo => self.learnt,
         };
-        let clipped = each.iter().map(|ratio| clipped(*ratio, row.advantage, settings));
-        let (below, above) = clipped.fold((0.0, 0.0), |(l, h), (low, high)| (l + low, h + high));
-        low += below;
-        high += above;
-        clippable += of as f64;
-        if of > 0 {
-            out.clip_low_min = out.clip_low_min.min(below / of as f64);
-            out.clip_high_max = out.clip_high_max.max(above / of as f64);
+        let slope = |entropy: &f64| if *entropy >= self.threshold { -coefficient / divisor } else { 0.0 };
+        let slopes: Vec<f64> = row.entropies.iter().map(slope).collect();
+        out.loss += row.entropies.iter().zip(&slopes).map(|(entropy, slope)| entropy * slope).sum::<f64>();
+        out.d_entropies.push(slopes);
+    }
+
+    fn clipping(&self, row: &Completion<'_>, out: &mut GrpoLoss) {
+        let ratios = ratios(row, self.settings.importance_sampling_level);
+        let clipped = ratios.iter().map(|ratio| clipped(*ratio, row.advantage, self.settings));
+        let (low, high) = clipped.fold((0.0, 0.0), |(l, h), (low, high)| (l + low, h + high));
+        out.clip_low += low / self.tokens;
+        out.clip_high += high / self.tokens;
+        if !ratios.is_empty() {
+            out.clip_low_min = out.clip_low_min.min(low / ratios.len() as f64);
+            out.clip_high_max = out.clip_high_max.max(high / ratios.len() as f64);
         }
     }
-    out.clip_low = low / f64::max(clippable, 1.0);
-    out.clip_high = high / f64::max(clippable, 1.0);
-    if !out.clip_low_min.is_finite() {
-        out.clip_low_min = 0.0;
-    }
-    out
 }
 
 /// The ratio of probabilities, new over old, at each token.

@@ -100,10 +100,9 @@ impl Prompts {
             false => permutation(self.all.len(), self.seed, epoch),
         };
         let chosen = order[within * count..][..count].iter().flat_map(|row| std::iter::repeat_n(*row, times));
-        let asking = chosen.enumerate().map(|(place, row)| Asking {
-            prompt: &self.all[row],
-            seed: seed_of(self.seed, generation, place),
-        });
+        let asking = chosen
+            .enumerate()
+            .map(|(place, row)| Asking { prompt: &self.all[row], seed: seed_of(self.seed, generation, place) });
         Ok(asking.collect())
     }
 
