@@ -59,7 +59,7 @@ impl Module for Grpo {
             false => Some(online::reference(ctx, &base.model, tokenizer)?),
         };
         let answer = grpo.max_completion_length;
-        let prompts = Prompts::read(ctx, tokenizer, &base.model, grpo.given_order, training.seed, answer)?;
+        let prompts = Prompts::read(ctx, tokenizer, &base.model, &training, grpo.given_order, answer)?;
         let plan = Plan::of(&prompts, &training, &grpo)?;
         let objective = objective(&grpo)?;
         let ends = online::end_tokens(&base.model, tokenizer);

@@ -61,7 +61,7 @@ impl Module for Ppo {
         let reference = online::reference(ctx, &base.model, tokenizer)?;
         let critic = critic(ctx, &ppo, &base.model, judges.model(), tokenizer)?;
         let given_order = training.data_order == DataOrder::Given;
-        let prompts = Prompts::read(ctx, tokenizer, &base.model, given_order, training.seed, ppo.response_length)?;
+        let prompts = Prompts::read(ctx, tokenizer, &base.model, &training, given_order, ppo.response_length)?;
         let plan = Plan::of(&prompts, &training, &ppo)?;
         plan.count_rollouts(&mut training);
         let method = Online {

@@ -261,20 +261,26 @@ fn what_cannot_be_learnt_from_is_said() {
         let said = case.bench.failure();
         said.replace(&format!("{}/", case.folder.path().display()), "")
     };
-    insta::assert_snapshot!(said(&of_a_program(program("[1, 2]"))), @"");
-    insta::assert_snapshot!(said(&of_a_program(program("[NaN, 1, 1, 1]"))), @"");
+    insta::assert_snapshot!(said(&of_a_program(program("[1, 2]"))), @"reward function `mine`: the program answered with 2 numbers, expected 4, one a completion: `[1, 2]`");
+    insta::assert_snapshot!(said(&of_a_program(program("[NaN, 1, 1, 1]"))), @"reward function `mine`: the program answered `[NaN, 1, 1, 1]`, expected a list of numbers and nulls: expected value at line 1 column 2");
     let gone = json!({"funcs": [{"type": "command", "command": ["sh", "-c", "exit 3"]}]});
-    insta::assert_snapshot!(said(&of_a_program(gone)), @"");
+    insta::assert_snapshot!(said(&of_a_program(gone)), @"
+    reward function `command`: the program ended (exit status: 3) before it answered
+    hint: its log says why, if it said so
+    ");
     let column = json!({"funcs": [{"type": "exact_match", "column": "solution"}]});
-    insta::assert_snapshot!(said(&case("grpo", None, column, grpo(1))), @"");
-    insta::assert_snapshot!(said(&case("grpo", None, toy(), with(grpo(1), json!({"num_generations": 2})))), @"");
+    insta::assert_snapshot!(said(&case("grpo", None, column, grpo(1))), @"reward function `exact_match`: no column `solution` in the data, found answer");
+    insta::assert_snapshot!(said(&case("grpo", None, toy(), with(grpo(1), json!({"num_generations": 2})))), @"dataset.source: 12 prompts, and 16 are answered together: give more, or make batches smaller");
 
     let mut other_words = case("ppo", None, a_model(), ppo(1));
     other_words.bench.inputs.reward = Some(reward_model(other_words.folder.path(), "qwen2", |_| {}));
-    insta::assert_snapshot!(said(&other_words), @"");
+    insta::assert_snapshot!(said(&other_words), @r#"
+    reward.model: it is given the tokens of the trained model, and its vocabulary is another: token 343 is "ag" there and "00" here
+    hint: use one that was made from the same base model
+    "#);
     let mut no_scores = case("ppo", None, a_model(), ppo(1));
     no_scores.bench.inputs.reward = Some(golden("models/llama"));
-    insta::assert_snapshot!(said(&no_scores), @"");
+    insta::assert_snapshot!(said(&no_scores), @"reward.model: LlamaForCausalLM has a head over the vocabulary, expected a score head of one label (hint: `taskType: rm` makes one)");
     let mut broken = case("ppo", None, a_model(), ppo(1));
     let folder = tempfile::tempdir().expect("folder");
     broken.bench.inputs.reward = Some(reward_model(folder.path(), "llama", |model| {
@@ -284,7 +290,7 @@ fn what_cannot_be_learnt_from_is_said() {
     }));
     let found = said(&broken);
     let (before, after) = (found.split('"').next().unwrap_or_default(), found.rsplit('"').next().unwrap_or_default());
-    insta::assert_snapshot!(format!("{before}…{after}"), @"");
+    insta::assert_snapshot!(format!("{before}…{after}"), @"reward function `model`: it says NaN of the completion …: a reward is a finite number, or null where the function has nothing to say");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use mloc_burn::{
     model::Decoder,
     random::permutation,
 };
+use mloc_core::task::settings::Training;
 use mloc_exec::{ModuleError, RunContext};
 use serde_json::json;
 
@@ -45,7 +46,7 @@ pub struct Prompts {
 }
 
 impl Prompts {
-    /// Reads and tokenizes the task's data.
+    /// Reads and tokenizes the task's data; prompts of more than `max_length` tokens are left out.
     ///
     /// # Errors
     /// The data's own, with file and line; too few rows; and that it was asked to stop.
@@ -53,8 +54,8 @@ impl Prompts {
         ctx: &mut RunContext,
         tokenizer: &TextTokenizer,
         model: &Decoder,
+        settings: &Training,
         given_order: bool,
-        seed: u64,
         longest_answer: usize,
     ) -> Result<Self, ModuleError> {
         let path = ctx.run().inputs.dataset.clone().ok_or_else(|| fatal("dataset.source was not pulled"))?;
@@ -69,6 +70,16 @@ impl Prompts {
             }
             all.push(Prompt { row, ids });
         }
+        if let Some(longest) = settings.max_length {
+            let read = all.len();
+            all.retain(|prompt| prompt.ids.len() <= longest);
+            if all.len() < read {
+                ctx.warn(format!(
+                    "{} of {read} prompts are longer than max_length {longest} and left out",
+                    read - all.len()
+                ));
+            }
+        }
         let tokens: usize = all.iter().map(|prompt| prompt.ids.len()).sum();
         ctx.log(format!("training data: {} prompts, {tokens} tokens", all.len()));
         let made_for = model.config.max_position_embeddings;
@@ -79,7 +90,7 @@ impl Prompts {
                  model's positions are made for (max_position_embeddings)"
             ));
         }
-        Ok(Self { all, given_order, seed })
+        Ok(Self { all, given_order, seed: settings.seed })
     }
 
     /// How many there are.

@@ -49,7 +49,7 @@ pub(super) const NAMES: &[Row] = &[
     works("log_completions", Type::Bool, Default::Bool(false)),
     or_null("num_completions_to_print", SOME, Default::Null),
     // A name of former versions.
-    only("max_prompt_length", Default::Null, "prompts are never cut: leave long ones out of the data"),
+    only("max_prompt_length", Default::Null, "prompts are never cut: set `max_length` to leave longer ones out"),
     no_effect("cast_lm_head_to_fp32", "logits are computed in 32 bits anyway"),
     no_effect("log_multimodal", "there is nothing but text here"),
     no_effect("log_unique_prompts", "it is about tables of another program's"),
@@ -239,7 +239,8 @@ pub(super) fn together(read: &Read, problems: &mut Problems) {
     let generated = size.unwrap_or(micro_batch * steps.unwrap_or(accumulation));
     if generated % group != 0 {
         let found = format!("`{group}`, and {generated} completions are generated together");
-        let expected = "a number that divides those: whole groups are compared (generation_batch_size, or                         per_device_train_batch_size × steps_per_generation, which is gradient_accumulation_steps unless                         given)";
+        let expected = "a number that divides those, for whole groups are compared: generation_batch_size, or \
+                        per_device_train_batch_size × steps_per_generation (gradient_accumulation_steps unless given)";
         let typed = ["num_generations", "generation_batch_size", "steps_per_generation", "per_device_train_batch_size"]
             .into_iter()
             .find(|name| read.typed.contains_key(*name));

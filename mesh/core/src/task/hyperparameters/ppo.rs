@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     Read,
-    online::{COMPUTED, NO_VLLM},
+    online::COMPUTED,
     rows::{ABOVE_ZERO, COUNT, Default, NOT_NEGATIVE, NUMBER, Row, SOME, Type, UNIT, no_effect, only, or_null, works},
     settings::Values,
 };
@@ -37,14 +37,11 @@ pub(super) const NAMES: &[Row] = &[
     or_null("reward_weights", Type::Numbers { most: 64 }, Default::Null),
     no_effect("num_sample_generations", "answers to `generation_prompts` are shown before and after training"),
     no_effect("max_steps", "`total_episodes` says how long the run is"),
-    no_effect("disable_dropout", "dropout is always off in PPO"),
     only("sft_model_path", Default::Null, "name the model as `spec.model.source`"),
     only("reward_model_path", Default::Null, "name the reward model as `spec.reward.model.source`"),
-    only("exp_name", Default::Text("ppo_config"), "`metadata.name` is what counts"),
     only("model_adapter_name", Default::Null, "an adapter has no name here"),
     only("ref_adapter_name", Default::Null, "an adapter has no name here"),
     no_effect("ds3_gather_for_generation", "there is no DeepSpeed here"),
-    no_effect("use_vllm", NO_VLLM),
     no_effect("world_size", COMPUTED),
     no_effect("num_total_batches", COMPUTED),
     no_effect("micro_batch_size", COMPUTED),

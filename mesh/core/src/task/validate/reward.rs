@@ -23,10 +23,16 @@ impl Validation<'_> {
         let row = row?;
         self.models_beside(spec, row, read);
         let rewarded = matches!(row.task_type, TaskType::Ppo | TaskType::Grpo);
+        if let Some(eval) = spec.dataset.as_ref().and_then(|dataset| dataset.eval.as_ref()).filter(|_| rewarded) {
+            self.note(&eval.path, eval.at, "has no effect: what is rewarded is measured at every step");
+        }
         match (&spec.reward, rewarded) {
             (Some(raw), true) => {
                 let reward = self.sources_of_reward(raw, row);
-                self.weights(&reward, read);
+                // Those that are wrong were told, and are not among them.
+                if raw.funcs.as_ref().is_none_or(|funcs| funcs.value.len() == reward.funcs.len()) {
+                    self.weights(&reward, read);
+                }
                 Some(reward)
             }
             (Some(raw), false) => {
@@ -135,10 +141,8 @@ impl Validation<'_> {
                 let pattern = self.needed(func, "pattern", &func.pattern, "a regular expression")?;
                 if let Err(error) = Regex::new(&pattern.value) {
                     let last = error.to_string().lines().last().unwrap_or_default().trim().to_owned();
-                    let problem = pattern.problem("a regular expression").hint(format!(
-                        "{}; look-around and back-references are not known here",
-                        last.trim_start_matches("error: ")
-                    ));
+                    let problem = pattern.problem("a regular expression");
+                    let problem = problem.hint(last.trim_start_matches("error: "));
                     self.problems.push(problem);
                 }
                 Some(Judge::Regex { pattern: pattern.value })
