@@ -45,6 +45,9 @@ impl Module for Dpo {
         start::prepare(ctx, &mut base.model, &training)?;
         let tokenizer = &base.tokenizer;
         let data = pairs::data(ctx, tokenizer, &Shortened::new(&settings, training.max_length))?;
+        if data.train.iter().any(|pair| pair.margin.is_some()) {
+            ctx.warn("training data: the column `margin` has no part in dpo: it is read by rm only");
+        }
         let reference = match (settings.reference_free, settings.precompute_ref_log_probs) {
             (true, _) => Reference::Free,
             (_, true) => Reference::Precomputed,

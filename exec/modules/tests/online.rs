@@ -83,7 +83,7 @@ fn grpo(seed: u64) -> Value {
 
 fn ppo(seed: u64) -> Value {
     json!({
-        "total_episodes": 320, "per_device_train_batch_size": 8, "num_ppo_epochs": 2, "response_length": 4,
+        "total_episodes": 160, "per_device_train_batch_size": 8, "num_ppo_epochs": 2, "response_length": 4,
         "gradient_accumulation_steps": 1, "temperature": 1.0, "learning_rate": 3e-3, "kl_coef": 0.01,
         "lr_scheduler_type": "constant", "logging_steps": 1, "seed": seed,
     })
@@ -115,6 +115,7 @@ fn grpo_learns_what_is_rewarded() {
         let case = case("grpo", None, toy(), grpo(seed));
         case.bench.run();
         let rise = rise(&case.bench, "reward");
+        eprintln!("RISE grpo {seed} {rise}");
         assert!(rise > 0.2, "seed {seed}: {rise}, {:?}", figures(&case.bench, "reward"));
     }
 }
@@ -127,6 +128,7 @@ fn ppo_learns_what_is_rewarded() {
             let case = case("ppo", None, reward.clone(), with(ppo(seed), more.clone()));
             case.bench.run();
             let rise = rise(&case.bench, "objective/scores");
+            eprintln!("RISE ppo {seed} {rise} {:?}", figures(&case.bench, "objective/scores"));
             assert!(rise > 0.2, "{reward}, seed {seed}: {rise}, {:?}", figures(&case.bench, "objective/scores"));
         }
     }

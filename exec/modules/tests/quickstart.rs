@@ -42,6 +42,26 @@ fn its_first_steps_bring_its_loss_down() {
 }
 
 #[test]
+fn its_pairs_are_told_apart_after_some_steps() {
+    for file in ["rm_quickstart.yaml", "dpo_quickstart.yaml"] {
+        let mut spec = config(file);
+        assert_eq!(spec.output.destination, None, "so that it can be run again");
+        for (name, value) in [("max_steps", json!(26)), ("logging_steps", json!(13)), ("warmup_steps", json!(0))] {
+            spec.hyperparameters.insert(name.into(), value);
+        }
+        spec.hyperparameters.insert("save_strategy".into(), json!("no"));
+        if file.starts_with("dpo") {
+            spec.hyperparameters.insert("generation_max_new_tokens".into(), json!(2));
+        }
+        let bench = Bench::new(spec.clone(), inputs(&spec));
+        bench.run();
+        // The second time through the same pairs.
+        let losses: Vec<f64> = bench.log().iter().map(|line| line["loss"].as_f64().expect("loss")).collect();
+        assert!(losses.len() == 2 && losses[1] < 0.8 * losses[0], "{file}: {losses:?}");
+    }
+}
+
+#[test]
 fn its_model_has_the_shape_that_its_pretraining_gives() {
     let spec = config("pretrain_quickstart.yaml");
     let shape = task::settings::Shape::of(&spec);
@@ -90,7 +110,7 @@ fn a_chain_of_sft_rm_and_ppo_hands_its_models_on() {
     let second = cut_short(
         "rlhf_rm.yaml",
         &few,
-        Inputs { model: of(&first), dataset: data("preferences.jsonl"), ..Inputs::default() },
+        Inputs { model: of(&first), dataset: data("pairs.jsonl"), ..Inputs::default() },
     );
     let third = cut_short(
         "rlhf_ppo.yaml",

@@ -145,3 +145,35 @@ pub(super) fn together(read: &Read, problems: &mut Problems) {
         read.problem("precompute_ref_log_probs", "true with reference_free", expected, problems);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::parse;
+
+    fn dpo(hyperparameters: &str) -> Dpo {
+        let head = "apiVersion: mloc/v1\nkind: TrainingTask\nmetadata: {name: x}\nspec:\n  taskType: dpo\n  \
+                    model: {source: {type: local, path: v/m}}\n  dataset: {source: {type: local, path: v/d}}\n";
+        let parsed = parse(&format!("{head}  hyperparameters: {hyperparameters}\n"), "t.yaml");
+        Dpo::of(&parsed.unwrap_or_else(|problems| panic!("{problems}")).spec)
+    }
+
+    #[test]
+    fn losses_are_one_or_some_with_weights() {
+        let losses = |typed: &str| dpo(typed).losses;
+        assert_eq!(losses("{}"), [("sigmoid".to_owned(), 1.0)]);
+        assert_eq!(losses("{loss_type: ipo}"), [("ipo".to_owned(), 1.0)]);
+        assert_eq!(losses("{loss_type: [hinge]}"), [("hinge".to_owned(), 1.0)]);
+        let both = [("sigmoid".to_owned(), 0.8), ("bco_pair".to_owned(), 0.2)];
+        assert_eq!(losses("{loss_type: [sigmoid, bco_pair], loss_weights: [0.8, 0.2]}"), both);
+    }
+
+    #[test]
+    fn defaults_are_the_references() {
+        let settings = dpo("{}");
+        assert_eq!((settings.beta, settings.label_smoothing, settings.disable_dropout), (0.1, 0.0, true));
+        assert_eq!((settings.reference_free, settings.precompute_ref_log_probs), (false, false));
+        assert_eq!((settings.truncation, settings.max_prompt_length), (Truncation::KeepStart, None));
+        assert_eq!(dpo("{truncation_mode: keep_end}").truncation, Truncation::KeepEnd);
+    }
+}
