@@ -106,7 +106,9 @@ fn a_reward_task_follows_the_reference_and_its_model_is_one_to_start_from() {
     assert_eq!(config["architectures"], json!(["LlamaForSequenceClassification"]));
     assert_eq!((&config["id2label"], &config["pad_token_id"]), (&json!({"0": "LABEL_0"}), &json!(511)));
     let measured = read_json(&bench.artifacts().join("eval_results.json"));
-    for name in ["eval_loss", "eval_accuracy", "eval_margin", "eval_loss_before_training", "eval_margin_before_training"] {
+    for name in
+        ["eval_loss", "eval_accuracy", "eval_margin", "eval_loss_before_training", "eval_margin_before_training"]
+    {
         assert!(measured[name].is_f64(), "{name} in {measured}");
     }
     let again = Bench::new(spec("rm", None, settings), inputs(bench.artifacts()));

@@ -110,7 +110,7 @@ fn a_chain_of_sft_rm_and_ppo_hands_its_models_on() {
     let second = cut_short(
         "rlhf_rm.yaml",
         &few,
-        Inputs { model: of(&first), dataset: data("pairs.jsonl"), ..Inputs::default() },
+        Inputs { model: of(&first), dataset: data("preferences.jsonl"), ..Inputs::default() },
     );
     let third = cut_short(
         "rlhf_ppo.yaml",

@@ -93,7 +93,7 @@ pub fn text_of(tokenizer: &TextTokenizer, completion: &[i64]) -> Result<String, 
     tokenizer.decode(&ids, true).map_err(fatal)
 }
 
-/// Has the completions of some prompts judged: a row of rewards for each, one a function, and their texts.
+/// Has the completions of some prompts judged: their rewards, and their texts.
 ///
 /// # Errors
 /// Those of the functions, and that it was asked to stop.
@@ -103,7 +103,7 @@ pub fn judged(
     tokenizer: &TextTokenizer,
     asking: &[Asking<'_>],
     made: &[Continuation],
-) -> Result<(Vec<Vec<Option<f64>>>, Vec<String>), ModuleError> {
+) -> Result<(reward::Rows, Vec<String>), ModuleError> {
     let texts = made.iter().map(|made| text_of(tokenizer, &made.ids)).collect::<Result<Vec<_>, _>>()?;
     let asked: Vec<Asked<'_>> = asking
         .iter()

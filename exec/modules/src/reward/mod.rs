@@ -33,6 +33,9 @@ pub struct Asked<'a> {
     pub text: &'a str,
 }
 
+/// A row for each completion, a number for each function; `None` where a function has nothing to say.
+pub type Rows = Vec<Vec<Option<f64>>>;
+
 /// The reward functions of a task.
 pub struct Judges {
     each: Vec<(String, Function)>,
@@ -86,11 +89,11 @@ impl Judges {
         self.model.as_ref()
     }
 
-    /// A row of rewards for each completion, one a function; `None` where a function has nothing to say.
+    /// What the functions say of completions.
     ///
     /// # Errors
     /// A reward that is no number, a program that fails, and that it was asked to stop.
-    pub fn judge(&mut self, ctx: &RunContext, asked: &[Asked<'_>]) -> Result<Vec<Vec<Option<f64>>>, ModuleError> {
+    pub fn judge(&mut self, ctx: &RunContext, asked: &[Asked<'_>]) -> Result<Rows, ModuleError> {
         let mut rows = vec![Vec::with_capacity(self.each.len()); asked.len()];
         for (name, function) in &mut self.each {
             ctx.check()?;

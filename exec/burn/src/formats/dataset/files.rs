@@ -15,9 +15,11 @@ const PARTS: [&str; 7] = ["train", "test", "valid", "validation", "eval", "dev",
 /// Folders in folders: a link to one above would go round for ever.
 const DEPTH_MAX: usize = 16;
 
-/// The files of each part of a data set that is asked for, and which rows of them, counted over all files of the part;
-/// everything where no part is named.
-pub(super) fn wanted(path: &Path, split: Option<&[Part]>) -> Result<Vec<(Vec<PathBuf>, Range<usize>)>, DatasetError> {
+/// Files, and which of their rows, counted over all of them.
+pub(super) type Rows = (Vec<PathBuf>, Range<usize>);
+
+/// The files of each part of a data set that is asked for; everything where no part is named.
+pub(super) fn wanted(path: &Path, split: Option<&[Part]>) -> Result<Vec<Rows>, DatasetError> {
     let Some(parts) = split else { return Ok(vec![(all(path)?, 0..usize::MAX)]) };
     let part = |part: &Part| {
         let files = of_split(path, &part.name, parts.len() == 1)?;
