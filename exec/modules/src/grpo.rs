@@ -193,7 +193,8 @@ impl Online<'_> {
             ctx.warn(format!("generation {number}: no reward function says anything of {unjudged} completions"));
         }
         for (text, reward) in texts.iter().zip(&advantages.rewards).take(grpo.completions_shown) {
-            ctx.log(format!("generation {number}: reward {}: {text:?}", reward.unwrap_or(f64::NAN)));
+            let reward = reward.map_or_else(|| "none".to_owned(), |reward| reward.to_string());
+            ctx.log(format!("generation {number}: reward {reward}: {text:?}"));
         }
         let mut rows: Vec<Judged> = asking
             .iter()
@@ -294,7 +295,7 @@ impl Method for Online<'_> {
     fn settings(&self) -> BTreeMap<String, Value> {
         BTreeMap::from([
             ("grpo".to_owned(), json!(self.grpo)),
-            ("reward".to_owned(), json!(self.reward)),
+            ("reward.funcs".to_owned(), json!(self.reward.funcs)),
             ("per_device_train_batch_size".to_owned(), json!(self.training.per_device_train_batch_size)),
             ("gradient_accumulation_steps".to_owned(), json!(self.training.gradient_accumulation_steps)),
         ])

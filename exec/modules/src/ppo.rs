@@ -310,7 +310,7 @@ impl Method for Online<'_> {
     fn settings(&self) -> BTreeMap<String, Value> {
         BTreeMap::from([
             ("ppo".to_owned(), json!(self.ppo)),
-            ("reward".to_owned(), json!(self.reward)),
+            ("reward.funcs".to_owned(), json!(self.reward.funcs)),
             ("per_device_train_batch_size".to_owned(), json!(self.training.per_device_train_batch_size)),
             ("gradient_accumulation_steps".to_owned(), json!(self.training.gradient_accumulation_steps)),
         ])

@@ -115,7 +115,6 @@ fn grpo_learns_what_is_rewarded() {
         let case = case("grpo", None, toy(), grpo(seed));
         case.bench.run();
         let rise = rise(&case.bench, "reward");
-        eprintln!("RISE grpo {seed} {rise}");
         assert!(rise > 0.2, "seed {seed}: {rise}, {:?}", figures(&case.bench, "reward"));
     }
 }
@@ -128,7 +127,6 @@ fn ppo_learns_what_is_rewarded() {
             let case = case("ppo", None, reward.clone(), with(ppo(seed), more.clone()));
             case.bench.run();
             let rise = rise(&case.bench, "objective/scores");
-            eprintln!("RISE ppo {seed} {rise} {:?}", figures(&case.bench, "objective/scores"));
             assert!(rise > 0.2, "{reward}, seed {seed}: {rise}, {:?}", figures(&case.bench, "objective/scores"));
         }
     }

@@ -36,6 +36,7 @@ pub(super) const NAMES: &[Row] = &[
     // Also ours in PPO; the name is GRPO's.
     or_null("reward_weights", Type::Numbers { most: 64 }, Default::Null),
     no_effect("num_sample_generations", "answers to `generation_prompts` are shown before and after training"),
+    no_effect("per_device_eval_batch_size", "`local_rollout_forward_batch_size` is for all passes without gradients"),
     no_effect("max_steps", "`total_episodes` says how long the run is"),
     only("sft_model_path", Default::Null, "name the model as `spec.model.source`"),
     only("reward_model_path", Default::Null, "name the reward model as `spec.reward.model.source`"),
