@@ -134,7 +134,7 @@ fn explain_names_all_that_the_reference_task_lacks_on_a_small_node() {
     let id = accepted["task"]["id"].as_str().unwrap();
     let explained = node.ask(&["explain", id]);
     let says = text(&explained.stdout);
-    for lack in ["node small", "adapter `qlora`", "cpu 8 asked", "GPU", "hint: "] {
+    for lack in ["node small", "precision `fp16`", "cpu 8 asked", "GPU", "hint: "] {
         assert!(says.contains(lack), "{lack}: {says}");
     }
     assert!(text(&node.ask(&["task", id]).stdout).contains("PENDING"));

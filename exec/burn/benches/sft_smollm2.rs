@@ -19,7 +19,7 @@ use mloc_burn::formats::gguf::GgufModel;
 use mloc_burn::lora::{self, LoraConfig};
 use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig};
-use mloc_burn::optim::AdamWSettings;
+use mloc_burn::optim::OptimizerSettings;
 use mloc_burn::schedule::{Schedule, ScheduleKind};
 use mloc_burn::train::{TrainSettings, Trainer};
 
@@ -48,21 +48,20 @@ fn main() {
     let config = DecoderConfig::from_json(gguf.config().to_hf_config()).expect("config");
     let mut model = Decoder::load(config.clone(), &gguf, &device).expect("weights");
     let tokenizer = gguf.tokenizer().expect("tokenizer");
-    let adapter = LoraConfig {
-        r: RANK,
-        lora_alpha: 32.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        target_modules: TARGETS.map(str::to_owned).to_vec(),
-        modules_to_save: Vec::new(),
-    };
+    let adapter = LoraConfig { r: RANK, lora_alpha: 32.0, target_modules: TARGETS.into(), ..LoraConfig::default() };
     lora::attach(&mut model, &adapter, 2).expect("adapter");
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/data/mloc_qa.jsonl");
     let rows = dataset::load(&data, &LoadOptions::default(), &|| false).expect("data");
     let options = TokenizeOptions { max_length: Some(MAX_LENGTH), ..TokenizeOptions::default() };
     let rows = dataset::tokenize_all(&rows, &tokenizer, options, &|| false).expect("tokens").examples;
     let schedule = Schedule { kind: ScheduleKind::Linear, peak: 2e-4, warmup_steps: 0, total_steps: steps as u64 };
-    let settings = TrainSettings { schedule, adamw: AdamWSettings::default(), max_grad_norm: Some(1.0), seed: 3 };
+    let settings = TrainSettings {
+        schedule,
+        optimizer: OptimizerSettings::default(),
+        max_grad_norm: Some(1.0),
+        seed: 3,
+        neftune_noise_alpha: None,
+    };
     let mut trainer = Trainer::new(model, settings);
 
     let (mut tokens, mut padded, mut flops, mut seconds) = (0, 0, 0.0, 0.0);

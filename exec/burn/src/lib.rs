@@ -5,10 +5,12 @@
 //! ```text
 //! weights   a folder of safetensors (or a GGUF file) as named f32 tensors
 //! model     config.json -> a decoder; forward, and a backward pass written by hand
+//! quant     matrices in 4 bits, NF4 and FP4
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
+//! loss_scale  keeps small gradients within the range of f16
 //! preference  DPO and reward models: losses over pairs of a chosen and a rejected answer
-//! optim     AdamW, global-norm clipping; schedule: the learning rate at a step
+//! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
 //! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! train     Trainer: step, save, resume, export
 //! logprobs  log-probabilities of given tokens, and the gradient of what is made of them
@@ -29,10 +31,12 @@ pub mod generate;
 pub mod logprobs;
 pub mod lora;
 pub mod loss;
+pub mod loss_scale;
 pub mod model;
 pub mod objective;
 pub mod optim;
 pub mod preference;
+pub mod quant;
 pub mod random;
 pub mod rl;
 pub mod schedule;

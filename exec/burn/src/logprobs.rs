@@ -64,8 +64,8 @@ fn entropies_backward(
     let device = hidden.device();
     let mut d_hidden = Tensor::zeros(hidden.dims(), &device);
     let mut rest = slopes;
-    for chunk in loss::chunks(hidden, head, targets) {
-        let entropies: Vec<f32> = chunk.figures().iter().map(|target| target.entropy as f32).collect();
+    for chunk in loss::chunks(hidden, head, targets, 0.0) {
+        let entropies: Vec<f32> = chunk.figures().iter().map(|(target, _)| target.entropy as f32).collect();
         let (own, others) = rest.split_at(entropies.len());
         rest = others;
         let own: Vec<f32> = own.iter().map(|slope| *slope as f32).collect();

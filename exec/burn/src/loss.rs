@@ -3,6 +3,9 @@
 //! A batch's logits over a vocabulary of 50,000 are its largest tensor by far. Here they exist for a few hundred
 //! positions at a time and only where there is a target; each chunk leaves behind three numbers and its gradient at
 //! the hidden states.
+//!
+//! With a label smoothing ε the target's share of the loss is 1 − ε, and ε is spread over the whole vocabulary of V
+//! tokens: (1 − ε)·(−log p_target) + ε/V·Σ −log p (Szegedy et al., arXiv 1512.00567; transformers' `LabelSmoother`).
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
@@ -75,14 +78,16 @@ pub struct TargetFigures {
 
 /// Each target by itself, in their order, without gradients.
 pub fn each(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> Vec<TargetFigures> {
-    chunks(hidden, head, targets).flat_map(|chunk| chunk.figures()).collect()
+    chunks(hidden, head, targets, 0.0)
+        .flat_map(|chunk| chunk.figures().into_iter().map(|(figures, _)| figures))
+        .collect()
 }
 
-/// Evaluates without gradients.
-pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> LossSums {
+/// Evaluates without gradients, with a label smoothing (0 for none).
+pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, smoothing: f64) -> LossSums {
     let mut sums = LossSums::default();
-    for chunk in chunks(hidden, head, targets) {
-        sums += chunk.sums();
+    for chunk in chunks(hidden, head, targets, smoothing) {
+        sums += chunk.sums(smoothing);
     }
     sums
 }
@@ -93,14 +98,15 @@ pub fn backward(
     hidden: &Tensor<2>,
     head: &Parameter,
     targets: &Targets,
+    smoothing: f64,
     weight: f64,
     gradients: &mut Gradients,
 ) -> (LossSums, Tensor<2>) {
     let mut sums = LossSums::default();
     let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
-    for chunk in chunks(hidden, head, targets) {
-        sums += chunk.sums();
-        d_hidden = chunk.backward(head, |x| x.mul_scalar(weight), d_hidden, gradients);
+    for chunk in chunks(hidden, head, targets, smoothing) {
+        sums += chunk.sums(smoothing);
+        d_hidden = chunk.backward(head, smoothing, |x| x.mul_scalar(weight), d_hidden, gradients);
     }
     (sums, d_hidden)
 }
@@ -116,11 +122,11 @@ pub fn backward_each(
 ) -> Tensor<2> {
     let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
     let mut rest = weights;
-    for chunk in chunks(hidden, head, targets) {
+    for chunk in chunks(hidden, head, targets, 0.0) {
         let (own, others) = rest.split_at(chunk.rows.dims()[0]);
         rest = others;
         let column = matrix(own.to_vec(), &[own.len(), 1], &hidden.device());
-        d_hidden = chunk.backward(head, |x| x * column.clone(), d_hidden, gradients);
+        d_hidden = chunk.backward(head, 0.0, |x| x * column.clone(), d_hidden, gradients);
     }
     d_hidden
 }
@@ -131,31 +137,35 @@ pub(crate) struct Chunk {
     pub(crate) hidden: Tensor<2>,
     ids: Tensor<2, Int>,
     pub(crate) probabilities: Tensor<2>,
-    /// Per position: logit of the target, highest logit, highest probability, expected logit.
+    /// Per position: logit of the target, highest logit, highest probability, expected logit, and the mean logit where
+    /// labels are smoothed.
     columns: Tensor<2>,
 }
 
 impl Chunk {
-    /// What is known of each target, in order.
-    pub(crate) fn figures(&self) -> Vec<TargetFigures> {
-        let of = |row: &[f32; 4]| {
-            let [target, highest, highest_probability, expected] = row.map(f64::from);
+    /// What is known of each target, and the mean of the log-probabilities of all tokens there where labels are smoothed.
+    pub(crate) fn figures(&self) -> Vec<(TargetFigures, f64)> {
+        let [_, width] = self.columns.dims();
+        let of = |row: &[f32]| {
+            let column = |index: usize| row.get(index).map_or(0.0, |value| f64::from(*value));
+            let [target, highest, highest_probability, expected, mean] = std::array::from_fn(column);
             // log Σ exp(logits): the highest probability is at least 1/vocabulary, so its logarithm is exact,
             // which the target's own probability would not be.
             let log_partition = highest - highest_probability.ln();
-            TargetFigures {
+            let figures = TargetFigures {
                 log_probability: target - log_partition,
                 entropy: log_partition - expected,
                 correct: target >= highest,
-            }
+            };
+            (figures, mean - log_partition)
         };
-        host_values(self.columns.clone()).as_chunks::<4>().0.iter().map(of).collect()
+        host_values(self.columns.clone()).chunks(width).map(of).collect()
     }
 
-    fn sums(&self) -> LossSums {
+    fn sums(&self, smoothing: f64) -> LossSums {
         let mut sums = LossSums::default();
-        for target in self.figures() {
-            sums.loss -= target.log_probability;
+        for (target, all) in self.figures() {
+            sums.loss -= (1.0 - smoothing) * target.log_probability + smoothing * all;
             sums.entropy += target.entropy;
             sums.correct += f64::from(u8::from(target.correct));
             sums.targets += 1;
@@ -167,16 +177,20 @@ impl Chunk {
     fn backward(
         self,
         head: &Parameter,
+        smoothing: f64,
         weigh: impl Fn(Tensor<2>) -> Tensor<2>,
         d_hidden: Tensor<2>,
         gradients: &mut Gradients,
     ) -> Tensor<2> {
         let Chunk { rows, hidden, ids, probabilities, .. } = self;
-        let [count, _] = probabilities.dims();
+        let [count, vocabulary] = probabilities.dims();
         // d/dlogits of −log softmax = softmax − one-hot. The weight goes onto the narrow factors: one pass less over the
         // widest tensor there is.
-        let minus = Tensor::full([count, 1], -1.0, &hidden.device());
-        let d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
+        let minus = Tensor::full([count, 1], smoothing - 1.0, &hidden.device());
+        let mut d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
+        if smoothing > 0.0 {
+            d_logits = d_logits.sub_scalar(smoothing / vocabulary as f64);
+        }
         if head.trainable {
             gradients.add(&head.name, d_logits.clone().transpose().matmul(weigh(hidden)));
         }
@@ -191,6 +205,7 @@ pub(crate) fn chunks<'a>(
     hidden: &'a Tensor<2>,
     head: &'a Parameter,
     targets: &'a Targets,
+    smoothing: f64,
 ) -> impl Iterator<Item = Chunk> + 'a {
     let size = (CHUNK_ELEMENTS / head.shape[0].max(1)).max(1);
     let device = hidden.device();
@@ -200,15 +215,14 @@ pub(crate) fn chunks<'a>(
         let hidden = hidden.clone().select(0, rows.clone());
         let logits = hidden.clone().matmul(head.value.clone().transpose());
         let probabilities = softmax(logits.clone(), 1);
-        let columns = Tensor::cat(
-            vec![
-                logits.clone().gather(1, ids.clone()),
-                logits.clone().max_dim(1),
-                probabilities.clone().max_dim(1),
-                (logits * probabilities.clone()).sum_dim(1),
-            ],
-            1,
-        );
-        Chunk { rows, hidden, ids, probabilities, columns }
+        let mean = (smoothing > 0.0).then(|| logits.clone().mean_dim(1));
+        let mut columns = vec![
+            logits.clone().gather(1, ids.clone()),
+            logits.clone().max_dim(1),
+            probabilities.clone().max_dim(1),
+            (logits * probabilities.clone()).sum_dim(1),
+        ];
+        columns.extend(mean);
+        Chunk { rows, hidden, ids, probabilities, columns: Tensor::cat(columns, 1) }
     })
 }

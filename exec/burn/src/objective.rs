@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 
 use crate::batch::{Batch, IGNORED};
 use crate::loss::{self, LossSums, Targets};
+use crate::model::packed::EmbeddingNoise;
 use crate::model::parameter::Parameters;
 use crate::model::{Decoder, Gradients, Packed};
 use crate::train::TrainError;
@@ -59,8 +60,10 @@ pub trait Evaluate: Objective {
 pub struct Pass<'a> {
     /// 1 / the weights of all micro-batches of the step.
     pub scale: f64,
-    /// Seeds this batch's dropout.
+    /// Seeds this batch's dropout and noise.
     pub dropout_seed: u64,
+    /// Strength of the noise on embeddings ([`EmbeddingNoise`]); `None` = none.
+    pub neftune_noise_alpha: Option<f64>,
     /// What the step has so far.
     pub gradients: &'a mut Gradients,
     /// Whether to give up: asked before each layer, forward and backward.
@@ -68,6 +71,15 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// Makes a packed batch one of training: with dropout, and with noise on embeddings where it is asked for.
+    pub fn prepare(&self, packed: &mut Packed, batch: &Batch, model: &Decoder) {
+        packed.dropout_seed = Some(self.dropout_seed);
+        packed.embedding_noise = self.neftune_noise_alpha.map(|alpha| {
+            let length = batch.input_ids.first().map_or(0, Vec::len);
+            EmbeddingNoise::new(alpha, length, model.config.hidden_size, self.dropout_seed)
+        });
+    }
+
     /// One batch forward and backward through a decoder. In between `loss` is given the hidden states; it returns what it
     /// has to report and the gradient at them, and adds those of whatever head it used.
     ///
@@ -135,7 +147,10 @@ impl Evaluation {
 
 /// Cross-entropy over the target positions of a [`Batch`]; the mean over a step is over its targets.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct CrossEntropy;
+pub struct CrossEntropy {
+    /// The share of the loss that is spread over the vocabulary ([`loss`]); 0 = none.
+    pub label_smoothing: f64,
+}
 
 impl Objective for CrossEntropy {
     type Model = Decoder;
@@ -155,11 +170,11 @@ impl Objective for CrossEntropy {
 
     fn accumulate(&self, model: &Decoder, batch: &Batch, pass: &mut Pass<'_>) -> Result<BatchReport, TrainError> {
         let mut packed = Packed::new(batch, &model.config, model.device());
-        packed.dropout_seed = Some(pass.dropout_seed);
+        pass.prepare(&mut packed, batch, model);
         let targets = Targets::of(batch, &packed);
-        let scale = pass.scale;
+        let (scale, smoothing) = (pass.scale, self.label_smoothing);
         let sums = pass.through(model, &packed, |hidden, gradients| {
-            loss::backward(hidden, model.head(), &targets, scale, gradients)
+            loss::backward(hidden, model.head(), &targets, smoothing, scale, gradients)
         })?;
         let figures = figures_of(&sums).map(|(name, sum)| (name, sum / sums.targets as f64)).into();
         Ok(BatchReport { loss: sums.loss, figures })
@@ -174,7 +189,7 @@ impl Evaluate for CrossEntropy {
         }
         let packed = Packed::new(batch, &model.config, model.device());
         let targets = Targets::of(batch, &packed);
-        let sums = loss::evaluate(&model.hidden(&packed), model.head(), &targets);
+        let sums = loss::evaluate(&model.hidden(&packed), model.head(), &targets, self.label_smoothing);
         Ok(Evaluation { weight: sums.targets as f64, loss: sums.loss, figures: figures_of(&sums).into() })
     }
 }

@@ -6,32 +6,34 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::batch::Batch;
 use crate::export::{Storage, Stored, write_json, write_safetensors};
 use crate::lora;
-use crate::model::parameter::{Parameters, host_values, matrix};
+use crate::loss_scale::LossScale;
+use crate::model::parameter::Parameters;
 use crate::model::{Decoder, Gradients};
 use crate::objective::{CrossEntropy, Figures, Objective, Pass};
-use crate::optim::{AdamW, AdamWSettings, global_norm};
+use crate::optim::{Optimizer, OptimizerSettings, global_norm};
 use crate::random::Random;
-use crate::schedule::Schedule;
-use crate::weights::{SafetensorsSource, TensorSource, WeightsError};
+use crate::schedule::{Plateau, Schedule, ScheduleKind};
+use crate::weights::{SafetensorsSource, WeightsError};
 
 /// What a run keeps the same from its first step to its last.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TrainSettings {
     /// The learning rate over the run.
     pub schedule: Schedule,
-    /// The optimizer's constants.
-    pub adamw: AdamWSettings,
+    /// The optimizer and its constants.
+    pub optimizer: OptimizerSettings,
     /// Gradients are scaled down to this global norm; `None` = never.
     pub max_grad_norm: Option<f64>,
-    /// Seeds dropout. (Fresh weights and the data order have seeds of their own.)
+    /// Seeds dropout and noise. (Fresh weights and the data order have seeds of their own.)
     pub seed: u64,
+    /// Strength of the noise on embeddings in training (NEFTune); `None` = none.
+    pub neftune_noise_alpha: Option<f64>,
 }
 
 /// What one step did.
@@ -58,7 +60,9 @@ pub struct StepReport {
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The numbers left the range of floats; the weights are as before this step.
-    #[error("step {step}: loss {loss}, gradient norm {grad_norm}: training diverged (hint: lower the learning rate)")]
+    #[error(
+        "step {step}: loss {loss:.4}, gradient norm {grad_norm:.4}: training diverged (hint: lower the learning rate)"
+    )]
     Diverged {
         /// The step's number, from 1.
         step: u64,
@@ -97,10 +101,14 @@ pub enum TrainError {
 pub struct Trainer<M = Decoder> {
     model: M,
     settings: TrainSettings,
-    optimizer: AdamW,
+    optimizer: Optimizer,
+    /// Of a schedule that looks at a metric.
+    plateau: Option<Plateau>,
     random: Random,
     steps_done: u64,
     num_tokens: u64,
+    /// Where products are computed in f16.
+    loss_scale: Option<LossScale>,
     /// Where the caller's data stands; kept with the state, otherwise untouched.
     pub data_position: u64,
 }
@@ -113,17 +121,24 @@ struct StateFile {
     num_tokens: u64,
     data_position: u64,
     optimizer_updates: u64,
+    plateau: Option<Plateau>,
     random: Random,
+    #[serde(default)]
+    loss_scale: Option<LossScale>,
     settings: TrainSettings,
 }
 
-const STATE_VERSION: u32 = 1;
+/// What every version of it has.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+const STATE_VERSION: u32 = 2;
 const STATE: &str = "state.json";
-const WEIGHTS: &str = "weights.safetensors";
+/// What is trained, in a saved state.
+pub const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
-/// Prefixes of the two moments' names.
-const FIRST: &str = "exp_avg.";
-const SECOND: &str = "exp_avg_sq.";
 /// The files of a saved state.
 pub const STATE_FILES: [&str; 3] = [STATE, WEIGHTS, OPTIMIZER];
 
@@ -141,7 +156,7 @@ impl Trainer {
     /// # Errors
     /// As there, and [`TrainError::Interrupted`].
     pub fn step_unless(&mut self, micro_batches: &[Batch], stop: &dyn Fn() -> bool) -> Result<StepReport, TrainError> {
-        self.step_on(&CrossEntropy, micro_batches, stop)
+        self.step_on(&CrossEntropy::default(), micro_batches, stop)
     }
 }
 
@@ -150,14 +165,22 @@ impl<M: Parameters> Trainer<M> {
     /// [`lora::attach`], everything after [`Decoder::train_all`].
     pub fn new(model: M, settings: TrainSettings) -> Self {
         Self {
-            optimizer: AdamW::new(settings.adamw),
+            optimizer: Optimizer::new(settings.optimizer),
+            plateau: matches!(settings.schedule.kind, ScheduleKind::ReduceLrOnPlateau(_))
+                .then(|| Plateau::new(settings.schedule.peak)),
             random: Random::stream(settings.seed, "dropout"),
             model,
             settings,
             steps_done: 0,
             num_tokens: 0,
+            loss_scale: None,
             data_position: 0,
         }
+    }
+
+    /// Keeps gradients within f16's range from now on. Before a state is loaded: that one's scale goes on.
+    pub fn scale_loss(&mut self, scale: LossScale) {
+        self.loss_scale = Some(scale);
     }
 
     /// The model as it is now.
@@ -178,6 +201,25 @@ impl<M: Parameters> Trainer<M> {
     /// Steps done since the run began, resumed ones included.
     pub fn steps_done(&self) -> u64 {
         self.steps_done
+    }
+
+    /// Bytes of what the optimizer remembers.
+    pub fn optimizer_bytes(&self) -> usize {
+        self.optimizer.state_bytes()
+    }
+
+    /// Tells a schedule that looks at a metric what was measured; others do not care.
+    pub fn observe(&mut self, metric: f64) {
+        if let (Some(plateau), ScheduleKind::ReduceLrOnPlateau(settings)) =
+            (&mut self.plateau, &self.settings.schedule.kind)
+        {
+            plateau.observe(metric, settings);
+        }
+    }
+
+    /// The rate at a point of the schedule.
+    fn learning_rate(&self, scheduled: u64) -> f64 {
+        self.plateau.map_or_else(|| self.settings.schedule.rate(scheduled), |plateau| plateau.rate)
     }
 
     /// One optimizer step. The loss is the mean over all micro-batches, weighted as the objective says. A step without
@@ -211,28 +253,45 @@ impl<M: Parameters> Trainer<M> {
             objective.check(&self.model, batch)?;
         }
         let step = self.steps_done + 1;
-        let learning_rate = self.settings.schedule.rate(scheduled);
+        let learning_rate = self.learning_rate(scheduled);
         // Folded from 0: std's sum of nothing is −0.
         let weight = micro_batches.iter().fold(0.0, |sum, batch| sum + objective.weight(batch));
         let scale = if weight > 0.0 { 1.0 / weight } else { 1.0 };
+        let loss_scale = self.loss_scale.map_or(1.0, |scale| scale.factor);
         let mut gradients = Gradients::default();
         let mut parts = Vec::with_capacity(micro_batches.len());
         let mut random = self.random.clone();
         for batch in micro_batches {
             let dropout_seed = random.next_u64();
             if objective.weight(batch) > 0.0 {
-                let mut pass = Pass { scale, dropout_seed, gradients: &mut gradients, stop };
+                let neftune_noise_alpha = self.settings.neftune_noise_alpha;
+                let mut pass = Pass {
+                    scale: scale * loss_scale,
+                    dropout_seed,
+                    neftune_noise_alpha,
+                    gradients: &mut gradients,
+                    stop,
+                };
                 parts.push(objective.accumulate(&self.model, batch, &mut pass)?);
             }
         }
-        let (grad_norm, clip) = global_norm(&gradients, self.settings.max_grad_norm);
+        let most = self.settings.max_grad_norm.map(|most| most * loss_scale);
+        let (scaled_norm, clip) = global_norm(&gradients, most);
+        let grad_norm = scaled_norm / loss_scale;
         let loss = parts.iter().fold(0.0, |sum, p| sum + p.loss) * scale;
+        // Out of f16's range: the same step again, a little lower.
+        if loss.is_finite() && !grad_norm.is_finite() && self.loss_scale.as_mut().is_some_and(LossScale::lower) {
+            return self.step_at(scheduled, objective, micro_batches, stop);
+        }
         if !loss.is_finite() || !grad_norm.is_finite() {
             return Err(TrainError::Diverged { step, loss, grad_norm });
         }
         if weight > 0.0 {
             let parameters = self.model.parameters_mut().filter(|p| p.trainable);
-            self.optimizer.update(parameters, &mut gradients, clip, learning_rate);
+            self.optimizer.update(parameters, &mut gradients, clip / loss_scale, learning_rate);
+        }
+        if let Some(scale) = &mut self.loss_scale {
+            scale.step();
         }
         self.random = random;
         self.steps_done = step;
@@ -241,32 +300,37 @@ impl<M: Parameters> Trainer<M> {
         Ok(StepReport { step, loss, weight, grad_norm, learning_rate, num_tokens: self.num_tokens, figures })
     }
 
+    /// Writes what is trained as it is now, without the rest of the state, as a safetensors file.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn save_weights(&self, path: &Path) -> Result<(), TrainError> {
+        let trainable = self.model.parameters().filter(|p| p.trainable);
+        Ok(write_safetensors(path, trainable.map(Stored::of).collect(), Storage::F32)?)
+    }
+
+    /// Puts back what [`Self::save_weights`] wrote. The optimizer stays as it is.
+    ///
+    /// # Errors
+    /// A file that is none, or of another model.
+    pub fn load_weights(&mut self, path: &Path) -> Result<(), TrainError> {
+        Ok(lora::load_trainable(&mut self.model, &SafetensorsSource::open_file(path)?)?)
+    }
+
     /// Writes the state into an existing folder as [`STATE_FILES`]; the bytes depend on the state only. The caller
     /// syncs and hashes.
     pub fn save_state(&self, folder: &Path) -> Result<(), TrainError> {
-        let trainable = || self.model.parameters().filter(|p| p.trainable);
-        let weights = trainable().map(Stored::of).collect();
-        write_safetensors(&folder.join(WEIGHTS), weights, Storage::F32)?;
-        let mut moments = Vec::new();
-        for parameter in trainable() {
-            if let Some((m, v)) = self.optimizer.moments.get(&parameter.name) {
-                for (part, tensor) in [(FIRST, m), (SECOND, v)] {
-                    moments.push(Stored {
-                        name: format!("{part}{}", parameter.name),
-                        shape: parameter.shape.clone(),
-                        values: Box::new(|| host_values(tensor.clone())),
-                    });
-                }
-            }
-        }
-        write_safetensors(&folder.join(OPTIMIZER), moments, Storage::F32)?;
+        self.save_weights(&folder.join(WEIGHTS))?;
+        self.optimizer.save(&folder.join(OPTIMIZER), self.model.parameters().filter(|p| p.trainable))?;
         let state = StateFile {
             version: STATE_VERSION,
             steps_done: self.steps_done,
             num_tokens: self.num_tokens,
             data_position: self.data_position,
-            optimizer_updates: self.optimizer.updates,
+            optimizer_updates: self.optimizer.updates(),
+            plateau: self.plateau,
             random: self.random.clone(),
+            loss_scale: self.loss_scale,
             settings: self.settings,
         };
         let path = folder.join(STATE);
@@ -276,55 +340,31 @@ impl<M: Parameters> Trainer<M> {
         Ok(())
     }
 
-    /// Continues from a state that [`Self::save_state`] wrote for the same model and settings. On an error the trainer
-    /// is unchanged in all but, perhaps, weights, and must not be used.
+    /// Continues from a state that [`Self::save_state`] wrote for the same model and settings. After an error the trainer
+    /// must not be used.
     pub fn load_state(&mut self, folder: &Path) -> Result<(), TrainError> {
         let path = folder.join(STATE);
         let wrong = |detail: String| TrainError::State { path: path.clone(), detail };
         let text = std::fs::read(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
-        let state: StateFile = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-        if state.version != STATE_VERSION {
-            return Err(wrong(format!("version {}, this program reads {STATE_VERSION}", state.version)));
+        let Version { version } = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
+        if version != STATE_VERSION {
+            return Err(wrong(format!("version {version}, this program reads {STATE_VERSION}")));
         }
+        let state: StateFile = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
         if state.settings != self.settings {
             let differences = differences(&state.settings, &self.settings).map_err(|e| wrong(e.to_string()))?;
             return Err(wrong(format!("made with other settings: {}", differences.join("; "))));
         }
-        let weights = SafetensorsSource::open_file(&folder.join(WEIGHTS))?;
-        let optimizer = SafetensorsSource::open_file(&folder.join(OPTIMIZER))?;
-        let moments = self.read_moments(&optimizer, state.optimizer_updates > 0)?;
-        lora::load_trainable(&mut self.model, &weights)?;
-        self.optimizer.moments = moments;
-        self.optimizer.updates = state.optimizer_updates;
+        let trained = self.model.parameters().filter(|p| p.trainable);
+        self.optimizer.load(&folder.join(OPTIMIZER), trained, state.optimizer_updates)?;
+        self.load_weights(&folder.join(WEIGHTS))?;
+        self.plateau = state.plateau;
         self.random = state.random;
+        self.loss_scale = state.loss_scale.or(self.loss_scale);
         self.steps_done = state.steps_done;
         self.num_tokens = state.num_tokens;
         self.data_position = state.data_position;
         Ok(())
-    }
-
-    fn read_moments(&self, source: &SafetensorsSource, updated: bool) -> Result<Moments, WeightsError> {
-        let mut moments = Moments::new();
-        let mut problems = Vec::new();
-        for parameter in self.model.parameters().filter(|p| p.trainable && updated) {
-            let mut read = |part: &str| -> Result<Option<Tensor<2>>, WeightsError> {
-                let name = format!("{part}{}", parameter.name);
-                let (found, shape) = (source.shape(&name), &parameter.shape);
-                if found.as_ref() != Some(shape) {
-                    problems.push(format!("{name}: found shape {found:?}, expected {shape:?}"));
-                    return Ok(None);
-                }
-                let values = source.read_f32(&name)?;
-                Ok(Some(matrix(values, shape, &parameter.value.device())))
-            };
-            if let (Some(m), Some(v)) = (read(FIRST)?, read(SECOND)?) {
-                moments.insert(parameter.name.clone(), (m, v));
-            }
-        }
-        match problems.is_empty() {
-            true => Ok(moments),
-            false => Err(WeightsError::Mismatch(problems)),
-        }
     }
 }
 
@@ -346,8 +386,6 @@ fn differences(saved: &TrainSettings, mine: &TrainSettings) -> Result<Vec<String
     walk("", &serde_json::to_value(saved)?, &serde_json::to_value(mine)?, &mut out);
     Ok(out)
 }
-
-type Moments = BTreeMap<String, (Tensor<2>, Tensor<2>)>;
 
 /// The mean of each figure over those that have it.
 fn means(parts: impl Iterator<Item = Figures>) -> Figures {

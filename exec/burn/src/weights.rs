@@ -123,6 +123,46 @@ impl SafetensorsSource {
         let shard_of = shard.metadata.offset_keys().into_iter().map(|name| (name, 0)).collect();
         Ok(Self { shards: vec![shard], shard_of })
     }
+
+    /// The values of a tensor of bytes, row-major.
+    pub fn read_u8(&self, name: &str) -> Result<Vec<u8>, WeightsError> {
+        match self.stored(name)? {
+            (Dtype::U8, bytes) => Ok(bytes.to_vec()),
+            (other, _) => Err(WeightsError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") }),
+        }
+    }
+
+    /// A tensor's type and bytes.
+    fn stored(&self, name: &str) -> Result<(Dtype, &[u8]), WeightsError> {
+        let missing = || WeightsError::Missing(name.to_owned());
+        let shard = &self.shards[*self.shard_of.get(name).ok_or_else(missing)?];
+        let info = shard.metadata.info(name).ok_or_else(missing)?;
+        // The header is preceded by its own length in 8 bytes.
+        let data_start = 8 + shard.header_len;
+        let (from, to) = info.data_offsets;
+        let bytes = shard.map.get(data_start + from..data_start + to).ok_or_else(|| WeightsError::Container {
+            path: shard.path.clone(),
+            detail: format!("tensor {name} ends past the end of the file"),
+        })?;
+        Ok((info.dtype, bytes))
+    }
+
+    /// Takes pages that were read out of this process's memory: a tensor is read once, and a model that is packed while it
+    /// is loaded would otherwise be there a second time. `bytes` are of one of the maps.
+    fn forget(&self, bytes: &[u8]) {
+        let Some(shard) = self.shards.iter().find(|shard| shard.map.as_ptr_range().contains(&bytes.as_ptr())) else {
+            return;
+        };
+        let offset = bytes.as_ptr() as usize - shard.map.as_ptr() as usize;
+        // SAFETY: the map is read-only and of a file, so a page that is touched again is read from it anew.
+        #[cfg(unix)]
+        #[allow(unsafe_code)]
+        let forgotten =
+            unsafe { shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) };
+        // Where the system will not, memory is what it was.
+        #[cfg(unix)]
+        forgotten.ok();
+    }
 }
 
 impl Shard {
@@ -152,24 +192,17 @@ impl TensorSource for SafetensorsSource {
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        let missing = || WeightsError::Missing(name.to_owned());
-        let shard = &self.shards[*self.shard_of.get(name).ok_or_else(missing)?];
-        let info = shard.metadata.info(name).ok_or_else(missing)?;
-        // The header is preceded by its own length in 8 bytes.
-        let data_start = 8 + shard.header_len;
-        let (from, to) = info.data_offsets;
-        let bytes = shard.map.get(data_start + from..data_start + to).ok_or_else(|| WeightsError::Container {
-            path: shard.path.clone(),
-            detail: format!("tensor {name} ends past the end of the file"),
-        })?;
-        match info.dtype {
+        let (dtype, bytes) = self.stored(name)?;
+        let values = match dtype {
             Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
             Dtype::F16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()),
             Dtype::BF16 => {
                 Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect())
             }
             other => Err(WeightsError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") }),
-        }
+        };
+        self.forget(bytes);
+        values
     }
 }
 

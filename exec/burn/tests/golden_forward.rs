@@ -82,7 +82,7 @@ fn losses_and_the_gradient_of_every_parameter() {
             let (hidden, tape) = model.forward(&packed);
             let mut gradients = Gradients::default();
             let weight = 1.0 / targets.ids.len() as f64;
-            let (sums, d_hidden) = loss::backward(&hidden, model.head(), &targets, weight, &mut gradients);
+            let (sums, d_hidden) = loss::backward(&hidden, model.head(), &targets, 0.0, weight, &mut gradients);
             model.backward(&packed, tape, d_hidden, &mut gradients);
             let what = format!("{family} {targets_of}");
             Close::default().check(

@@ -8,12 +8,12 @@ use burn::tensor::Device;
 use golden::{Close, Expected, fixture, tensors};
 use mloc_burn::batch::Batch;
 use mloc_burn::export::{Storage, write_model};
-use mloc_burn::lora::{self, LoraConfig};
+use mloc_burn::lora::{self, LoraConfig, Modules};
 use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig, Packed};
 use mloc_burn::objective::Figures;
-use mloc_burn::optim::AdamWSettings;
-use mloc_burn::schedule::Schedule;
+use mloc_burn::optim::{AdamWSettings, OptimizerSettings};
+use mloc_burn::schedule::{Schedule, ScheduleKind};
 use mloc_burn::train::{STATE_FILES, TrainError, TrainSettings, Trainer};
 use mloc_burn::weights::SafetensorsSource;
 
@@ -31,20 +31,25 @@ fn settings(expected: &Expected) -> TrainSettings {
     let number = |key: &str| expected.number(&format!("/hyperparameters/{key}"));
     TrainSettings {
         schedule: Schedule {
-            kind: serde_json::from_value(expected.value("/hyperparameters/lr_scheduler_type").clone())
-                .expect("schedule"),
+            kind: match expected.value("/hyperparameters/lr_scheduler_type").as_str() {
+                Some("linear") => ScheduleKind::Linear,
+                Some("cosine") => ScheduleKind::Cosine { num_cycles: 0.5 },
+                Some("constant") => ScheduleKind::Constant,
+                other => panic!("{other:?}"),
+            },
             peak: number("learning_rate"),
             warmup_steps: number("warmup_steps") as u64,
             total_steps: number("max_steps") as u64,
         },
-        adamw: AdamWSettings {
+        optimizer: OptimizerSettings::AdamW(AdamWSettings {
             adam_beta1: number("adam_beta1"),
             adam_beta2: number("adam_beta2"),
             adam_epsilon: number("adam_epsilon"),
             weight_decay: number("weight_decay"),
-        },
+        }),
         max_grad_norm: Some(number("max_grad_norm")),
         seed: 42,
+        neftune_noise_alpha: None,
     }
 }
 
@@ -177,9 +182,8 @@ fn a_resumed_run_equals_the_unbroken_run_bit_for_bit() {
                         lora_alpha: 8.0,
                         // Dropout, so that the random state matters.
                         lora_dropout: 0.2,
-                        use_rslora: false,
-                        target_modules: vec!["q_proj".into(), "down_proj".into()],
-                        modules_to_save: Vec::new(),
+                        target_modules: ["q_proj", "down_proj"].into(),
+                        ..LoraConfig::default()
                     };
                     lora::attach(&mut model, &config, 7).expect("attach");
                 }
@@ -221,9 +225,8 @@ fn a_step_that_was_interrupted_is_as_if_it_had_not_begun() {
             lora_alpha: 8.0,
             // Dropout, so that the random state matters.
             lora_dropout: 0.2,
-            use_rslora: false,
-            target_modules: vec!["q_proj".into()],
-            modules_to_save: Vec::new(),
+            target_modules: ["q_proj"].into(),
+            ..LoraConfig::default()
         };
         lora::attach(&mut model, &config, 7).expect("attach");
         Trainer::new(model, settings(&expected))
@@ -297,16 +300,14 @@ fn adapter_targets_are_checked_and_all_linear_is_spelled_out() {
     let config = |targets: &[&str]| LoraConfig {
         r: 2,
         lora_alpha: 2.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        target_modules: targets.iter().map(|t| t.to_string()).collect(),
-        modules_to_save: Vec::new(),
+        target_modules: Modules::from_names(targets.iter().map(|t| t.to_string()).collect()),
+        ..LoraConfig::default()
     };
     let mut model = base("llama");
     lora::attach(&mut model, &config(&["all-linear"]), 1).expect("attach");
     assert_eq!(model.parameters().filter(|p| p.trainable).count(), 3 * 7 * 2);
     let written = model.adapter.expect("adapter").target_modules;
-    assert_eq!(written, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+    assert_eq!(written, ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].into());
     let error = lora::attach(&mut base("llama"), &config(&["q_proj", "query"]), 1).expect_err("no such layer");
     assert_eq!(
         error.to_string(),

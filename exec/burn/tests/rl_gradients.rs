@@ -41,7 +41,8 @@ fn scores(model: &Decoder) -> Vec<Scores> {
 fn check<O: Objective>(objective: &O, model: &mut O::Model, batch: &O::Batch) {
     let at = |model: &O::Model| {
         let mut gradients = Gradients::default();
-        let mut pass = Pass { scale: 1.0, dropout_seed: 0, gradients: &mut gradients, stop: &|| false };
+        let mut pass =
+            Pass { scale: 1.0, dropout_seed: 0, neftune_noise_alpha: None, gradients: &mut gradients, stop: &|| false };
         let report = objective.accumulate(model, batch, &mut pass).expect("pass");
         (report.loss, gradients)
     };

@@ -52,6 +52,7 @@ pub const ALL: &[&str] = &[
     "store.upload.part",
     "store.upload.done",
     "finetune.step",
+    "finetune.evaluated",
 ];
 
 /// Dies here when the environment says so.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use mloc_burn::{
     device::DeviceChoice as BurnDevice,
     formats::{gguf::GgufModel, tokenizer::TextTokenizer},
-    model::{Decoder, DecoderConfig},
+    model::{Decoder, DecoderConfig, Held},
     weights::{SafetensorsSource, TensorSource, WeightsError},
 };
 use mloc_exec::{DeviceChoice, ModuleError, RunContext};
@@ -59,14 +59,20 @@ pub fn open_device(ctx: &RunContext) -> Result<burn::tensor::Device, ModuleError
     choice.open().map_err(fatal)
 }
 
-/// Loads what was pulled.
+/// Loads what was pulled, its linear weights held as said.
 ///
 /// # Errors
 /// Missing files, an unknown architecture, mis-shaped tensors: all of it the task's own error. And that it was asked to
 /// stop.
-pub fn load(ctx: &RunContext, path: &Path, device: &burn::tensor::Device) -> Result<BaseModel, ModuleError> {
-    let weights = |config, source: &dyn TensorSource| {
-        Decoder::load(config, &Stoppable { source, ctx }, device).map_err(|e| unless_stopping(ctx, e))
+pub fn load_held(
+    ctx: &RunContext,
+    path: &Path,
+    held: Held,
+    device: &burn::tensor::Device,
+) -> Result<BaseModel, ModuleError> {
+    let weights = |config: DecoderConfig, source: &dyn TensorSource| {
+        must_not_be_quantised(&config)?;
+        Decoder::load_held(config, &Stoppable { source, ctx }, held, device).map_err(|e| unless_stopping(ctx, e))
     };
     match gguf_of(path)? {
         Some(file) => {
@@ -82,6 +88,16 @@ pub fn load(ctx: &RunContext, path: &Path, device: &burn::tensor::Device) -> Res
             Ok(BaseModel { model: weights(config, &source)?, tokenizer })
         }
     }
+}
+
+/// Refuses weights that another library has packed: training on them needs the ones they were made of.
+fn must_not_be_quantised(config: &DecoderConfig) -> Result<(), ModuleError> {
+    let Some(found) = config.raw.get("quantization_config").filter(|value| value.is_object()) else { return Ok(()) };
+    let method = found.get("quant_method").and_then(serde_json::Value::as_str).unwrap_or("an unnamed method");
+    Err(ModuleError::Fatal(format!(
+        "model.source: config.json: quantization_config: its weights are packed by {method}, and packed weights are not \
+         trained\nhint: start from the model that they were made of; `model.adapter.type: qlora` packs it while it is loaded"
+    )))
 }
 
 /// Tensors that are no longer read once the task is asked to stop: billions of weights take minutes.

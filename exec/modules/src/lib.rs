@@ -10,17 +10,20 @@
 //! | `grpo` | group-relative policy optimisation on reward functions |
 //! | `pretrain` | a tokenizer and a small Llama from nothing |
 //! | `command` | a program of the user's own |
+//! | `adapter` | what `model.adapter` and the precision come to: settings, how weights are held, what is computed in |
 //! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
 //! | `finetune` | what all training shares: data, the loop with its log and checkpoints, measurements, artifacts |
 //! | `online` | what `ppo` and `grpo` share: prompts, and what the model itself writes |
 //! | `reward` | reward functions: of texts, a reward model, a program of the user's own |
 //! | `origin` | what a run began with: a resumed one must find the same data and model |
 //! | `plan` | which samples make which step |
+//! | `steering` | how a task's settings move the weights: schedule, optimizer, noise, smoothing |
 //! | `training_log` | `training_log.jsonl` |
 //! | `measure` | how fast this machine multiplies |
 //!
 //! Deliberately absent: async, the network, and anything about nodes or the ledger.
 
+mod adapter;
 mod base_model;
 mod command;
 mod dpo;
@@ -36,6 +39,7 @@ mod pretrain;
 mod reward;
 mod rm;
 mod sft;
+mod steering;
 mod training_log;
 
 use std::{collections::BTreeSet, fmt::Display};
@@ -53,9 +57,6 @@ pub use self::{
     rm::Rm,
     sft::Sft,
 };
-
-/// What a node with this build offers beside the names of its modules.
-pub const FEATURES: [&str; 1] = [sft::LORA];
 
 /// Every module of this build.
 pub fn registry() -> &'static [&'static dyn Module] {
@@ -82,10 +83,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_offered_is_said_once() {
+    fn what_is_offered_is_every_module_and_what_it_adds() {
         let names = registry().iter().map(|m| m.name().to_owned());
-        let said: BTreeSet<String> = names.chain(FEATURES.map(str::to_owned)).collect();
+        let said: BTreeSet<String> = names.chain(adapter::features()).collect();
         assert_eq!(features(), said);
+        assert!(said.contains("adapter:lora") && said.contains("adapter:qlora") && said.contains("precision:bf16"));
+        assert_eq!(said.contains("precision:fp16"), cfg!(feature = "cuda"));
     }
 
     #[test]

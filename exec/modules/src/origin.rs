@@ -96,6 +96,11 @@ pub fn digest_of(ctx: &RunContext, model: &Decoder) -> Result<String, ModuleErro
         hash.update(format!("{} {:?}\n", parameter.name, parameter.shape));
         hash.update(parameter.value.clone().into_data().as_bytes());
     }
+    for (name, matrix) in model.four_bit() {
+        ctx.check()?;
+        hash.update(format!("{name} {:?} {:?}\n", matrix.dims(), matrix.settings()));
+        hash.update(matrix.content());
+    }
     Ok(hex::encode(hash.finalize()))
 }
 

@@ -21,7 +21,7 @@ use mloc_burn::{
 };
 use mloc_core::task::{
     reward::Reward,
-    settings::{self, DataOrder, Save, StopToken, Training, Warmup},
+    settings::{self, DataOrder, Interval, Save, Span, StopToken, Training},
 };
 use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
 use serde::{Deserialize, Serialize};
@@ -181,13 +181,17 @@ impl Plan {
 
     /// What the task counts in rollouts, in optimizer steps.
     fn count_rollouts(self, training: &mut Training) {
-        let steps = self.steps();
-        training.logging_steps = training.logging_steps.saturating_mul(steps);
-        if let Save::Steps(every) = &mut training.save {
-            *every = every.saturating_mul(steps);
+        let in_steps = |span: &mut Span| {
+            if let Span::Steps(rollouts) = span {
+                *rollouts = rollouts.saturating_mul(self.steps());
+            }
+        };
+        in_steps(&mut training.warmup);
+        if let Interval::Steps(every) = &mut training.logging {
+            in_steps(every);
         }
-        if let Warmup::Steps(warmup) = &mut training.warmup {
-            *warmup = warmup.saturating_mul(steps);
+        if let Save::At(Interval::Steps(every)) = &mut training.save {
+            in_steps(every);
         }
     }
 }

@@ -12,7 +12,7 @@ use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 use serde_json::json;
 
 use crate::{
-    base_model, fatal,
+    adapter, base_model, fatal,
     finetune::{
         artifacts,
         data::{self, Form},
@@ -33,8 +33,8 @@ impl Module for Pretrain {
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, shape) = (Training::of(&spec), Shape::of(&spec));
-        session::check_settings(&settings)?;
         let device = base_model::open_device(ctx)?;
+        let formats = adapter::formats(ctx, None, settings.precision, &device)?;
         let rows = data::training_rows(ctx, Form::Examples)?;
         // Trained anew after a crash: the same texts give the same tokenizer.
         let texts: Vec<String> = rows.iter().flat_map(|row| row.example.texts()).collect();
@@ -50,9 +50,11 @@ impl Module for Pretrain {
         let config = DecoderConfig::from_json(config(&shape, &tokenizer)).map_err(fatal)?;
         let mut model = Decoder::random(config, settings.seed, &device);
         model.train_all();
+        model.set_compute(formats.compute);
+        model.checkpointing = settings.gradient_checkpointing;
         let data = examples::data(ctx, &rows, &tokenizer, &settings)?;
         drop(rows);
-        let recipe = Examples::new(&tokenizer, |ctx, model| {
+        let recipe = Examples::new(&tokenizer, &settings, |ctx, model| {
             let mut outputs = artifacts::save_model(ctx, model)?;
             outputs.extend(artifacts::save_tokenizer(ctx, &tokenizer)?);
             Ok(outputs)

@@ -1,8 +1,9 @@
-//! `taskType: sft`: supervised fine-tuning of a decoder, all weights or a LoRA adapter.
+//! `taskType: sft`: supervised fine-tuning of a decoder, all weights or an adapter, on weights as they are or in 4 bits.
 
 use mloc_core::task::settings::Training;
 use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 
+use crate::adapter;
 use crate::finetune::{
     artifacts,
     data::{self, Form},
@@ -10,9 +11,6 @@ use crate::finetune::{
     over_data::OverData,
     session, start,
 };
-
-/// Trains adapters on the weights as they are.
-pub const LORA: &str = "adapter:lora";
 
 /// The module.
 pub struct Sft;
@@ -23,7 +21,7 @@ impl Module for Sft {
     }
 
     fn features(&self) -> Vec<String> {
-        vec![LORA.into()]
+        adapter::features()
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
@@ -35,7 +33,7 @@ impl Module for Sft {
         let data = examples::data(ctx, &rows, &base.tokenizer, &settings)?;
         drop(rows);
         let tokenizer = &base.tokenizer;
-        let recipe = Examples::new(tokenizer, |ctx, model| artifacts::save_tuned(ctx, model, tokenizer));
+        let recipe = Examples::new(tokenizer, &settings, |ctx, model| artifacts::save_tuned(ctx, model, tokenizer));
         let method = OverData::new(ctx, recipe, data, &base.model, tokenizer, &settings)?;
         session::run(ctx, method, base.model, &settings)
     }

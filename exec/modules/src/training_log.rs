@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use mloc_burn::train::StepReport;
+use mloc_burn::{objective::Figures, train::StepReport};
 use mloc_exec::ModuleError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -118,14 +118,29 @@ impl TrainingLog {
         for (name, (sum, steps)) in &self.sums.figures {
             line[name.as_str()] = Value::from(sum / *steps as f64);
         }
-        let mut file =
-            File::options().append(true).open(&self.path).map_err(|e| ModuleError::disk("open", &self.path, &e))?;
-        file.write_all(format!("{line}\n").as_bytes()).map_err(|e| ModuleError::disk("write", &self.path, &e))?;
+        self.append(&line)?;
         self.tokens_per_second = Some(rate);
         self.sums = Sums { last: Some(loss), ..Sums::default() };
         self.since = Instant::now();
         self.tokens_since = 0;
         Ok(())
+    }
+    /// Writes what an evaluation came to, each figure with `eval_` before its name, as a line of its own.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn evaluation(&mut self, step: u64, epoch: f64, figures: &Figures) -> Result<(), ModuleError> {
+        let mut line = json!({ "step": step, "epoch": (epoch * 1e4).round() / 1e4 });
+        for (name, value) in figures {
+            line[format!("eval_{name}")] = Value::from(*value);
+        }
+        self.append(&line)
+    }
+
+    fn append(&self, line: &Value) -> Result<(), ModuleError> {
+        let mut file =
+            File::options().append(true).open(&self.path).map_err(|e| ModuleError::disk("open", &self.path, &e))?;
+        file.write_all(format!("{line}\n").as_bytes()).map_err(|e| ModuleError::disk("write", &self.path, &e))
     }
 }
 

@@ -6,11 +6,19 @@ use std::{collections::BTreeMap, fs};
 
 use bench::{Bench, golden, read_json, spec};
 use mloc_exec::{Inputs, ModuleOutput, checkpoint};
-use serde_json::json;
+use serde_json::{Value, json};
 
-/// A short run of an adapter that asks for these artifacts.
+/// A short run of a plain adapter that asks for these artifacts.
 fn run(artifacts: &[&str]) -> (Bench, ModuleOutput) {
-    let adapter = json!({"type": "lora", "r": 4, "lora_alpha": 32, "target_modules": ["q_proj", "down_proj"]});
+    run_with(json!({"type": "lora"}), artifacts)
+}
+
+/// As [`run`], of an adapter that has more to it.
+fn run_with(more: Value, artifacts: &[&str]) -> (Bench, ModuleOutput) {
+    let mut adapter = json!({"r": 4, "lora_alpha": 32, "target_modules": ["q_proj", "down_proj"]});
+    for (name, value) in more.as_object().expect("settings") {
+        adapter[name] = value.clone();
+    }
     let settings = json!({
         "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 2e-2, "max_length": 64, "save_steps": 4,
     });
@@ -38,7 +46,16 @@ fn by_kind(output: &ModuleOutput) -> BTreeMap<&str, Vec<&str>> {
 
 #[test]
 fn a_merged_model_does_what_base_and_adapter_do() {
-    let (bench, output) = run(&["merged_model", "eval_results"]);
+    merged_does_what_it_did(json!({"type": "lora"}));
+}
+
+#[test]
+fn a_model_merged_out_of_4_bits_does_what_base_and_adapter_do() {
+    merged_does_what_it_did(json!({"type": "qlora", "use_dora": true, "modules_to_save": ["lm_head"]}));
+}
+
+fn merged_does_what_it_did(adapter: Value) {
+    let (bench, output) = run_with(adapter, &["merged_model", "eval_results"]);
     let kinds = by_kind(&output);
     assert_eq!(kinds.keys().copied().collect::<Vec<_>>(), ["eval_results", "merged_model"]);
     let measured = read_json(&bench.artifacts().join("eval_results.json"));

@@ -91,10 +91,22 @@ fn the_adapter() {
         bench.inputs.adapter = Some(golden("lora/llama/adapter_init"));
     });
     check("adapter without its settings", |bench, at| bench.inputs.adapter = Some(at.to_owned()));
-    check("adapter on 4-bit weights", |bench, _| {
+    check("adapter by a pattern that matches nothing", |bench, _| {
+        let mut adapter = adapter();
+        adapter["target_modules"] = json!(r".*\.attention\.(q|v)");
+        bench.spec = spec("sft", Some(adapter), settings());
+    });
+    check("module beside the adapter that is held in 4 bits", |bench, _| {
         let mut adapter = adapter();
         adapter["type"] = json!("qlora");
+        adapter["modules_to_save"] = json!(["down_proj"]);
         bench.spec = spec("sft", Some(adapter), settings());
+    });
+    check("model that is packed already", |_, at| {
+        let path = at.join("model/config.json");
+        let mut config = read_json(&path);
+        config["quantization_config"] = json!({"quant_method": "bitsandbytes", "load_in_4bit": true});
+        fs::write(path, config.to_string()).expect("write");
     });
 }
 
@@ -126,11 +138,29 @@ fn the_device() {
 
 #[test]
 fn the_settings() {
-    check("half precision", |bench, _| {
-        bench.spec.hyperparameters.insert("bf16".into(), json!(true));
+    check("half precision on a processor", |bench, _| {
+        bench.spec.hyperparameters.insert("fp16".into(), json!(true));
     });
     check("a rate at which it diverges", |bench, _| {
         bench.spec.hyperparameters.insert("learning_rate".into(), json!(1e30));
         bench.spec.hyperparameters.insert("max_steps".into(), json!(3));
+    });
+    check("a rate at which it diverges after a checkpoint", |bench, _| {
+        for (name, value) in [("learning_rate", json!(1e30)), ("max_steps", json!(3)), ("save_steps", json!(1))] {
+            bench.spec.hyperparameters.insert(name.into(), value);
+        }
+    });
+    check("a metric that is not measured", |bench, at| {
+        bench.spec = spec("rm", Some(adapter()), settings());
+        let rows = r#"{"prompt": "Up?", "chosen": " Yes.", "rejected": " No."}"#;
+        fs::write(at.join("data.jsonl"), format!("{rows}\n{rows}\n")).expect("write");
+        bench.inputs.eval = bench.inputs.dataset.clone();
+        for (name, value) in [
+            ("eval_strategy", json!("epoch")),
+            ("load_best_model_at_end", json!(true)),
+            ("metric_for_best_model", json!("eval_bleu")),
+        ] {
+            bench.spec.hyperparameters.insert(name.into(), value);
+        }
     });
 }

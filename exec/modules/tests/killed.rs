@@ -92,8 +92,8 @@ fn bench(task_type: &str, adapter: Option<Value>, steps: u64, more: Value) -> Be
 
 /// Points of a small file that is written whole: written, synced, renamed, its folder synced.
 const SMALL_FILE: u64 = 4;
-/// Points of a checkpoint, from its folder's making until it is told: each of its six files synced, and its manifest.
-const CHECKPOINT: u64 = 8 + 6 + SMALL_FILE;
+/// Points of a checkpoint, from its folder's making until it is told: each of its seven files synced, and its manifest.
+const CHECKPOINT: u64 = 8 + 7 + SMALL_FILE;
 /// An old one goes.
 const PRUNE: u64 = 1;
 /// Points of the result: synced, written, told.
@@ -106,6 +106,28 @@ fn a_lora_run() {
     });
     let points = at_every_failpoint("lora", || bench("sft", Some(adapter.clone()), 5, json!({})));
     assert_eq!(points, 5 + 2 * CHECKPOINT + PRUNE + RESULT);
+}
+
+/// The entropy rises at first, so that the least of it, which is asked for, was there before the first step: those weights
+/// are kept through all that follows, and patience ends the run a step early.
+#[test]
+fn a_run_that_evaluations_steer() {
+    let adapter = json!({"type": "lora", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"]});
+    let steered = || {
+        let more = json!({
+            "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5},
+            "eval_strategy": "steps", "eval_steps": 1, "eval_on_start": true, "load_best_model_at_end": true,
+            "metric_for_best_model": "eval_entropy", "greater_is_better": false, "early_stopping_patience": 3,
+            "optim": "adamw_8bit", "neftune_noise_alpha": 5,
+        });
+        let mut bench = bench("sft", Some(adapter.clone()), 4, more);
+        bench.inputs.eval = bench.inputs.dataset.clone();
+        bench
+    };
+    let points = at_every_failpoint("steered", steered);
+    // Three steps and four evaluations; the best weights are another file of both checkpoints, the second of which is
+    // that of the last step, written before the best weights take its place.
+    assert_eq!(points, 3 + 4 + 2 * (CHECKPOINT + 1) + PRUNE + RESULT);
 }
 
 #[test]

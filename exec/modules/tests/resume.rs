@@ -30,6 +30,17 @@ fn lora() -> Bench {
     Bench::new(spec("sft", Some(adapter), settings()), inputs())
 }
 
+/// Every element of the frozen weights in 4 bits, and magnitudes beside the factors.
+fn qlora() -> Bench {
+    let adapter = json!({
+        "type": "qlora", "r": 4, "lora_alpha": 8, "lora_dropout": 0.2, "target_modules": "all-linear", "use_dora": true,
+        "bnb_4bit_use_double_quant": true, "modules_to_save": ["lm_head"],
+    });
+    let mut settings = settings();
+    settings["gradient_checkpointing"] = json!(true);
+    Bench::new(spec("sft", Some(adapter), settings), inputs())
+}
+
 fn full() -> Bench {
     Bench::new(spec("sft", None, settings()), inputs())
 }
@@ -65,7 +76,7 @@ fn in_pieces(bench: &Bench, stop_when: fn(&Event) -> bool) -> usize {
 
 #[test]
 fn a_run_stopped_at_each_checkpoint_equals_the_unbroken_one() {
-    for (what, fresh) in [("lora", lora as fn() -> Bench), ("full", full), ("pretrain", pretrain)] {
+    for (what, fresh) in [("lora", lora as fn() -> Bench), ("qlora", qlora), ("full", full), ("pretrain", pretrain)] {
         let (unbroken, broken) = (fresh(), fresh());
         unbroken.run();
         let steps: Vec<Value> = unbroken.log().iter().map(|line| line["step"].clone()).collect();
@@ -151,7 +162,7 @@ fn other_settings_are_named_one_by_one() {
     assert!(said.starts_with("the checkpoint of step 2 cannot be gone on from: "), "{said}");
     assert!(
         said.contains(
-            "made with other settings: adamw.weight_decay was 0.0, is now 0.1; schedule.peak was 0.005, is now 0.001\n"
+            "made with other settings: optimizer.weight_decay was 0.0, is now 0.1; schedule.peak was 0.005, is now 0.001\n"
         ),
         "{said}"
     );

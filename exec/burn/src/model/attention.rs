@@ -14,6 +14,7 @@ use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::packed::{Group, Packed};
 use super::parameter::{Gradients, Parameter};
+use super::weight::Compute;
 
 /// The attention block of a layer.
 #[derive(Debug, Clone)]
@@ -28,6 +29,8 @@ pub struct Attention {
     pub o_proj: Linear,
     /// Norms on each head of q and k.
     pub qk_norm: Option<(RmsNorm, RmsNorm)>,
+    /// What its products are computed in; the softmax is in f32.
+    pub compute: Compute,
     heads: Heads,
     /// How many tokens, itself included, a token sees.
     window: Option<usize>,
@@ -74,6 +77,7 @@ impl Attention {
             v_proj,
             o_proj,
             qk_norm,
+            compute: Compute::F32,
             heads: Heads {
                 kv: config.num_kv_heads,
                 shared: config.num_heads / config.num_kv_heads,
@@ -113,12 +117,12 @@ impl Attention {
             if let Some(caches) = caches.as_deref_mut() {
                 (k, v) = caches[index].extend(k, v);
             }
-            let mut scores = q.clone().matmul(k.clone().swap_dims(2, 3));
+            let mut scores = self.compute.product(q.clone(), k.clone().swap_dims(2, 3));
             if let Some(mask) = packed.mask(group, self.window) {
                 scores = scores + mask.clone();
             }
             let probabilities = softmax(scores, 3);
-            let mixed = probabilities.clone().matmul(v.clone());
+            let mixed = self.compute.product(probabilities.clone(), v.clone());
             outputs.push(self.heads.join_queries(mixed, group));
             groups.push(GroupTape { q, k, v, probabilities });
         }
@@ -151,10 +155,11 @@ impl Attention {
             let GroupTape { q, k, v, probabilities } = kept;
             let d_out = self.heads.split_queries(rows(&d_mixed, group), group);
             let inner = self.heads.split_inner(rows(&inner, group), group);
-            dv.push(self.heads.join_keys(probabilities.clone().swap_dims(2, 3).matmul(d_out.clone()), group));
-            let d_scores = (d_out.matmul(v.swap_dims(2, 3)) - inner) * probabilities;
-            dk.push(self.heads.join_keys(d_scores.clone().swap_dims(2, 3).matmul(q), group));
-            dq.push(self.heads.join_queries(d_scores.matmul(k), group));
+            let product = |a, b| self.compute.product(a, b);
+            dv.push(self.heads.join_keys(product(probabilities.clone().swap_dims(2, 3), d_out.clone()), group));
+            let d_scores = (product(d_out, v.swap_dims(2, 3)) - inner) * probabilities;
+            dk.push(self.heads.join_keys(product(d_scores.clone().swap_dims(2, 3), q), group));
+            dq.push(self.heads.join_queries(product(d_scores, k), group));
         }
         let dq = joined_rows(dq).mul_scalar(self.heads.scale());
         let mut dq = packed.rotation.backward(dq);

@@ -14,7 +14,9 @@ use super::norm::RmsNorm;
 use super::packed::Packed;
 use super::parameter::{Gradients, Parameter, Parameters};
 use super::score::ScoreHead;
+use super::weight::{Compute, Held, Weight};
 use crate::lora::LoraConfig;
+use crate::quant::FourBitMatrix;
 use crate::random::Random;
 use crate::weights::{TensorSource, WeightsError};
 
@@ -36,70 +38,101 @@ pub struct Decoder {
     pub score: Option<ScoreHead>,
     /// The settings of the adapters on its linear layers, if there are any.
     pub adapter: Option<LoraConfig>,
+    /// Whether a forward keeps only each layer's input and the backward computes the layer anew: the memory of one layer's
+    /// activations instead of all, for one more forward. Results are the same to the bit.
+    pub checkpointing: bool,
     device: Device,
 }
 
 /// What [`Decoder::backward`] needs of one [`Decoder::forward`].
 #[derive(Debug)]
 pub struct Tape {
-    layers: Vec<LayerTape>,
+    layers: Vec<Kept>,
     x: Tensor<2>,
     reciprocal: Tensor<2>,
+}
+
+/// What is kept of a layer.
+#[derive(Debug)]
+enum Kept {
+    /// All that its backward needs.
+    Tape(Box<LayerTape>),
+    /// What it was given.
+    Input(Tensor<2>),
 }
 
 impl Decoder {
     /// A model with the weights of `source`. Every missing, unknown or mis-shaped tensor is reported at once.
     pub fn load(config: DecoderConfig, source: &dyn TensorSource, device: &Device) -> Result<Self, WeightsError> {
+        Self::load_held(config, source, Held::F32, device)
+    }
+
+    /// As [`Self::load`] with the linear weights held as said. They are read one after another, so that never more than
+    /// one of them is there in f32.
+    pub fn load_held(
+        config: DecoderConfig,
+        source: &dyn TensorSource,
+        held: Held,
+        device: &Device,
+    ) -> Result<Self, WeightsError> {
         check_fit(&config, source, device)?;
-        Self::build(config, device, |name, shape| {
-            let values = source.read_f32(&name)?;
-            Ok(Parameter::new(name, shape, values, device))
-        })
+        let values = |name: &str, _: &[usize]| source.read_f32(name);
+        Self::build(config, device, Reader { values, held, device })
     }
 
     /// A model with fresh weights: normal with the config's `initializer_range`, norms 1, biases 0. Each parameter
     /// draws from a stream of its own, so the result depends on `seed` and the config only.
     pub fn random(config: DecoderConfig, seed: u64, device: &Device) -> Self {
+        Self::random_held(config, seed, Held::F32, device)
+    }
+
+    /// As [`Self::random`] with the linear weights held as said.
+    pub fn random_held(config: DecoderConfig, seed: u64, held: Held, device: &Device) -> Self {
         let deviation = config.initializer_range as f32;
-        let built = Self::build(config, device, |name, shape| {
+        let values = |name: &str, shape: &[usize]| {
             let count = shape.iter().product();
-            let values = if name.ends_with("norm.weight") {
+            Ok::<_, Infallible>(if name.ends_with("norm.weight") {
                 vec![1.0; count]
             } else if name.ends_with(".bias") {
                 vec![0.0; count]
             } else {
-                let mut random = Random::stream(seed, &name);
+                let mut random = Random::stream(seed, name);
                 (0..count).map(|_| deviation * random.normal()).collect()
-            };
-            Ok::<_, Infallible>(Parameter::new(name, shape, values, device))
-        });
-        match built {
+            })
+        };
+        match Self::build(config, device, Reader { values, held, device }) {
             Ok(model) => model,
             Err(never) => match never {},
         }
     }
 
-    fn build<E>(
-        config: DecoderConfig,
-        device: &Device,
-        mut parameter: impl FnMut(String, &[usize]) -> Result<Parameter, E>,
-    ) -> Result<Self, E> {
+    fn build<M: Maker>(config: DecoderConfig, device: &Device, mut maker: M) -> Result<Self, M::Error> {
         let c = &config;
-        let embedding = parameter(EMBEDDING.into(), &[c.vocab_size, c.hidden_size])?;
+        let embedding = maker.parameter(EMBEDDING.into(), &[c.vocab_size, c.hidden_size])?;
         let mut layers = Vec::with_capacity(c.num_layers);
         for index in 0..c.num_layers {
-            layers.push(build_layer(c, index, &mut parameter)?);
+            layers.push(build_layer(c, index, &mut maker)?);
         }
-        let norm = RmsNorm { weight: parameter(LAST_NORM.into(), &[c.hidden_size])?, eps: c.rms_norm_eps };
+        let norm = RmsNorm { weight: maker.parameter(LAST_NORM.into(), &[c.hidden_size])?, eps: c.rms_norm_eps };
         let lm_head = match c.tie_word_embeddings || c.num_labels.is_some() {
             true => None,
-            false => Some(parameter(HEAD.into(), &[c.vocab_size, c.hidden_size])?),
+            false => Some(maker.parameter(HEAD.into(), &[c.vocab_size, c.hidden_size])?),
         };
         let score = match c.num_labels {
-            Some(labels) => Some(ScoreHead { weight: parameter(SCORE.into(), &[labels, c.hidden_size])? }),
+            Some(labels) => Some(ScoreHead { weight: maker.parameter(SCORE.into(), &[labels, c.hidden_size])? }),
             None => None,
         };
-        Ok(Self { embedding, layers, norm, lm_head, score, adapter: None, device: device.clone(), config })
+        Ok(Self {
+            embedding,
+            layers,
+            norm,
+            lm_head,
+            score,
+            adapter: None,
+            checkpointing: false,
+            device: device.clone(),
+            config,
+        })
     }
 
     /// This model with a fresh score head of `labels` outputs in place of the vocabulary's: normal with the config's
@@ -179,8 +212,9 @@ impl Decoder {
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
             go_on()?;
+            let input = self.checkpointing.then(|| x.clone());
             let (out, tape) = layer.forward(x, packed, None);
-            layers.push(tape);
+            layers.push(input.map_or_else(|| Kept::Tape(Box::new(tape)), Kept::Input));
             x = out;
         }
         let reciprocal = self.norm.reciprocal(&x);
@@ -215,11 +249,15 @@ impl Decoder {
             true => 0,
             false => self.layers.iter().position(|l| l.parameters().any(|p| p.trainable)).unwrap_or(self.layers.len()),
         };
-        for (index, tape) in layers.into_iter().enumerate().rev() {
+        for (index, kept) in layers.into_iter().enumerate().rev() {
             if index < lowest {
                 return Ok(());
             }
             go_on()?;
+            let tape = match kept {
+                Kept::Tape(tape) => *tape,
+                Kept::Input(x) => self.layers[index].forward(x, packed, None).1,
+            };
             let input_needed = index > lowest || self.embedding.trainable;
             match self.layers[index].backward(d, tape, packed, input_needed, gradients) {
                 Some(dx) => d = dx,
@@ -240,16 +278,76 @@ impl Decoder {
     }
 
     fn embed(&self, packed: &Packed) -> Tensor<2> {
-        self.embedding.value.clone().select(0, packed.ids.clone())
+        let embedded = self.embedding.value.clone().select(0, packed.ids.clone());
+        match &packed.embedding_noise {
+            Some(noise) => {
+                let dims = embedded.dims();
+                embedded + noise.values(dims, &self.device)
+            }
+            None => embedded,
+        }
     }
 
-    /// All parameters, adapters included, in a fixed order.
+    /// Computes the layers' matrix products in another format from now on. The head's are in f32 always, as the loss is.
+    pub fn set_compute(&mut self, compute: Compute) {
+        for layer in &mut self.layers {
+            layer.linears_mut().for_each(|linear| linear.compute = compute);
+            layer.attention.compute = compute;
+        }
+    }
+
+    /// What the layers' matrix products are computed in.
+    pub fn compute(&self) -> Compute {
+        self.layers.first().map_or(Compute::F32, |layer| layer.attention.compute)
+    }
+
+    /// Gives the head weights of its own, equal to the embedding's that it shared until now. Nothing where it has them.
+    pub fn untie(&mut self) {
+        if self.lm_head.is_none() {
+            self.lm_head = Some(Parameter { name: HEAD.into(), trainable: false, ..self.embedding.clone() });
+            self.config.tie_word_embeddings = false;
+            if let Some(raw) = self.config.raw.as_object_mut() {
+                raw.insert("tie_word_embeddings".into(), false.into());
+            }
+        }
+    }
+
+    /// The linear layers, in the checkpoint's order; the head is none of them.
+    pub fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(Layer::linears)
+    }
+
+    /// As [`Self::linears`], to be changed.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.layers.iter_mut().flat_map(Layer::linears_mut)
+    }
+
+    /// The weights that are held in 4 bits, with their names. They are no [`Self::parameters`].
+    pub fn four_bit(&self) -> impl Iterator<Item = (&str, &FourBitMatrix)> {
+        self.linears().filter_map(|linear| match &linear.weight {
+            Weight::Plain(_) => None,
+            Weight::FourBit { name, matrix } => Some((name.as_str(), matrix)),
+        })
+    }
+
+    /// All parameters, adapters included, in a fixed order; without weights in 4 bits, which nothing moves.
     pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
         std::iter::once(&self.embedding)
             .chain(self.layers.iter().flat_map(Layer::parameters))
             .chain([&self.norm.weight])
             .chain(&self.lm_head)
             .chain(self.score.iter().map(|head| &head.weight))
+    }
+
+    /// Elements of all weights, adapters and those in 4 bits included.
+    pub fn count(&self) -> usize {
+        let packed = self.four_bit().map(|(_, matrix)| matrix.dims().iter().product::<usize>());
+        self.parameters().map(Parameter::count).chain(packed).sum()
+    }
+
+    /// Elements of what is trained.
+    pub fn trainable_count(&self) -> usize {
+        self.parameters().filter(|p| p.trainable).map(Parameter::count).sum()
     }
 
     /// As [`Self::parameters`], to be changed.
@@ -261,8 +359,10 @@ impl Decoder {
             .chain(self.score.iter_mut().map(|head| &mut head.weight))
     }
 
-    /// Makes every parameter trainable (full fine-tuning, pre-training).
+    /// Makes every parameter trainable (full fine-tuning, pre-training). What is trained is f32: weights that are held in
+    /// fewer bits are unpacked for good.
     pub fn train_all(&mut self) {
+        self.linears_mut().for_each(|linear| linear.weight.unpack());
         self.parameters_mut().for_each(|p| p.trainable = true);
     }
 }
@@ -275,6 +375,10 @@ impl Parameters for Decoder {
     fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
         Decoder::parameters_mut(self)
     }
+
+    fn count(&self) -> usize {
+        Decoder::count(self)
+    }
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -282,21 +386,65 @@ const LAST_NORM: &str = "model.norm.weight";
 const HEAD: &str = "lm_head.weight";
 const SCORE: &str = "score.weight";
 
-fn build_layer<E>(
-    c: &DecoderConfig,
-    index: usize,
-    parameter: &mut impl FnMut(String, &[usize]) -> Result<Parameter, E>,
-) -> Result<Layer, E> {
+/// Where the builder's tensors come from.
+trait Maker {
+    /// Why there is none.
+    type Error;
+    /// A tensor of one or two dimensions.
+    fn parameter(&mut self, name: String, shape: &[usize]) -> Result<Parameter, Self::Error>;
+    /// The weight of a linear layer, `[out, in]`.
+    fn weight(&mut self, name: String, dims: [usize; 2]) -> Result<Weight, Self::Error>;
+}
+
+/// Tensors from values by name and shape.
+struct Reader<'a, F> {
+    values: F,
+    held: Held,
+    device: &'a Device,
+}
+
+impl<E, F: FnMut(&str, &[usize]) -> Result<Vec<f32>, E>> Maker for Reader<'_, F> {
+    type Error = E;
+
+    fn parameter(&mut self, name: String, shape: &[usize]) -> Result<Parameter, E> {
+        let values = (self.values)(&name, shape)?;
+        Ok(Parameter::new(name, shape, values, self.device))
+    }
+
+    fn weight(&mut self, name: String, dims: [usize; 2]) -> Result<Weight, E> {
+        let values = (self.values)(&name, &dims)?;
+        Ok(Weight::new(name, dims, values, self.held, self.device))
+    }
+}
+
+/// Writes down what is asked for, and makes nothing of it.
+struct Recorder<'a> {
+    wanted: &'a mut BTreeMap<String, Vec<usize>>,
+    device: &'a Device,
+}
+
+impl Maker for Recorder<'_> {
+    type Error = Infallible;
+
+    fn parameter(&mut self, name: String, shape: &[usize]) -> Result<Parameter, Infallible> {
+        self.wanted.insert(name.clone(), shape.to_vec());
+        Ok(Parameter::new(name, &[1], vec![0.0], self.device))
+    }
+
+    fn weight(&mut self, name: String, dims: [usize; 2]) -> Result<Weight, Infallible> {
+        self.parameter(name, &dims).map(Weight::Plain)
+    }
+}
+
+fn build_layer<M: Maker>(c: &DecoderConfig, index: usize, maker: &mut M) -> Result<Layer, M::Error> {
     let prefix = format!("model.layers.{index}");
     let mut linear = |name: &str, out: usize, input: usize, bias: bool| {
-        Ok(Linear {
-            weight: parameter(format!("{prefix}.{name}.weight"), &[out, input])?,
-            bias: match bias {
-                true => Some(parameter(format!("{prefix}.{name}.bias"), &[out])?),
-                false => None,
-            },
-            lora: None,
-        })
+        let weight = maker.weight(format!("{prefix}.{name}.weight"), [out, input])?;
+        let bias = match bias {
+            true => Some(maker.parameter(format!("{prefix}.{name}.bias"), &[out])?),
+            false => None,
+        };
+        Ok(Linear::new(weight, bias))
     };
     let (h, f) = (c.hidden_size, c.intermediate_size);
     let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
@@ -312,7 +460,7 @@ fn build_layer<E>(
         down_proj: linear("mlp.down_proj", h, f, c.mlp_bias)?,
     };
     let mut norm = |name: &str, width: usize| {
-        Ok(RmsNorm { weight: parameter(format!("{prefix}.{name}.weight"), &[width])?, eps: c.rms_norm_eps })
+        Ok(RmsNorm { weight: maker.parameter(format!("{prefix}.{name}.weight"), &[width])?, eps: c.rms_norm_eps })
     };
     let qk_norm = match c.qk_norm {
         true => Some((norm("self_attn.q_norm", c.head_dim)?, norm("self_attn.k_norm", c.head_dim)?)),
@@ -330,11 +478,7 @@ fn build_layer<E>(
 fn check_fit(config: &DecoderConfig, source: &dyn TensorSource, device: &Device) -> Result<(), WeightsError> {
     // The builder itself says what it wants, so that the list cannot drift from it.
     let mut wanted = BTreeMap::new();
-    let recorded = Decoder::build(config.clone(), device, |name, shape| {
-        wanted.insert(name.clone(), shape.to_vec());
-        Ok::<_, Infallible>(Parameter::new(name, &[1], vec![0.0], device))
-    });
-    match recorded {
+    match Decoder::build(config.clone(), device, Recorder { wanted: &mut wanted, device }) {
         Ok(_) => {}
         Err(never) => match never {},
     }

@@ -1,50 +1,50 @@
 //! A linear layer, possibly with a low-rank adapter beside its weight.
 //!
-//! `y = x·Wᵀ + bias + s·(drop(x)·Aᵀ)·Bᵀ`. The dense delta `B·A` is never formed, and the gradient of `W` only when
-//! `W` itself is trained.
+//! `y = x·Wᵀ + bias`, and what [`super::adapter`] adds. The gradient of `W` is formed only when `W` itself is trained;
+//! a weight that is held in fewer bits is unpacked in forward and again in backward.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
+use super::adapter::{Base, LoraPair};
 use super::packed::Packed;
-use super::parameter::{Gradients, Parameter, matrix};
-use crate::random::Random;
+use super::parameter::{Gradients, Parameter};
+use super::weight::{Compute, Weight};
 
 /// A linear layer.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`.
-    pub weight: Parameter,
+    pub weight: Weight,
     /// `[out]`.
     pub bias: Option<Parameter>,
     /// The adapter, if one is attached.
     pub lora: Option<LoraPair>,
-}
-
-/// The two factors of a low-rank adapter.
-#[derive(Debug, Clone)]
-pub struct LoraPair {
-    /// `[r, in]`.
-    pub a: Parameter,
-    /// `[out, r]`.
-    pub b: Parameter,
-    /// What their product is multiplied by.
-    pub scale: f32,
-    /// The probability that an input element is left out in training.
-    pub dropout: f32,
+    /// What its products are computed in.
+    pub compute: Compute,
 }
 
 impl Linear {
+    /// A layer without an adapter that computes in f32.
+    pub fn new(weight: Weight, bias: Option<Parameter>) -> Self {
+        Self { weight, bias, lora: None, compute: Compute::F32 }
+    }
+
+    /// The name of its weight without `.weight`: `model.layers.0.self_attn.q_proj`.
+    pub fn module(&self) -> &str {
+        let name = self.weight.name();
+        name.strip_suffix(".weight").unwrap_or(name)
+    }
+
     /// `[n, in]` to `[n, out]`.
     pub fn forward(&self, x: &Tensor<2>, packed: &Packed) -> Tensor<2> {
-        let mut y = x.clone().matmul(self.weight.value.clone().transpose());
-        if let Some(bias) = &self.bias {
-            y = y + bias.value.clone();
+        let y = match &self.lora {
+            Some(lora) => lora.forward(self.base(), x, packed),
+            None => self.base().forward(x.clone()),
+        };
+        match &self.bias {
+            Some(bias) => y + bias.value.clone(),
+            None => y,
         }
-        if let Some(lora) = &self.lora {
-            let low = lora.drop(x.clone(), packed).matmul(lora.a.value.clone().transpose());
-            y = y + low.mul_scalar(lora.scale).matmul(lora.b.value.clone().transpose());
-        }
-        y
     }
 
     /// The gradient at the input, given that at the output; adds those of the trainable parameters to `gradients`.
@@ -57,12 +57,11 @@ impl Linear {
         gradients: &mut Gradients,
     ) -> Tensor<2> {
         self.parameter_gradients(&x, &dy, gradients);
-        let lora = self.lora.as_ref().map(|lora| lora.backward(x(), &dy, packed, gradients));
-        let dx = dy.matmul(self.weight.value.clone());
-        match lora {
-            Some(d) => dx + d,
-            None => dx,
-        }
+        let through = match &self.lora {
+            Some(lora) => lora.backward(self.base(), x(), dy.clone(), packed, true, gradients),
+            None => None,
+        };
+        through.unwrap_or_else(|| self.base().backward(dy))
     }
 
     /// As [`Self::backward`] for a layer whose input needs no gradient.
@@ -75,13 +74,25 @@ impl Linear {
     ) {
         self.parameter_gradients(&x, dy, gradients);
         if let Some(lora) = &self.lora {
-            lora.backward(x(), dy, packed, gradients);
+            lora.backward(self.base(), x(), dy.clone(), packed, false, gradients);
         }
     }
 
+    /// The weight with the adapter in it, if there is one, in f32.
+    pub fn merged(&self) -> Tensor<2> {
+        match &self.lora {
+            Some(lora) => lora.merged(&self.weight),
+            None => self.weight.matrix_f32(),
+        }
+    }
+
+    fn base(&self) -> Base<'_> {
+        Base { weight: &self.weight, compute: self.compute }
+    }
+
     fn parameter_gradients(&self, x: impl Fn() -> Tensor<2>, dy: &Tensor<2>, gradients: &mut Gradients) {
-        if self.weight.trainable {
-            gradients.add(&self.weight.name, dy.clone().transpose().matmul(x()));
+        if self.weight.trainable() {
+            gradients.add(self.weight.name(), self.compute.product(dy.clone().transpose(), x()));
         }
         if let Some(bias) = &self.bias
             && bias.trainable
@@ -90,59 +101,15 @@ impl Linear {
         }
     }
 
-    /// All parameters, adapter included.
+    /// All parameters, adapter included; a weight in 4 bits is none.
     pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        std::iter::once(&self.weight).chain(&self.bias).chain(self.lora.iter().flat_map(|l| [&l.a, &l.b]))
+        let own = self.weight.parameter().into_iter().chain(&self.bias);
+        own.chain(self.lora.iter().flat_map(LoraPair::parameters))
     }
 
     /// As [`Self::parameters`], to be changed.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        std::iter::once(&mut self.weight)
-            .chain(&mut self.bias)
-            .chain(self.lora.iter_mut().flat_map(|l| [&mut l.a, &mut l.b]))
-    }
-}
-
-impl LoraPair {
-    /// Zeroes elements in training and scales the others up; the same mask in forward and backward, since it depends
-    /// only on the batch's seed and the layer's name.
-    fn drop(&self, x: Tensor<2>, packed: &Packed) -> Tensor<2> {
-        match self.mask(&x, packed) {
-            Some(mask) => x * mask,
-            None => x,
-        }
-    }
-
-    fn mask(&self, x: &Tensor<2>, packed: &Packed) -> Option<Tensor<2>> {
-        let seed = packed.dropout_seed.filter(|_| self.dropout > 0.0)?;
-        let [rows, columns] = x.dims();
-        let mut random = Random::stream(seed, &self.a.name);
-        let kept = 1.0 / (1.0 - self.dropout);
-        let values = (0..rows * columns).map(|_| if random.uniform() < self.dropout { 0.0 } else { kept }).collect();
-        let device: Device = x.device();
-        Some(matrix(values, &[rows, columns], &device))
-    }
-
-    fn backward(&self, x: Tensor<2>, dy: &Tensor<2>, packed: &Packed, gradients: &mut Gradients) -> Tensor<2> {
-        let mask = self.mask(&x, packed);
-        let x = match &mask {
-            Some(mask) => x * mask.clone(),
-            None => x,
-        };
-        let low = x.clone().matmul(self.a.value.clone().transpose());
-        // The scale goes onto the [n, r] factors: the cheapest place.
-        if self.b.trainable {
-            let db = dy.clone().transpose().matmul(low.mul_scalar(self.scale));
-            gradients.add(&self.b.name, db);
-        }
-        let d_low = dy.clone().matmul(self.b.value.clone()).mul_scalar(self.scale);
-        if self.a.trainable {
-            gradients.add(&self.a.name, d_low.clone().transpose().matmul(x));
-        }
-        let dx = d_low.matmul(self.a.value.clone());
-        match mask {
-            Some(mask) => dx * mask,
-            None => dx,
-        }
+        let own = self.weight.parameter_mut().into_iter().chain(&mut self.bias);
+        own.chain(self.lora.iter_mut().flat_map(LoraPair::parameters_mut))
     }
 }

@@ -4,6 +4,8 @@
 //! config     what config.json means; families as rows of a table
 //! packed     a batch with its padding removed: the form every layer works on
 //! parameter  a named tensor, trainable or frozen; gradients by name
+//! weight     a linear layer's weight: in f32, in half of it, or in 4 bits; what products are computed in
+//! adapter    LoRA and DoRA beside such a weight
 //! linear, norm, rope, attention, layer      each with its forward and its backward
 //! decoder    the stack: load, random, forward, backward, logits
 //! score      a head of few outputs in place of the vocabulary: rewards, values
@@ -13,6 +15,7 @@
 //! Activations are `[tokens, width]`: padding is taken out before the first layer, so no arithmetic is spent on it
 //! and no layer needs a padding mask.
 
+pub mod adapter;
 pub mod attention;
 pub mod cache;
 pub mod config;
@@ -24,6 +27,7 @@ pub mod packed;
 pub mod parameter;
 pub mod rope;
 pub mod score;
+pub mod weight;
 
 pub use cache::KeyValueCache;
 pub use config::{ConfigError, DecoderConfig};
@@ -31,3 +35,4 @@ pub use decoder::{Decoder, Tape};
 pub use packed::Packed;
 pub use parameter::{Gradients, Parameter, Parameters};
 pub use score::ScoreHead;
+pub use weight::{Compute, Held, Weight};

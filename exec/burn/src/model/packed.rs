@@ -10,6 +10,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use super::config::DecoderConfig;
 use super::rope::{Rotation, frequencies};
 use crate::batch::Batch;
+use crate::random::Random;
 
 /// Rows of equal length that are attended over together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Packed {
     pub slots: Vec<(usize, usize)>,
     /// The seed of this batch's dropout; `None` outside training.
     pub dropout_seed: Option<u64>,
+    /// What is added to the embeddings; `None` outside training, or when nobody asked for it.
+    pub embedding_noise: Option<EmbeddingNoise>,
     /// By length, past and window.
     masks: BTreeMap<(usize, usize, Option<usize>), Tensor<4>>,
 }
@@ -76,6 +79,7 @@ impl Packed {
             groups,
             slots,
             dropout_seed: None,
+            embedding_noise: None,
         }
     }
 
@@ -106,6 +110,7 @@ impl Packed {
             groups,
             slots,
             dropout_seed: None,
+            embedding_noise: None,
         }
     }
 
@@ -123,6 +128,31 @@ impl Packed {
     /// What is added to the scores of a group, `[1, 1, queries, keys]`; `None` = nothing is hidden.
     pub fn mask(&self, group: &Group, window: Option<usize>) -> Option<&Tensor<4>> {
         self.masks.get(&(group.length, group.past, window))
+    }
+}
+
+/// NEFTune (Jain et al., arXiv 2310.05914): uniform noise on the embeddings of a batch in training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmbeddingNoise {
+    /// Each element is moved by this much at most.
+    pub magnitude: f64,
+    /// What it is drawn from.
+    pub seed: u64,
+}
+
+impl EmbeddingNoise {
+    /// The noise of strength `alpha` for rows of `length` tokens (padding counts, as in the reference) and embeddings of
+    /// `width` elements: alpha / √(length · width) at most.
+    pub fn new(alpha: f64, length: usize, width: usize, seed: u64) -> Self {
+        Self { magnitude: alpha / ((length * width).max(1) as f64).sqrt(), seed }
+    }
+
+    /// The noise on `[tokens, width]`.
+    pub fn values(&self, dims: [usize; 2], device: &Device) -> Tensor<2> {
+        let mut random = Random::stream(self.seed, "embedding noise");
+        let magnitude = self.magnitude as f32;
+        let values = (0..dims[0] * dims[1]).map(|_| magnitude * (2.0 * random.uniform() - 1.0)).collect::<Vec<_>>();
+        Tensor::from_data(TensorData::new(values, dims), device)
     }
 }
 

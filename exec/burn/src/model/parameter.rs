@@ -23,6 +23,11 @@ impl Parameter {
         Self { value: matrix(values, shape, device), name, shape: shape.to_vec(), trainable: false }
     }
 
+    /// How many elements.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
     /// The values, row-major.
     pub fn to_vec(&self) -> Vec<f32> {
         host_values(self.value.clone())
@@ -43,6 +48,11 @@ pub trait Parameters {
 
     /// The same, to be changed.
     fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter>;
+
+    /// Elements of all weights, those included that are held in so few bits that they are no parameters.
+    fn count(&self) -> usize {
+        self.parameters().map(Parameter::count).sum()
+    }
 }
 
 /// Row-major values as a matrix; a vector becomes one row.

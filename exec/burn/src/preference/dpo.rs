@@ -172,7 +172,8 @@ impl Objective for Dpo {
     fn accumulate(&self, model: &Decoder, batch: &DpoBatch, pass: &mut Pass<'_>) -> Result<BatchReport, TrainError> {
         let reference = self.reference_of(batch, pass.stop)?;
         let mut packed = Packed::new(&batch.rows, &model.config, model.device());
-        packed.dropout_seed = Some(pass.dropout_seed).filter(|_| self.dropout);
+        pass.prepare(&mut packed, &batch.rows, model);
+        packed.dropout_seed = packed.dropout_seed.filter(|_| self.dropout);
         let targets = Targets::of(&batch.rows, &packed);
         let scale = pass.scale;
         let judged = pass.through(model, &packed, |hidden, gradients| {

@@ -123,7 +123,8 @@ impl Objective for BradleyTerry {
     fn accumulate(&self, model: &Decoder, batch: &RewardBatch, pass: &mut Pass<'_>) -> Result<BatchReport, TrainError> {
         let head = head_of(model)?;
         let mut packed = Packed::new(&batch.rows, &model.config, model.device());
-        packed.dropout_seed = Some(pass.dropout_seed).filter(|_| self.dropout);
+        pass.prepare(&mut packed, &batch.rows, model);
+        packed.dropout_seed = packed.dropout_seed.filter(|_| self.dropout);
         let last = last_tokens(&packed, &batch.rows)?;
         let scale = pass.scale;
         let judged = pass.through(model, &packed, |hidden, gradients| {

@@ -62,9 +62,7 @@ pub fn save_model(ctx: &RunContext, model: &Decoder) -> Result<Vec<Output>, Modu
 pub fn save_merged(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Result<Vec<Output>, ModuleError> {
     let folder = ctx.artifacts().join(MERGED);
     std::fs::create_dir_all(&folder).map_err(|e| ModuleError::disk("make", &folder, &e))?;
-    let mut merged = model.clone();
-    lora::merge(&mut merged);
-    export::write_model(&merged, &folder, Storage::F32, &|| ctx.stopping())
+    export::write_model(model, &folder, Storage::F32, &|| ctx.stopping())
         .map_err(|e| ctx.check().err().unwrap_or_else(|| ModuleError::Retryable(e.to_string())))?;
     let files = tokenizer.save(&folder).map_err(|e| ModuleError::Retryable(e.to_string()))?;
     let names = files.iter().filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
@@ -87,7 +85,11 @@ pub fn save_tokenizer(ctx: &RunContext, tokenizer: &TextTokenizer) -> Result<Vec
 ///
 /// # Errors
 /// Those of the disk, and that it was asked to stop.
-pub fn save_tuned(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Result<Vec<Output>, ModuleError> {
+pub fn save_tuned(
+    ctx: &mut RunContext,
+    model: &Decoder,
+    tokenizer: &TextTokenizer,
+) -> Result<Vec<Output>, ModuleError> {
     let mut outputs = Vec::new();
     if model.adapter.is_some() {
         let base_name = ctx.run().spec.model.as_ref().map(|m| base_name(&m.source)).unwrap_or_default();
@@ -96,6 +98,12 @@ pub fn save_tuned(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) 
             outputs.push(Output { path: path.into(), kind: "adapter_weights".into() });
         }
         if ctx.wants("merged_model") {
+            if model.four_bit().next().is_some() {
+                ctx.log(
+                    "merged_model: the adapter is added to the weights as they come out of 4 bits, which it was trained on, \
+                     and the sum is stored in f32",
+                );
+            }
             outputs.extend(save_merged(ctx, model, tokenizer)?);
         }
     } else {

@@ -1,5 +1,7 @@
 //! Rows in tokens, as language models are trained on them: `sft` and `pretrain`.
 
+use std::collections::BTreeMap;
+
 use mloc_burn::{
     batch::Batch,
     formats::{
@@ -11,6 +13,7 @@ use mloc_burn::{
 };
 use mloc_core::task::settings::Training;
 use mloc_exec::{ModuleError, Output, RunContext};
+use serde_json::Value;
 
 use super::{
     TEMPLATE_NOW_UNIX,
@@ -37,6 +40,7 @@ impl Sample for TokenizedExample {
 /// The recipe of language models: cross-entropy over the targets of examples. `export` writes what is published.
 pub struct Examples<E> {
     pad_id: i64,
+    objective: CrossEntropy,
     export: E,
 }
 
@@ -45,8 +49,9 @@ where
     E: Fn(&mut RunContext, &Decoder) -> Result<Vec<Output>, ModuleError>,
 {
     /// Batches are padded as the tokenizer pads.
-    pub fn new(tokenizer: &TextTokenizer, export: E) -> Self {
-        Self { pad_id: tokenizer.pad_id().map_or(0, i64::from), export }
+    pub fn new(tokenizer: &TextTokenizer, settings: &Training, export: E) -> Self {
+        let objective = CrossEntropy { label_smoothing: settings.label_smoothing_factor };
+        Self { pad_id: tokenizer.pad_id().map_or(0, i64::from), objective, export }
     }
 }
 
@@ -58,7 +63,11 @@ where
     type Objective = CrossEntropy;
 
     fn objective(&self) -> &CrossEntropy {
-        &CrossEntropy
+        &self.objective
+    }
+
+    fn settings(&self) -> BTreeMap<String, Value> {
+        [("label_smoothing_factor".to_owned(), self.objective.label_smoothing.into())].into()
     }
 
     fn batch(&self, samples: &[TokenizedExample]) -> Batch {

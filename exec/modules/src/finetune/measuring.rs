@@ -15,7 +15,7 @@ use mloc_exec::{ModuleError, RunContext};
 use super::{TEMPLATE_NOW_UNIX, method::When, session::training_error};
 use crate::fatal;
 
-/// The mean loss and the mean figures over held-out batches.
+/// Loss and figures over held-out batches, each the mean of the batches' means, as the reference has it.
 ///
 /// # Errors
 /// What `batches` says, a loss that is no number, and that it was asked to stop.
@@ -29,7 +29,12 @@ pub fn held_out<O: Evaluate>(
     let mut sums = Evaluation::default();
     for batch in batches {
         ctx.check()?;
-        sums.add(objective.evaluate(model, &batch?).map_err(training_error)?);
+        let batch = objective.evaluate(model, &batch?).map_err(training_error)?;
+        // What had nothing to be measured on counts for nothing.
+        if batch.weight > 0.0 {
+            let (loss, figures) = batch.means();
+            sums.add(Evaluation::of_mean(1.0, loss, figures));
+        }
     }
     let (loss, figures) = sums.means();
     let words = when.words();
@@ -37,7 +42,7 @@ pub fn held_out<O: Evaluate>(
         return Err(ModuleError::Fatal(format!(
             "the loss on held-out data {words} is {loss}: the model's weights are out of range (hint: {})",
             match when {
-                When::After => "lower the learning rate",
+                When::Step(_) | When::After => "lower the learning rate",
                 When::Before => "look at model.source: it is broken as it stands",
             }
         )));

@@ -18,16 +18,19 @@ use crate::origin::Origin;
 pub enum When {
     /// Before the first step.
     Before,
+    /// After a step on the way.
+    Step(u64),
     /// After the last one.
     After,
 }
 
 impl When {
     /// As a log says it.
-    pub fn words(self) -> &'static str {
+    pub fn words(self) -> String {
         match self {
-            When::Before => "before training",
-            When::After => "after training",
+            When::Before => "before training".to_owned(),
+            When::Step(step) => format!("after step {step}"),
+            When::After => "after training".to_owned(),
         }
     }
 }
@@ -100,6 +103,20 @@ pub trait Method {
     /// # Errors
     /// Numbers out of range, and that it was asked to stop.
     fn measure(&self, ctx: &mut RunContext, model: &Self::Model, when: When) -> Result<Measured, ModuleError>;
+
+    /// All figures on held-out data, `loss` among them, under the reference's names without `eval_`; `None` of a method
+    /// that measures none.
+    ///
+    /// # Errors
+    /// Numbers out of range, and that it was asked to stop.
+    fn evaluate(
+        &self,
+        _ctx: &mut RunContext,
+        _model: &Self::Model,
+        _when: When,
+    ) -> Result<Option<Figures>, ModuleError> {
+        Ok(None)
+    }
 
     /// Puts state of the method's own into a checkpoint's folder.
     ///

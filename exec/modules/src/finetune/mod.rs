@@ -8,6 +8,7 @@
 //! method     a way to train, as a session sees it: what is a step, what is measured, what is published
 //! over_data  the methods whose step is some batches of a data set, given what a sample, a batch and the loss are
 //! measuring  the loss on held-out data, and answers to prompts
+//! course     what evaluations on the way said: the best weights, an early end
 //! session    step after step, with log, progress, checkpoints and resuming
 //! artifacts  models, adapters, tokenizers and figures as files
 //! ```
@@ -16,6 +17,7 @@
 //! rollouts say, is a [`method::Method`] of its own. Both end in [`session::run`].
 
 pub mod artifacts;
+mod course;
 pub mod data;
 pub mod examples;
 pub mod measuring;

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, path::Path};
 use mloc_burn::{
     formats::tokenizer::TextTokenizer,
     model::Decoder,
-    objective::{Evaluate, Objective},
-    train::{StepReport, Trainer},
+    objective::{Evaluate, Figures, Objective},
+    train::{StepReport, TrainError, Trainer},
 };
 use mloc_core::task::settings::Training;
 use mloc_exec::{ModuleError, Output, RunContext};
@@ -151,6 +151,16 @@ impl<'a, R: Recipe> OverData<'a, R> {
         settings: &'a Training,
     ) -> Result<Self, ModuleError> {
         warn_of_length(ctx, &data.train, model)?;
+        let (count, step) = (
+            data.train.count(),
+            settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps),
+        );
+        if count < step {
+            ctx.warn(format!(
+                "training data: {count} samples are fewer than a step takes, {step} (per_device_train_batch_size × \
+                 gradient_accumulation_steps): every step sees all of them, and an epoch is one step"
+            ));
+        }
         let plan = Plan::new(data.train.count(), settings);
         Ok(Self { recipe, data, plan, tokenizer, settings })
     }
@@ -187,23 +197,33 @@ impl<R: Recipe> Method for OverData<'_, R> {
     fn step(&mut self, ctx: &mut RunContext, trainer: &mut Trainer) -> Result<StepReport, ModuleError> {
         let rows = self.plan.step(trainer.steps_done());
         let batches = rows.iter().map(|rows| self.batch(&self.data.train, rows)).collect::<Result<Vec<_>, _>>()?;
-        let report = trainer.step_on(self.recipe.objective(), &batches, &|| ctx.stopping()).map_err(training_error)?;
+        let report = trainer.step_on(self.recipe.objective(), &batches, &|| ctx.stopping());
+        let report = report.map_err(|error| of_samples(error, &rows, self.data.train.count()))?;
         trainer.data_position = report.step;
         Ok(report)
     }
 
     fn measure(&self, ctx: &mut RunContext, model: &Decoder, when: When) -> Result<Measured, ModuleError> {
         let mut measured = Measured::default();
-        if self.data.eval.count() > 0 {
-            let numbers: Vec<usize> = (0..self.data.eval.count()).collect();
-            let some = numbers.chunks(self.settings.per_device_eval_batch_size.max(1));
-            let batches = some.map(|numbers| self.batch(&self.data.eval, numbers));
-            let (loss, mut figures) = measuring::held_out(ctx, self.recipe.objective(), model, batches, when)?;
+        if let Some(mut figures) = self.evaluate(ctx, model, when)? {
+            measured.eval_loss = figures.remove(LOSS);
             figures.retain(|name, _| self.recipe.shown().contains(&name.as_str()));
-            (measured.eval_loss, measured.figures) = (Some(loss), figures);
+            measured.figures = figures;
         }
         measured.answers = measuring::answers(ctx, model, self.tokenizer, self.settings, when)?;
         Ok(measured)
+    }
+
+    fn evaluate(&self, ctx: &mut RunContext, model: &Decoder, when: When) -> Result<Option<Figures>, ModuleError> {
+        if self.data.eval.count() == 0 {
+            return Ok(None);
+        }
+        let numbers: Vec<usize> = (0..self.data.eval.count()).collect();
+        let some = numbers.chunks(self.settings.per_device_eval_batch_size.max(1));
+        let batches = some.map(|numbers| self.batch(&self.data.eval, numbers));
+        let (loss, mut figures) = measuring::held_out(ctx, self.recipe.objective(), model, batches, when)?;
+        figures.insert(LOSS.to_owned(), loss);
+        Ok(Some(figures))
     }
 
     fn save(&self, folder: &Path) -> Result<(), ModuleError> {
@@ -221,6 +241,26 @@ impl<R: Recipe> Method for OverData<'_, R> {
 
 fn digest<S: Samples>(ctx: &RunContext, samples: &S) -> Result<Rows, ModuleError> {
     Rows::of(ctx, (0..samples.count()).map(|number| Ok(samples.get(number)?.bytes())))
+}
+
+/// The figure that every method has on held-out data.
+const LOSS: &str = "loss";
+
+/// What failed in a step, with the samples that were in it where they may be the cause.
+fn of_samples(error: TrainError, rows: &[Vec<usize>], all: usize) -> ModuleError {
+    const SHOWN: usize = 16;
+    let at_fault = matches!(error, TrainError::Diverged { .. } | TrainError::Batch { .. });
+    let error = training_error(error);
+    let ModuleError::Fatal(said) = error else { return error };
+    if !at_fault {
+        return ModuleError::Fatal(said);
+    }
+    let numbers: Vec<usize> = rows.iter().flatten().map(|number| number + 1).collect();
+    let mut shown: Vec<String> = numbers.iter().take(SHOWN).map(ToString::to_string).collect();
+    if numbers.len() > SHOWN {
+        shown.push(format!("{} more", numbers.len() - SHOWN));
+    }
+    ModuleError::Fatal(format!("{said}\nits batch: samples {} of the {all} that are trained on", shown.join(", ")))
 }
 
 /// Past the positions that a model was made for its answers are noise, and so is what it learns there.

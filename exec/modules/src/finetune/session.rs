@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use mloc_burn::{
+    loss_scale::LossScale,
     model::{Parameter, Parameters},
-    optim::AdamWSettings,
-    schedule::{Schedule, ScheduleKind},
-    train::{TrainError, TrainSettings, Trainer},
+    train::{TrainError, Trainer, WEIGHTS},
     weights::WeightsError,
 };
 use mloc_core::{
-    task::settings::{self, Precision, Save, Training},
+    task::settings::{Interval, Precision, Save, Training},
     wire::{Phase, Progress},
 };
 use mloc_exec::{ModuleError, ModuleOutput, Output, RunContext, checkpoint::Checkpoint, failpoint};
@@ -19,30 +18,19 @@ use serde_json::{Value, json};
 
 use super::{
     artifacts,
+    course::{BestWeights, Course},
     method::{Measured, Method, Steps, When},
 };
 use crate::{
     fatal,
     origin::Origin,
+    steering::train_settings,
     training_log::{self, TrainingLog},
 };
 
 /// What was there before the first step, in each checkpoint: a resumed run must not measure it on trained weights, and
 /// must not go on with other data.
 const BEFORE: &str = "before.json";
-
-/// Settings of the task that this build has no way to follow: said before anything large is read.
-///
-/// # Errors
-/// [`ModuleError::Fatal`]
-pub fn check_settings(settings: &Training) -> Result<(), ModuleError> {
-    match settings.precision {
-        Precision::F32 => Ok(()),
-        Precision::F16 | Precision::Bf16 => Err(ModuleError::Fatal(
-            "fp16, bf16: this build trains in f32 only: leave them out, or say `false`".to_owned(),
-        )),
-    }
-}
 
 /// What a checkpoint keeps of the time before the first step.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,31 +40,6 @@ struct Before {
     /// The method's own.
     #[serde(default)]
     settings: BTreeMap<String, Value>,
-}
-
-fn train_settings(settings: &Training, total_steps: u64) -> TrainSettings {
-    let kind = match settings.lr_scheduler {
-        settings::Schedule::Linear => ScheduleKind::Linear,
-        settings::Schedule::Cosine => ScheduleKind::Cosine,
-        settings::Schedule::Constant => ScheduleKind::Constant,
-        settings::Schedule::ConstantWithWarmup => ScheduleKind::ConstantWithWarmup,
-    };
-    TrainSettings {
-        schedule: Schedule {
-            kind,
-            peak: settings.learning_rate,
-            warmup_steps: settings.warmup.steps(total_steps),
-            total_steps,
-        },
-        adamw: AdamWSettings {
-            adam_beta1: settings.adam_beta1,
-            adam_beta2: settings.adam_beta2,
-            adam_epsilon: settings.adam_epsilon,
-            weight_decay: settings.weight_decay,
-        },
-        max_grad_norm: settings.max_grad_norm,
-        seed: settings.seed,
-    }
 }
 
 /// What a failed step means for the task.
@@ -144,6 +107,9 @@ pub fn run<M: Method>(
     let origin = method.origin(ctx, &model)?;
     let steps = method.steps();
     let mut trainer = Trainer::new(model, train_settings(settings, steps.total));
+    if settings.precision == Precision::F16 {
+        trainer.scale_loss(LossScale::default());
+    }
     let resumed = ctx.resume().cloned();
     let before = match &resumed {
         Some(from) => resume(&mut trainer, &mut method, from, &origin)?,
@@ -160,12 +126,32 @@ pub fn run<M: Method>(
         "training: {} steps, {} in an epoch, {} trainable of {} parameters",
         steps.total,
         steps.in_epoch,
-        trainer.model().parameters().filter(|p| p.trainable).map(count).sum::<usize>(),
-        trainer.model().parameters().map(count).sum::<usize>()
+        trainer.model().parameters().filter(|p| p.trainable).map(Parameter::count).sum::<usize>(),
+        trainer.model().count()
     ));
     let log = TrainingLog::open(ctx.artifacts(), resumed.as_ref().map(|from| from.dir.as_path()))?;
+    let best_weights = match settings.load_best_model_at_end {
+        true => Some(BestWeights::below(&ctx.run().work)?),
+        false => None,
+    };
+    let course = match &resumed {
+        Some(from) => Course::load(&from.dir, from.step, best_weights.as_ref())?,
+        None => Course::default(),
+    };
     let done = ctx.resume_step();
-    let mut session = Session { done, saved_at: done, trainer, method, steps, log, before, settings };
+    let mut session = Session {
+        done,
+        saved_at: done,
+        trainer,
+        method,
+        steps,
+        log,
+        before,
+        course,
+        best_weights,
+        note: None,
+        settings,
+    };
     let ended = session.train(ctx).and_then(|()| session.finish(ctx));
     if matches!(ended, Err(ModuleError::Cancelled)) {
         session.keep(ctx)?;
@@ -180,6 +166,11 @@ struct Session<'a, M: Method> {
     steps: Steps,
     log: TrainingLog,
     before: Before,
+    course: Course,
+    /// Where the best weights are, when they are what comes out.
+    best_weights: Option<BestWeights>,
+    /// What the last evaluation said, for people.
+    note: Option<String>,
     /// Steps done, those of earlier attempts included.
     done: u64,
     /// The step of the newest checkpoint.
@@ -188,63 +179,162 @@ struct Session<'a, M: Method> {
 }
 
 impl<M: Method> Session<'_, M> {
-    /// Step after step to the last one.
+    /// Step after step to the last one, or to an early end.
     fn train(&mut self, ctx: &mut RunContext) -> Result<(), ModuleError> {
         let Steps { total, in_epoch } = self.steps;
-        while self.done < total {
+        // What was asked to stop between a step and its evaluation has that still to come.
+        self.evaluate_if_due(ctx)?;
+        while self.done < total && !self.course.is_over(self.settings.early_stopping) {
             ctx.check()?;
             let tokens_before = self.trainer.num_tokens();
-            let report = self.method.step(ctx, &mut self.trainer)?;
+            let report = self.method.step(ctx, &mut self.trainer).map_err(|error| self.with_what_is_kept(error))?;
             self.done += 1;
             let last = self.done == total;
-            let due = self.done % self.settings.logging_steps.max(1) == 0 || last;
+            let Training { logging, logging_first_step, save, .. } = self.settings;
+            let due = logging.is_due(self.done, in_epoch, total)
+                || *logging_first_step && self.done == 1
+                || *logging != Interval::No && last;
             let tokens = report.num_tokens.saturating_sub(tokens_before);
             self.log.step(self.done, &report, tokens, self.steps.epoch(self.done), due)?;
             failpoint::reached("finetune.step");
-            ctx.progress(Progress {
-                step: self.done,
-                total_steps: Some(total),
-                loss: self.log.loss().or(Some(report.loss)),
-                tokens_per_second: self.log.tokens_per_second,
-                ..Progress::default()
-            });
-            let save_due = match self.settings.save {
-                Save::No => false,
-                Save::Steps(every) => self.done % every.max(1) == 0,
-                Save::Epoch => self.done % in_epoch == 0,
+            self.progress(ctx, Some(report.loss));
+            let is_best = self.evaluate_if_due(ctx)?;
+            let save_due = match save {
+                Save::At(interval) => interval.is_due(self.done, in_epoch, total),
+                Save::Best => is_best,
             };
             if save_due && !last {
                 self.save(ctx)?;
             }
         }
+        if self.done < total {
+            let best = self.course.best.map(|best| best.step).unwrap_or_default();
+            ctx.log(format!(
+                "training ends early, after step {} of {total}: no evaluation since that of step {best} was better",
+                self.done
+            ));
+        }
         // A step's own figures are of the weights before it: the last one may still have thrown them out of range.
         match self.trainer.model().parameters().find(|p| p.trainable && !p.is_finite()) {
             Some(parameter) => Err(ModuleError::Fatal(format!(
-                "step {total}: {} has values that are no numbers: training diverged (hint: lower the learning rate)",
-                parameter.name
+                "step {}: {} has values that are no numbers: training diverged (hint: lower the learning rate)",
+                self.done, parameter.name
             ))),
             None => Ok(()),
         }
     }
 
+    fn progress(&self, ctx: &mut RunContext, loss: Option<f64>) {
+        ctx.progress(Progress {
+            step: self.done,
+            total_steps: Some(self.steps.total),
+            loss: self.log.loss().or(loss),
+            tokens_per_second: self.log.tokens_per_second,
+            note: self.note.clone(),
+            ..Progress::default()
+        });
+    }
+
+    /// Whether held-out data is to be looked at, so many steps into the run.
+    fn evaluation_is_due(&self) -> bool {
+        let Steps { total, in_epoch } = self.steps;
+        let evaluation = &self.settings.evaluation;
+        if self.done == 0 {
+            return evaluation.on_start;
+        }
+        let last = self.done == total && evaluation.interval != Interval::No;
+        let waited = match evaluation.interval {
+            Interval::Epoch => self.steps.epoch(self.done),
+            Interval::No | Interval::Steps(_) => self.done as f64,
+        };
+        (last || evaluation.interval.is_due(self.done, in_epoch, total)) && waited >= evaluation.delay
+    }
+
+    /// Looks at held-out data where it is time to, once after each step. Returns whether it was better than ever.
+    fn evaluate_if_due(&mut self, ctx: &mut RunContext) -> Result<bool, ModuleError> {
+        if !self.evaluation_is_due() || self.course.evaluated_at == Some(self.done) {
+            return Ok(false);
+        }
+        let figures = self.method.evaluate(ctx, self.trainer.model(), When::Step(self.done))?;
+        let figures = figures.ok_or_else(|| {
+            let task_type = ctx.run().spec.task_type;
+            ModuleError::Fatal(format!("eval_strategy: {task_type} measures nothing on held-out data: say `no`"))
+        })?;
+        let mut is_best = false;
+        if let Some(best) = &self.settings.best {
+            let metric = *figures.get(&best.metric).ok_or_else(|| {
+                let names: Vec<String> = figures.keys().map(|name| format!("eval_{name}")).collect();
+                let named = &best.metric;
+                ModuleError::Fatal(format!(
+                    "metric_for_best_model: eval_{named} is not measured; what is: {}",
+                    names.join(", ")
+                ))
+            })?;
+            self.trainer.observe(metric);
+            is_best = self.course.judge(self.done, metric, best, self.settings.early_stopping);
+        }
+        if let (true, Some(weights)) = (is_best, &self.best_weights) {
+            weights.replace(|path| self.trainer.save_weights(path).map_err(training_error))?;
+        }
+        self.log.evaluation(self.done, self.steps.epoch(self.done), &figures)?;
+        self.course.evaluated_at = Some(self.done);
+        failpoint::reached("finetune.evaluated");
+        let shown: Vec<String> = figures.iter().map(|(name, value)| format!("eval_{name} {value:.4}")).collect();
+        self.note = Some(format!("{} after step {}", shown.join(", "), self.done));
+        self.progress(ctx, None);
+        Ok(is_best)
+    }
+
+    /// A failed step with the checkpoint that outlives it.
+    fn with_what_is_kept(&self, error: ModuleError) -> ModuleError {
+        match error {
+            ModuleError::Fatal(said) if self.saved_at > 0 => {
+                ModuleError::Fatal(format!("{said}\nthe checkpoint of step {} is kept", self.saved_at))
+            }
+            other => other,
+        }
+    }
+
+    /// Puts the best weights in place of the last ones, if they are what is asked for.
+    fn take_the_best(&mut self, ctx: &mut RunContext) -> Result<(), ModuleError> {
+        let (Some(best), Some(weights)) = (self.course.best, &self.best_weights) else { return Ok(()) };
+        if best.step == self.done {
+            return Ok(());
+        }
+        // From here on the weights are no longer those of the last step: what is to go on from them is kept first.
+        let path = weights.path.clone();
+        self.keep(ctx)?;
+        self.trainer.load_weights(&path).map_err(training_error)?;
+        let metric = self.settings.best.as_ref().map(|best| best.metric.as_str()).unwrap_or_default();
+        ctx.log(format!("the best weights are those after step {}: eval_{metric} {:.4}", best.step, best.metric));
+        Ok(())
+    }
+
     /// Measures what came out and writes what is published.
     fn finish(&mut self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
+        let mut checkpoints = Vec::new();
+        if ctx.wants("checkpoints") {
+            // The last step has none of its own unless somebody wants it.
+            self.save(ctx)?;
+            checkpoints = ctx.publish_checkpoints()?;
+            if self.settings.save_only_model {
+                checkpoints
+                    .retain(|output| output.path.ends_with(WEIGHTS) || output.path.ends_with(training_log::FILE));
+            }
+        }
+        self.take_the_best(ctx)?;
         let after = self.method.measure(ctx, self.trainer.model(), When::After)?;
         let mut outputs = vec![Output { path: training_log::FILE.into(), kind: "training_logs".into() }];
         outputs.extend(self.method.export(ctx, self.trainer.model())?);
         let summary = self.summary(&after);
         outputs.extend(artifacts::save_eval(ctx, &summary)?);
-        if ctx.wants("checkpoints") {
-            // The last step has none of its own unless somebody wants it.
-            self.save(ctx)?;
-            outputs.extend(ctx.publish_checkpoints()?);
-        }
+        outputs.extend(checkpoints);
         Ok(ModuleOutput { outputs, summary })
     }
 
     /// What was computed is not lost when it is asked to stop: the next attempt goes on from here.
     fn keep(&mut self, ctx: &mut RunContext) -> Result<(), ModuleError> {
-        if self.done > self.saved_at && self.settings.save != Save::No {
+        if self.done > self.saved_at && self.settings.save != Save::At(Interval::No) {
             self.save(ctx)?;
         }
         Ok(())
@@ -255,6 +345,7 @@ impl<M: Method> Session<'_, M> {
             self.trainer.save_state(folder).map_err(training_error)?;
             self.method.save(folder)?;
             self.log.save(folder)?;
+            self.course.save(folder, self.done, self.best_weights.as_ref())?;
             let file = folder.join(BEFORE);
             let text = serde_json::to_vec(&self.before).map_err(fatal)?;
             std::fs::write(&file, text).map_err(|e| ModuleError::disk("write", &file, &e))
@@ -267,7 +358,7 @@ impl<M: Method> Session<'_, M> {
     fn summary(&self, after: &Measured) -> BTreeMap<String, Value> {
         let before = &self.before.measured;
         let rounded = |value: f64| json!((value * 1e4).round() / 1e4);
-        let mut summary = BTreeMap::from([("steps".to_owned(), json!(self.steps.total))]);
+        let mut summary = BTreeMap::from([("steps".to_owned(), json!(self.done))]);
         for (name, loss) in [
             ("train_loss", self.log.loss()),
             ("eval_loss_before", before.eval_loss),
@@ -276,6 +367,10 @@ impl<M: Method> Session<'_, M> {
             if let Some(loss) = loss {
                 summary.insert(name.to_owned(), rounded(loss));
             }
+        }
+        if let (Some(best), Some(so_far)) = (&self.settings.best, self.course.best) {
+            summary.insert("best_step".to_owned(), json!(so_far.step));
+            summary.insert(format!("best_eval_{}", best.metric), rounded(so_far.metric));
         }
         for (when, figures) in [("before", &before.figures), ("after", &after.figures)] {
             summary.extend(figures.iter().map(|(name, value)| (format!("eval_{name}_{when}"), rounded(*value))));
@@ -288,8 +383,4 @@ impl<M: Method> Session<'_, M> {
         }
         summary
     }
-}
-
-fn count(parameter: &Parameter) -> usize {
-    parameter.shape.iter().product()
 }

@@ -1,34 +1,28 @@
 //! The model that a task starts from, ready to be trained.
 
-use mloc_burn::{
-    lora::{self, LoraConfig},
-    model::Decoder,
-};
-use mloc_core::task::{
-    settings::Training,
-    spec::{Adapter, AdapterKind},
-};
+use mloc_burn::{lora, model::Decoder};
+use mloc_core::task::{settings::Training, spec::Adapter};
 use mloc_exec::{ModuleError, RunContext};
 
-use super::session;
 use crate::{
+    adapter,
     base_model::{self, BaseModel},
     fatal,
 };
 
-/// Loads `model.source` onto the granted device, after a look at settings that this build cannot follow.
+/// Loads `model.source` onto the granted device, held and computed as the task says.
 ///
 /// # Errors
-/// Those settings, a model that is not what it should be, and that it was asked to stop.
-pub fn load(ctx: &RunContext, settings: &Training) -> Result<BaseModel, ModuleError> {
-    session::check_settings(settings)?;
-    if adapter_of(ctx).is_some_and(|a| a.kind == AdapterKind::Qlora) {
-        return Err(ModuleError::Fatal("model.adapter.type: qlora is not in this build: ask for lora".into()));
-    }
+/// A format that the device has not, a model that is not what it should be, and that it was asked to stop.
+pub fn load(ctx: &mut RunContext, settings: &Training) -> Result<BaseModel, ModuleError> {
     let device = base_model::open_device(ctx)?;
+    let formats = adapter::formats(ctx, adapter_of(ctx).as_ref(), settings.precision, &device)?;
     let path = ctx.run().inputs.model.clone();
     let path = path.ok_or_else(|| ModuleError::Fatal("model.source was not pulled".into()))?;
-    base_model::load(ctx, &path, &device)
+    let mut base = base_model::load_held(ctx, &path, formats.held, &device)?;
+    base.model.set_compute(formats.compute);
+    base.model.checkpointing = settings.gradient_checkpointing;
+    Ok(base)
 }
 
 /// Marks what is trained: the task's adapter, which may start from one that was trained before, or else everything.
@@ -40,8 +34,8 @@ pub fn prepare(ctx: &mut RunContext, model: &mut Decoder, settings: &Training) -
     match (adapter_of(ctx), folder) {
         (Some(asked), Some(folder)) => {
             lora::load(model, &folder).map_err(fatal)?;
-            let asked = lora_config(&asked, model).spelled_out(model);
-            let differences = model.adapter.as_ref().map(|found| differences(found, &asked));
+            let asked = adapter::lora_config(&asked, model).spelled_out(model);
+            let differences = model.adapter.as_ref().map(|found| adapter::differences(found, &asked));
             if let Some(differences) = differences.filter(|d| !d.is_empty()) {
                 ctx.warn(format!(
                     "model.adapter: the adapter that this starts from has settings of its own, and they hold: {}",
@@ -50,7 +44,7 @@ pub fn prepare(ctx: &mut RunContext, model: &mut Decoder, settings: &Training) -
             }
         }
         (Some(adapter), None) => {
-            let config = lora_config(&adapter, model);
+            let config = adapter::lora_config(&adapter, model);
             lora::attach(model, &config, settings.seed).map_err(fatal)?;
         }
         (None, _) => model.train_all(),
@@ -60,38 +54,4 @@ pub fn prepare(ctx: &mut RunContext, model: &mut Decoder, settings: &Training) -
 
 fn adapter_of(ctx: &RunContext) -> Option<Adapter> {
     ctx.run().spec.model.as_ref().and_then(|m| m.adapter.clone())
-}
-
-fn lora_config(adapter: &Adapter, model: &Decoder) -> LoraConfig {
-    // A head of few outputs is small, often fresh, and of no use frozen: PEFT saves it with the adapter of a classifier too.
-    let modules_to_save = model.score.iter().map(|_| "score".to_owned()).collect();
-    LoraConfig {
-        r: adapter.r as usize,
-        lora_alpha: adapter.lora_alpha_milli as f64 / 1e3,
-        lora_dropout: f64::from(adapter.lora_dropout_micro) / 1e6,
-        use_rslora: adapter.use_rslora,
-        target_modules: adapter.target_modules.clone(),
-        modules_to_save,
-    }
-}
-
-/// What an adapter's own settings and the task's differ in, for people.
-fn differences(found: &LoraConfig, asked: &LoraConfig) -> Vec<String> {
-    let targets = |config: &LoraConfig| {
-        let mut names = config.target_modules.clone();
-        names.sort();
-        names.join(" ")
-    };
-    let all = |config: &LoraConfig| {
-        [
-            ("r", config.r.to_string()),
-            ("lora_alpha", config.lora_alpha.to_string()),
-            ("lora_dropout", config.lora_dropout.to_string()),
-            ("use_rslora", config.use_rslora.to_string()),
-            ("target_modules", targets(config)),
-        ]
-    };
-    let pairs = all(found).into_iter().zip(all(asked));
-    let different = pairs.filter(|((_, found), (_, asked))| found != asked);
-    different.map(|((name, found), (_, asked))| format!("{name} {found} (the task: {asked})")).collect()
 }

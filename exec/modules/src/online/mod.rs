@@ -19,7 +19,7 @@ use mloc_burn::{
         many::{self, Continuation, GenerateError},
     },
     lora,
-    model::Decoder,
+    model::{Decoder, weight::Held},
     random::Random,
 };
 use mloc_exec::{ModuleError, RunContext};
@@ -48,7 +48,7 @@ pub fn reference(ctx: &RunContext, policy: &Decoder, tokenizer: &TextTokenizer) 
         });
     };
     let device = base_model::open_device(ctx)?;
-    let found = base_model::load(ctx, &path, &device)?;
+    let found = base_model::load_held(ctx, &path, Held::F32, &device)?;
     found.must_be_a_language_model()?;
     if let Some(difference) = reward::other_tokens(tokenizer, &found.tokenizer) {
         return Err(fatal(format!(

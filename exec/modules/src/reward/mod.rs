@@ -10,7 +10,7 @@ mod program;
 
 use mloc_burn::{
     formats::{dataset::PromptRow, tokenizer::TextTokenizer},
-    model::Decoder,
+    model::{Decoder, weight::Held},
     rl::completions::{self, Text},
 };
 use mloc_core::task::reward::{Judge, Reward};
@@ -173,7 +173,7 @@ pub fn classifier(
     tokenizer: &TextTokenizer,
 ) -> Result<Decoder, ModuleError> {
     let device = base_model::open_device(ctx)?;
-    let found = base_model::load(ctx, path, &device).map_err(|error| match error {
+    let found = base_model::load_held(ctx, path, Held::F32, &device).map_err(|error| match error {
         ModuleError::Fatal(said) => ModuleError::Fatal(format!("{what}: {said}")),
         other => other,
     })?;

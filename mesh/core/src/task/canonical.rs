@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     reward::{Judge, Reward},
-    spec::{Adapter, Code, Location, Model, TaskSpec},
+    spec::{Adapter, AdapterInit, AdapterKind, Code, Location, Model, Modules, TaskSpec},
     yaml,
 };
 use crate::{capability::Request, quantity};
@@ -140,16 +140,43 @@ fn reward(reward: &Reward) -> Value {
 }
 
 fn adapter(adapter: &Adapter) -> Value {
+    let alphas =
+        adapter.alpha_pattern_milli.iter().map(|(pattern, milli)| (pattern.clone(), json!(*milli as f64 / 1e3)));
     let mut value = json!({
         "type": adapter.kind.name(),
         "r": adapter.r,
         "lora_alpha": adapter.lora_alpha_milli as f64 / 1e3,
         "lora_dropout": f64::from(adapter.lora_dropout_micro) / 1e6,
-        "target_modules": adapter.target_modules,
+        "target_modules": modules(&adapter.target_modules),
         "use_rslora": adapter.use_rslora,
+        "rank_pattern": adapter.rank_pattern,
+        "alpha_pattern": Value::Object(alphas.collect()),
+        "layers_to_transform": adapter.layers_to_transform,
+        "modules_to_save": adapter.modules_to_save,
+        "bias": adapter.bias.word(),
+        "use_dora": adapter.use_dora,
+        "init_lora_weights": match adapter.init {
+            AdapterInit::Kaiming => json!(true),
+            AdapterInit::Gaussian => json!("gaussian"),
+        },
     });
+    set(&mut value, "exclude_modules", adapter.exclude_modules.as_ref().map(modules));
+    set(&mut value, "layers_pattern", Some(&adapter.layers_pattern).filter(|p| !p.is_empty()).map(|p| json!(p)));
+    if adapter.kind == AdapterKind::Qlora {
+        let four_bit = &adapter.four_bit;
+        set(&mut value, "bnb_4bit_quant_type", Some(json!(four_bit.quant_type.word())));
+        set(&mut value, "bnb_4bit_use_double_quant", Some(json!(four_bit.double_quant)));
+        set(&mut value, "bnb_4bit_blocksize", Some(json!(four_bit.block_size)));
+    }
     set(&mut value, "source", adapter.source.as_ref().map(location));
     value
+}
+
+fn modules(modules: &Modules) -> Value {
+    match modules {
+        Modules::Matching(pattern) => json!(pattern),
+        Modules::Named(names) => json!(names),
+    }
 }
 
 fn location(location: &Location) -> Value {

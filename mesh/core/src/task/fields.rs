@@ -34,6 +34,15 @@ impl Typed<String> {
     }
 }
 
+/// What may stand for one or for several.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TextOrTexts {
+    /// A text by itself.
+    Text(String),
+    /// A list of texts.
+    Texts(Vec<Typed<String>>),
+}
+
 /// A map being read.
 pub struct Fields<'a> {
     /// Its path; empty at the top.
@@ -147,6 +156,44 @@ impl<'a> Fields<'a> {
             }
         };
         Some(Typed { path, at: node.at, value })
+    }
+
+    /// A text or a list of texts, told apart.
+    pub fn text_or_texts(&mut self, name: &'static str, problems: &mut Problems) -> Option<Typed<TextOrTexts>> {
+        let alone = matches!(self.get(name)?.tree, Tree::Scalar { .. });
+        let mut texts = self.texts(name, problems)?;
+        let value = match texts.value.pop_if(|_| alone) {
+            Some(text) => TextOrTexts::Text(text.value),
+            None => TextOrTexts::Texts(std::mem::take(&mut texts.value)),
+        };
+        Some(texts.with(value))
+    }
+
+    /// A list of whole numbers; one number stands for a list of one.
+    pub fn integers(&mut self, name: &'static str, problems: &mut Problems) -> Option<Typed<Vec<Typed<i64>>>> {
+        let texts = self.texts(name, problems)?;
+        let number = |text: &Typed<String>| match text.value.parse() {
+            Ok(value) => Some(text.with(value)),
+            Err(_) => {
+                problems.push(text.problem("a whole number"));
+                None
+            }
+        };
+        let value = texts.value.iter().filter_map(number).collect();
+        Some(texts.with(value))
+    }
+
+    /// A map from the user's names to numbers; the first of each pair is the name, with its own place.
+    pub fn number_map(&mut self, name: &'static str, problems: &mut Problems) -> Vec<(Typed<String>, Typed<f64>)> {
+        let pairs = self.text_map(name, problems).into_iter();
+        let number = |(name, text): (Typed<String>, Typed<String>)| match text.value.parse::<f64>() {
+            Ok(value) if value.is_finite() => Some((name, text.with(value))),
+            Ok(_) | Err(_) => {
+                problems.push(text.problem("a number"));
+                None
+            }
+        };
+        pairs.filter_map(number).collect()
     }
 
     /// A map from the user's names to texts; the first of each pair is the name, with its own place.

@@ -2,7 +2,7 @@
 //! what values mean, and whether they go together, is [`super::validate`]'s.
 
 use super::{
-    fields::{Fields, Typed},
+    fields::{Fields, TextOrTexts, Typed},
     problem::{At, Problem, Problems},
     yaml::{Key, Node, Tree},
 };
@@ -130,10 +130,30 @@ pub struct RawAdapter {
     pub r: Option<Typed<i64>>,
     pub lora_alpha: Option<Typed<f64>>,
     pub lora_dropout: Option<Typed<f64>>,
-    pub target_modules: Option<Typed<Vec<Typed<String>>>>,
+    pub target_modules: Option<Typed<TextOrTexts>>,
+    pub exclude_modules: Option<Typed<TextOrTexts>>,
+    pub rank_pattern: Vec<(Typed<String>, Typed<f64>)>,
+    pub alpha_pattern: Vec<(Typed<String>, Typed<f64>)>,
+    pub layers_to_transform: Option<Typed<Vec<Typed<i64>>>>,
+    pub layers_pattern: Option<Typed<Vec<Typed<String>>>>,
+    pub modules_to_save: Option<Typed<Vec<Typed<String>>>>,
     pub use_rslora: Option<Typed<bool>>,
+    pub use_dora: Option<Typed<bool>>,
     pub bias: Text,
+    pub init_lora_weights: Text,
+    pub four_bit: RawFourBit,
     pub source: Option<RawLocation>,
+}
+
+/// What `model.adapter` says of 4-bit weights.
+#[derive(Debug)]
+pub struct RawFourBit {
+    pub load_in_4bit: Option<Typed<bool>>,
+    pub quant_type: Text,
+    pub double_quant: Option<Typed<bool>>,
+    pub block_size: Option<Typed<i64>>,
+    pub compute_dtype: Text,
+    pub quant_storage: Text,
 }
 
 /// `dataset`.
@@ -201,17 +221,35 @@ const SPEC_NOT_YET: &[(&str, &str)] = &[
     ("schedule", "tasks on a timetable are not in this build"),
 ];
 const HARDWARE_NOT_YET: &[(&str, &str)] = &[("network", "bandwidth is not something this build schedules by")];
+const LOAD_4BIT: &str = "weights in 4 bits cannot be trained themselves, only an adapter on them can: write \
+                         `adapter: {type: qlora}`";
+const MODEL_NOT_YET: &[(&str, &str)] = &[
+    ("load_in_4bit", LOAD_4BIT),
+    ("quantization_config", LOAD_4BIT),
+    ("load_in_8bit", "weights in 8 bits are not in this build: `adapter: {type: qlora}` holds them in 4"),
+    ("torch_dtype", "`hyperparameters.bf16` and `fp16` say what weights are held in"),
+    ("dtype", "`hyperparameters.bf16` and `fp16` say what weights are held in"),
+];
 const ADAPTER_NOT_YET: &[(&str, &str)] = &[
-    ("use_dora", "DoRA is not in this build"),
-    ("modules_to_save", "training whole modules beside the adapter is not in this build"),
+    ("peft_type", "`type` says it: lora or qlora"),
+    ("task_type", "`spec.taskType` says it"),
+    ("use_bnb_nested_quant", "write `bnb_4bit_use_double_quant`"),
+    ("load_in_8bit", "weights in 8 bits are not in this build: `type: qlora` holds them in 4"),
+    ("llm_int8_skip_modules", "embeddings, norms and the head are never quantised; every linear layer is"),
+    ("lora_bias", "a bias beside B is not in this build"),
+    ("fan_in_fan_out", "no family of this build stores its weights that way round"),
+    ("use_qalora", "QALoRA is not in this build"),
+    ("target_parameters", "mixtures of experts are not in this build"),
     (
-        "init_lora_weights",
-        "A is drawn from Kaiming's uniform and B is zero, as PEFT's default; others are not in this build",
+        "trainable_token_indices",
+        "single rows of the embedding are not in this build: `modules_to_save: [embed_tokens]`",
     ),
-    ("rank_pattern", "one rank for all modules in this build"),
-    ("alpha_pattern", "one alpha for all modules in this build"),
-    ("layers_to_transform", "adapters go on every layer in this build"),
-    ("exclude_modules", "name the modules to adapt in `target_modules`"),
+    ("layer_replication", "layers are as the model has them in this build"),
+    ("ensure_weight_tying", "a head that is trained by itself has weights of its own in this build"),
+    ("loftq_config", "LoftQ is not in this build"),
+    ("eva_config", "EVA is not in this build"),
+    ("corda_config", "CorDA is not in this build"),
+    ("alora_invocation_tokens", "aLoRA is not in this build"),
 ];
 const DATASET_NOT_YET: &[(&str, &str)] = &[
     ("streaming", "data sets are pulled whole in this build"),
@@ -342,9 +380,25 @@ fn model(mut fields: Fields<'_>, problems: &mut Problems) -> RawModel {
             r: adapter.integer("r", problems),
             lora_alpha: adapter.number("lora_alpha", problems),
             lora_dropout: adapter.number("lora_dropout", problems),
-            target_modules: adapter.texts("target_modules", problems),
+            target_modules: adapter.text_or_texts("target_modules", problems),
+            exclude_modules: adapter.text_or_texts("exclude_modules", problems),
+            rank_pattern: adapter.number_map("rank_pattern", problems),
+            alpha_pattern: adapter.number_map("alpha_pattern", problems),
+            layers_to_transform: adapter.integers("layers_to_transform", problems),
+            layers_pattern: adapter.texts("layers_pattern", problems),
+            modules_to_save: adapter.texts("modules_to_save", problems),
             use_rslora: adapter.truth("use_rslora", problems),
+            use_dora: adapter.truth("use_dora", problems),
             bias: adapter.text("bias", problems),
+            init_lora_weights: adapter.text("init_lora_weights", problems),
+            four_bit: RawFourBit {
+                load_in_4bit: adapter.truth("load_in_4bit", problems),
+                quant_type: adapter.text("bnb_4bit_quant_type", problems),
+                double_quant: adapter.truth("bnb_4bit_use_double_quant", problems),
+                block_size: adapter.integer("bnb_4bit_blocksize", problems),
+                compute_dtype: adapter.text("bnb_4bit_compute_dtype", problems),
+                quant_storage: adapter.text("bnb_4bit_quant_storage", problems),
+            },
             source: location(&mut adapter, "source", Use::Model, problems),
         };
         if adapter.get("type").is_none() {
@@ -358,7 +412,7 @@ fn model(mut fields: Fields<'_>, problems: &mut Problems) -> RawModel {
         fields.missing("source", "where the model is: a map with `type` and `identifier`", problems);
     }
     let (reference, value) = (beside(&mut fields, "reference", problems), beside(&mut fields, "value", problems));
-    fields.finish(NONE, problems);
+    fields.finish(MODEL_NOT_YET, problems);
     RawModel { at, source, adapter, reference, value }
 }
 

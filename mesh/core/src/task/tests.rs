@@ -125,22 +125,25 @@ fn the_contracts_example_means_what_it_says() {
 
 #[test]
 fn settings_read_what_was_typed_and_fill_in_the_rest() {
-    use settings::{DataOrder, Precision, Save, Schedule, Training, Warmup};
+    use settings::{DataOrder, Interval, Optimizer, Precision, Save, Schedule, Span, Training};
     let bytes = fs::read(repository().join("tests/fixtures/tasks/good/everything.yaml")).unwrap();
     let spec = parse_bytes(&bytes, "everything.yaml").unwrap().spec;
     let training = Training::of(&spec);
     assert_eq!(training.num_train_epochs, 1.0);
     assert_eq!((training.max_steps, training.max_length), (None, Some(512)));
     assert_eq!(training.learning_rate, 2e-5, "SFTConfig's default, not TrainingArguments'");
-    assert_eq!((training.warmup, training.warmup.steps(11)), (Warmup::Share(0.1), 2));
+    assert_eq!((training.warmup, training.warmup.steps(11)), (Span::Share(0.1), 2));
     assert_eq!((training.data_order, training.precision), (DataOrder::Given, Precision::Bf16));
-    assert_eq!((training.lr_scheduler, training.save), (Schedule::Linear, Save::Steps(500)));
+    let every = |steps| Interval::Steps(Span::Steps(steps));
+    assert_eq!((training.lr_scheduler, training.save), (Schedule::Linear, Save::At(every(500))));
+    assert_eq!((training.optimizer, training.logging), (Optimizer::AdamW, every(10)));
+    assert_eq!((training.evaluation.interval, training.best), (Interval::No, None));
     assert_eq!(training.generation_prompts, ["12", "null", "true", "a: b"]);
 
     let bytes = fs::read(repository().join("tests/fixtures/tasks/good/no_length_bound.yaml")).unwrap();
     let training = Training::of(&parse_bytes(&bytes, "x").unwrap().spec);
     assert_eq!((training.max_length, training.max_steps), (None, Some(10)));
-    assert_eq!((training.warmup, training.save_total_limit), (Warmup::Steps(5), Some(3)));
+    assert_eq!((training.warmup, training.save_total_limit), (Span::Steps(5), Some(3)));
 
     let bytes = fs::read(repository().join("configs/pretrain_quickstart.yaml")).unwrap();
     let shape = settings::Shape::of(&parse_bytes(&bytes, "x").unwrap().spec);
@@ -186,6 +189,34 @@ fn rewards_bring_models_and_programs_with_them() {
     let ppo = settings::Ppo::of(&spec);
     assert_eq!((ppo.stop, ppo.missing_eos_penalty, ppo.num_ppo_epochs), (settings::StopToken::Eos, Some(1.0), 4));
     assert_eq!(settings::Training::of(&spec).max_grad_norm, None, "the reference does not clip in PPO");
+}
+
+#[test]
+fn settings_that_steer_a_run_are_typed() {
+    use settings::{Best, Curve, EarlyStopping, Evaluation, Interval, Optimizer, Schedule, Span, Training};
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/steering.yaml")).unwrap();
+    let training = Training::of(&parse_bytes(&bytes, "steering.yaml").unwrap().spec);
+    assert_eq!(training.optimizer, Optimizer::AdamW8bit);
+    let falls = Schedule::WarmupStableDecay {
+        num_decay_steps: 20,
+        num_stable_steps: None,
+        warmup_type: Curve::Linear,
+        decay_type: Curve::OneMinusSqrt,
+        min_lr_ratio: 0.1,
+        num_cycles: 0.5,
+    };
+    assert_eq!(training.lr_scheduler, falls);
+    assert_eq!((training.neftune_noise_alpha, training.label_smoothing_factor), (Some(5.0), 0.1));
+    let evaluation = Evaluation { interval: Interval::Steps(Span::Steps(20)), delay: 40.0, on_start: true };
+    assert_eq!(training.evaluation, evaluation);
+    let best = Best { metric: "mean_token_accuracy".into(), greater_is_better: true };
+    assert_eq!((training.best, training.load_best_model_at_end), (Some(best), true));
+    assert_eq!(training.early_stopping, Some(EarlyStopping { patience: 3, threshold: 0.001 }));
+    assert!(training.logging_first_step);
+    let due = |step| training.logging.is_due(step, 50, 200);
+    assert_eq!((1..=20).filter(|step| due(*step)).collect::<Vec<u64>>(), [10, 20]);
+    let epochs = |step| Interval::Epoch.is_due(step, 50, 120);
+    assert_eq!((1..=120).filter(|step| epochs(*step)).collect::<Vec<u64>>(), [50, 100, 120]);
 }
 
 #[test]

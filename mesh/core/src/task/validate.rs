@@ -1,5 +1,6 @@
 //! From what was typed to what it means. Every problem is collected; past this file nobody checks again.
 
+mod adapter;
 mod command;
 mod hardware;
 mod model;
@@ -85,6 +86,7 @@ impl Validation<'_> {
             None => Read::default(),
         };
         self.lengths(spec, &read);
+        self.evaluations(spec, &read);
         let reward = self.reward(spec, row, &read);
         let output = self.output(spec, row);
         let retry = self.retry(spec);

@@ -5,13 +5,17 @@
 //! A name is supported, an old name of a supported one, without effect here (told as a note), or takes its default
 //! only (told with the reason). Our own names, which the reference lacks, stand last in each table.
 
+mod arguments;
 pub mod dpo;
 pub mod grpo;
 mod online;
+mod optimizer;
 pub mod ppo;
 pub mod rm;
 pub mod rows;
+mod schedule;
 pub mod settings;
+mod steering;
 
 use std::collections::BTreeMap;
 
@@ -167,6 +171,7 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
     if is_true("fp16") && is_true("bf16") {
         read.problem("bf16", "true with fp16", "one of the two precisions", problems);
     }
+    steering::check(task_type, read, problems);
     match task_type {
         TaskType::Dpo => dpo::together(read, problems),
         TaskType::Grpo => grpo::together(read, problems),
@@ -206,5 +211,63 @@ impl Read {
     pub fn problem(&self, name: &str, found: &str, expected: &str, problems: &mut Problems) {
         let (typed, at) = self.typed.get(name).cloned().unwrap_or((name.to_owned(), At::START));
         problems.push(Problem::new(format!("{PATH}.{typed}"), at, found, expected));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs};
+
+    use super::*;
+
+    /// The reference's config class of a task type.
+    const CLASSES: [(TaskType, &str); 5] = [
+        (TaskType::Sft, "SFTConfig"),
+        (TaskType::Rm, "RewardConfig"),
+        (TaskType::Dpo, "DPOConfig"),
+        (TaskType::Grpo, "GRPOConfig"),
+        (TaskType::Ppo, "PPOConfig"),
+    ];
+
+    /// Names whose default is not the reference's: an example's model, where a task names its own elsewhere.
+    const OWN_DEFAULTS: [&str; 2] = ["reward_model_path", "sft_model_path"];
+
+    /// Every name of the published classes with its default, as tests/fixtures/reference/names.py reads them.
+    fn classes() -> BTreeMap<String, BTreeMap<String, Value>> {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/reference/names.json");
+        serde_json::from_str(&fs::read_to_string(file).expect("fixture")).expect("JSON")
+    }
+
+    #[test]
+    fn every_name_of_the_reference_has_a_row() {
+        let classes = classes();
+        for (task_type, class) in CLASSES {
+            let names = &classes[class];
+            assert!(names.len() > 100, "{class} has {} names", names.len());
+            let without: Vec<_> = names.keys().filter(|name| find(task_type, name).is_none()).collect();
+            assert!(without.is_empty(), "{class}: {without:?}");
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_references() {
+        let classes = classes();
+        let mut differ = Vec::new();
+        for (task_type, class) in CLASSES {
+            for (name, default) in &classes[class] {
+                let row = find(task_type, name).expect("a row");
+                let own = OWN_DEFAULTS.contains(&name.as_str());
+                // What is no plain value is named by its source.
+                if own || default.is_object() || !matches!(row.status, Status::Works | Status::OnlyDefault(_)) {
+                    continue;
+                }
+                let mine = row.default.value();
+                let same = mine == *default || mine.as_f64().is_some() && mine.as_f64() == default.as_f64();
+                if !same {
+                    differ.push(format!("{class}.{name}: {mine}, the reference has {default}"));
+                }
+            }
+        }
+        assert!(differ.is_empty(), "{}", differ.join("\n"));
     }
 }

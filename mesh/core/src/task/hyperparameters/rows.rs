@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{dpo, grpo, online, ppo, rm};
+use super::{dpo, grpo, online, optimizer, ppo, rm, schedule};
 use crate::task::kind::TaskType;
 
 /// One name.
@@ -45,6 +45,10 @@ pub enum Type {
     Choice(&'static [&'static str]),
     /// One of some words, or a truth value that stands for one.
     ChoiceOrBool(&'static [&'static str]),
+    /// A number of steps: a whole one, or below 1 a share of all of them.
+    Steps,
+    /// Names with values.
+    Map,
     /// One of some words, or a list of different ones.
     SomeOf(&'static [&'static str]),
     /// A list of numbers.
@@ -131,6 +135,8 @@ impl Type {
             Type::Text => value.is_string(),
             Type::Choice(choices) => value.as_str().is_some_and(|v| choices.contains(&v)),
             Type::ChoiceOrBool(choices) => value.is_boolean() || Type::Choice(choices).takes(value),
+            Type::Steps => value.as_f64().is_some_and(|v| 0.0 < v && (v < 1.0 || v.fract() == 0.0) && v <= STEPS_MOST),
+            Type::Map => value.is_object(),
             Type::SomeOf(choices) => match value {
                 Value::Array(list) => {
                     let known = list.iter().all(|v| Type::Choice(choices).takes(v));
@@ -165,6 +171,8 @@ impl Type {
             Type::Text => "a text".to_owned(),
             Type::Choice(choices) => format!("one of {}", choices.join(", ")),
             Type::ChoiceOrBool(choices) => format!("one of {}, or true or false", choices.join(", ")),
+            Type::Steps => "a whole number of steps from 1, or a share of all steps, above 0 and below 1".to_owned(),
+            Type::Map => "a map of names with values".to_owned(),
             Type::SomeOf(choices) => format!("one of {}, or a list of different ones", choices.join(", ")),
             Type::Numbers { most } => format!("a list of at most {most} numbers"),
             Type::Texts { most } => format!("a list of at most {most} texts"),
@@ -176,6 +184,8 @@ impl Type {
 pub(super) const ABOVE_ZERO: f64 = f64::MIN_POSITIVE;
 pub(super) const BELOW_HALF: f64 = 0.5 - f64::EPSILON;
 pub(super) const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
+/// Beyond any run.
+const STEPS_MOST: f64 = (1u64 << 40) as f64;
 /// A whole number, none included.
 pub(super) const COUNT: Type = Type::Int { min: 0, max: i64::MAX };
 /// A whole number from one on. Bounded, for products of such counts must not overflow.
@@ -204,7 +214,7 @@ pub(super) const fn only(name: &'static str, default: Default, reason: &'static 
 }
 
 /// What people write from habit, and what they mean: for hints only.
-pub(super) const HABITS: [(&str, &str); 12] = [
+pub(super) const HABITS: [(&str, &str); 16] = [
     ("lr", "learning_rate"),
     ("epochs", "num_train_epochs"),
     ("num_epochs", "num_train_epochs"),
@@ -217,6 +227,10 @@ pub(super) const HABITS: [(&str, &str); 12] = [
     ("warmup", "warmup_steps"),
     ("max_seq_len", "max_length"),
     ("steps", "max_steps"),
+    ("optimizer", "optim"),
+    ("label_smoothing", "label_smoothing_factor"),
+    ("evaluation_strategy", "eval_strategy"),
+    ("patience", "early_stopping_patience"),
 ];
 
 pub(super) const fn old(name: &'static str, kind: Type, new: &'static str, translate: Translate) -> Row {
@@ -238,11 +252,13 @@ pub fn tables(task_type: TaskType) -> &'static [&'static [Row]] {
 }
 
 const ONE_DEVICE: &str = "a training task runs on one worker and one device in this build";
-const ADAMW_ONLY: &str = "AdamW is the optimizer of this build";
-const AROUND_TRAINING: &str = "held-out loss is measured before and after training";
+/// When something is done again and again.
+const INTERVALS: &[&str] = &["no", "steps", "epoch"];
 const RESUMES: &str = "the mesh resumes by itself, from the last whole checkpoint";
 const NO_HUB: &str = "name the hub as `output.destination`";
 const SEEN_IN_MLOC: &str = "the mesh shows progress and logs itself";
+const IN_4BITS: &str =
+    "weights in 4 bits carry an adapter and are not trained themselves: write `model.adapter: {type: qlora}`";
 const OWN_LOADER: &str = "this build reads data its own way";
 
 /// What every trainer shares: `TrainingArguments` of transformers 5.23, with the defaults of TRL's base config.
@@ -253,11 +269,8 @@ const TRAINER: &[Row] = &[
     works("per_device_eval_batch_size", SOME, Default::Int(8)),
     works("gradient_accumulation_steps", SOME, Default::Int(1)),
     works("learning_rate", NOT_NEGATIVE, Default::Float(5e-5)),
-    works(
-        "lr_scheduler_type",
-        Type::Choice(&["linear", "cosine", "constant", "constant_with_warmup"]),
-        Default::Text("linear"),
-    ),
+    works("lr_scheduler_type", Type::Choice(schedule::NAMES), Default::Text("linear")),
+    or_null("lr_scheduler_kwargs", Type::Map, Default::Null),
     // A number below 1 is a share of all steps, as in the reference.
     works("warmup_steps", NOT_NEGATIVE, Default::Float(0.0)),
     old("warmup_ratio", SHARE, "warmup_steps", Translate::Same),
@@ -267,10 +280,25 @@ const TRAINER: &[Row] = &[
     works("adam_epsilon", Type::Float { min: ABOVE_ZERO, max: 1.0 }, Default::Float(1e-8)),
     // 0 turns clipping off.
     works("max_grad_norm", NOT_NEGATIVE, Default::Float(1.0)),
-    works("logging_steps", SOME, Default::Int(10)),
-    works("save_strategy", Type::Choice(&["no", "steps", "epoch"]), Default::Text("steps")),
-    works("save_steps", SOME, Default::Int(500)),
+    works("optim", Type::Choice(optimizer::NAMES), Default::Text("adamw_torch")),
+    or_null("optim_args", Type::Text, Default::Null),
+    or_null("neftune_noise_alpha", NOT_NEGATIVE, Default::Null),
+    works("label_smoothing_factor", SHARE, Default::Float(0.0)),
+    works("logging_strategy", Type::Choice(INTERVALS), Default::Text("steps")),
+    works("logging_steps", Type::Steps, Default::Int(10)),
+    works("logging_first_step", Type::Bool, Default::Bool(false)),
+    works("save_strategy", Type::Choice(&["no", "steps", "epoch", "best"]), Default::Text("steps")),
+    works("save_steps", Type::Steps, Default::Int(500)),
     or_null("save_total_limit", SOME, Default::Null),
+    // What the mesh goes on from stays whole; this is about what is published.
+    works("save_only_model", Type::Bool, Default::Bool(false)),
+    works("eval_strategy", Type::Choice(INTERVALS), Default::Text("no")),
+    or_null("eval_steps", Type::Steps, Default::Null),
+    works("eval_delay", NOT_NEGATIVE, Default::Float(0.0)),
+    works("eval_on_start", Type::Bool, Default::Bool(false)),
+    works("load_best_model_at_end", Type::Bool, Default::Bool(false)),
+    or_null("metric_for_best_model", Type::Text, Default::Null),
+    or_null("greater_is_better", Type::Bool, Default::Null),
     works("seed", COUNT, Default::Int(42)),
     or_null("max_length", SOME, Default::Int(1024)),
     old("max_seq_length", SOME, "max_length", Translate::Same),
@@ -280,11 +308,12 @@ const TRAINER: &[Row] = &[
     old("train_sampling_strategy", Type::Choice(&["random", "sequential"]), "data_order", Translate::SamplingOrder),
     no_effect("output_dir", "the worker chooses its own folder, and artifacts go to `output.destination`"),
     no_effect("overwrite_output_dir", "the worker chooses its own folder"),
-    no_effect("gradient_checkpointing", "it trades memory for time and changes no result"),
-    no_effect("gradient_checkpointing_kwargs", "it trades memory for time and changes no result"),
-    no_effect("activation_checkpointing", "it trades memory for time and changes no result"),
-    no_effect("activation_checkpointing_kwargs", "it trades memory for time and changes no result"),
-    no_effect("activation_offloading", "it trades memory for time and changes no result"),
+    // The reference's default is true. Results are the same to the bit; here a layer keeps little anyhow.
+    works("gradient_checkpointing", Type::Bool, Default::Bool(false)),
+    no_effect("gradient_checkpointing_kwargs", "layers are computed anew one by one, the same way on each device"),
+    old("activation_checkpointing", Type::Bool, "gradient_checkpointing", Translate::Same),
+    no_effect("activation_checkpointing_kwargs", "layers are computed anew one by one, the same way on each device"),
+    no_effect("activation_offloading", "activations stay on the device: `gradient_checkpointing` keeps fewer of them"),
     no_effect("use_liger_kernel", "kernels are this build's own"),
     no_effect("liger_kernel_config", "kernels are this build's own"),
     no_effect("torch_compile", "there is no torch here"),
@@ -312,12 +341,12 @@ const TRAINER: &[Row] = &[
     no_effect("eval_accumulation_steps", "only sums of losses are kept"),
     no_effect("eval_do_concat_batches", "only sums of losses are kept"),
     no_effect("batch_eval_metrics", "only sums of losses are kept"),
-    no_effect("eval_delay", AROUND_TRAINING),
-    no_effect("eval_on_start", AROUND_TRAINING),
     no_effect("enable_jit_checkpoint", RESUMES),
     no_effect("restore_callback_states_from_checkpoint", RESUMES),
     no_effect("prediction_loss_only", "only losses are computed"),
     no_effect("skip_memory_metrics", "`peak_memory_bytes` is always logged"),
+    only("load_in_4bit", Default::Bool(false), IN_4BITS),
+    only("load_in_8bit", Default::Bool(false), IN_4BITS),
     no_effect("dataloader_num_workers", OWN_LOADER),
     no_effect("dataloader_pin_memory", OWN_LOADER),
     no_effect("dataloader_persistent_workers", OWN_LOADER),
@@ -339,26 +368,13 @@ const TRAINER: &[Row] = &[
     no_effect("eval_use_gather_object", ONE_DEVICE),
     no_effect("local_rank", ONE_DEVICE),
     no_effect("full_determinism", "the same CPU features and threads give the same bits anyway"),
-    works("optim", Type::Choice(&["adamw_torch", "adamw_torch_fused"]), Default::Text("adamw_torch")),
-    only("optim_args", Default::Null, ADAMW_ONLY),
-    only("optim_target_modules", Default::Null, ADAMW_ONLY),
+    only("optim_target_modules", Default::Null, "GaLore and APOLLO are not in this build"),
     only("do_predict", Default::Bool(false), "predictions on a test set are not in this build"),
     only("include_for_metrics", Default::Nothing, "metrics of one's own are not in this build"),
     only("ignore_data_skip", Default::Bool(false), "a resumed run goes on where the data was left"),
-    only("greater_is_better", Default::Null, "the last weights are kept"),
-    only("lr_scheduler_kwargs", Default::Null, "schedules take no arguments in this build"),
     only("data_seed", Default::Null, "`seed` sets the order of the data too"),
     only("dataloader_drop_last", Default::Bool(false), "the last batch is trained on, however small"),
-    only("label_smoothing_factor", Default::Float(0.0), "label smoothing is not in this build"),
-    only("neftune_noise_alpha", Default::Null, "NEFTune is not in this build"),
     only("auto_find_batch_size", Default::Bool(false), "batch sizes are as given"),
-    only("logging_strategy", Default::Text("steps"), "logs are written every `logging_steps`"),
-    only("logging_first_step", Default::Bool(false), "set `logging_steps: 1` to see the first step"),
-    only("eval_strategy", Default::Text("no"), AROUND_TRAINING),
-    only("eval_steps", Default::Null, AROUND_TRAINING),
-    only("load_best_model_at_end", Default::Bool(false), "the last weights are kept"),
-    only("metric_for_best_model", Default::Null, "the last weights are kept"),
-    only("save_only_model", Default::Bool(false), "a checkpoint without its optimizer cannot be resumed"),
     only("resume_from_checkpoint", Default::Null, RESUMES),
     only("push_to_hub", Default::Bool(false), NO_HUB),
     only("hub_model_id", Default::Null, NO_HUB),
@@ -388,7 +404,9 @@ const TRAINER: &[Row] = &[
     only("eos_token", Default::Null, "the tokenizer's own tokens are used"),
     only("pad_token", Default::Null, "the tokenizer's own tokens are used"),
     only("router_aux_loss_coef", Default::Null, "mixtures of experts are not in this build"),
-    // What follows is ours.
+    // What follows is ours; the first two are arguments of transformers' `EarlyStoppingCallback`.
+    or_null("early_stopping_patience", SOME, Default::Null),
+    works("early_stopping_threshold", NOT_NEGATIVE, Default::Float(0.0)),
     works("generation_prompts", Type::Texts { most: 16 }, Default::Nothing),
     works("generation_max_new_tokens", Type::Int { min: 1, max: 4096 }, Default::Int(64)),
 ];

@@ -1,8 +1,10 @@
 //! Typed settings from a checked spec: what modules read, defaults filled in.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::find;
+pub use super::optimizer::Optimizer;
+pub use super::schedule::{Curve, Plateau, Schedule};
 pub use super::{
     dpo::{Dpo, Truncation},
     grpo::Grpo,
@@ -29,8 +31,10 @@ pub struct Training {
     /// How it falls.
     pub lr_scheduler: Schedule,
     /// How it rises.
-    pub warmup: Warmup,
-    /// AdamW's decay.
+    pub warmup: Span,
+    /// The rule by which weights move.
+    pub optimizer: Optimizer,
+    /// Weight decay, whatever the optimizer.
     pub weight_decay: f64,
     /// AdamW's first moment.
     pub adam_beta1: f64,
@@ -40,12 +44,28 @@ pub struct Training {
     pub adam_epsilon: f64,
     /// Largest global gradient norm; `None` for no clipping.
     pub max_grad_norm: Option<f64>,
-    /// Optimizer steps between two lines of the log.
-    pub logging_steps: u64,
+    /// Strength of NEFTune's noise on embeddings; `None` for none.
+    pub neftune_noise_alpha: Option<f64>,
+    /// The share of the loss that is spread over the vocabulary.
+    pub label_smoothing_factor: f64,
+    /// When a line of the log is written.
+    pub logging: Interval,
+    /// Whether the first step has a line in any case.
+    pub logging_first_step: bool,
     /// When checkpoints are written.
     pub save: Save,
-    /// How many checkpoints are kept.
+    /// How many checkpoints are kept, but for the best one.
     pub save_total_limit: Option<usize>,
+    /// Whether published checkpoints hold nothing but the model.
+    pub save_only_model: bool,
+    /// When held-out data is looked at.
+    pub evaluation: Evaluation,
+    /// What of that decides which weights are the best; `None` where nobody asks.
+    pub best: Option<Best>,
+    /// Whether the best weights are the result, and not the last.
+    pub load_best_model_at_end: bool,
+    /// When training ends before its last step; `None` for never.
+    pub early_stopping: Option<EarlyStopping>,
     /// Seed of everything that is random.
     pub seed: u64,
     /// Tokens after which a sample is cut; `None` for never.
@@ -56,53 +76,96 @@ pub struct Training {
     pub data_order: DataOrder,
     /// Number format of the forward pass.
     pub precision: Precision,
+    /// Whether layers are computed anew in the backward pass, for less memory.
+    pub gradient_checkpointing: bool,
     /// Prompts answered before and after training.
     pub generation_prompts: Vec<String>,
     /// Longest of those answers, in tokens.
     pub generation_max_new_tokens: usize,
 }
 
-/// How the learning rate falls after its warmup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Schedule {
-    /// To 0 in a line.
-    Linear,
-    /// To 0 along half a cosine.
-    Cosine,
-    /// Not at all, and no warmup.
-    Constant,
-    /// Not at all.
-    ConstantWithWarmup,
-}
-
-/// How long the learning rate rises.
+/// A number of steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Warmup {
-    /// So many steps.
+pub enum Span {
+    /// So many.
     Steps(u64),
     /// A share of all steps, below 1.
     Share(f64),
 }
 
-impl Warmup {
-    /// Steps of warmup in a run of `total` steps; a share is rounded up, as in the reference.
+impl Span {
+    fn of(number: f64) -> Self {
+        if 0.0 < number && number < 1.0 { Self::Share(number) } else { Self::Steps(number as u64) }
+    }
+
+    /// Steps in a run of `total` steps; a share is rounded up, as in the reference.
     pub fn steps(self, total: u64) -> u64 {
         match self {
-            Warmup::Steps(steps) => steps,
-            Warmup::Share(share) => (total as f64 * share).ceil() as u64,
+            Self::Steps(steps) => steps,
+            Self::Share(share) => (total as f64 * share).ceil() as u64,
         }
     }
 }
 
-/// When checkpoints are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Save {
+/// When something is done again and again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Interval {
     /// Never.
     No,
     /// Every so many optimizer steps.
-    Steps(u64),
+    Steps(Span),
     /// After each epoch.
     Epoch,
+}
+
+impl Interval {
+    /// Whether it is time, `step` optimizer steps into a run.
+    pub fn is_due(self, step: u64, steps_per_epoch: u64, total: u64) -> bool {
+        match self {
+            Self::No => false,
+            Self::Steps(every) => step.is_multiple_of(every.steps(total).max(1)),
+            // The last epoch may be cut short, and ends all the same.
+            Self::Epoch => step.is_multiple_of(steps_per_epoch.max(1)) || step == total,
+        }
+    }
+}
+
+/// When held-out data is looked at in training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// When.
+    pub interval: Interval,
+    /// Not before so many steps, or epochs where the interval is one.
+    pub delay: f64,
+    /// Whether also before the first step.
+    pub on_start: bool,
+}
+
+/// Which weights are the best.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Best {
+    /// The metric, without `eval_`.
+    pub metric: String,
+    /// Whether more of it is better.
+    pub greater_is_better: bool,
+}
+
+/// When training ends early.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EarlyStopping {
+    /// After so many evaluations in a row that were no better.
+    pub patience: u64,
+    /// By how much one must be better.
+    pub threshold: f64,
+}
+
+/// When checkpoints are written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Save {
+    /// At an interval.
+    At(Interval),
+    /// Whenever an evaluation is better than all before it.
+    Best,
 }
 
 /// Order of the data.
@@ -114,7 +177,8 @@ pub enum DataOrder {
     Shuffled,
 }
 
-/// Number format of the forward pass.
+/// Number format of matrix products, and of frozen weights. What is trained, its optimizer's state, norms, softmax and
+/// losses are in 32 bits whatever it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// 32 bits.
@@ -186,8 +250,13 @@ impl Training {
     /// The settings of a checked spec.
     pub fn of(spec: &TaskSpec) -> Self {
         let values = Values { spec };
-        let warmup = values.float("warmup_steps");
-        let share = 0.0 < warmup && warmup < 1.0;
+        let (peak, schedule) = (values.float("learning_rate"), values.text("lr_scheduler_type"));
+        let lr_scheduler = Schedule::parse(&schedule, &values.map("lr_scheduler_kwargs"), peak);
+        let optimizer = Optimizer::parse(&values.text("optim"), &values.text("optim_args"));
+        let early_stopping = values.optional_size("early_stopping_patience").map(|patience| EarlyStopping {
+            patience: patience as u64,
+            threshold: values.float("early_stopping_threshold"),
+        });
         // `max_length` wins; `validate` has refused two that differ.
         let said = spec.hyperparameters.contains_key("max_length");
         let preprocessing = spec.dataset.as_ref().and_then(|d| d.max_seq_length).filter(|_| !said);
@@ -198,25 +267,37 @@ impl Training {
             per_device_eval_batch_size: values.size("per_device_eval_batch_size"),
             gradient_accumulation_steps: values.size("gradient_accumulation_steps"),
             learning_rate: values.float("learning_rate"),
-            lr_scheduler: match values.text("lr_scheduler_type").as_str() {
-                "cosine" => Schedule::Cosine,
-                "constant" => Schedule::Constant,
-                "constant_with_warmup" => Schedule::ConstantWithWarmup,
-                _ => Schedule::Linear,
-            },
-            warmup: if share { Warmup::Share(warmup) } else { Warmup::Steps(warmup as u64) },
+            // `validate` has refused arguments that are none.
+            lr_scheduler: lr_scheduler.unwrap_or(Schedule::Linear),
+            warmup: Span::of(values.float("warmup_steps")),
+            optimizer: optimizer.unwrap_or(Optimizer::AdamW),
             weight_decay: values.float("weight_decay"),
             adam_beta1: values.float("adam_beta1"),
             adam_beta2: values.float("adam_beta2"),
             adam_epsilon: values.float("adam_epsilon"),
             max_grad_norm: Some(values.float("max_grad_norm")).filter(|norm| *norm > 0.0),
-            logging_steps: values.count("logging_steps"),
+            neftune_noise_alpha: values.of("neftune_noise_alpha").as_f64().filter(|alpha| *alpha > 0.0),
+            label_smoothing_factor: values.float("label_smoothing_factor"),
+            logging: values.interval("logging_strategy", "logging_steps"),
+            logging_first_step: values.truth("logging_first_step"),
             save: match values.text("save_strategy").as_str() {
-                "no" => Save::No,
-                "epoch" => Save::Epoch,
-                _ => Save::Steps(values.count("save_steps")),
+                "best" => Save::Best,
+                _ => Save::At(values.interval("save_strategy", "save_steps")),
             },
             save_total_limit: values.optional_size("save_total_limit"),
+            save_only_model: values.truth("save_only_model"),
+            evaluation: Evaluation {
+                // As often as the log has a line, unless said.
+                interval: match values.of("eval_steps").is_null() {
+                    true => values.interval("eval_strategy", "logging_steps"),
+                    false => values.interval("eval_strategy", "eval_steps"),
+                },
+                delay: values.float("eval_delay"),
+                on_start: values.truth("eval_on_start"),
+            },
+            best: best(&values),
+            load_best_model_at_end: values.truth("load_best_model_at_end"),
+            early_stopping,
             seed: values.count("seed"),
             max_length: match preprocessing {
                 Some(length) => Some(length as usize),
@@ -232,10 +313,29 @@ impl Training {
                 (false, true) => Precision::Bf16,
                 (false, false) => Precision::F32,
             },
+            gradient_checkpointing: values.truth("gradient_checkpointing"),
             generation_prompts: values.texts("generation_prompts"),
             generation_max_new_tokens: values.size("generation_max_new_tokens"),
         }
     }
+}
+
+/// What decides which weights are the best, where something depends on it. The defaults are the reference's: the loss,
+/// and more is better of all that is not called a loss.
+fn best(values: &Values<'_>) -> Option<Best> {
+    let asked = values.of("metric_for_best_model").as_str().map(str::to_owned);
+    let schedule = values.text("lr_scheduler_type") == "reduce_lr_on_plateau";
+    let needed = values.truth("load_best_model_at_end")
+        || !values.of("early_stopping_patience").is_null()
+        || values.text("save_strategy") == "best"
+        || schedule;
+    if asked.is_none() && !needed {
+        return None;
+    }
+    let metric = asked.unwrap_or_else(|| "loss".to_owned());
+    let metric = metric.strip_prefix("eval_").unwrap_or(&metric).to_owned();
+    let greater_is_better = values.of("greater_is_better").as_bool().unwrap_or(!metric.ends_with("loss"));
+    Some(Best { metric, greater_is_better })
 }
 
 impl Shape {
@@ -335,6 +435,18 @@ impl Values<'_> {
 
     pub(super) fn text(&self, name: &str) -> String {
         self.of(name).as_str().unwrap_or_default().to_owned()
+    }
+
+    fn map(&self, name: &str) -> Map<String, Value> {
+        self.of(name).as_object().cloned().unwrap_or_default()
+    }
+
+    fn interval(&self, strategy: &str, steps: &str) -> Interval {
+        match self.text(strategy).as_str() {
+            "steps" => Interval::Steps(Span::of(self.float(steps))),
+            "epoch" => Interval::Epoch,
+            _ => Interval::No,
+        }
     }
 
     fn texts(&self, name: &str) -> Vec<String> {

@@ -9,8 +9,8 @@ use crate::{
     task::{
         kind::Kind,
         spec::{
-            Adapter, AdapterKind, Checkpointing, Code, Command, Dataset, HubRepo, Location, Metadata, Model, Output,
-            Placement, Retry, Timeouts,
+            Adapter, AdapterBias, AdapterInit, AdapterKind, Checkpointing, Code, Command, Dataset, FourBit, HubRepo,
+            Location, Metadata, Model, Modules, Output, Placement, QuantType, Retry, Timeouts,
         },
     },
 };
@@ -123,15 +123,42 @@ fn texts() -> impl Strategy<Value = std::collections::BTreeMap<String, String>> 
 }
 
 fn spec() -> impl Strategy<Value = TaskSpec> {
-    let adapter = (any::<bool>(), 1..1025u32, 1..10_000_000u64, 0..1_000_000u32, any::<bool>()).prop_map(
-        |(quantised, r, lora_alpha_milli, lora_dropout_micro, use_rslora)| Adapter {
-            kind: if quantised { AdapterKind::Qlora } else { AdapterKind::Lora },
-            r,
-            lora_alpha_milli,
-            lora_dropout_micro,
-            target_modules: vec!["q_proj".into(), "all-linear".into()],
-            use_rslora,
-            source: None,
+    let modules = || {
+        let named = prop::collection::btree_set("[a-z]{1,4}_proj", 1..3).prop_map(|names| names.into_iter().collect());
+        prop_oneof![
+            named.prop_map(Modules::Named),
+            Just(Modules::Named(vec!["all-linear".into()])),
+            "[a-z]{0,3}\\.\\*[a-z]{1,4}\\[0-9\\]\\(a\\|b\\)".prop_map(Modules::Matching),
+        ]
+    };
+    let numbers = (1..1025u32, 1..10_000_000u64, 0..1_000_000u32);
+    let switches = (any::<bool>(), any::<bool>(), any::<bool>(), 0..3usize, any::<bool>(), 0..8usize);
+    let patterns = ("[a-z.|]{0,8}x", prop::collection::btree_set(0..100u32, 0..3), 1..9u32);
+    let adapter = (numbers, switches, patterns, modules(), prop::option::of(modules())).prop_map(
+        |((r, lora_alpha_milli, lora_dropout_micro), switches, (pattern, layers, rank), target_modules, excluded)| {
+            let (quantised, use_rslora, use_dora, bias, double_quant, block) = switches;
+            let four_bit = FourBit { quant_type: QuantType::Fp4, block_size: 32 << block, double_quant };
+            let by_names = matches!(&target_modules, Modules::Named(names) if names[0] != "all-linear");
+            Adapter {
+                kind: if quantised { AdapterKind::Qlora } else { AdapterKind::Lora },
+                r,
+                lora_alpha_milli,
+                lora_dropout_micro,
+                use_rslora,
+                // Among what is taken out the word is a name like any other, and no name has a dash.
+                exclude_modules: excluded.filter(|m| *m != Modules::Named(vec!["all-linear".into()])),
+                rank_pattern: [(pattern.clone(), rank)].into(),
+                alpha_pattern_milli: [(pattern, lora_alpha_milli)].into(),
+                layers_pattern: if by_names && !layers.is_empty() { vec!["layers".into()] } else { vec![] },
+                layers_to_transform: if by_names { layers.into_iter().collect() } else { vec![] },
+                target_modules,
+                modules_to_save: vec!["lm_head".into()],
+                bias: [AdapterBias::None, AdapterBias::All, AdapterBias::LoraOnly][bias],
+                use_dora,
+                init: if use_dora { AdapterInit::Gaussian } else { AdapterInit::Kaiming },
+                four_bit: if quantised { four_bit } else { FourBit::default() },
+                source: None,
+            }
         },
     );
     let hyperparameters = (any::<u32>(), 0.0..1.0f64, prop::collection::vec("\\PC{0,12}", 0..3)).prop_map(

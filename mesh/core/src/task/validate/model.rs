@@ -1,13 +1,14 @@
-//! The model, its adapter, and the data it learns from.
+//! The model and the data it learns from.
+
+use serde_json::Value;
 
 use super::Validation;
 use crate::task::{
     fields::Typed,
     hyperparameters::Read,
-    names,
     problem::{Problem, show},
-    raw::{RawAdapter, RawDataset, RawSource, RawSpec},
-    spec::{Adapter, AdapterKind, Dataset, Model},
+    raw::{RawDataset, RawSource, RawSpec},
+    spec::{Dataset, Model},
 };
 
 impl Validation<'_> {
@@ -20,73 +21,14 @@ impl Validation<'_> {
         Some(source.map(|source| Model { source, adapter: adapter.flatten(), reference, value }))
     }
 
-    fn adapter(&mut self, raw: &RawAdapter) -> Option<Adapter> {
-        let kind = match raw.kind.as_ref().map(|kind| (kind, kind.value.as_str())) {
-            Some((_, "lora")) => Some(AdapterKind::Lora),
-            Some((_, "qlora")) => Some(AdapterKind::Qlora),
-            Some((kind, _)) => {
-                self.problems.push(kind.problem("`lora` or `qlora`"));
-                None
-            }
-            None => None,
-        };
-        if let Some(bias) = raw.bias.as_ref().filter(|bias| bias.value != "none") {
-            self.problems.push(bias.problem("`none`: training biases is not in this build"));
-        }
-        let r = raw.r.as_ref().map_or(8, |r| {
-            if !(1..=1024).contains(&r.value) {
-                self.problems.push(Problem::new(&r.path, r.at, format!("`{}`", r.value), "a rank from 1 to 1024"));
-            }
-            u32::try_from(r.value).unwrap_or(1)
-        });
-        let alpha = raw.lora_alpha.as_ref().map_or(8_000, |alpha| {
-            let expected = "a number above 0, at most 1000000, with at most 3 digits after the point";
-            self.fixed(alpha, 1e3, 1.0..=1e9, expected)
-        });
-        let dropout = raw.lora_dropout.as_ref().map_or(0, |dropout| {
-            let expected = "a share from 0 to below 1, with at most 6 digits after the point";
-            self.fixed(dropout, 1e6, 0.0..=999_999.0, expected)
-        });
-        let target_modules = match &raw.target_modules {
-            Some(modules) => self.target_modules(modules),
-            // PEFT's own choice for this family.
-            None => vec!["q_proj".to_owned(), "v_proj".to_owned()],
-        };
-        Some(Adapter {
-            kind: kind?,
-            r,
-            lora_alpha_milli: alpha,
-            lora_dropout_micro: u32::try_from(dropout).unwrap_or(0),
-            target_modules,
-            use_rslora: raw.use_rslora.as_ref().is_some_and(|truth| truth.value),
-            source: self.source(&raw.source),
-        })
-    }
-
-    fn target_modules(&mut self, modules: &Typed<Vec<Typed<String>>>) -> Vec<String> {
-        if modules.value.is_empty() {
-            let expected = "names of linear layers, such as q_proj, or `all-linear`";
-            self.problems.push(Problem::new(&modules.path, modules.at, "an empty list", expected));
-        }
-        let mut kept = Vec::new();
-        for module in &modules.value {
-            match names::name(module, "", 128) {
-                Ok(name) if kept.contains(&name) => {
-                    self.problems.push(module.problem("each module once"));
-                }
-                Ok(name) => kept.push(name),
-                Err(problem) => self.problems.push(Problem {
-                    expected: "the name of a linear layer; patterns are not in this build".to_owned(),
-                    hint: None,
-                    ..problem
-                }),
-            }
-        }
-        kept
-    }
-
     /// A number as a whole number of small parts, for the ledger has no floats.
-    fn fixed(&mut self, typed: &Typed<f64>, parts: f64, bounds: std::ops::RangeInclusive<f64>, expected: &str) -> u64 {
+    pub(super) fn fixed(
+        &mut self,
+        typed: &Typed<f64>,
+        parts: f64,
+        bounds: std::ops::RangeInclusive<f64>,
+        expected: &str,
+    ) -> u64 {
         let scaled = (typed.value * parts).round();
         let exact = (scaled / parts - typed.value).abs() <= f64::EPSILON * typed.value.abs();
         if !bounds.contains(&scaled) || !exact {
@@ -147,6 +89,22 @@ impl Validation<'_> {
                 format!("{length}, as `hyperparameters.{name}` has it"),
             );
             self.problems.push(problem.hint("keep one of the two"));
+        }
+    }
+
+    /// Evaluations in training need data to evaluate on.
+    pub(super) fn evaluations(&mut self, spec: &RawSpec, read: &Read) {
+        if spec.dataset.as_ref().is_some_and(|dataset| dataset.eval.is_some()) {
+            return;
+        }
+        let asks = |name: &str| match read.values.get(name) {
+            Some(Value::String(strategy)) => strategy != "no",
+            Some(truth) => truth == &Value::Bool(true),
+            None => false,
+        };
+        for name in ["eval_strategy", "eval_on_start"].into_iter().filter(|name| asks(name)) {
+            let expected = "`dataset.eval` with it: held-out data to look at";
+            read.problem(name, "evaluations without held-out data", expected, self.problems);
         }
     }
 }

@@ -1,0 +1,87 @@
+//! Settings that steer a run hold together: a schedule and an optimizer with their arguments, and what needs a look at
+//! held-out data with that look.
+
+use serde_json::{Map, Value};
+
+use super::{PATH, Read, arguments::Wrong, find, optimizer::Optimizer, schedule::Schedule};
+use crate::task::{
+    kind::TaskType,
+    problem::{At, Problem, Problems, nearest},
+};
+
+/// What supervised training measures on held-out data; other methods say themselves what they measure.
+const METRICS: [&str; 3] = ["loss", "mean_token_accuracy", "entropy"];
+
+/// Settings that ask for evaluations.
+const NEED_EVALUATION: [&str; 3] = ["load_best_model_at_end", "early_stopping_patience", "metric_for_best_model"];
+
+pub(super) fn check(task_type: TaskType, read: &Read, problems: &mut Problems) {
+    if find(task_type, "lr_scheduler_type").is_none() {
+        return;
+    }
+    let of = |name: &str| {
+        let default = || find(task_type, name).map_or(Value::Null, |row| row.default.value());
+        read.values.get(name).cloned().unwrap_or_else(default)
+    };
+    let text = |name: &str| of(name).as_str().unwrap_or_default().to_owned();
+    let nothing = Map::new();
+    let given = of("lr_scheduler_kwargs");
+    let peak = of("learning_rate").as_f64().unwrap_or_default();
+    let schedule = Schedule::parse(&text("lr_scheduler_type"), given.as_object().unwrap_or(&nothing), peak);
+    tell(read, "lr_scheduler_kwargs", "lr_scheduler_type", schedule.err(), problems);
+    let optimizer = Optimizer::parse(&text("optim"), &text("optim_args"));
+    tell(read, "optim_args", "optim", optimizer.err(), problems);
+
+    let evaluates = text("eval_strategy") != "no";
+    let asks = |name: &str| !matches!(of(name), Value::Null | Value::Bool(false));
+    if !evaluates {
+        let saves = (text("save_strategy") == "best").then_some("save_strategy");
+        let plateau = (text("lr_scheduler_type") == "reduce_lr_on_plateau").then_some("lr_scheduler_type");
+        for name in NEED_EVALUATION.into_iter().filter(|name| asks(name)).chain(saves).chain(plateau) {
+            let found = format!("`{}` without evaluations", shown(&of(name)));
+            let expected = "`eval_strategy: steps` or `epoch` with it, and `dataset.eval`";
+            read.problem(name, &found, expected, problems);
+        }
+    }
+    let supervised = matches!(task_type, TaskType::Sft | TaskType::Pretrain);
+    if !supervised && of("label_smoothing_factor").as_f64().is_some_and(|factor| factor > 0.0) {
+        let expected = format!("0 with {task_type}, whose loss is no mean over tokens");
+        read.problem("label_smoothing_factor", &of("label_smoothing_factor").to_string(), &expected, problems);
+    }
+    let metric = text("metric_for_best_model");
+    let bare = metric.strip_prefix("eval_").unwrap_or(&metric);
+    if supervised && !metric.is_empty() && !METRICS.contains(&bare) {
+        let (typed, at) = read.place("metric_for_best_model");
+        let expected = format!("one of {}", METRICS.map(|name| format!("eval_{name}")).join(", "));
+        let problem = Problem::new(format!("{PATH}.{typed}"), at, format!("`{metric}`"), expected);
+        problems.push(match nearest(bare, METRICS) {
+            Some(near) => problem.hint(format!("did you mean `eval_{near}`?")),
+            None => problem,
+        });
+    }
+}
+
+/// Puts what is wrong with arguments where they stand, or where what they belong to does.
+fn tell(read: &Read, arguments: &str, owner: &str, wrong: Option<Vec<Wrong>>, problems: &mut Problems) {
+    let place = if read.typed.contains_key(arguments) { arguments } else { owner };
+    let (typed, at) = read.place(place);
+    for Wrong { name, found, expected, hint } in wrong.into_iter().flatten() {
+        let dot = if name.is_empty() { "" } else { "." };
+        let problem = Problem::new(format!("{PATH}.{typed}{dot}{name}"), at, found, expected);
+        problems.push(match hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
+        });
+    }
+}
+
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+impl Read {
+    /// The name that was typed for a setting, and where.
+    fn place(&self, name: &str) -> (String, At) {
+        self.typed.get(name).cloned().unwrap_or((name.to_owned(), At::START))
+    }
+}
