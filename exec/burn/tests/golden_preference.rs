@@ -11,7 +11,7 @@ use mloc_burn::lora::{self, LoraConfig};
 use mloc_burn::model::parameter::{Gradients, matrix};
 use mloc_burn::model::{Decoder, DecoderConfig};
 use mloc_burn::objective::{Evaluate, Objective, Pass};
-use mloc_burn::optim::AdamWSettings;
+use mloc_burn::optim::{AdamWSettings, OptimizerSettings};
 use mloc_burn::preference::losses::{PAIR_LOSSES, Side};
 use mloc_burn::preference::{BradleyTerry, Dpo, DpoBatch, PairLoss, Preference, Reference, RewardBatch, reward};
 use mloc_burn::schedule::Schedule;
@@ -35,14 +35,15 @@ fn settings(expected: &Expected) -> TrainSettings {
             warmup_steps: number("warmup_steps") as u64,
             total_steps: number("max_steps") as u64,
         },
-        adamw: AdamWSettings {
+        optimizer: OptimizerSettings::AdamW(AdamWSettings {
             adam_beta1: number("adam_beta1"),
             adam_beta2: number("adam_beta2"),
             adam_epsilon: number("adam_epsilon"),
             weight_decay: number("weight_decay"),
-        },
+        }),
         max_grad_norm: Some(number("max_grad_norm")),
         seed: 42,
+        neftune_noise_alpha: None,
     }
 }
 
@@ -251,7 +252,13 @@ where
     O: Evaluate<Model = Decoder>,
 {
     let mut gradients = Gradients::default();
-    let mut pass = Pass { scale: 1.0, dropout_seed: 0, gradients: &mut gradients, stop: &|| false };
+    let mut pass = Pass {
+        scale: 1.0,
+        dropout_seed: 0,
+        neftune_noise_alpha: None,
+        gradients: &mut gradients,
+        stop: &|| false,
+    };
     let report = objective.accumulate(model, batch, &mut pass).expect("gradient");
     let loss = |model: &Decoder| objective.evaluate(model, batch).expect("loss").means().0;
     assert!((loss(model) - report.loss).abs() < 1e-5, "{what}: {} and {}", loss(model), report.loss);
@@ -339,10 +346,9 @@ fn a_reward_adapter_goes_to_peft_names_and_back() {
     let config = LoraConfig {
         r: 2,
         lora_alpha: 4.0,
-        lora_dropout: 0.0,
-        use_rslora: false,
-        target_modules: vec!["q_proj".into()],
+        target_modules: ["q_proj"].into(),
         modules_to_save: vec!["score".into()],
+        ..LoraConfig::default()
     };
     let mut model = small(Some(1));
     lora::attach(&mut model, &config, 3).expect("attach");
