@@ -12,8 +12,6 @@ use crate::task::{kind::TaskType, problem::Problems, spec::TaskSpec};
 
 pub(super) const NAMES: &[Row] = &[
     works("learning_rate", NOT_NEGATIVE, Default::Float(3e-06)),
-    // The reference does not clip in PPO; a bound that is given holds.
-    works("max_grad_norm", NOT_NEGATIVE, Default::Float(0.0)),
     works("num_mini_batches", SOME, Default::Int(1)),
     or_null("total_episodes", SOME, Default::Null),
     works("local_rollout_forward_batch_size", SOME, Default::Int(64)),
@@ -37,6 +35,7 @@ pub(super) const NAMES: &[Row] = &[
     or_null("reward_weights", Type::Numbers { most: 64 }, Default::Null),
     no_effect("num_sample_generations", "answers to `generation_prompts` are shown before and after training"),
     no_effect("per_device_eval_batch_size", "`local_rollout_forward_batch_size` is for all passes without gradients"),
+    no_effect("max_grad_norm", "PPO clips ratios and not gradients, as the reference's trainer does"),
     no_effect("max_steps", "`total_episodes` says how long the run is"),
     only("sft_model_path", Default::Null, "name the model as `spec.model.source`"),
     only("reward_model_path", Default::Null, "name the reward model as `spec.reward.model.source`"),
