@@ -86,8 +86,10 @@ pub(crate) struct Raw<'a> {
     dtype: &'static str,
     element_bytes: usize,
     shape: Vec<usize>,
-    write: Box<dyn Fn(&mut dyn Write) -> std::io::Result<()> + 'a>,
+    write: WriteTo<'a>,
 }
+
+type WriteTo<'a> = Box<dyn Fn(&mut dyn Write) -> std::io::Result<()> + 'a>;
 
 impl<'a> Raw<'a> {
     fn stored(tensor: Stored<'a>, storage: Storage) -> Self {

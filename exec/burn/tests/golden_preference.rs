@@ -3,7 +3,7 @@
 mod golden;
 
 use burn::tensor::Device;
-use golden::{Close, Expected, fixture, tensors};
+use golden::{Close, Expected, fixture, settings, tensors};
 use mloc_burn::batch::{Batch, IGNORED};
 use mloc_burn::formats::dataset::{self, LoadOptions};
 use mloc_burn::formats::tokenizer::TextTokenizer;
@@ -11,11 +11,9 @@ use mloc_burn::lora::{self, LoraConfig};
 use mloc_burn::model::parameter::{Gradients, matrix};
 use mloc_burn::model::{Decoder, DecoderConfig};
 use mloc_burn::objective::{Evaluate, Objective, Pass};
-use mloc_burn::optim::{AdamWSettings, OptimizerSettings};
 use mloc_burn::preference::losses::{PAIR_LOSSES, Side};
 use mloc_burn::preference::{BradleyTerry, Dpo, DpoBatch, PairLoss, Preference, Reference, RewardBatch, reward};
-use mloc_burn::schedule::Schedule;
-use mloc_burn::train::{StepReport, TrainSettings, Trainer};
+use mloc_burn::train::{StepReport, Trainer};
 use mloc_burn::weights::SafetensorsSource;
 
 fn open(folder: &str) -> Decoder {
@@ -23,28 +21,6 @@ fn open(folder: &str) -> Decoder {
     let config = DecoderConfig::from_folder(&folder).expect("config");
     let source = SafetensorsSource::open_folder(&folder).expect("weights");
     Decoder::load(config, &source, &Device::flex()).expect("model")
-}
-
-fn settings(expected: &Expected) -> TrainSettings {
-    let number = |key: &str| expected.number(&format!("/hyperparameters/{key}"));
-    TrainSettings {
-        schedule: Schedule {
-            kind: serde_json::from_value(expected.value("/hyperparameters/lr_scheduler_type").clone())
-                .expect("schedule"),
-            peak: number("learning_rate"),
-            warmup_steps: number("warmup_steps") as u64,
-            total_steps: number("max_steps") as u64,
-        },
-        optimizer: OptimizerSettings::AdamW(AdamWSettings {
-            adam_beta1: number("adam_beta1"),
-            adam_beta2: number("adam_beta2"),
-            adam_epsilon: number("adam_epsilon"),
-            weight_decay: number("weight_decay"),
-        }),
-        max_grad_norm: Some(number("max_grad_norm")),
-        seed: 42,
-        neftune_noise_alpha: None,
-    }
 }
 
 /// The rows of a recorded batch, labelled by its completion mask where it has one.
@@ -252,13 +228,8 @@ where
     O: Evaluate<Model = Decoder>,
 {
     let mut gradients = Gradients::default();
-    let mut pass = Pass {
-        scale: 1.0,
-        dropout_seed: 0,
-        neftune_noise_alpha: None,
-        gradients: &mut gradients,
-        stop: &|| false,
-    };
+    let (scale, dropout_seed, neftune_noise_alpha, stop) = (1.0, 0, None, &|| false);
+    let mut pass = Pass { scale, dropout_seed, neftune_noise_alpha, gradients: &mut gradients, stop };
     let report = objective.accumulate(model, batch, &mut pass).expect("gradient");
     let loss = |model: &Decoder| objective.evaluate(model, batch).expect("loss").means().0;
     assert!((loss(model) - report.loss).abs() < 1e-5, "{what}: {} and {}", loss(model), report.loss);

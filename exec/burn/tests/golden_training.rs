@@ -5,16 +5,14 @@ mod golden;
 use std::path::Path;
 
 use burn::tensor::Device;
-use golden::{Close, Expected, fixture, tensors};
+use golden::{Close, Expected, fixture, settings, tensors};
 use mloc_burn::batch::Batch;
 use mloc_burn::export::{Storage, write_model};
 use mloc_burn::lora::{self, LoraConfig, Modules};
 use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig, Packed};
 use mloc_burn::objective::Figures;
-use mloc_burn::optim::{AdamWSettings, OptimizerSettings};
-use mloc_burn::schedule::{Schedule, ScheduleKind};
-use mloc_burn::train::{STATE_FILES, TrainError, TrainSettings, Trainer};
+use mloc_burn::train::{STATE_FILES, TrainError, Trainer};
 use mloc_burn::weights::SafetensorsSource;
 
 fn base(family: &str) -> Decoder {
@@ -25,32 +23,6 @@ fn open(folder: &Path) -> Decoder {
     let config = DecoderConfig::from_folder(folder).expect("config");
     let source = SafetensorsSource::open_folder(folder).expect("weights");
     Decoder::load(config, &source, &Device::flex()).expect("model")
-}
-
-fn settings(expected: &Expected) -> TrainSettings {
-    let number = |key: &str| expected.number(&format!("/hyperparameters/{key}"));
-    TrainSettings {
-        schedule: Schedule {
-            kind: match expected.value("/hyperparameters/lr_scheduler_type").as_str() {
-                Some("linear") => ScheduleKind::Linear,
-                Some("cosine") => ScheduleKind::Cosine { num_cycles: 0.5 },
-                Some("constant") => ScheduleKind::Constant,
-                other => panic!("{other:?}"),
-            },
-            peak: number("learning_rate"),
-            warmup_steps: number("warmup_steps") as u64,
-            total_steps: number("max_steps") as u64,
-        },
-        optimizer: OptimizerSettings::AdamW(AdamWSettings {
-            adam_beta1: number("adam_beta1"),
-            adam_beta2: number("adam_beta2"),
-            adam_epsilon: number("adam_epsilon"),
-            weight_decay: number("weight_decay"),
-        }),
-        max_grad_norm: Some(number("max_grad_norm")),
-        seed: 42,
-        neftune_noise_alpha: None,
-    }
 }
 
 /// The micro-batches of each step.

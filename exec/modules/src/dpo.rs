@@ -43,6 +43,7 @@ impl Module for Dpo {
         let mut base = start::load(ctx, &training)?;
         base.must_be_a_language_model()?;
         start::prepare(ctx, &mut base.model, &training)?;
+        start::warn_of_dropout(ctx, &base.model, settings.disable_dropout);
         let tokenizer = &base.tokenizer;
         let data = pairs::data(ctx, tokenizer, &Shortened::new(&settings, training.max_length))?;
         if data.train.iter().any(|pair| pair.margin.is_some()) {

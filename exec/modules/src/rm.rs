@@ -33,6 +33,7 @@ impl Module for Rm {
         let mut base = start::load(ctx, &settings)?;
         base.model = with_one_score(ctx, base.model, settings.seed)?;
         start::prepare(ctx, &mut base.model, &settings)?;
+        start::warn_of_dropout(ctx, &base.model, reward.disable_dropout);
         let tokenizer = &base.tokenizer;
         if let (Some(config), Some(pad)) = (base.model.config.raw.as_object_mut(), tokenizer.pad_id()) {
             // Readers find a text's last token by what it is not padded with.

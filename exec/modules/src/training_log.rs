@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::Write,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mloc_burn::{objective::Figures, train::StepReport};
@@ -135,6 +135,11 @@ impl TrainingLog {
             line[format!("eval_{name}")] = Value::from(*value);
         }
         self.append(&line)
+    }
+
+    /// Leaves a stretch without steps out of the rate of tokens.
+    pub fn leave_out(&mut self, stretch: Duration) {
+        self.since += stretch;
     }
 
     fn append(&self, line: &Value) -> Result<(), ModuleError> {

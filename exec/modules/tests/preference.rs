@@ -145,9 +145,12 @@ fn rm(adapter: Option<Value>, more: Value) -> Bench {
     Bench::new(spec("rm", adapter, settings(more)), inputs("rm"))
 }
 
+/// Makes a task that has not begun.
+type Fresh = fn() -> Bench;
+
 #[test]
 fn a_run_stopped_after_each_step_equals_the_unbroken_one() {
-    let cases: [(&str, fn() -> Bench); 5] = [
+    let cases: [(&str, Fresh); 5] = [
         ("dpo, adapter", || dpo(Some(lora()), json!({}))),
         ("dpo, adapter, precomputed", || dpo(Some(lora()), json!({"precompute_ref_log_probs": true}))),
         ("dpo, all weights", || dpo(None, json!({"loss_type": ["ipo", "hinge"], "loss_weights": [1.0, 0.5]}))),
@@ -273,9 +276,18 @@ fn pairs_that_are_left_out_or_say_nothing_are_counted() {
     let short = json!({"max_length": 6, "max_steps": 1, "save_strategy": "no"});
     let said = warnings(&with_rows(dpo(Some(lora()), short.clone()), &rows));
     assert!(said[0].starts_with("training data: 1 of 3 pairs are left out: no token of an answer is left"), "{said:?}");
-    let said = warnings(&with_rows(rm(Some(lora()), json!({"max_length": 12, "max_steps": 1})), &rows));
+    let margin = json!({"prompt": "Up?", "chosen": " Yes.", "rejected": " No.", "margin": 2});
+    let off = json!({"disable_dropout": true, "max_steps": 1, "save_strategy": "no"});
+    let said = warnings(&with_rows(dpo(Some(lora()), off), &[margin]));
+    assert!(said[0].starts_with("model.adapter.lora_dropout: 0.2 has no effect: "), "{said:?}");
+    assert_eq!(said[1], "training data: the column `margin` has no part in dpo: it is read by rm only");
+    let one_a_step = json!({
+        "max_length": 12, "max_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+    });
+    let said = warnings(&with_rows(rm(Some(lora()), one_a_step), &rows));
     assert_eq!(
-        said,
-        ["training data: 1 of 3 pairs are left out: one of their sides has no tokens, or more than max_length 12"]
+        said[0],
+        "training data: 1 of 3 pairs are left out: one of their sides has no tokens, or more than max_length 12"
     );
 }

@@ -50,9 +50,6 @@ fn its_pairs_are_told_apart_after_some_steps() {
             spec.hyperparameters.insert(name.into(), value);
         }
         spec.hyperparameters.insert("save_strategy".into(), json!("no"));
-        if file.starts_with("dpo") {
-            spec.hyperparameters.insert("generation_max_new_tokens".into(), json!(2));
-        }
         let bench = Bench::new(spec.clone(), inputs(&spec));
         bench.run();
         // The second time through the same pairs.

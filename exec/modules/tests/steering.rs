@@ -57,11 +57,11 @@ fn held_out_data_is_looked_at_on_the_way() {
     let rounded = |value: &Value| (value.as_f64().expect("loss") * 1e4).round() / 1e4;
     assert_eq!(rounded(&lines[0].1["eval_loss"]), rounded(&summary["eval_loss_before"]));
     assert_eq!(rounded(&lines[3].1["eval_loss"]), rounded(&summary["eval_loss_after"]));
-    let notes = attempt.events.iter().filter_map(|event| match event {
+    let mut notes = attempt.events.iter().filter_map(|event| match event {
         Event::Progress(progress) => progress.note.clone(),
         _ => None,
     });
-    let last = notes.last().expect("figures for people");
+    let last = notes.next_back().expect("figures for people");
     assert!(last.starts_with("eval_entropy ") && last.ends_with(" after step 5"), "{last}");
 }
 

@@ -176,7 +176,7 @@ fn compile(key: &'static str, whole: &str, typed: &str) -> Result<Regex, LoraErr
     // The user's own text first: a message about what stands around it would puzzle.
     Regex::new(typed).and_then(|_| Regex::new(whole)).map_err(|error| {
         let why = error.to_string();
-        let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let why = why.lines().next_back().unwrap_or_default().trim_start_matches("error: ").to_owned();
         setting(key, format!("{typed:?} is no regular expression: {why}"))
     })
 }

@@ -66,7 +66,12 @@ pub fn matrix(values: Vec<f32>, shape: &[usize], device: &Device) -> Tensor<2> {
 
 /// A tensor's values on the host, row-major.
 pub fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().iter::<f32>().collect()
+    let data = tensor.into_data();
+    // An element at a time costs ten times as much.
+    match data.as_slice::<f32>() {
+        Ok(values) => values.to_vec(),
+        Err(_) => data.iter::<f32>().collect(),
+    }
 }
 
 /// Gradients by parameter name, summed over backward passes.

@@ -73,20 +73,16 @@ pub enum Weight {
 impl Weight {
     /// A weight from row-major values, held as asked. The values in f32 are gone when it returns.
     pub fn new(name: String, dims: [usize; 2], values: Vec<f32>, held: Held, device: &Device) -> Self {
-        let plain = |name, values| Parameter::new(name, &dims, values, device);
-        let rounded = |name, values, format| {
-            let mut parameter: Parameter = plain(name, values);
-            parameter.value = parameter.value.cast(format);
-            Self::Plain(parameter)
-        };
-        match held {
-            Held::F32 => Self::Plain(plain(name, values)),
-            Held::Bf16 => rounded(name, values, FloatDType::BF16),
-            Held::F16 => rounded(name, values, FloatDType::F16),
+        let format = match held {
+            Held::F32 => FloatDType::F32,
+            Held::Bf16 => FloatDType::BF16,
+            Held::F16 => FloatDType::F16,
             Held::FourBit(settings) => {
-                Self::FourBit { name, matrix: FourBitMatrix::quantize(&values, dims, settings, device) }
+                return Self::FourBit { name, matrix: FourBitMatrix::quantize(&values, dims, settings, device) };
             }
-        }
+        };
+        let exact = Parameter::new(name, &dims, values, device);
+        Self::Plain(Parameter { value: exact.value.clone().cast(format), ..exact })
     }
 
     /// Hugging Face's name, with `.weight`.

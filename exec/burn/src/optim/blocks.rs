@@ -31,11 +31,16 @@ pub enum Levels {
     Unsigned,
 }
 
-/// The levels in order, and the midpoints between them.
+/// The levels in order, the midpoints between them, and where to begin to look for a value's level.
 struct Table {
     levels: [f32; 256],
     midpoints: [f32; 255],
+    /// For the first [`KEY_BITS`] bits of a float how many midpoints are below all floats that begin so.
+    below: Box<[u8]>,
 }
+
+/// Sign, exponent and five bits of the fraction: at most four levels lie within what these leave open.
+const KEY_BITS: u32 = 14;
 
 static SIGNED: LazyLock<Table> = LazyLock::new(|| Table::new(true));
 static UNSIGNED: LazyLock<Table> = LazyLock::new(|| Table::new(false));
@@ -57,7 +62,24 @@ impl Table {
         }
         levels.sort_by(f32::total_cmp);
         let levels: [f32; 256] = std::array::from_fn(|i| levels[i]);
-        Self { midpoints: std::array::from_fn(|i| (levels[i] + levels[i + 1]) / 2.0), levels }
+        let midpoints: [f32; 255] = std::array::from_fn(|i| (levels[i] + levels[i + 1]) / 2.0);
+        let below = (0..1_u32 << KEY_BITS).map(|key| {
+            let rest = u32::BITS - KEY_BITS;
+            // Of negative floats the one with the greatest magnitude is the least.
+            let open = if key >> (KEY_BITS - 1) == 1 { (1 << rest) - 1 } else { 0 };
+            let least = f32::from_bits(key << rest | open);
+            midpoints.partition_point(|midpoint| *midpoint < least) as u8
+        });
+        Self { below: below.collect(), levels, midpoints }
+    }
+
+    /// The code of the nearest level; halfway, of the lower one.
+    fn nearest(&self, value: f32) -> u8 {
+        let mut code = self.below[(value.to_bits() >> (u32::BITS - KEY_BITS)) as usize];
+        while self.midpoints.get(usize::from(code)).is_some_and(|midpoint| *midpoint < value) {
+            code += 1;
+        }
+        code
     }
 }
 
@@ -142,15 +164,14 @@ impl Block<'_> {
         values
     }
 
-    /// Replaces them, each by the nearest level; halfway, by the lower one.
+    /// Replaces them, each by the nearest level.
     pub(super) fn encode(&mut self, values: &[f32; BLOCK]) {
         let values = &values[..self.codes.len()];
         let scale = values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
         // A block of zeros has no scale to divide by; any will do.
         let by = if scale == 0.0 { 1.0 } else { scale };
         for (code, value) in self.codes.iter_mut().zip(values) {
-            let share = value / by;
-            *code = self.table.midpoints.partition_point(|midpoint| *midpoint < share) as u8;
+            *code = self.table.nearest(value / by);
         }
         *self.scale = scale;
     }
@@ -185,6 +206,19 @@ mod tests {
         }
         assert_eq!(Blocks::zeros(300, Levels::Signed).values(), vec![0.0; 300]);
         assert_eq!(code(Levels::Signed, &[0.0; 3]).values(), [0.0; 3]);
+    }
+
+    #[test]
+    fn the_nearest_level_is_found_whatever_the_value_begins_with() {
+        for table in [&*SIGNED, &*UNSIGNED] {
+            let edges = table.midpoints.iter().flat_map(|m| [m.next_down(), *m, m.next_up()]);
+            let spread = (0..40_000).map(|i| (i as f32 / 20_000.0 - 1.0).powi(5));
+            let tiny = [0.0, -0.0, f32::MIN_POSITIVE, -f32::MIN_POSITIVE, 1e-40, -1e-40, 1.0, -1.0];
+            for value in edges.chain(spread).chain(tiny) {
+                let wanted = table.midpoints.partition_point(|midpoint| *midpoint < value) as u8;
+                assert_eq!(table.nearest(value), wanted, "{value:e}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use mloc_burn::optim::{AdamWSettings, OptimizerSettings};
+use mloc_burn::schedule::{Schedule, ScheduleKind};
+use mloc_burn::train::TrainSettings;
 use mloc_burn::weights::{SafetensorsSource, TensorSource};
 use serde_json::Value;
 
@@ -47,6 +50,33 @@ impl Expected {
 
     pub fn rows(&self, at: &str) -> Vec<Vec<i64>> {
         serde_json::from_value(self.value(at).clone()).expect(at)
+    }
+}
+
+/// The `hyperparameters` of a recorded run.
+pub fn settings(expected: &Expected) -> TrainSettings {
+    let number = |key: &str| expected.number(&format!("/hyperparameters/{key}"));
+    TrainSettings {
+        schedule: Schedule {
+            kind: match expected.value("/hyperparameters/lr_scheduler_type").as_str() {
+                Some("linear") => ScheduleKind::Linear,
+                Some("cosine") => ScheduleKind::Cosine { num_cycles: 0.5 },
+                Some("constant") => ScheduleKind::Constant,
+                other => panic!("{other:?}"),
+            },
+            peak: number("learning_rate"),
+            warmup_steps: number("warmup_steps") as u64,
+            total_steps: number("max_steps") as u64,
+        },
+        optimizer: OptimizerSettings::AdamW(AdamWSettings {
+            adam_beta1: number("adam_beta1"),
+            adam_beta2: number("adam_beta2"),
+            adam_epsilon: number("adam_epsilon"),
+            weight_decay: number("weight_decay"),
+        }),
+        max_grad_norm: Some(number("max_grad_norm")),
+        seed: 42,
+        neftune_noise_alpha: None,
     }
 }
 

@@ -169,7 +169,12 @@ mod tests {
             path
         };
         let weights = BestWeights::below(&at("work")).expect("work");
-        let write = |text: &'static str| move |path: &Path| Ok(fs::write(path, text).expect("write"));
+        let write = |text: &'static str| {
+            move |path: &Path| {
+                fs::write(path, text).expect("write");
+                Ok(())
+            }
+        };
         let mut course = Course::default();
         assert!(course.judge(2, 1.0, &best, None));
         weights.replace(write("of step 2")).expect("replace");

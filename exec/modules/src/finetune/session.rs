@@ -1,6 +1,6 @@
 //! Step after step: the log, figures for people, checkpoints, and going on from one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use mloc_burn::{
     loss_scale::LossScale,
@@ -255,7 +255,9 @@ impl<M: Method> Session<'_, M> {
         if !self.evaluation_is_due() || self.course.evaluated_at == Some(self.done) {
             return Ok(false);
         }
+        let began = Instant::now();
         let figures = self.method.evaluate(ctx, self.trainer.model(), When::Step(self.done))?;
+        self.log.leave_out(began.elapsed());
         let figures = figures.ok_or_else(|| {
             let task_type = ctx.run().spec.task_type;
             ModuleError::Fatal(format!("eval_strategy: {task_type} measures nothing on held-out data: say `no`"))

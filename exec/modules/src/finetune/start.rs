@@ -52,6 +52,17 @@ pub fn prepare(ctx: &mut RunContext, model: &mut Decoder, settings: &Training) -
     Ok(())
 }
 
+/// Says where dropout that the task asks for is switched off by `disable_dropout`, which is on unless it says otherwise.
+pub fn warn_of_dropout(ctx: &mut RunContext, model: &Decoder, disabled: bool) {
+    if let Some(adapter) = model.adapter.as_ref().filter(|a| disabled && a.lora_dropout > 0.0) {
+        ctx.warn(format!(
+            "model.adapter.lora_dropout: {} has no effect: dropout is off in this task type, as in the reference (hint: \
+             `disable_dropout: false` switches it on)",
+            adapter.lora_dropout
+        ));
+    }
+}
+
 fn adapter_of(ctx: &RunContext) -> Option<Adapter> {
     ctx.run().spec.model.as_ref().and_then(|m| m.adapter.clone())
 }

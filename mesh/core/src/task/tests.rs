@@ -103,6 +103,36 @@ fn notes_tell_what_has_no_effect() {
 }
 
 #[test]
+fn notes_tell_what_other_settings_leave_without_effect() {
+    let text = "apiVersion: mloc/v1
+kind: TrainingTask
+metadata: {name: x}
+spec:
+  taskType: pretrain
+  dataset: {source: {type: local, path: data/train}}
+  hyperparameters:
+    optim: adafactor
+    adam_beta1: 0.8
+    lr_scheduler_type: constant
+    warmup_ratio: 0.1
+    save_strategy: epoch
+    save_steps: 10
+    eval_steps: 10
+    logging_steps: 10
+    early_stopping_threshold: 0.1
+";
+    let notes: Vec<_> = parse(text, "task.yaml").unwrap().notes.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notes.join("\n"), @"
+    9:17: spec.hyperparameters.adam_beta1: has no effect with `optim: adafactor`
+    11:5: spec.hyperparameters.warmup_ratio: an old name: read as `warmup_steps: 0.1`
+    11:19: spec.hyperparameters.warmup_ratio: has no effect with `lr_scheduler_type: constant`
+    13:17: spec.hyperparameters.save_steps: has no effect with `save_strategy: epoch`
+    14:17: spec.hyperparameters.eval_steps: has no effect with `eval_strategy: no`
+    16:31: spec.hyperparameters.early_stopping_threshold: has no effect without `early_stopping_patience`
+    ");
+}
+
+#[test]
 fn an_absolute_path_is_taken_and_said_to_choose_no_node() {
     let text = "apiVersion: mloc/v1\nkind: TrainingTask\nmetadata: {name: x}\nspec:\n  taskType: echo\n  output:\n    \
                 destination: {type: local, path: /data/out}\n";

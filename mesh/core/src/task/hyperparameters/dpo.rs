@@ -24,8 +24,8 @@ pub const LOSSES: &[&str] = &[
 /// Losses that `label_smoothing` changes.
 const SMOOTHED: [&str; 3] = ["sigmoid", "robust", "exo_pair"];
 
-const REFERENCE_KL: &str = "the reference is held to by the reverse KL divergence in this build";
-const NO_SYNC: &str = "the reference stays what it was at the first step in this build";
+const REFERENCE_KL: &str = "what holds the policy to its reference is the reverse KL divergence";
+const NO_SYNC: &str = "the reference stays what it was at the first step";
 
 /// Names that are not every trainer's.
 pub(super) const NAMES: &[Row] = &[
@@ -39,10 +39,10 @@ pub(super) const NAMES: &[Row] = &[
     works("label_smoothing", Type::Float { min: 0.0, max: BELOW_HALF }, Default::Float(0.0)),
     works("beta", Type::Float { min: ABOVE_ZERO, max: f64::MAX }, Default::Float(0.1)),
     no_effect("padding_free", "padding is never computed"),
-    only("ld_alpha", Default::Null, "every token of an answer counts alike in this build"),
+    only("ld_alpha", Default::Null, "every token of an answer counts alike"),
     only("f_divergence_type", Default::Text("reverse_kl"), REFERENCE_KL),
     no_effect("f_alpha_divergence_coef", REFERENCE_KL),
-    only("use_weighting", Default::Bool(false), "pairs count alike in this build"),
+    only("use_weighting", Default::Bool(false), "all pairs count alike"),
     no_effect("discopop_tau", "`loss_type: discopop` is not in this build"),
     only("sync_ref_model", Default::Bool(false), NO_SYNC),
     no_effect("ref_model_mixup_alpha", NO_SYNC),
@@ -127,14 +127,18 @@ pub(super) fn together(read: &Read, problems: &mut Problems) {
         && weights.len() != losses.len()
     {
         let (found, expected) =
-            (format!("{} weights", weights.len()), format!("one for each of {} losses", losses.len()));
+            (format!("a list of {}", weights.len()), format!("a list of {}, as loss_type has", losses.len()));
         read.problem("loss_weights", &found, &expected, problems);
     }
     let smoothing = read.values.get("label_smoothing").and_then(Value::as_f64).unwrap_or(0.0);
     if losses.iter().any(|name| name == "exo_pair") && smoothing == 0.0 {
-        let name = if read.typed.contains_key("label_smoothing") { "label_smoothing" } else { "loss_type" };
-        let expected = "with exo_pair a label_smoothing above 0, such as 0.001";
-        read.problem(name, "no label_smoothing", expected, problems);
+        let (name, found, expected) = match read.typed.contains_key("label_smoothing") {
+            true => ("label_smoothing", "0 with exo_pair", "a number above 0, such as 0.001"),
+            false => {
+                ("loss_type", "exo_pair without label_smoothing", "with it a label_smoothing above 0, such as 0.001")
+            }
+        };
+        read.problem(name, found, expected, problems);
     } else if smoothing > 0.0 && !losses.iter().any(|name| SMOOTHED.contains(&name.as_str())) {
         let expected = format!("0, or one of {} among the losses", SMOOTHED.join(", "));
         read.problem("label_smoothing", &format!("{smoothing} with {}", losses.join(", ")), &expected, problems);

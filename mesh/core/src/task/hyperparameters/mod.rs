@@ -111,6 +111,7 @@ pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems,
         read.values.insert(row.name.to_owned(), value);
     }
     together(task_type, &read, problems);
+    steering::tell_unused(task_type, &read, notes);
     read
 }
 
@@ -229,8 +230,9 @@ mod tests {
         (TaskType::Ppo, "PPOConfig"),
     ];
 
-    /// Names whose default is not the reference's: an example's model, where a task names its own elsewhere.
-    const OWN_DEFAULTS: [&str; 2] = ["reward_model_path", "sft_model_path"];
+    /// Names whose default is not the reference's: an example's model, where a task names its own elsewhere; and what
+    /// trades time for memory without changing a bit, which who needs the memory asks for.
+    const OWN_DEFAULTS: [&str; 3] = ["reward_model_path", "sft_model_path", "gradient_checkpointing"];
 
     /// Every name of the published classes with its default, as tests/fixtures/reference/names.py reads them.
     fn classes() -> BTreeMap<String, BTreeMap<String, Value>> {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::{PATH, Read, arguments::Wrong, find, optimizer::Optimizer, schedule::Schedule};
 use crate::task::{
     kind::TaskType,
-    problem::{At, Problem, Problems, nearest},
+    problem::{At, Note, Problem, Problems, nearest},
 };
 
 /// What supervised training measures on held-out data; other methods say themselves what they measure.
@@ -58,6 +58,46 @@ pub(super) fn check(task_type: TaskType, read: &Read, problems: &mut Problems) {
             Some(near) => problem.hint(format!("did you mean `eval_{near}`?")),
             None => problem,
         });
+    }
+}
+
+/// Tells which settings that were typed have no part in what the others choose.
+pub(super) fn tell_unused(task_type: TaskType, read: &Read, notes: &mut Vec<Note>) {
+    if find(task_type, "lr_scheduler_type").is_none() {
+        return;
+    }
+    let text = |name: &str| {
+        let default = || find(task_type, name).map_or(Value::Null, |row| row.default.value());
+        let value = read.values.get(name).cloned().unwrap_or_else(default);
+        value.as_str().unwrap_or_default().to_owned()
+    };
+    let other_than = |name: &str, wanted: &[&str]| {
+        let value = text(name);
+        (!wanted.contains(&value.as_str())).then(|| format!("with `{name}: {value}`"))
+    };
+    let one_of = |name: &str, unwanted: &[&str]| {
+        let value = text(name);
+        unwanted.contains(&value.as_str()).then(|| format!("with `{name}: {value}`"))
+    };
+    let no_adam = || one_of("optim", &["adafactor", "sgd"]);
+    let no_patience = || read.values.get("early_stopping_patience").is_none_or(Value::is_null);
+    // Evaluations without a number of steps of their own come with lines of the log.
+    let no_log = || other_than("logging_strategy", &["steps"]).filter(|_| text("eval_strategy") != "steps");
+    let because = |name: &str| match name {
+        "warmup_steps" => one_of("lr_scheduler_type", &["constant", "reduce_lr_on_plateau"]),
+        "adam_beta1" | "adam_beta2" | "adam_epsilon" => no_adam(),
+        "save_steps" => other_than("save_strategy", &["steps"]),
+        "logging_steps" => no_log(),
+        "eval_steps" => other_than("eval_strategy", &["steps"]),
+        "eval_delay" => other_than("eval_strategy", &["steps", "epoch"]),
+        "early_stopping_threshold" => no_patience().then(|| "without `early_stopping_patience`".to_owned()),
+        _ => None,
+    };
+    for (name, (typed, at)) in &read.typed {
+        if let Some(why) = because(name) {
+            let (path, text) = (format!("{PATH}.{typed}"), format!("has no effect {why}"));
+            notes.push(Note { path, at: *at, text });
+        }
     }
 }
 

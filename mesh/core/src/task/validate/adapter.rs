@@ -152,7 +152,7 @@ impl Validation<'_> {
             Ok(_) => Some(text.value.clone()),
             Err(error) => {
                 let why = error.to_string();
-                let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                let why = why.lines().next_back().unwrap_or_default().trim_start_matches("error: ").to_owned();
                 self.problems.push(text.problem("a regular expression").hint(why));
                 None
             }
@@ -187,7 +187,7 @@ impl Validation<'_> {
 
     fn init(&mut self, text: &Text) -> AdapterInit {
         match text.as_ref().map(|text| (text, text.value.as_str())) {
-            None | Some((_, "true")) => AdapterInit::Kaiming,
+            None | Some((_, "true" | "True" | "TRUE")) => AdapterInit::Kaiming,
             Some((_, "gaussian")) => AdapterInit::Gaussian,
             Some((text, _)) => {
                 let problem = text.problem("`true` or `gaussian`");
