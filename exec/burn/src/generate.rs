@@ -1,4 +1,6 @@
-//! Continuing a text: greedy or sampled, one text at a time.
+//! Continuing a text: greedy or sampled. One text at a time here, with each token as it comes; [`many`] at once.
+
+pub mod many;
 
 use crate::model::parameter::host_values;
 use crate::model::{Decoder, KeyValueCache, Packed};
@@ -18,6 +20,26 @@ pub enum Sampling {
         /// The same seed gives the same text.
         seed: u64,
     },
+}
+
+/// Which tokens may come next, and how likely each is. The order of the steps is the reference library's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampler {
+    /// Logits are divided by it; 0 takes the highest one.
+    pub temperature: f32,
+    /// Only so many of the most probable are eligible; 0 = all.
+    pub top_k: usize,
+    /// Of those, only the most probable that together reach this probability; 1 = all.
+    pub top_p: f32,
+    /// Of those, only what is at least this share as probable as the most probable; 0 = all.
+    pub min_p: f32,
+}
+
+impl Default for Sampler {
+    /// The model's own distribution.
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 }
+    }
 }
 
 /// When to stop.
@@ -53,7 +75,9 @@ pub fn generate(
         let logits = next_logits(model, &next, &mut cache);
         let id = match sampling {
             Sampling::Greedy => argmax(&logits),
-            Sampling::Random { temperature, top_p, .. } => sample(&logits, temperature, top_p, &mut random),
+            Sampling::Random { temperature, top_p, .. } => {
+                Sampler { temperature, top_p, ..Sampler::default() }.choose(&logits, &mut random)
+            }
         };
         new.push(id);
         if limits.stop_ids.contains(&id) || !on_token(id) {
@@ -82,38 +106,48 @@ fn argmax(logits: &[f32]) -> i64 {
     best as i64
 }
 
-fn sample(logits: &[f32], temperature: f32, top_p: f32, random: &mut Random) -> i64 {
-    let best = argmax(logits);
-    if temperature <= 0.0 {
-        return best;
-    }
-    let highest = logits[best as usize];
-    let mut weights: Vec<(usize, f32)> = logits
-        .iter()
-        .enumerate()
-        .map(|(id, logit)| (id, ((logit - highest) / temperature).exp()))
-        .filter(|(_, weight)| *weight > 0.0)
-        .collect();
-    weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let total: f32 = weights.iter().map(|(_, w)| w).sum();
-    let mut eligible = 0.0;
-    let mut count = 0;
-    for (_, weight) in &weights {
-        eligible += weight;
-        count += 1;
-        if eligible >= top_p * total {
-            break;
+impl Sampler {
+    /// A token at random; the lowest id among equals where there is nothing to choose. Logits must be finite.
+    pub fn choose(&self, logits: &[f32], random: &mut Random) -> i64 {
+        let best = argmax(logits);
+        if self.temperature <= 0.0 {
+            return best;
         }
-    }
-    let mut point = random.uniform() * eligible;
-    for (id, weight) in &weights[..count] {
-        point -= weight;
-        if point < 0.0 {
-            return *id as i64;
+        let highest = logits[best as usize];
+        let mut weights: Vec<(usize, f32)> = logits
+            .iter()
+            .enumerate()
+            .map(|(id, logit)| (id, ((logit - highest) / self.temperature).exp()))
+            .filter(|(_, weight)| *weight > 0.0)
+            .collect();
+        weights.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        if self.top_k > 0 {
+            weights.truncate(self.top_k);
         }
+        let total: f32 = weights.iter().map(|(_, w)| w).sum();
+        let mut reached = 0.0;
+        let mut count = 0;
+        for (_, weight) in &weights {
+            reached += weight;
+            count += 1;
+            if reached >= self.top_p * total {
+                break;
+            }
+        }
+        weights.truncate(count);
+        // The most probable one weighs 1.
+        weights.retain(|(_, weight)| *weight >= self.min_p);
+        let eligible: f32 = weights.iter().map(|(_, w)| w).sum();
+        let mut point = random.uniform() * eligible;
+        for (id, weight) in &weights {
+            point -= weight;
+            if point < 0.0 {
+                return *id as i64;
+            }
+        }
+        // Rounding may leave a sliver behind the last one.
+        best
     }
-    // Rounding may leave a sliver behind the last one.
-    best
 }
 
 #[cfg(test)]
@@ -121,20 +155,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sampling_follows_the_probabilities_and_top_p() {
+    fn sampling_follows_the_probabilities_and_the_filters() {
         let logits = [1.0_f32, 3.0, 2.0].map(|p: f32| (p / 6.0).ln());
         let mut random = Random::new(1);
         let mut counts = [0_i32; 3];
         for _ in 0..6000 {
-            counts[sample(&logits, 1.0, 1.0, &mut random) as usize] += 1;
+            counts[Sampler::default().choose(&logits, &mut random) as usize] += 1;
         }
         for (count, expected) in counts.into_iter().zip([1000, 3000, 2000]) {
             assert!((count - expected).abs() < 150, "{counts:?}");
         }
+        let all = Sampler::default();
         for _ in 0..100 {
-            assert_ne!(sample(&logits, 1.0, 0.8, &mut random), 0);
-            assert_eq!(sample(&logits, 0.01, 1.0, &mut random), 1);
-            assert_eq!(sample(&logits, 0.0, 1.0, &mut random), 1);
+            for few in [Sampler { top_p: 0.8, ..all }, Sampler { top_k: 2, ..all }, Sampler { min_p: 0.5, ..all }] {
+                assert_ne!(few.choose(&logits, &mut random), 0, "{few:?}");
+            }
+            for one in [Sampler { temperature: 0.01, ..all }, Sampler { temperature: 0.0, ..all }] {
+                assert_eq!(one.choose(&logits, &mut random), 1, "{one:?}");
+            }
+            for one in [Sampler { top_k: 1, ..all }, Sampler { min_p: 0.9, ..all }, Sampler { top_p: 0.4, ..all }] {
+                assert_eq!(one.choose(&logits, &mut random), 1, "{one:?}");
+            }
         }
     }
 }

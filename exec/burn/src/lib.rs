@@ -13,6 +13,8 @@
 //! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
 //! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! train     Trainer: step, save, resume, export
+//! logprobs  log-probabilities of given tokens, and the gradient of what is made of them
+//! rl        PPO's and GRPO's arithmetic on such log-probabilities
 //! generate  greedy and sampled continuation with a key-value cache
 //! export    model folders in Hugging Face's layout, in shards where they are large, and GGUF files
 //! ```
@@ -26,6 +28,7 @@ pub mod device;
 pub mod export;
 pub mod formats;
 pub mod generate;
+pub mod logprobs;
 pub mod lora;
 pub mod loss;
 pub mod loss_scale;
@@ -35,6 +38,7 @@ pub mod optim;
 pub mod preference;
 pub mod quant;
 pub mod random;
+pub mod rl;
 pub mod schedule;
 pub mod train;
 pub mod weights;

@@ -131,11 +131,12 @@ pub fn backward_each(
     d_hidden
 }
 
-struct Chunk {
-    rows: Tensor<1, Int>,
-    hidden: Tensor<2>,
+/// A few hundred targets at a time.
+pub(crate) struct Chunk {
+    pub(crate) rows: Tensor<1, Int>,
+    pub(crate) hidden: Tensor<2>,
     ids: Tensor<2, Int>,
-    probabilities: Tensor<2>,
+    pub(crate) probabilities: Tensor<2>,
     /// Per position: logit of the target, highest logit, highest probability, expected logit, and the mean logit where
     /// labels are smoothed.
     columns: Tensor<2>,
@@ -143,7 +144,7 @@ struct Chunk {
 
 impl Chunk {
     /// What is known of each target, and the mean of the log-probabilities of all tokens there where labels are smoothed.
-    fn figures(&self) -> Vec<(TargetFigures, f64)> {
+    pub(crate) fn figures(&self) -> Vec<(TargetFigures, f64)> {
         let [_, width] = self.columns.dims();
         let of = |row: &[f32]| {
             let column = |index: usize| row.get(index).map_or(0.0, |value| f64::from(*value));
@@ -199,7 +200,8 @@ impl Chunk {
     }
 }
 
-fn chunks<'a>(
+/// The targets in chunks whose logits fit [`CHUNK_ELEMENTS`].
+pub(crate) fn chunks<'a>(
     hidden: &'a Tensor<2>,
     head: &'a Parameter,
     targets: &'a Targets,

@@ -97,9 +97,18 @@ pub struct Inputs {
     pub dataset: Option<PathBuf>,
     /// Held-out data.
     pub eval: Option<PathBuf>,
-    /// The program of a `command` task: a folder, or an archive.
+    /// The program of a `command` task, or of reward functions: a folder, or an archive.
     #[serde(default)]
     pub code: Option<PathBuf>,
+    /// The reward model: as `model`.
+    #[serde(default)]
+    pub reward: Option<PathBuf>,
+    /// What the trained model is held to: as `model`.
+    #[serde(default)]
+    pub reference: Option<PathBuf>,
+    /// What values start from: as `model`.
+    #[serde(default)]
+    pub value: Option<PathBuf>,
 }
 
 impl Inputs {
@@ -111,6 +120,9 @@ impl Inputs {
             Input::Dataset => &mut self.dataset,
             Input::Eval => &mut self.eval,
             Input::Code => &mut self.code,
+            Input::Reward => &mut self.reward,
+            Input::Reference => &mut self.reference,
+            Input::Value => &mut self.value,
         }
     }
 }

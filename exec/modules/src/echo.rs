@@ -177,6 +177,7 @@ mod tests {
             model: None,
             dataset: None,
             command: None,
+            reward: None,
             hyperparameters: hyperparameters.collect(),
             output: Default::default(),
             priority: 0,

@@ -6,11 +6,15 @@
 //! | `sft` | supervised fine-tuning, all weights or a LoRA adapter |
 //! | `rm` | a reward model from pairs of answers |
 //! | `dpo` | direct preference optimisation from pairs of answers |
+//! | `ppo` | proximal policy optimisation on a reward model's scores |
+//! | `grpo` | group-relative policy optimisation on reward functions |
 //! | `pretrain` | a tokenizer and a small Llama from nothing |
 //! | `command` | a program of the user's own |
 //! | `adapter` | what `model.adapter` and the precision come to: settings, how weights are held, what is computed in |
 //! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
 //! | `finetune` | what all training shares: data, the loop with its log and checkpoints, measurements, artifacts |
+//! | `online` | what `ppo` and `grpo` share: prompts, and what the model itself writes |
+//! | `reward` | reward functions: of texts, a reward model, a program of the user's own |
 //! | `origin` | what a run began with: a resumed one must find the same data and model |
 //! | `plan` | which samples make which step |
 //! | `steering` | how a task's settings move the weights: schedule, optimizer, noise, smoothing |
@@ -27,11 +31,15 @@ mod command;
 mod dpo;
 mod echo;
 mod finetune;
+mod grpo;
 mod measure;
 mod model_card;
+mod online;
 mod origin;
 mod plan;
+mod ppo;
 mod pretrain;
+mod reward;
 mod rm;
 mod sft;
 mod steering;
@@ -46,7 +54,9 @@ pub use self::{
     command::{Command, sandbox::available as sandbox_available},
     dpo::Dpo,
     echo::Echo,
+    grpo::Grpo,
     measure::{GpuCheck, check_gpu, measure_matmul},
+    ppo::Ppo,
     pretrain::Pretrain,
     rm::Rm,
     sft::Sft,
@@ -54,7 +64,7 @@ pub use self::{
 
 /// Every module of this build.
 pub fn registry() -> &'static [&'static dyn Module] {
-    &[&Echo, &Sft, &Rm, &Dpo, &Pretrain, &Command]
+    &[&Echo, &Sft, &Rm, &Dpo, &Ppo, &Grpo, &Pretrain, &Command]
 }
 
 /// What a node with this build offers: each module's name and what it adds.

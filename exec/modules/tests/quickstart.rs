@@ -89,3 +89,55 @@ fn its_model_has_the_shape_that_its_pretraining_gives() {
     let inputs = inputs(&spec);
     assert!(inputs.dataset.is_some_and(|p| p.is_file()) && inputs.eval.is_some_and(|p| p.is_file()));
 }
+
+/// Runs one of the chain's tasks, cut short, on what the former ones left.
+fn cut_short(name: &str, more: &[(&str, serde_json::Value)], inputs: Inputs) -> Bench {
+    let mut spec = config(name);
+    for (name, value) in more {
+        spec.hyperparameters.insert((*name).to_owned(), value.clone());
+    }
+    let bench = Bench::new(spec, inputs);
+    bench.run();
+    bench
+}
+
+#[test]
+fn a_chain_of_sft_rm_and_ppo_hands_its_models_on() {
+    let (sft, rm, ppo) = (config("rlhf_sft.yaml"), config("rlhf_rm.yaml"), config("rlhf_ppo.yaml"));
+    for (task, waits_for) in [(&rm, vec!["rlhf-sft"]), (&ppo, vec!["rlhf-rm", "rlhf-sft"])] {
+        let mut names: Vec<&str> = task.waits_for().collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names, waits_for, "{}", task.metadata.name);
+    }
+    let data = |file: &str| Some(in_tree("configs/quickstart/data").join(file));
+    let few = [("max_steps", json!(2))];
+    let base = Some(in_tree("configs/quickstart/model"));
+    let first =
+        cut_short("rlhf_sft.yaml", &few, Inputs { model: base, dataset: data("train.jsonl"), ..Inputs::default() });
+    assert_eq!(sft.metadata.name, "rlhf-sft");
+    let of = |bench: &Bench| Some(bench.artifacts());
+    let second = cut_short(
+        "rlhf_rm.yaml",
+        &few,
+        Inputs { model: of(&first), dataset: data("preferences.jsonl"), ..Inputs::default() },
+    );
+    let third = cut_short(
+        "rlhf_ppo.yaml",
+        &[("total_episodes", json!(16)), ("response_length", json!(4))],
+        Inputs { model: of(&first), reward: of(&second), dataset: data("train.jsonl"), ..Inputs::default() },
+    );
+    assert!(third.artifacts().join("adapter_model.safetensors").is_file());
+    assert!(third.log().iter().any(|line| line.contains_key("objective/scores")));
+}
+
+#[test]
+fn the_grpo_quickstart_is_rewarded() {
+    let inputs = Inputs {
+        model: Some(in_tree("configs/quickstart/model")),
+        dataset: Some(in_tree("configs/quickstart/data/train.jsonl")),
+        ..Inputs::default()
+    };
+    let bench = cut_short("grpo_quickstart.yaml", &[("max_steps", json!(1))], inputs);
+    assert!(bench.log()[0].contains_key("rewards/names_the_program/mean"));
+}

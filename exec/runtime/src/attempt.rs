@@ -533,6 +533,9 @@ fn name(input: Input) -> &'static str {
         Input::Dataset => "data set",
         Input::Eval => "held-out data",
         Input::Code => "code",
+        Input::Reward => "reward model",
+        Input::Reference => "reference model",
+        Input::Value => "value model",
     }
 }
 

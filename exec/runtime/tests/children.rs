@@ -90,7 +90,7 @@ async fn what_a_source_was_is_said_once_and_asked_for_again() {
     let taking = |mode: &str| {
         let mut spec = spec(1, mode);
         let source = Location::Local { path: model.display().to_string() };
-        spec.model = Some(Model { source, adapter: None });
+        spec.model = Some(Model { source, adapter: None, reference: None, value: None });
         spec
     };
     node.assign(assign(1, taking("die"))).await;

@@ -28,6 +28,7 @@ pub fn spec(name: &str) -> TaskSpec {
         model: None,
         dataset: None,
         command: None,
+        reward: None,
         hyperparameters: BTreeMap::new(),
         output: spec::Output::default(),
         priority: 0,

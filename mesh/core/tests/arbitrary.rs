@@ -71,6 +71,7 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
             model: None,
             dataset: None,
             command: None,
+            reward: None,
             hyperparameters: BTreeMap::new(),
             output: spec::Output { destination, artifacts: Vec::new(), keep_ms: None },
             priority,

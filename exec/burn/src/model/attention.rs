@@ -87,13 +87,13 @@ impl Attention {
         }
     }
 
-    /// `x` is the normalised input, `[tokens, hidden]`. With a cache, `packed` is a continuation and its keys and
-    /// values join the past ones; such a forward cannot be followed by a backward.
+    /// `x` is the normalised input, `[tokens, hidden]`. With caches, one for each group, `packed` is a continuation and
+    /// its keys and values join the past ones; such a forward cannot be followed by a backward.
     pub fn forward(
         &self,
         x: &Tensor<2>,
         packed: &Packed,
-        mut cache: Option<&mut LayerCache>,
+        mut caches: Option<&mut [LayerCache]>,
     ) -> (Tensor<2>, AttentionTape) {
         let mut q = self.q_proj.forward(x, packed);
         let mut k = self.k_proj.forward(x, packed);
@@ -110,12 +110,12 @@ impl Attention {
         let k = packed.rotation.apply(k);
         let mut outputs = Vec::with_capacity(packed.groups.len());
         let mut groups = Vec::with_capacity(packed.groups.len());
-        for group in &packed.groups {
+        for (index, group) in packed.groups.iter().enumerate() {
             let q = self.heads.split_queries(rows(&q, group), group);
             let mut k = self.heads.split_keys(rows(&k, group), group);
             let mut v = self.heads.split_keys(rows(&v, group), group);
-            if let Some(cache) = cache.as_deref_mut() {
-                (k, v) = cache.extend(k, v);
+            if let Some(caches) = caches.as_deref_mut() {
+                (k, v) = caches[index].extend(k, v);
             }
             let mut scores = self.compute.product(q.clone(), k.clone().swap_dims(2, 3));
             if let Some(mask) = packed.mask(group, self.window) {

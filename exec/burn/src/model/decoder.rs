@@ -182,13 +182,14 @@ impl Decoder {
         Ok(self.norm.apply(&x, &reciprocal))
     }
 
-    /// As [`Self::hidden`] for the next tokens of one text; `packed` is a [`Packed::continuation`] of `cache`.
+    /// As [`Self::hidden`] for the next tokens of the texts in `cache`, of which `packed` is a continuation, group by
+    /// group.
     pub fn hidden_cached(&self, packed: &Packed, cache: &mut KeyValueCache) -> Tensor<2> {
         let mut x = self.embed(packed);
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(x, packed, Some(cache.layer(index))).0;
         }
-        cache.advance(packed.tokens());
+        cache.advance(packed);
         let reciprocal = self.norm.reciprocal(&x);
         self.norm.apply(&x, &reciprocal)
     }

@@ -50,10 +50,10 @@ pub struct LayerTape {
 
 impl Layer {
     /// `[tokens, hidden]` to the same.
-    pub fn forward(&self, x: Tensor<2>, packed: &Packed, cache: Option<&mut LayerCache>) -> (Tensor<2>, LayerTape) {
+    pub fn forward(&self, x: Tensor<2>, packed: &Packed, caches: Option<&mut [LayerCache]>) -> (Tensor<2>, LayerTape) {
         let x_reciprocal = self.input_norm.reciprocal(&x);
         let normal = self.input_norm.apply(&x, &x_reciprocal);
-        let (attended, attention) = self.attention.forward(&normal, packed, cache);
+        let (attended, attention) = self.attention.forward(&normal, packed, caches);
         drop(normal);
         let middle = attended + x.clone();
         let middle_reciprocal = self.post_norm.reciprocal(&middle);

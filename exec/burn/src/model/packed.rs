@@ -21,6 +21,8 @@ pub struct Group {
     pub rows: usize,
     /// Real tokens in each row.
     pub length: usize,
+    /// Tokens of each row that came before, and are in a cache.
+    pub past: usize,
 }
 
 impl Group {
@@ -45,7 +47,8 @@ pub struct Packed {
     pub dropout_seed: Option<u64>,
     /// What is added to the embeddings; `None` outside training, or when nobody asked for it.
     pub embedding_noise: Option<EmbeddingNoise>,
-    masks: BTreeMap<(usize, Option<usize>), Tensor<4>>,
+    /// By length, past and window.
+    masks: BTreeMap<(usize, usize, Option<usize>), Tensor<4>>,
 }
 
 impl Packed {
@@ -66,51 +69,48 @@ impl Packed {
             match groups.last_mut() {
                 _ if length == 0 => {}
                 Some(last) if last.length == length => last.rows += 1,
-                _ => groups.push(Group { start, rows: 1, length }),
-            }
-        }
-        let queries_per_kv = config.num_heads / config.num_kv_heads;
-        let mut masks = BTreeMap::new();
-        for group in &groups {
-            for &window in &config.windows {
-                masks
-                    .entry((group.length, window))
-                    .or_insert_with(|| causal_mask(0, group.length, window, queries_per_kv, device));
+                _ => groups.push(Group { start, rows: 1, length, past: 0 }),
             }
         }
         Self {
             rotation: Rotation::new(&frequencies(config), &positions, device),
             ids: int_tensor(ids, device),
+            masks: masks(&groups, config, device),
             groups,
             slots,
             dropout_seed: None,
             embedding_noise: None,
-            masks,
         }
     }
 
     /// New tokens of one text of which `past` tokens are already cached.
     pub fn continuation(ids: &[i64], past: usize, config: &DecoderConfig, device: &Device) -> Self {
-        let positions: Vec<usize> = (past..past + ids.len()).collect();
-        let queries_per_kv = config.num_heads / config.num_kv_heads;
-        let group = Group { start: 0, rows: 1, length: ids.len() };
-        let mut masks = BTreeMap::new();
-        for &window in &config.windows {
-            // One token that sees everything needs no mask.
-            if ids.len() > 1 || window.is_some_and(|w| past >= w) {
-                masks
-                    .entry((ids.len(), window))
-                    .or_insert_with(|| causal_mask(past, ids.len(), window, queries_per_kv, device));
+        Self::continuations(&[(past, vec![ids.to_vec()])], config, device)
+    }
+
+    /// New tokens of many texts: groups of (tokens that are already cached, new tokens of each text), where the texts of
+    /// a group have as many new tokens each.
+    pub fn continuations(texts: &[(usize, Vec<Vec<i64>>)], config: &DecoderConfig, device: &Device) -> Self {
+        let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        let mut groups = Vec::with_capacity(texts.len());
+        for (past, rows) in texts {
+            let length = rows.first().map_or(0, Vec::len);
+            groups.push(Group { start: ids.len(), rows: rows.len(), length, past: *past });
+            for row in rows {
+                let text = slots.last().map_or(0, |(text, _)| text + 1);
+                slots.extend((0..length).map(|column| (text, column)));
+                positions.extend(*past..past + length);
+                ids.extend(row);
             }
         }
         Self {
             rotation: Rotation::new(&frequencies(config), &positions, device),
-            ids: int_tensor(ids.to_vec(), device),
-            groups: vec![group],
-            slots: (0..ids.len()).map(|column| (0, column)).collect(),
+            ids: int_tensor(ids, device),
+            masks: masks(&groups, config, device),
+            groups,
+            slots,
             dropout_seed: None,
             embedding_noise: None,
-            masks,
         }
     }
 
@@ -127,7 +127,7 @@ impl Packed {
 
     /// What is added to the scores of a group, `[1, 1, queries, keys]`; `None` = nothing is hidden.
     pub fn mask(&self, group: &Group, window: Option<usize>) -> Option<&Tensor<4>> {
-        self.masks.get(&(group.length, window))
+        self.masks.get(&(group.length, group.past, window))
     }
 }
 
@@ -160,6 +160,27 @@ impl EmbeddingNoise {
 pub fn int_tensor(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
     let length = values.len();
     Tensor::from_data(TensorData::new(values, [length]), device)
+}
+
+/// The masks that some group and some layer need.
+fn masks(
+    groups: &[Group],
+    config: &DecoderConfig,
+    device: &Device,
+) -> BTreeMap<(usize, usize, Option<usize>), Tensor<4>> {
+    let queries_per_kv = config.num_heads / config.num_kv_heads;
+    let mut masks = BTreeMap::new();
+    for &Group { length, past, .. } in groups {
+        for &window in &config.windows {
+            // One token that sees everything needs no mask.
+            if length > 1 || window.is_some_and(|w| past >= w) {
+                masks
+                    .entry((length, past, window))
+                    .or_insert_with(|| causal_mask(past, length, window, queries_per_kv, device));
+            }
+        }
+    }
+    masks
 }
 
 /// 0 where a query may look, a very negative number elsewhere. Query heads that share a key head lie one after another

@@ -10,7 +10,7 @@
 //! | `speech` | what it says, told apart from what it prints |
 //! | `handed` | what it hands over: checkpoints and artifacts |
 
-mod code;
+pub(crate) mod code;
 mod handed;
 mod program;
 pub mod sandbox;

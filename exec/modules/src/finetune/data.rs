@@ -69,7 +69,10 @@ pub fn held_out_of(ctx: &RunContext, rows: usize) -> Result<Option<usize>, Modul
 }
 
 /// How the rows of the task's data are read.
-fn load_options(ctx: &RunContext, form: Form) -> Result<LoadOptions, ModuleError> {
+///
+/// # Errors
+/// A prompt template that is none, or has no part in this form.
+pub fn load_options(ctx: &RunContext, form: Form) -> Result<LoadOptions, ModuleError> {
     let dataset = ctx.run().spec.dataset.as_ref();
     let template = dataset.and_then(|d| d.prompt_template.as_deref());
     let prompt_template = template.map(PromptTemplate::parse).transpose().map_err(fatal)?.flatten();

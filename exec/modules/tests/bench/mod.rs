@@ -16,7 +16,7 @@ use mloc_core::{
     id::{AttemptId, TaskId},
     task::{self, TaskSpec},
 };
-use mloc_exec::{Event, Inputs, ModuleError, ModuleOutput, Run, child, run::RUN_VERSION};
+use mloc_exec::{Event, Inputs, ModuleError, ModuleOutput, Programs, Run, child, run::RUN_VERSION};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -37,6 +37,11 @@ pub fn read_json(path: &Path) -> Value {
 
 /// A task of the given type, with these settings, as its author would have written it.
 pub fn spec(task_type: &str, adapter: Option<Value>, hyperparameters: Value) -> TaskSpec {
+    rewarded_spec(task_type, adapter, Value::Null, hyperparameters)
+}
+
+/// The same with a reward.
+pub fn rewarded_spec(task_type: &str, adapter: Option<Value>, reward: Value, hyperparameters: Value) -> TaskSpec {
     let mut task = json!({
         "apiVersion": "mloc/v1",
         "kind": "TrainingTask",
@@ -57,6 +62,9 @@ pub fn spec(task_type: &str, adapter: Option<Value>, hyperparameters: Value) -> 
     if let Some(adapter) = adapter {
         task["spec"]["model"]["adapter"] = adapter;
     }
+    if !reward.is_null() {
+        task["spec"]["reward"] = reward;
+    }
     task::parse(&task.to_string(), "task.json").unwrap_or_else(|problems| panic!("{problems}")).spec
 }
 
@@ -65,6 +73,8 @@ pub struct Bench {
     pub spec: TaskSpec,
     pub inputs: Inputs,
     pub grant: Grant,
+    /// How programs of users are run; not at all unless said.
+    pub programs: Option<Programs>,
     pub folder: TempDir,
 }
 
@@ -76,7 +86,8 @@ pub struct Attempt {
 
 impl Bench {
     pub fn new(spec: TaskSpec, inputs: Inputs) -> Self {
-        Self { spec, inputs, grant: Grant::default(), folder: tempfile::tempdir().expect("folder") }
+        let folder = tempfile::tempdir().expect("folder");
+        Self { spec, inputs, grant: Grant::default(), programs: None, folder }
     }
 
     pub fn artifacts(&self) -> PathBuf {
@@ -115,7 +126,7 @@ impl Bench {
             threads: 2,
             keep_checkpoints: 0,
             work: self.folder.path().join("work"),
-            programs: None,
+            programs: self.programs.clone(),
         }
     }
 

@@ -44,6 +44,7 @@ pub fn spec(steps: u64, mode: &str) -> TaskSpec {
         model: None,
         dataset: None,
         command: None,
+        reward: None,
         hyperparameters: BTreeMap::from([
             number("steps", steps),
             number("save_steps", 2),

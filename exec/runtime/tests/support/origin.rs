@@ -75,7 +75,7 @@ impl Origin {
         let mut spec = spec(1, mode);
         let endpoint = Some(format!("http://{}", self.address));
         let source = Location::S3 { bucket: "models".into(), path: key.into(), endpoint, region: None };
-        spec.model = Some(Model { source, adapter: None });
+        spec.model = Some(Model { source, adapter: None, reference: None, value: None });
         spec
     }
 }

@@ -366,7 +366,7 @@ fn artifacts_of_a_task_are_where_it_left_them() {
     let taking = |from: &str, path: Option<&str>| {
         let mut spec = spec("second");
         let source = Location::Task { identifier: from.to_owned(), path: path.map(str::to_owned) };
-        spec.model = Some(Model { source, adapter: None });
+        spec.model = Some(Model { source, adapter: None, reference: None, value: None });
         spec
     };
     let source = |ledger: &Ledger| {

@@ -233,7 +233,7 @@ fn another_type_is_hinted_at_only_where_it_would_do() {
 fn who_takes_a_tasks_artifacts_waits_for_it() {
     let mut taking = spec("second");
     let source = Location::Task { identifier: "first".to_owned(), path: None };
-    taking.model = Some(Model { source, adapter: None });
+    taking.model = Some(Model { source, adapter: None, reference: None, value: None });
     let mut env = Env::new(vec![node("n", &[])]).task("t-1", spec("first")).task("t-2", taking);
     assert_eq!(env.solve(), ["t-1@n:"]);
     assert!(env.explain("t-2").contains("dependsOn first: t-1 has not completed yet"), "{}", env.explain("t-2"));
@@ -337,7 +337,7 @@ fn a_task_whose_files_one_silent_node_has_waits_for_it() {
     let brought = |held_by: &str| {
         let node = NodeId::new(held_by);
         let source = Location::Submitted { node, tree: "0".repeat(64), path: "./model".into(), bytes: 1 };
-        TaskSpec { model: Some(Model { source, adapter: None }), ..spec("t") }
+        TaskSpec { model: Some(Model { source, adapter: None, reference: None, value: None }), ..spec("t") }
     };
     let offering = |name: &str| {
         let mut capability = node(name, &[]);

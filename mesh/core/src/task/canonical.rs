@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::{
-    spec::{Adapter, AdapterInit, AdapterKind, Location, Model, Modules, TaskSpec, TestSize},
+    reward::{Judge, Reward},
+    spec::{Adapter, AdapterInit, AdapterKind, Code, Location, Model, Modules, TaskSpec, TestSize},
     yaml,
 };
 use crate::{capability::Request, quantity};
@@ -43,10 +44,11 @@ pub fn value(spec: &TaskSpec) -> Value {
     if let Some(command) = &spec.command {
         body.insert("command".into(), json!(command.argv));
         if let Some(code) = &command.code {
-            let mut value = json!({ "source": location(&code.source) });
-            set(&mut value, "workdir", code.workdir.as_deref().map(Value::from));
-            body.insert("code".into(), value);
+            body.insert("code".into(), self::code(code));
         }
+    }
+    if let Some(reward) = &spec.reward {
+        body.insert("reward".into(), self::reward(reward));
     }
     body.insert("hyperparameters".into(), json!(spec.hyperparameters));
     let mut output = json!({ "artifacts": spec.output.artifacts });
@@ -109,6 +111,38 @@ fn hardware(request: &Request) -> Value {
 fn model(model: &Model) -> Value {
     let mut value = json!({ "source": location(&model.source) });
     set(&mut value, "adapter", model.adapter.as_ref().map(adapter));
+    for (name, beside) in [("reference", &model.reference), ("value", &model.value)] {
+        set(&mut value, name, beside.as_ref().map(|beside| json!({ "source": location(beside) })));
+    }
+    value
+}
+
+fn code(code: &Code) -> Value {
+    let mut value = json!({ "source": location(&code.source) });
+    set(&mut value, "workdir", code.workdir.as_deref().map(Value::from));
+    value
+}
+
+fn reward(reward: &Reward) -> Value {
+    let funcs = reward.funcs.iter().map(|func| {
+        let mut value = json!({ "name": func.name, "type": func.judge.name() });
+        match &func.judge {
+            Judge::Regex { pattern } => set(&mut value, "pattern", Some(json!(pattern))),
+            Judge::ExactMatch { column } => set(&mut value, "column", Some(json!(column))),
+            Judge::Json { keys } => set(&mut value, "keys", Some(json!(keys))),
+            Judge::Length { min, max, unit } => {
+                set(&mut value, "min", min.map(Value::from));
+                set(&mut value, "max", max.map(Value::from));
+                set(&mut value, "unit", Some(json!(unit)));
+            }
+            Judge::Model => {}
+            Judge::Command { argv } => set(&mut value, "command", Some(json!(argv))),
+        }
+        value
+    });
+    let mut value = json!({ "funcs": funcs.collect::<Vec<_>>() });
+    set(&mut value, "model", reward.model.as_ref().map(|model| json!({ "source": location(model) })));
+    set(&mut value, "code", reward.code.as_ref().map(code));
     value
 }
 

@@ -12,6 +12,7 @@ mod names;
 mod places;
 pub mod problem;
 mod raw;
+pub mod reward;
 pub mod spec;
 pub mod split;
 mod validate;

@@ -3,7 +3,7 @@
 
 use super::{
     fields::{Fields, TextOrTexts, Typed},
-    problem::{At, Problems},
+    problem::{At, Problem, Problems},
     yaml::{Key, Node, Tree},
 };
 
@@ -50,6 +50,7 @@ pub struct RawSpec {
     pub dataset: Option<RawDataset>,
     pub command: Option<RawCommand>,
     pub code: Option<RawCode>,
+    pub reward: Option<RawReward>,
     /// Names and values as typed; the table of hyperparameters knows what they may be.
     pub hyperparameters: Vec<(Key, Node)>,
     pub destination: Option<RawLocation>,
@@ -84,6 +85,41 @@ pub struct RawModel {
     pub at: At,
     pub source: Option<RawLocation>,
     pub adapter: Option<RawAdapter>,
+    pub reference: Option<RawSource>,
+    pub value: Option<RawSource>,
+}
+
+/// A further model: a map with `source`.
+#[derive(Debug)]
+pub struct RawSource {
+    pub path: String,
+    pub at: At,
+    pub source: Option<RawLocation>,
+}
+
+/// `reward`.
+#[derive(Debug)]
+pub struct RawReward {
+    pub at: At,
+    pub model: Option<RawSource>,
+    pub funcs: Option<Typed<Vec<RawRewardFunc>>>,
+    pub code: Option<RawCode>,
+}
+
+/// One of `reward.funcs`.
+#[derive(Debug)]
+pub struct RawRewardFunc {
+    pub path: String,
+    pub at: At,
+    pub kind: Text,
+    pub name: Text,
+    pub pattern: Text,
+    pub column: Text,
+    pub keys: Option<Typed<Vec<Typed<String>>>>,
+    pub min: Option<Typed<i64>>,
+    pub max: Option<Typed<i64>>,
+    pub unit: Text,
+    pub command: Option<RawCommand>,
 }
 
 /// `model.adapter`.
@@ -186,7 +222,6 @@ const SPEC_NOT_YET: &[(&str, &str)] = &[
     ("image", "tasks run as child processes of the mesh's own binary; containers are not in this build"),
     ("retrieval", "retrieval is not in this build"),
     ("tools", "the agent module is not in this build"),
-    ("reward", "reward functions are not in this build"),
     ("preemptible", "preemption is not in this build"),
     ("schedule", "tasks on a timetable are not in this build"),
 ];
@@ -303,6 +338,7 @@ fn spec(mut fields: Fields<'_>, problems: &mut Problems) -> RawSpec {
     raw.dataset = fields.section("dataset", problems).map(|section| dataset(section, problems));
     raw.command = command(&mut fields, problems);
     raw.code = fields.section("code", problems).map(|section| code(section, problems));
+    raw.reward = fields.section("reward", problems).map(|section| reward(section, problems));
     raw.hyperparameters = fields.section("hyperparameters", problems).map_or(Vec::new(), |s| s.all().to_vec());
     if let Some(mut output) = fields.section("output", problems) {
         raw.destination = location(&mut output, "destination", Use::Destination, problems);
@@ -383,8 +419,80 @@ fn model(mut fields: Fields<'_>, problems: &mut Problems) -> RawModel {
     if fields.get("source").is_none() {
         fields.missing("source", "where the model is: a map with `type` and `identifier`", problems);
     }
+    let (reference, value) = (beside(&mut fields, "reference", problems), beside(&mut fields, "value", problems));
     fields.finish(MODEL_NOT_YET, problems);
-    RawModel { at, source, adapter }
+    RawModel { at, source, adapter, reference, value }
+}
+
+/// A further model.
+fn beside(parent: &mut Fields<'_>, name: &'static str, problems: &mut Problems) -> Option<RawSource> {
+    let mut fields = parent.section(name, problems)?;
+    let source = location(&mut fields, "source", Use::Model, problems);
+    if fields.get("source").is_none() {
+        fields.missing("source", "where the model is: a map with `type` and `identifier`", problems);
+    }
+    let raw = RawSource { path: fields.path.clone(), at: fields.at, source };
+    fields.finish(NONE, problems);
+    Some(raw)
+}
+
+fn reward(mut fields: Fields<'_>, problems: &mut Problems) -> RawReward {
+    let raw = RawReward {
+        at: fields.at,
+        model: beside(&mut fields, "model", problems),
+        funcs: reward_funcs(&mut fields, problems),
+        code: fields.section("code", problems).map(|section| code(section, problems)),
+    };
+    let not_yet = [
+        ("reward_funcs", "write them under `funcs`"),
+        ("functions", "write them under `funcs`"),
+        ("weights", "set `hyperparameters.reward_weights`"),
+    ];
+    fields.finish(&not_yet, problems);
+    raw
+}
+
+fn reward_funcs(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<Typed<Vec<RawRewardFunc>>> {
+    let node = fields.get("funcs")?;
+    let path = fields.path_of("funcs");
+    let items = match &node.tree {
+        Tree::List(items) => items.as_slice(),
+        Tree::Scalar { .. } | Tree::Map(_) => {
+            problems.push(Problem::new(&path, node.at, node.shown(), "a list of maps with `type`"));
+            &[]
+        }
+    };
+    let read = |(index, item): (usize, &Node)| {
+        let fields = Fields::of(item, &format!("{path}[{index}]"), item.at, problems)?;
+        Some(reward_func(fields, problems))
+    };
+    let value = items.iter().enumerate().filter_map(read).collect();
+    Some(Typed { path, at: node.at, value })
+}
+
+fn reward_func(mut fields: Fields<'_>, problems: &mut Problems) -> RawRewardFunc {
+    let raw = RawRewardFunc {
+        path: fields.path.clone(),
+        at: fields.at,
+        kind: fields.text("type", problems),
+        name: fields.text("name", problems),
+        pattern: fields.text("pattern", problems),
+        column: fields.text("column", problems),
+        keys: fields.texts("keys", problems),
+        min: fields.integer("min", problems),
+        max: fields.integer("max", problems),
+        unit: fields.text("unit", problems),
+        command: command(&mut fields, problems),
+    };
+    if fields.get("type").is_none() {
+        fields.missing(
+            "type",
+            "how it judges: `regex`, `exact_match`, `json`, `length`, `model` or `command`",
+            problems,
+        );
+    }
+    fields.finish(&[("weight", "set `hyperparameters.reward_weights`, one a function")], problems);
+    raw
 }
 
 fn dataset(mut fields: Fields<'_>, problems: &mut Problems) -> RawDataset {

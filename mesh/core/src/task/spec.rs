@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::kind::{Kind, TaskType};
+use super::{
+    kind::{Kind, TaskType},
+    reward::Reward,
+};
 use crate::{
     capability::Request,
     id::{AttemptId, NodeId},
@@ -37,6 +40,9 @@ pub struct TaskSpec {
     /// The program to run; there with `command`, and only then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,
+    /// What is rewarded; there with `ppo` and `grpo`, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward: Option<Reward>,
     /// Settings under the reference's names.
     pub hyperparameters: BTreeMap<String, Value>,
     /// What to keep and where it goes.
@@ -208,8 +214,14 @@ pub enum Input {
     Dataset,
     /// Held-out data.
     Eval,
-    /// The program of a `command` task.
+    /// The program of a `command` task, or of reward functions.
     Code,
+    /// The reward model.
+    Reward,
+    /// The model that the trained one is held to.
+    Reference,
+    /// The model that values start from.
+    Value,
 }
 
 impl Location {
@@ -279,6 +291,12 @@ pub struct Model {
     pub source: Location,
     /// The adapter to train, when not all weights are.
     pub adapter: Option<Adapter>,
+    /// What the trained model is held to; the model as it was before training when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference: Option<Location>,
+    /// What the model of values starts from; the reward model when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<Location>,
 }
 
 /// A low-rank adapter's settings, named as in PEFT's LoraConfig and transformers' BitsAndBytesConfig.
@@ -563,29 +581,40 @@ pub struct Checkpointing {
 impl TaskSpec {
     /// Its inputs, and where they come from.
     pub fn sources(&self) -> impl Iterator<Item = (Input, &Location)> {
-        let (model, dataset) = (self.model.as_ref(), self.dataset.as_ref());
+        let (model, dataset, reward) = (self.model.as_ref(), self.dataset.as_ref(), self.reward.as_ref());
         let sources = [
             (Input::Model, model.map(|m| &m.source)),
             (Input::Adapter, model.and_then(|m| m.adapter.as_ref()?.source.as_ref())),
             (Input::Dataset, dataset.map(|d| &d.source)),
             (Input::Eval, dataset.and_then(|d| d.eval.as_ref())),
             (Input::Code, self.command.as_ref().and_then(|c| Some(&c.code.as_ref()?.source))),
+            (Input::Code, reward.and_then(|r| Some(&r.code.as_ref()?.source))),
+            (Input::Reward, reward.and_then(|r| r.model.as_ref())),
+            (Input::Reference, model.and_then(|m| m.reference.as_ref())),
+            (Input::Value, model.and_then(|m| m.value.as_ref())),
         ];
         sources.into_iter().filter_map(|(input, source)| Some((input, source?)))
     }
 
     /// [`Self::sources`], to be changed.
     pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut Location> {
-        let (model, adapter) = match &mut self.model {
-            Some(model) => (Some(&mut model.source), model.adapter.as_mut().and_then(|a| a.source.as_mut())),
-            None => (None, None),
-        };
-        let (data, eval) = match &mut self.dataset {
-            Some(dataset) => (Some(&mut dataset.source), dataset.eval.as_mut()),
-            None => (None, None),
-        };
-        let code = self.command.as_mut().and_then(|command| command.code.as_mut());
-        [model, adapter, data, eval, code.map(|code| &mut code.source)].into_iter().flatten()
+        let mut sources = Vec::new();
+        if let Some(model) = &mut self.model {
+            sources.push(&mut model.source);
+            sources.extend(model.adapter.as_mut().and_then(|adapter| adapter.source.as_mut()));
+            sources.extend(model.reference.as_mut().into_iter().chain(&mut model.value));
+        }
+        if let Some(dataset) = &mut self.dataset {
+            sources.push(&mut dataset.source);
+            sources.extend(&mut dataset.eval);
+        }
+        let command = self.command.as_mut().and_then(|command| command.code.as_mut());
+        sources.extend(command.map(|code| &mut code.source));
+        if let Some(reward) = &mut self.reward {
+            sources.extend(&mut reward.model);
+            sources.extend(reward.code.as_mut().map(|code| &mut code.source));
+        }
+        sources.into_iter()
     }
 
     /// Names or ids of the tasks that must have completed before this one may run: those of `dependsOn`, and those whose
@@ -613,6 +642,10 @@ impl TaskSpec {
             && !own_program
         {
             needs.insert(format!("adapter:{}", adapter.kind.name()));
+        }
+        // Reward functions that are programs run where such tasks do.
+        if self.reward.as_ref().is_some_and(Reward::runs_programs) {
+            needs.insert(TaskType::Command.name().to_owned());
         }
         needs.extend(self.secrets_from.iter().map(|name| format!("secret:{name}")));
         if self.task_type.row().needs_real_device && self.request.gpu.as_ref().is_some_and(|gpu| gpu.count > 1) {

@@ -216,6 +216,43 @@ fn settings_of_the_data_are_read() {
 }
 
 #[test]
+fn rewards_bring_models_and_programs_with_them() {
+    use reward::Judge;
+    use spec::Input;
+    let read = |name: &str| {
+        let bytes = fs::read(repository().join("tests/fixtures/tasks/good").join(name)).unwrap();
+        parse_bytes(&bytes, name).unwrap().spec
+    };
+    let spec = read("grpo.yaml");
+    let inputs: Vec<Input> = spec.sources().map(|(input, _)| input).collect();
+    assert_eq!(inputs, [Input::Model, Input::Dataset, Input::Code, Input::Reward, Input::Reference]);
+    assert_eq!(spec.clone().sources_mut().count(), inputs.len());
+    assert_eq!(spec.waits_for().collect::<Vec<_>>(), ["rm"]);
+    assert!(
+        spec.needs().is_superset(&["grpo", "command", "source:task"].map(str::to_owned).into()),
+        "{:?}",
+        spec.needs()
+    );
+    let reward = spec.reward.as_ref().unwrap();
+    let names: Vec<&str> = reward.funcs.iter().map(|func| func.name.as_str()).collect();
+    assert_eq!(names, ["regex", "starts", "exact_match", "json", "length", "model", "command"]);
+    assert_eq!(reward.funcs[6].judge, Judge::Command { argv: vec!["python3".into(), "reward.py".into()] });
+    let grpo = settings::Grpo::of(&spec);
+    assert_eq!((grpo.num_generations, grpo.generation_batch_size, grpo.steps_per_generation), (4, 8, 1));
+    assert_eq!((grpo.scale_rewards.as_str(), grpo.loss_type.as_str()), ("group", "dapo"));
+    assert_eq!((grpo.epsilon, grpo.epsilon_high), (0.2, 0.2), "the upper bound is the lower one's");
+
+    let spec = read("ppo.yaml");
+    let inputs: Vec<Input> = spec.sources().map(|(input, _)| input).collect();
+    assert_eq!(inputs, [Input::Model, Input::Dataset, Input::Reward, Input::Value]);
+    assert!(!spec.needs().contains("command"));
+    assert_eq!(spec.reward.as_ref().unwrap().funcs[0].judge, Judge::Model, "the only function where there is no other");
+    let ppo = settings::Ppo::of(&spec);
+    assert_eq!((ppo.stop, ppo.missing_eos_penalty, ppo.num_ppo_epochs), (settings::StopToken::Eos, Some(1.0), 4));
+    assert_eq!(settings::Training::of(&spec).max_grad_norm, None, "the reference does not clip in PPO");
+}
+
+#[test]
 fn settings_that_steer_a_run_are_typed() {
     use settings::{Best, Curve, EarlyStopping, Evaluation, Interval, Optimizer, Schedule, Span, Training};
     let bytes = fs::read(repository().join("tests/fixtures/tasks/good/steering.yaml")).unwrap();

@@ -4,6 +4,7 @@ mod adapter;
 mod command;
 mod hardware;
 mod model;
+mod reward;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,6 +87,7 @@ impl Validation<'_> {
         };
         self.lengths(spec, &read);
         self.evaluations(spec, &read);
+        let reward = self.reward(spec, row, &read);
         let output = self.output(spec, row);
         let retry = self.retry(spec);
         let timeouts =
@@ -105,6 +107,7 @@ impl Validation<'_> {
             model: model.flatten(),
             dataset: dataset.flatten(),
             command,
+            reward,
             hyperparameters: read.values,
             output,
             priority,

@@ -74,6 +74,7 @@ pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
         model: None,
         dataset: None,
         command: None,
+        reward: None,
         hyperparameters: BTreeMap::new(),
         output: spec::Output { destination: (replicas == 1).then_some(output), artifacts: Vec::new(), keep_ms: None },
         priority: rng.random_range(0..3),

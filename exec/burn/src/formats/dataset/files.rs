@@ -1,10 +1,11 @@
 //! Which files of a folder are data, and which of them are of a split.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::DatasetError;
-use super::read::Format;
+use super::read::{self, Format};
+use super::{DatasetError, Part};
 
 /// Files that lie beside data and are none.
 const BESIDE: [&str; 6] =
@@ -13,6 +14,25 @@ const BESIDE: [&str; 6] =
 const PARTS: [&str; 7] = ["train", "test", "valid", "validation", "eval", "dev", "heldout"];
 /// Folders in folders: a link to one above would go round for ever.
 const DEPTH_MAX: usize = 16;
+
+/// Files, and which of their rows, counted over all of them.
+pub(super) type Rows = (Vec<PathBuf>, Range<usize>);
+
+/// The files of each part of a data set that is asked for; everything where no part is named.
+pub(super) fn wanted(path: &Path, split: Option<&[Part]>) -> Result<Vec<Rows>, DatasetError> {
+    let Some(parts) = split else { return Ok(vec![(all(path)?, 0..usize::MAX)]) };
+    let part = |part: &Part| {
+        let files = of_split(path, &part.name, parts.len() == 1)?;
+        let Some(slice) = &part.slice else { return Ok((files, 0..usize::MAX)) };
+        let rows = files.iter().map(|file| read::count(file)).sum::<Result<usize, _>>()?;
+        let wanted = slice.rows(rows);
+        if wanted.is_empty() {
+            return Err(DatasetError::EmptySlice { path: path.to_owned(), slice: part.to_string(), rows });
+        }
+        Ok((files, wanted))
+    };
+    parts.iter().map(part).collect()
+}
 
 /// The files of a data set: itself where it is a file; those of the folder and of its `data` folder; where there are
 /// none, those of all folders below.

@@ -15,6 +15,7 @@ mod example;
 mod files;
 mod parquet;
 mod preference;
+mod prompts;
 mod read;
 mod samples;
 mod split;
@@ -33,6 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::chat_template::Conversation;
 
 pub use self::preference::{Preference, Sides, TokenizedPair, TokenizedPairs, tokenize_pairs};
+pub use self::prompts::{Prompt, PromptRow, load_prompts};
 pub use self::samples::{Packing, Samples, Selection, held_out_of};
 pub use self::split::{Part, Slice};
 pub use self::store::{TokenFile, TokenWriter};
@@ -271,26 +273,8 @@ pub fn for_each(
 ) -> Result<ReadSoFar, DatasetError> {
     let bytes = Arc::new(AtomicU64::new(0));
     let mut reading = Reading { options, stop, take, bytes, rows: 0, problems: Vec::new(), total: 0 };
-    match &options.split {
-        None => reading.read(&files::all(path)?, 0..usize::MAX)?,
-        Some(parts) => {
-            for part in parts {
-                let files = files::of_split(path, &part.name, parts.len() == 1)?;
-                let wanted = match &part.slice {
-                    None => 0..usize::MAX,
-                    Some(slice) => {
-                        let rows = files.iter().map(|file| read::count(file)).sum::<Result<usize, _>>()?;
-                        let wanted = slice.rows(rows);
-                        if wanted.is_empty() {
-                            let (path, slice) = (path.to_owned(), part.to_string());
-                            return Err(DatasetError::EmptySlice { path, slice, rows });
-                        }
-                        wanted
-                    }
-                };
-                reading.read(&files, wanted)?;
-            }
-        }
+    for (files, wanted) in files::wanted(path, options.split.as_deref())? {
+        reading.read(&files, wanted)?;
     }
     if reading.total > 0 {
         return Err(DatasetError::Rows { problems: reading.problems, total: reading.total });

@@ -293,3 +293,30 @@ fn what_is_no_parquet_is_said() {
     let error = texts(folder.path(), None).unwrap_err();
     assert!(error.contains("x.parquet: no Parquet file: "), "{error}");
 }
+
+#[test]
+fn prompts_come_with_the_other_columns_of_their_rows() {
+    let rows = concat!(
+        r#"{"prompt": "1 + 1 = ", "answer": 2, "from": {"book": 7}}"#,
+        "\n",
+        r#"{"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}"#,
+    );
+    let folder = folder(&[("d.jsonl", rows)]);
+    let prompts = load_prompts(folder.path(), &LoadOptions::default(), &|| false).unwrap();
+    let json: Vec<String> =
+        prompts.iter().map(|row| format!("{} {}", row.prompt.to_json(), serde_json::json!(row.columns))).collect();
+    assert_eq!(
+        json,
+        [
+            r#""1 + 1 = " {"answer":2,"from":{"book":7}}"#,
+            r#"[{"content":"q","role":"user"}] {"completion":[{"content":"a","role":"assistant"}]}"#,
+        ]
+    );
+    let options =
+        LoadOptions { prompt_template: PromptTemplate::parse("{answer}?").unwrap(), ..LoadOptions::default() };
+    let error = load_prompts(folder.path(), &options, &|| false).unwrap_err().to_string();
+    assert!(error.contains("d.jsonl:2: ") && error.contains("no column `answer`"), "{error}");
+    let error =
+        load_prompts(folder.path(), &LoadOptions { split: Some(vec![Part::whole("test")]), ..options }, &|| false);
+    assert!(error.unwrap_err().to_string().contains("no file for split `test`"));
+}

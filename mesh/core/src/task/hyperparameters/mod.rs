@@ -7,8 +7,10 @@
 
 mod arguments;
 pub mod dpo;
+pub mod grpo;
+mod online;
 mod optimizer;
-mod reference;
+pub mod ppo;
 pub mod rm;
 pub mod rows;
 mod schedule;
@@ -181,8 +183,11 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
             read.problem(packing, "true with max_length null", "a max_length that samples are filled to", problems);
         }
     }
-    if task_type == TaskType::Dpo {
-        dpo::together(read, problems);
+    match task_type {
+        TaskType::Dpo => dpo::together(read, problems),
+        TaskType::Grpo => grpo::together(read, problems),
+        TaskType::Ppo => ppo::together(read, problems),
+        _ => {}
     }
     if task_type == TaskType::Pretrain {
         let int = |name: &str| match read.values.get(name) {
@@ -207,6 +212,12 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
 }
 
 impl Read {
+    /// The value under a name, or the default of the task type's table.
+    fn value(&self, task_type: TaskType, name: &str) -> Value {
+        let default = || find(task_type, name).map_or(Value::Null, |row| row.default.value());
+        self.values.get(name).cloned().unwrap_or_else(default)
+    }
+
     /// A problem at the place where a name was typed.
     pub fn problem(&self, name: &str, found: &str, expected: &str, problems: &mut Problems) {
         let (typed, at) = self.typed.get(name).cloned().unwrap_or((name.to_owned(), At::START));

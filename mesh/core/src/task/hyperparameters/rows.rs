@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{dpo, optimizer, reference, rm, schedule};
+use super::{dpo, grpo, online, optimizer, ppo, rm, schedule};
 use crate::task::kind::TaskType;
 
 /// One name.
@@ -43,6 +43,8 @@ pub enum Type {
     Text,
     /// One of some words.
     Choice(&'static [&'static str]),
+    /// One of some words, or a truth value that stands for one.
+    ChoiceOrBool(&'static [&'static str]),
     /// A number of steps: a whole one, or below 1 a share of all of them.
     Steps,
     /// Names with values.
@@ -134,6 +136,7 @@ impl Type {
             Type::Float { min, max } => value.as_f64().is_some_and(|v| (min..=max).contains(&v)),
             Type::Text => value.is_string(),
             Type::Choice(choices) => value.as_str().is_some_and(|v| choices.contains(&v)),
+            Type::ChoiceOrBool(choices) => value.is_boolean() || Type::Choice(choices).takes(value),
             Type::Steps => value.as_f64().is_some_and(|v| 0.0 < v && (v < 1.0 || v.fract() == 0.0) && v <= STEPS_MOST),
             Type::Map => value.is_object(),
             Type::SomeOf(choices) => match value {
@@ -169,6 +172,7 @@ impl Type {
             Type::Float { min, max } => format!("a number from {min} to {max}"),
             Type::Text => "a text".to_owned(),
             Type::Choice(choices) => format!("one of {}", choices.join(", ")),
+            Type::ChoiceOrBool(choices) => format!("one of {}, or true or false", choices.join(", ")),
             Type::Steps => "a whole number of steps from 1, or a share of all steps, above 0 and below 1".to_owned(),
             Type::Map => "a map of names with values".to_owned(),
             Type::SomeOf(choices) => format!("one of {}, or a list of different ones", choices.join(", ")),
@@ -181,7 +185,7 @@ impl Type {
 
 pub(super) const ABOVE_ZERO: f64 = f64::MIN_POSITIVE;
 pub(super) const BELOW_HALF: f64 = 0.5 - f64::EPSILON;
-const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
+pub(super) const BELOW_ONE: f64 = 1.0 - f64::EPSILON;
 /// Beyond any run.
 const STEPS_MOST: f64 = (1u64 << 40) as f64;
 /// A whole number, none included.
@@ -191,7 +195,9 @@ pub(super) const SOME: Type = Type::Int { min: 1, max: 1 << 31 };
 /// Any number.
 pub(super) const NUMBER: Type = Type::Float { min: f64::MIN, max: f64::MAX };
 pub(super) const NOT_NEGATIVE: Type = Type::Float { min: 0.0, max: f64::MAX };
-const SHARE: Type = Type::Float { min: 0.0, max: BELOW_ONE };
+/// A share, all included.
+pub(super) const UNIT: Type = Type::Float { min: 0.0, max: 1.0 };
+pub(super) const SHARE: Type = Type::Float { min: 0.0, max: BELOW_ONE };
 
 pub(super) const fn works(name: &'static str, kind: Type, default: Default) -> Row {
     Row { name, kind, default, nullable: false, status: Status::Works }
@@ -229,7 +235,7 @@ pub(super) const HABITS: [(&str, &str); 16] = [
     ("patience", "early_stopping_patience"),
 ];
 
-const fn old(name: &'static str, kind: Type, new: &'static str, translate: Translate) -> Row {
+pub(super) const fn old(name: &'static str, kind: Type, new: &'static str, translate: Translate) -> Row {
     Row { name, kind, default: Default::Null, nullable: false, status: Status::OldName(new, translate) }
 }
 
@@ -241,8 +247,8 @@ pub fn tables(task_type: TaskType) -> &'static [&'static [Row]] {
         TaskType::Pretrain => &[PRETRAIN, SFT, TRAINER],
         TaskType::Rm => &[rm::NAMES, TRAINER],
         TaskType::Dpo => &[dpo::NAMES, TRAINER],
-        TaskType::Grpo => &[reference::GRPO, TRAINER],
-        TaskType::Ppo => &[reference::PPO, TRAINER],
+        TaskType::Grpo => &[grpo::NAMES, online::NAMES, TRAINER],
+        TaskType::Ppo => &[ppo::NAMES, online::NAMES, TRAINER],
         TaskType::Command | TaskType::Inference | TaskType::RagInference | TaskType::Agent => &[],
     }
 }

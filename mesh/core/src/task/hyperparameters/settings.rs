@@ -7,6 +7,8 @@ pub use super::optimizer::Optimizer;
 pub use super::schedule::{Curve, Plateau, Schedule};
 pub use super::{
     dpo::{Dpo, Truncation},
+    grpo::Grpo,
+    ppo::{Ppo, StopToken},
     rm::Reward,
 };
 use crate::task::{kind::TaskType, spec::TaskSpec};
@@ -439,7 +441,7 @@ impl Values<'_> {
         row.map_or(Value::Null, |row| row.default.value())
     }
 
-    fn int(&self, name: &str) -> Option<i64> {
+    pub(super) fn int(&self, name: &str) -> Option<i64> {
         self.of(name).as_i64()
     }
 
@@ -447,7 +449,7 @@ impl Values<'_> {
         self.of(name).as_u64().unwrap_or_default()
     }
 
-    fn size(&self, name: &str) -> usize {
+    pub(super) fn size(&self, name: &str) -> usize {
         self.optional_size(name).unwrap_or_default()
     }
 
@@ -457,6 +459,14 @@ impl Values<'_> {
 
     pub(super) fn float(&self, name: &str) -> f64 {
         self.of(name).as_f64().unwrap_or_default()
+    }
+
+    pub(super) fn optional_float(&self, name: &str) -> Option<f64> {
+        self.of(name).as_f64()
+    }
+
+    pub(super) fn numbers(&self, name: &str) -> Vec<f64> {
+        self.of(name).as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
     }
 
     pub(super) fn truth(&self, name: &str) -> bool {

@@ -209,9 +209,10 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                 task_type: TaskType::Sft,
                 replicas: 1,
                 request,
-                model: Some(Model { source: model, adapter }),
+                model: Some(Model { source: model, adapter, reference: None, value: None }),
                 dataset: Some(dataset),
                 command: None,
+                reward: None,
                 hyperparameters,
                 output: Output {
                     keep_ms: out.is_none().then_some(ms),

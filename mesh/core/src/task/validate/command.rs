@@ -35,7 +35,12 @@ impl Validation<'_> {
             self.problems.push(Problem::new("spec.command", at, "nothing", expected));
             return None;
         };
-        let argv = match command {
+        Some(Command { argv: self.program(command), code })
+    }
+
+    /// The program and its arguments.
+    pub(super) fn program(&mut self, command: &RawCommand) -> Vec<String> {
+        match command {
             RawCommand::Argv(list) => self.argv(list),
             RawCommand::Shell(lines) if lines.value.trim().is_empty() => {
                 self.problems.push(lines.problem("lines for the shell, or a list of the program and its arguments"));
@@ -45,8 +50,7 @@ impl Validation<'_> {
                 self.argument(lines);
                 SHELL.into_iter().map(str::to_owned).chain([lines.value.clone()]).collect()
             }
-        };
-        Some(Command { argv, code })
+        }
     }
 
     fn argv(&mut self, list: &Typed<Vec<Typed<String>>>) -> Vec<String> {
@@ -68,7 +72,7 @@ impl Validation<'_> {
         }
     }
 
-    fn code(&mut self, raw: &RawCode) -> Option<Code> {
+    pub(super) fn code(&mut self, raw: &RawCode) -> Option<Code> {
         let source = self.source(&raw.source);
         let workdir = raw.workdir.as_ref().map(|workdir| self.told(names::path(workdir, false)));
         Some(Code { source: source?, workdir: workdir.flatten() })

@@ -9,7 +9,7 @@ use crate::task::{
     fields::Typed,
     hyperparameters::Read,
     problem::{Problem, nearest, show},
-    raw::{Pairs, RawDataset, RawSpec},
+    raw::{Pairs, RawDataset, RawSource, RawSpec},
     spec::{Dataset, Model, TestSize},
 };
 
@@ -36,7 +36,9 @@ impl Validation<'_> {
         let raw = spec.model.as_ref()?;
         let source = self.source(&raw.source);
         let adapter = raw.adapter.as_ref().map(|adapter| self.adapter(adapter));
-        Some(source.map(|source| Model { source, adapter: adapter.flatten() }))
+        let mut beside = |raw: &Option<RawSource>| raw.as_ref().and_then(|raw| self.source(&raw.source));
+        let (reference, value) = (beside(&raw.reference), beside(&raw.value));
+        Some(source.map(|source| Model { source, adapter: adapter.flatten(), reference, value }))
     }
 
     /// A number as a whole number of small parts, for the ledger has no floats.
