@@ -60,9 +60,10 @@ async fn tried(index: u32) -> anyhow::Result<GpuCheck> {
 /// What is said of a GPU until it was tried.
 const NOT_TRIED: &str = "not tested yet: it computes for the first time";
 
-/// The first of them that is to be tried.
-pub fn next(gpus: &[Gpu]) -> Option<u32> {
-    gpus.iter().find(|gpu| gpu.unusable.as_deref() == Some(NOT_TRIED)).map(|gpu| gpu.index)
+/// The first of them that is to be tried; one that an attempt went on with after a restart is tried when that is over.
+pub fn next(gpus: &[Gpu], held: impl Fn(u32) -> bool) -> Option<u32> {
+    let untried = gpus.iter().filter(|gpu| gpu.unusable.as_deref() == Some(NOT_TRIED));
+    untried.map(|gpu| gpu.index).find(|index| !held(*index))
 }
 
 /// Marks GPUs that have not computed yet, or not right. Simulated ones compute nothing.
@@ -102,7 +103,7 @@ mod tests {
         let said: Vec<_> = gpus.iter().map(|gpu| (gpu.unusable.as_deref(), gpu.unusable_for_good)).collect();
         let broken = "this node's test: it is broken";
         assert_eq!(said, [(None, false), (Some(broken), true), (Some(NOT_TRIED), false), (None, false)]);
-        assert_eq!(next(&gpus), Some(2));
+        assert_eq!((next(&gpus, |_| false), next(&gpus, |index| index == 2)), (Some(2), None));
         // What is known to be wrong stays said.
         gpus[0].unusable = Some("used by process 7, which mloc did not start".to_owned());
         mark(&mut gpus, &checked);

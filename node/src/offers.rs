@@ -144,6 +144,8 @@ pub async fn keep_capability(
 ) {
     let measured = tokio::task::spawn_blocking(mloc_modules::measure_matmul).await.ok();
     let mut ticks = tokio::time::interval(LOAD_EVERY);
+    // A GPU's first product takes many of them.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut checked = Checked::default();
     loop {
         let (again, named, (with, offered)) = (settings.clone(), name.clone(), offers.borrow_and_update().clone());
@@ -156,7 +158,9 @@ pub async fn keep_capability(
             if let Err(error) = mesh.publish_capability(&found).await {
                 warn!(%error, "this node's hardware is gossiped as it was before");
             }
-            if let Some(index) = gpu_check::next(&found.gpus) {
+            let held =
+                |index| mesh.read(|ledger| ledger.live_attempts_on(mesh.node()).any(|a| a.grant.gpus.contains(&index)));
+            if let Some(index) = gpu_check::next(&found.gpus, held) {
                 let tried = gpu_check::check(index).await;
                 match &tried {
                     Ok(found) => info!(index, gflops_bf16 = found.gflops_bf16, "this GPU computes"),

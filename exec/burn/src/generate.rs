@@ -124,23 +124,24 @@ impl Sampler {
         if self.top_k > 0 {
             weights.truncate(self.top_k);
         }
-        let total: f32 = weights.iter().map(|(_, w)| w).sum();
-        let mut reached = 0.0;
+        // In f64: in f32 a sum near 1 no longer grows by what is below 6e-8, and a large vocabulary's tail is that.
+        let total: f64 = weights.iter().map(|(_, w)| f64::from(*w)).sum();
+        let mut reached = 0.0_f64;
         let mut count = 0;
         for (_, weight) in &weights {
-            reached += weight;
+            reached += f64::from(*weight);
             count += 1;
-            if reached >= self.top_p * total {
+            if reached >= f64::from(self.top_p) * total {
                 break;
             }
         }
         weights.truncate(count);
         // The most probable one weighs 1.
         weights.retain(|(_, weight)| *weight >= self.min_p);
-        let eligible: f32 = weights.iter().map(|(_, w)| w).sum();
-        let mut point = random.uniform() * eligible;
+        let eligible: f64 = weights.iter().map(|(_, w)| f64::from(*w)).sum();
+        let mut point = f64::from(random.uniform()) * eligible;
         for (id, weight) in &weights {
-            point -= weight;
+            point -= f64::from(*weight);
             if point < 0.0 {
                 return *id as i64;
             }

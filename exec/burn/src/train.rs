@@ -281,6 +281,8 @@ impl<M: Parameters> Trainer<M> {
         let loss = parts.iter().fold(0.0, |sum, p| sum + p.loss) * scale;
         // Out of f16's range: the same step again, a little lower.
         if loss.is_finite() && !grad_norm.is_finite() && self.loss_scale.as_mut().is_some_and(LossScale::lower) {
+            // The next try makes its own: two sets of gradients may not fit.
+            drop(gradients);
             return self.step_at(scheduled, objective, micro_batches, stop);
         }
         if !loss.is_finite() || !grad_norm.is_finite() {

@@ -197,7 +197,10 @@ fn link_all(from: &Path, top: &Path, below: &str, paths: &mut Vec<String>) -> io
         } else {
             let to = top.join(&name);
             // A second name of the same bytes that was there already must not be written through.
-            remove(&to)?;
+            match fs::remove_file(&to) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
             fs::hard_link(&path, &to).or_else(|_| fs::copy(&path, &to).map(drop))?;
             paths.push(name);
         }

@@ -64,6 +64,7 @@ pub struct Programs {
     /// Files and folders of the node that none of them may read: keys, tokens, what other attempts have.
     pub hidden: Vec<PathBuf>,
     /// How many processes one of them may have at once; with more all of them are killed.
+    #[serde(default = "Programs::processes_unsaid")]
     pub processes: usize,
 }
 
@@ -71,6 +72,11 @@ impl Programs {
     /// Far more than the data loaders of the largest machine; a loop of forks is ended before the node has no process ids
     /// left for its own work.
     pub const PROCESSES: usize = 4096;
+
+    /// Run files of earlier versions do not say it.
+    fn processes_unsaid() -> usize {
+        Self::PROCESSES
+    }
 }
 
 /// Whether programs are held to their folders.

@@ -6,7 +6,6 @@ use std::{collections::BTreeMap, path::Path};
 use mloc_burn::{
     export::{Storage, Stored, write_safetensors},
     formats::{dataset::TokenizedPair, tokenizer::TextTokenizer},
-    lora,
     model::Decoder,
     preference::{Dpo as Objective, DpoBatch, Preference, Reference, dpo::log_probabilities, losses::PAIR_LOSSES},
     weights::{SafetensorsSource, TensorSource},
@@ -23,6 +22,7 @@ use crate::{
         pairs::{self, Cut, Pair, Text},
         session, start,
     },
+    online,
 };
 
 /// Log-probabilities under the reference, in each checkpoint of a run that computed them first.
@@ -52,14 +52,15 @@ impl Module for Dpo {
         let reference = match (settings.reference_free, settings.precompute_ref_log_probs) {
             (true, _) => Reference::Free,
             (_, true) => Reference::Precomputed,
-            // Neither is a second copy of what is not trained. An adapter that was trained before is held to what it was;
-            // a fresh one changes nothing yet, and need not be computed.
-            (false, false) => Reference::Model(Box::new(match ctx.run().inputs.adapter {
-                None => lora::base_of(&base.model),
-                Some(_) => base.model.clone(),
-            })),
+            (false, false) => Reference::Model(Box::new(online::reference(ctx, &base.model, tokenizer)?)),
+        };
+        let precomputes = matches!(reference, Reference::Precomputed) && ctx.resume().is_none();
+        let asked_first = match precomputes && ctx.run().inputs.reference.is_some() {
+            true => Some(online::reference(ctx, &base.model, tokenizer)?),
+            false => None,
         };
         let recipe = Preferences {
+            asked_first,
             objective: Objective { preference, reference, dropout: !settings.disable_dropout },
             precompute_batch: settings.precompute_ref_batch_size.unwrap_or(training.per_device_train_batch_size).max(1),
             settings: &settings,
@@ -140,6 +141,8 @@ impl Cut for Shortened {
 
 /// Losses over pairs of log-ratios.
 struct Preferences<'a> {
+    /// What log-probabilities are computed with before the first step, where that is a model of its own.
+    asked_first: Option<Decoder>,
     objective: Objective,
     precompute_batch: usize,
     settings: &'a Settings,
@@ -195,6 +198,14 @@ impl Recipe for Preferences<'_> {
         all.map(|(name, value)| (name.to_owned(), value)).into()
     }
 
+    fn beside(&self, ctx: &RunContext) -> Vec<&Decoder> {
+        // Log-probabilities that were computed before are kept, whatever the reference is by now.
+        match &self.objective.reference {
+            Reference::Model(model) if ctx.run().inputs.reference.is_some() => vec![&**model],
+            _ => Vec::new(),
+        }
+    }
+
     fn shown(&self) -> &'static [&'static str] {
         &["rewards/accuracies", "rewards/margins"]
     }
@@ -202,8 +213,10 @@ impl Recipe for Preferences<'_> {
     fn begin(&mut self, ctx: &mut RunContext, model: &Decoder, data: &mut Data<Vec<Pair>>) -> Result<(), ModuleError> {
         if matches!(self.objective.reference, Reference::Precomputed) {
             ctx.log("reference: the log-probabilities of all answers are computed before the first step");
-            self.precompute(ctx, model, &mut data.train)?;
-            self.precompute(ctx, model, &mut data.eval)?;
+            let asked = self.asked_first.take();
+            let reference = asked.as_ref().unwrap_or(model);
+            self.precompute(ctx, reference, &mut data.train)?;
+            self.precompute(ctx, reference, &mut data.eval)?;
         }
         Ok(())
     }

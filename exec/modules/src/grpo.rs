@@ -51,6 +51,7 @@ impl Module for Grpo {
         let reward = spec.reward.clone().ok_or_else(|| fatal("spec.reward: there is nothing to learn from"))?;
         let mut base = start::load(ctx, &training)?;
         base.must_be_a_language_model()?;
+        artifacts::check(ctx, &base.model, &base.tokenizer)?;
         start::prepare(ctx, &mut base.model, &training)?;
         let tokenizer = &base.tokenizer;
         let judges = Judges::of(ctx, &reward, tokenizer, training.per_device_eval_batch_size)?;
@@ -213,7 +214,8 @@ impl Online<'_> {
             .collect();
         self.score(ctx, model, &mut rows)?;
         let tokens = rows.iter().map(|row| row.completion.len()).sum();
-        let normalizer = Normalizer { micro_batches: self.training.gradient_accumulation_steps, tokens };
+        // As in TRL 1.16.0 a micro-batch is divided by its share of the generation, whatever a step is made of.
+        let normalizer = Normalizer { micro_batches: grpo.steps_per_generation, tokens };
         let order = permutation(rows.len(), self.training.seed, number);
         let mut shuffled: Vec<Option<Judged>> = rows.into_iter().map(Some).collect();
         let rows = order.iter().filter_map(|place| shuffled[*place].take()).collect();
@@ -289,7 +291,9 @@ impl Method for Online<'_> {
     }
 
     fn origin(&self, ctx: &RunContext, model: &Decoder) -> Result<Origin, ModuleError> {
-        self.prompts.origin(ctx, model)
+        let reference = self.reference.as_ref().filter(|_| ctx.run().inputs.reference.is_some());
+        let beside: Vec<&Decoder> = self.judges.model().into_iter().chain(reference).collect();
+        self.prompts.origin(ctx, model, &beside)
     }
 
     fn settings(&self) -> BTreeMap<String, Value> {

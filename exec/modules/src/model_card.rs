@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use mloc_core::task::{
-    TaskSpec,
-    spec::{Input, Location, Modules, Pin},
+    TaskSpec, canonical,
+    kind::TaskType,
+    spec::{Input, Location, Pin},
 };
 use mloc_exec::{ModuleError, Output, RunContext, VERSION};
 use serde_json::{Value, json};
@@ -41,7 +42,7 @@ fn card(spec: &TaskSpec, pins: &BTreeMap<Input, Pin>, summary: &BTreeMap<String,
     line(&format!("{made}, by MLOC {VERSION} with the task type `{}`.", spec.task_type));
 
     line("\n## Use\n\n```python");
-    line(usage(adapter.is_some(), base.as_deref()).as_str());
+    line(&usage(spec.task_type, adapter.is_some(), base.as_deref()));
     line("```");
 
     line("\n## Made of\n\n| | where | version | files | bytes |\n|---|---|---|---|---|");
@@ -50,6 +51,9 @@ fn card(spec: &TaskSpec, pins: &BTreeMap<Input, Pin>, summary: &BTreeMap<String,
         (Input::Adapter, "adapter to start from", adapter.and_then(|a| a.source.as_ref())),
         (Input::Dataset, "training data", spec.dataset.as_ref().map(|d| &d.source)),
         (Input::Eval, "held-out data", spec.dataset.as_ref().and_then(|d| d.eval.as_ref())),
+        (Input::Reward, "reward model", spec.reward.as_ref().and_then(|r| r.model.as_ref())),
+        (Input::Reference, "reference model", spec.model.as_ref().and_then(|m| m.reference.as_ref())),
+        (Input::Value, "model of values", spec.model.as_ref().and_then(|m| m.value.as_ref())),
     ];
     for (input, what, place) in inputs {
         let Some(place) = place else { continue };
@@ -57,25 +61,26 @@ fn card(spec: &TaskSpec, pins: &BTreeMap<Input, Pin>, summary: &BTreeMap<String,
         line(&format!("| {what} | {} | {} |", cell(&show(place)), pin.unwrap_or_else(|| "| |".to_owned())));
     }
 
-    line(
-        "\n## Settings\n\nWhat is not listed had its default, which is that of TRL 1.16.0.\n\n| name | value |\n|---|---|",
-    );
+    line("\n## Settings\n\nHyperparameters that are not listed had their defaults.\n\n| name | value |\n|---|---|");
     for (name, value) in &spec.hyperparameters {
         line(&format!("| `{name}` | {} |", cell(&value.to_string())));
     }
-    if let Some(adapter) = adapter {
-        let alpha = adapter.lora_alpha_milli as f64 / 1e3;
-        let (r, targets) = match &adapter.target_modules {
-            Modules::Named(names) => (adapter.r, names.join(" ")),
-            Modules::Matching(pattern) => (adapter.r, pattern.clone()),
-        };
-        let dropout = f64::from(adapter.lora_dropout_micro) / 1e6;
-        for (name, value) in
-            [("r", r.to_string()), ("lora_alpha", alpha.to_string()), ("lora_dropout", dropout.to_string())]
-        {
-            line(&format!("| `adapter.{name}` | {value} |"));
+    let whole = canonical::value(spec);
+    for (prefix, pointer) in [
+        ("adapter", "/spec/model/adapter"),
+        ("preprocessing", "/spec/dataset/preprocessing"),
+        ("reward", "/spec/reward"),
+    ] {
+        for (name, value) in whole.pointer(pointer).and_then(Value::as_object).into_iter().flatten() {
+            // Places are in the table above.
+            if !["source", "model", "code"].contains(&name.as_str()) {
+                let shown = if value.is_number() { value.to_string() } else { cell(&value.to_string()) };
+                line(&format!("| `{prefix}.{name}` | {shown} |"));
+            }
         }
-        line(&format!("| `adapter.target_modules` | {} |", cell(&targets)));
+    }
+    if let Some(size) = whole.pointer("/spec/dataset/test_size") {
+        line(&format!("| `dataset.test_size` | {size} |"));
     }
 
     line("\n## Figures\n\n| name | value |\n|---|---|");
@@ -93,7 +98,7 @@ fn head(spec: &TaskSpec, base: Option<&str>) -> String {
     let mut head = BTreeMap::from([
         ("library_name", json!(if adapter.is_some() { "peft" } else { "transformers" })),
         ("model_name", json!(spec.metadata.name)),
-        ("pipeline_tag", json!("text-generation")),
+        ("pipeline_tag", json!(if scores(spec.task_type) { "text-classification" } else { "text-generation" })),
     ]);
     let hub = |place: &Location| match place {
         Location::HuggingFace { identifier, .. } => Some(identifier.clone()),
@@ -119,18 +124,28 @@ fn head(spec: &TaskSpec, base: Option<&str>) -> String {
     text
 }
 
-fn usage(adapter: bool, base: Option<&str>) -> String {
+/// Whether what was made gives a score instead of tokens.
+fn scores(task_type: TaskType) -> bool {
+    task_type == TaskType::Rm
+}
+
+fn usage(task_type: TaskType, adapter: bool, base: Option<&str>) -> String {
     let base = json!(base.unwrap_or_default());
+    let (class, labels) = match scores(task_type) {
+        true => ("AutoModelForSequenceClassification", ", num_labels=1"),
+        false => ("AutoModelForCausalLM", ""),
+    };
+    let here = "\"path/to/this/folder\"";
     match adapter {
         true => format!(
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\nbase = \
-             AutoModelForCausalLM.from_pretrained({base})\nmodel = PeftModel.from_pretrained(base, \"path/to/this/folder\")\n\
-             tokenizer = AutoTokenizer.from_pretrained(\"path/to/this/folder\")"
+            "from peft import PeftModel\nfrom transformers import {class}, AutoTokenizer\n\nbase = \
+             {class}.from_pretrained({base}{labels})\nmodel = PeftModel.from_pretrained(base, {here})\ntokenizer = \
+             AutoTokenizer.from_pretrained({here})"
         ),
-        false => "from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = \
-                  AutoModelForCausalLM.from_pretrained(\"path/to/this/folder\")\ntokenizer = \
-                  AutoTokenizer.from_pretrained(\"path/to/this/folder\")"
-            .to_owned(),
+        false => format!(
+            "from transformers import {class}, AutoTokenizer\n\nmodel = {class}.from_pretrained({here})\ntokenizer = \
+             AutoTokenizer.from_pretrained({here})"
+        ),
     }
 }
 

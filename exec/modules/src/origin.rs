@@ -15,6 +15,9 @@ pub struct Origin {
     pub held_out: Rows,
     /// Of config.json, the adapter's settings, and names, shapes and first values of all weights; SHA-256, hex.
     pub model: String,
+    /// Of the models beside it: what rewards, what it is held to, what values start from. Empty where there are none.
+    #[serde(default)]
+    pub beside: String,
 }
 
 /// Rows in tokens.
@@ -53,6 +56,11 @@ impl Origin {
                  SHA-256 was {}, is now {}",
                 short(&began_with.model),
                 short(&self.model)
+            ));
+        }
+        if began_with.beside != self.beside {
+            changed.push(format!(
+                "reward.model, model.reference or model.value: one of them changed since the checkpoint of step {step}"
             ));
         }
         if changed.is_empty() {
@@ -102,6 +110,14 @@ pub fn digest_of(ctx: &RunContext, model: &Decoder) -> Result<String, ModuleErro
         hash.update(matrix.content());
     }
     Ok(hex::encode(hash.finalize()))
+}
+
+/// Of models that are not trained, one after the other.
+///
+/// # Errors
+/// That it was asked to stop.
+pub fn digest_of_all(ctx: &RunContext, models: &[&Decoder]) -> Result<String, ModuleError> {
+    models.iter().map(|model| digest_of(ctx, model)).collect()
 }
 
 /// Enough of a digest to see that two differ.

@@ -21,7 +21,7 @@ use mloc_burn::{
 };
 use mloc_core::task::{
     reward::Reward,
-    settings::{self, DataOrder, Interval, Save, Span, StopToken, Training},
+    settings::{self, DataOrder, Interval, Save, Schedule, Span, StopToken, Training},
 };
 use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
 use serde::{Deserialize, Serialize};
@@ -54,7 +54,14 @@ impl Module for Ppo {
         let reward = spec.reward.clone().ok_or_else(|| fatal("spec.reward: there is nothing to learn from"))?;
         let mut base = start::load(ctx, &training)?;
         base.must_be_a_language_model()?;
+        artifacts::check(ctx, &base.model, &base.tokenizer)?;
         start::prepare(ctx, &mut base.model, &training)?;
+        if let Some(adapter) = base.model.adapter.as_ref().filter(|adapter| adapter.lora_dropout > 0.0) {
+            ctx.warn(format!(
+                "model.adapter.lora_dropout: {} has no effect: dropout is off in ppo, as in the reference",
+                adapter.lora_dropout
+            ));
+        }
         let tokenizer = &base.tokenizer;
         let stop = stop_tokens(&ppo, tokenizer)?;
         let judges = Judges::of(ctx, &reward, tokenizer, ppo.local_rollout_forward_batch_size)?;
@@ -103,13 +110,15 @@ fn critic(
     if ppo.value_head {
         return Ok(Critic::head(policy));
     }
-    let model = match (ctx.run().inputs.value.clone(), reward) {
+    let mut model = match (ctx.run().inputs.value.clone(), reward) {
         (Some(path), _) => reward::classifier(ctx, "model.value", &path, tokenizer)?,
         (None, Some(reward)) => reward.clone(),
         (None, None) => {
             return Err(fatal("model.value: there is no model of values and no reward model to start from"));
         }
     };
+    model.checkpointing = policy.checkpointing;
+    model.set_compute(policy.compute());
     Critic::model(model).map_err(|said| fatal(format!("model.value: {said}")))
 }
 
@@ -187,6 +196,15 @@ impl Plan {
             }
         };
         in_steps(&mut training.warmup);
+        match &mut training.lr_scheduler {
+            Schedule::WarmupStableDecay { num_decay_steps, num_stable_steps, .. } => {
+                for rollouts in std::iter::once(num_decay_steps).chain(num_stable_steps.as_mut()) {
+                    *rollouts = rollouts.saturating_mul(self.steps());
+                }
+            }
+            Schedule::InverseSqrt { timescale: Some(rollouts) } => *rollouts *= self.steps() as f64,
+            _ => {}
+        }
         if let Interval::Steps(every) = &mut training.logging {
             in_steps(every);
         }
@@ -308,7 +326,13 @@ impl Method for Online<'_> {
     }
 
     fn origin(&self, ctx: &RunContext, model: &ActorCritic) -> Result<Origin, ModuleError> {
-        self.prompts.origin(ctx, &model.policy)
+        let inputs = &ctx.run().inputs;
+        let mut beside: Vec<&Decoder> = self.judges.model().into_iter().collect();
+        beside.extend(Some(&self.reference).filter(|_| inputs.reference.is_some()));
+        if let (Critic::Model(critic), true) = (&model.critic, inputs.value.is_some()) {
+            beside.push(critic);
+        }
+        self.prompts.origin(ctx, &model.policy, &beside)
     }
 
     fn settings(&self) -> BTreeMap<String, Value> {

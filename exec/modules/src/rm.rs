@@ -33,6 +33,13 @@ impl Module for Rm {
         let mut base = start::load(ctx, &settings)?;
         base.model = with_one_score(ctx, base.model, settings.seed)?;
         start::prepare(ctx, &mut base.model, &settings)?;
+        // An adapter of a language model knows of no head: a fresh one is of no use frozen, nor without being saved.
+        if let (Some(adapter), Some(head)) = (&mut base.model.adapter, &mut base.model.score)
+            && !head.weight.trainable
+        {
+            head.weight.trainable = true;
+            adapter.modules_to_save.push("score".to_owned());
+        }
         start::warn_of_dropout(ctx, &base.model, reward.disable_dropout);
         let tokenizer = &base.tokenizer;
         if let (Some(config), Some(pad)) = (base.model.config.raw.as_object_mut(), tokenizer.pad_id()) {

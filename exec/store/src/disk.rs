@@ -292,9 +292,15 @@ pub(crate) fn remove_all(path: &Path) -> Result<(), StoreError> {
 }
 
 /// Removes what dead writers left among the files of a folder: the temporaries of [`copy`] and [`write()`].
-pub(crate) fn sweep(folder: &Path) -> Result<(), StoreError> {
-    let entries = fs::read_dir(folder).map_err(|e| StoreError::disk("list", folder, e))?;
+pub(crate) fn sweep(folder: &Path, halt: &Halt) -> Result<(), StoreError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        // Whoever died had not come so far.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(StoreError::disk("list", folder, e)),
+    };
     for entry in entries {
+        halt.check(folder)?;
         let entry = entry.map_err(|e| StoreError::disk("list", folder, e))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(".mloc-") && name.ends_with(".tmp") {

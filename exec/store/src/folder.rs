@@ -216,7 +216,7 @@ impl Area for Folder {
     async fn sweep(&self, names: &[&str]) {
         let parents = names.iter().filter_map(|name| self.inside.path.join(name).parent().map(Path::to_owned));
         let folders: BTreeSet<PathBuf> = parents.collect();
-        let swept = off_thread(move || folders.iter().try_for_each(|folder| disk::sweep(folder))).await;
+        let swept = until_dropped(move |halt| folders.iter().try_for_each(|folder| disk::sweep(folder, halt))).await;
         if let Err(error) = swept {
             tracing::warn!(place = self.url(), %error, "temporary files stay");
         }

@@ -91,7 +91,11 @@ impl Store {
     /// # Errors
     /// Those of this disk.
     pub async fn sweep(&self, attempt: &AttemptId, destination: &Location) -> Result<(), StoreError> {
-        leftovers::sweep(&*self.area(destination)?, attempt).await
+        // Only on this node's disks is there anything; one that does not answer must not hold up the caller's thread.
+        let Location::Local { .. } = destination else { return Ok(()) };
+        let (here, to) = (self.clone(), destination.clone());
+        let place = off_thread(move || here.area(&to)).await?;
+        leftovers::sweep(&*place, attempt).await
     }
 
     /// The result of this task and replica at a destination, when an earlier attempt got so far and could not say

@@ -113,6 +113,15 @@ fn architecture(config: &DecoderConfig) -> Result<&'static str, GgufError> {
         "Qwen3ForCausalLM" => "qwen3",
         other => return refused(other.to_owned()),
     };
+    if matches!(config.rope_scaling, RopeScaling::Yarn { .. }) {
+        return refused("YaRN's positions".to_owned());
+    }
+    if let RopeScaling::Llama3 { low_freq_factor, high_freq_factor, .. } = config.rope_scaling
+        && (low_freq_factor, high_freq_factor) != (1.0, 4.0)
+    {
+        // The reading back takes no others: better said before training than after.
+        return refused(format!("llama3 rope scaling with factors {low_freq_factor} and {high_freq_factor}"));
+    }
     let first = config.windows.first().copied().flatten();
     if config.windows.iter().any(|window| *window != first) || (first.is_some() && name != "llama") {
         return refused(format!("a window of attention in some layers of {}", config.architecture));
@@ -154,7 +163,8 @@ fn describe(file: &mut GgufWriter, config: &DecoderConfig, architecture: &str, s
         RopeScaling::Llama3 { original_length, .. } => {
             file.uint(&key("rope.scaling.original_context_length"), original_length as usize);
         }
-        RopeScaling::None => {}
+        // [`architecture`] refuses it: readers of the format choose the ramp themselves.
+        RopeScaling::Yarn { .. } | RopeScaling::None => {}
     }
 }
 

@@ -38,8 +38,8 @@ pub(super) fn plan(model: &Decoder, config: &LoraConfig) -> Result<Plan, LoraErr
         if targets.has(module) && !kept_out && layer_is_meant(config, module) {
             let r = *ranks.get(module)?.unwrap_or(&config.r);
             let alpha = *alphas.get(module)?.unwrap_or(&config.lora_alpha);
-            if r == 0 {
-                return Err(setting("rank_pattern", format!("0 for {module}; expected 1 or more")));
+            if r == 0 || r > 1 << 16 {
+                return Err(setting("rank_pattern", format!("{r} for {module}; expected 1 to 65536")));
             }
             adapters.insert((*module).to_owned(), Planned { r, scale: config.scale_of(alpha, r) });
         }

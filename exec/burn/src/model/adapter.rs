@@ -176,7 +176,8 @@ impl LoraPair {
         match &self.dora {
             None => sum,
             Some(dora) => {
-                let norms = sum.clone().square().sum_dim(1).sqrt();
+                // As in `norms`: a row of zeros stays one.
+                let norms = sum.clone().square().sum_dim(1).clamp_min(f32::MIN_POSITIVE).sqrt();
                 sum * (dora.magnitude.value.clone().transpose() / norms)
             }
         }

@@ -112,6 +112,22 @@ pub enum RopeScaling {
         /// The context length of the first training, in tokens.
         original_length: f64,
     },
+    /// YaRN (Peng et al., arXiv 2309.00071): frequencies that turn less than `beta_slow` times in the first training's
+    /// length are divided, those that turn more than `beta_fast` times kept, a ramp over the dimensions between.
+    Yarn {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// See above.
+        beta_fast: f64,
+        /// See above.
+        beta_slow: f64,
+        /// The context length of the first training, in tokens.
+        original_length: f64,
+        /// What cosines and sines are multiplied by, so that attention stays as sharp over more tokens.
+        attention_factor: f64,
+        /// Whether the ramp begins and ends at whole dimensions.
+        truncate: bool,
+    },
 }
 
 /// A decoder-only transformer with RMS norms, rotary positions, grouped-query attention and SwiGLU.
@@ -361,14 +377,45 @@ fn rope(raw: &Value) -> Result<(f64, RopeScaling), ConfigError> {
             high_freq_factor: number("high_freq_factor")?,
             original_length: number("original_max_position_embeddings")?,
         },
+        "yarn" => yarn(raw, &Keys(scaling))?,
         other => {
             return Err(ConfigError::Key {
                 key: "rope_type",
-                problem: format!("{other:?}; known are default, linear, llama3"),
+                problem: format!("{other:?}; known are default, linear, llama3, yarn"),
             });
         }
     };
     Ok((theta, scaling))
+}
+
+/// Defaults are the reference's, and the paper's.
+fn yarn(raw: &Value, keys: &Keys<'_>) -> Result<RopeScaling, ConfigError> {
+    // What the model was made for may stand beside the scaling or, in older files, as the length itself.
+    let original = keys.number("original_max_position_embeddings")?;
+    let longest = Keys(raw).number("max_position_embeddings")?;
+    let missing = |key: &'static str| ConfigError::Key { key, problem: "is missing beside rope_type".into() };
+    let original_length =
+        original.or(longest).filter(|length| *length > 0.0).ok_or(missing("original_max_position_embeddings"))?;
+    let factor = match keys.number("factor")? {
+        Some(factor) => factor,
+        None => original.and_then(|original| Some(longest? / original)).ok_or(missing("factor"))?,
+    };
+    let sharpness = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+    let set =
+        |key: &'static str| -> Result<Option<f64>, ConfigError> { Ok(keys.number(key)?.filter(|value| *value != 0.0)) };
+    let attention_factor = match (keys.number("attention_factor")?, set("mscale")?, set("mscale_all_dim")?) {
+        (Some(factor), ..) => factor,
+        (None, Some(scale), Some(all)) => sharpness(scale) / sharpness(all),
+        (None, ..) => sharpness(1.0),
+    };
+    Ok(RopeScaling::Yarn {
+        factor,
+        beta_fast: set("beta_fast")?.unwrap_or(32.0),
+        beta_slow: set("beta_slow")?.unwrap_or(1.0),
+        original_length,
+        attention_factor,
+        truncate: keys.0.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+    })
 }
 
 fn windows(raw: &Value, family: &Family, num_layers: usize) -> Result<Vec<Option<usize>>, ConfigError> {
@@ -449,8 +496,12 @@ mod tests {
             "config.json: num_key_value_heads: 3 does not divide num_attention_heads 2"
         );
         assert_eq!(
-            message(json!({"rope_scaling": {"rope_type": "yarn"}})),
-            "config.json: rope_type: \"yarn\"; known are default, linear, llama3"
+            message(json!({"rope_scaling": {"rope_type": "longrope"}})),
+            "config.json: rope_type: \"longrope\"; known are default, linear, llama3, yarn"
+        );
+        assert_eq!(
+            message(json!({"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": "8k"}})),
+            "config.json: original_max_position_embeddings: expected a number, found \"8k\""
         );
     }
 }

@@ -8,7 +8,7 @@ use super::{log_sigmoid, sigmoid};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PairLoss {
     /// −ln σ(βΔ), Δ the chosen log-ratio minus the rejected one: DPO (arXiv 2305.18290). With `label_smoothing` ε its
-    /// conservative form, −(1−ε)·ln σ(βΔ) − ε·ln σ(−βΔ).
+    /// conservative form, −(1−ε)·ln σ(βΔ) − ε·ln σ(−βΔ), as in TRL 0.24; 1.16.0 ignores ε here.
     Sigmoid,
     /// −ln σ(βΔ), Δ of log-ratios a token.
     SigmoidNorm,

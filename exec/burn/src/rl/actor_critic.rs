@@ -85,7 +85,7 @@ impl ActorCritic {
     /// `at_once` texts in a forward pass. `stop` is asked before each.
     ///
     /// # Errors
-    /// [`TrainError::Interrupted`]
+    /// [`TrainError::Interrupted`]; [`TrainError::Batch`] of tokens that the model does not know.
     pub fn values(
         &self,
         texts: &[Text<'_>],
@@ -102,7 +102,9 @@ impl ActorCritic {
             if stop() {
                 return Err(TrainError::Interrupted);
             }
-            let packed = Packed::new(&batch(texts), &model.config, model.device());
+            let rows = batch(texts);
+            check_rows(&rows, model.config.vocab_size)?;
+            let packed = Packed::new(&rows, &model.config, model.device());
             let places = Places::of(texts, response_length);
             let hidden = places.select(&model.hidden(&packed));
             let all: Vec<f64> = match head {

@@ -6,6 +6,7 @@ use crate::loss::Targets;
 use crate::model::packed::int_tensor;
 use crate::model::parameter::host_values;
 use crate::model::{Decoder, Packed};
+use crate::objective::check_rows;
 use crate::train::TrainError;
 
 /// A prompt and what follows it.
@@ -48,7 +49,7 @@ pub fn by_text(texts: &[Text<'_>], values: &[f64]) -> Vec<Vec<f64>> {
 /// asked before each.
 ///
 /// # Errors
-/// [`TrainError::Interrupted`]
+/// [`TrainError::Interrupted`]; [`TrainError::Batch`] of tokens that the model does not know.
 pub fn score(
     model: &Decoder,
     texts: &[Text<'_>],
@@ -62,6 +63,7 @@ pub fn score(
             return Err(TrainError::Interrupted);
         }
         let batch = batch(texts);
+        check_rows(&batch, model.config.vocab_size)?;
         let packed = Packed::new(&batch, &model.config, model.device());
         let targets = Targets::of(&batch, &packed);
         let all = logprobs::score(&model.hidden(&packed), model.head(), &targets, temperature);
@@ -75,7 +77,8 @@ pub fn score(
 /// before each.
 ///
 /// # Errors
-/// [`TrainError::Interrupted`]; [`TrainError::Batch`] of a model without such a head.
+/// [`TrainError::Interrupted`]; [`TrainError::Batch`] of a model without such a head, and of tokens that it does
+/// not know.
 pub fn rewards(
     model: &Decoder,
     texts: &[Text<'_>],
@@ -91,7 +94,9 @@ pub fn rewards(
         if stop() {
             return Err(TrainError::Interrupted);
         }
-        let packed = Packed::new(&batch(texts), &model.config, model.device());
+        let batch = batch(texts);
+        check_rows(&batch, model.config.vocab_size)?;
+        let packed = Packed::new(&batch, &model.config, model.device());
         let last = model.hidden(&packed).select(0, int_tensor(packed.last_of_rows(), model.device()));
         rewards.extend(host_values(head.forward(&last)).into_iter().map(f64::from));
     }

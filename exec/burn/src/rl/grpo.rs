@@ -173,10 +173,10 @@ pub struct GrpoSettings {
     pub max_completion_length: usize,
 }
 
-/// What `dapo` and `cispo` divide by: all that was generated together, of which an optimizer step sees a part.
+/// What `dapo` and `cispo` divide by: a micro-batch's share of all that was generated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Normalizer {
-    /// Micro-batches in an optimizer step, whose losses are averaged.
+    /// Micro-batches that a generation is split into; the losses of those in an optimizer step are averaged.
     pub micro_batches: usize,
     /// Completion tokens that were generated together and count.
     pub tokens: usize,
@@ -311,11 +311,8 @@ impl<'a> MicroBatch<'a> {
         if coefficient == 0.0 {
             return;
         }
-        let divisor = match self.settings.loss_type {
-            LossType::Dapo | LossType::Cispo => self.generated,
-            LossType::Grpo | LossType::Bnpo | LossType::DrGrpo | LossType::Sapo => self.learnt,
-        };
-        let slope = |entropy: &f64| if *entropy >= self.threshold { -coefficient / divisor } else { 0.0 };
+        // The mean over the tokens that it acts on, whatever the policy's loss is divided by.
+        let slope = |entropy: &f64| if *entropy >= self.threshold { -coefficient / self.learnt } else { 0.0 };
         let slopes: Vec<f64> = row.entropies.iter().map(slope).collect();
         out.loss += row.entropies.iter().zip(&slopes).map(|(entropy, slope)| entropy * slope).sum::<f64>();
         out.d_entropies.push(slopes);

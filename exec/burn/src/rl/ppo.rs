@@ -124,19 +124,6 @@ fn advantages(values: &[f64], rewards: &[f64], settings: &PpoSettings) -> Vec<f6
     advantages
 }
 
-/// One response of a micro-batch as the models see it now.
-#[derive(Debug, Clone, Copy)]
-pub struct Now<'a> {
-    /// What it was when it was sampled.
-    pub episode: &'a Episode,
-    /// What that came to.
-    pub estimate: &'a Estimate,
-    /// log p of each token under the policy as it is, `n`.
-    pub logprobs: &'a [f64],
-    /// Values as they are, as many as the episode has.
-    pub values: &'a [f64],
-}
-
 /// The clipped policy loss of a micro-batch.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct PolicyLoss {
@@ -206,7 +193,15 @@ pub fn value_loss(rows: &[Seen<'_>], settings: &PpoSettings) -> ValueLoss {
     for row in rows {
         let mut slopes = Vec::with_capacity(row.now.len());
         for ((new, old), wanted) in row.now.iter().zip(&row.episode.values).zip(&row.estimate.returns) {
-            let held = new.clamp(old - settings.cliprange_value, old + settings.cliprange_value);
+            // No `clamp`: it panics where the old value is no number, and the step has words for that.
+            let (low, high) = (old - settings.cliprange_value, old + settings.cliprange_value);
+            let held = if *new < low {
+                low
+            } else if *new > high {
+                high
+            } else {
+                *new
+            };
             let (free, clipped) = ((new - wanted).powi(2), (held - wanted).powi(2));
             out.loss += 0.5 * free.max(clipped) / values;
             out.clipfrac += f64::from(u8::from(clipped > free)) / values;

@@ -238,7 +238,7 @@ impl Hearing {
 
     /// Hears it to its end, and the end of all that it started.
     fn hear(mut self, ctx: &mut RunContext, program: &Program) -> Result<Outcome, ModuleError> {
-        let (mut gone, mut silent) = (false, 0);
+        let (mut gone, mut silent, mut swarmed) = (false, 0, false);
         // Both its ways to speak; whatever was said before the last process went is still heard.
         while !gone || silent < 2 {
             match program.heard.recv() {
@@ -247,11 +247,17 @@ impl Hearing {
                 Ok(Heard::Ended(ended)) => {
                     self.outcome.ended = Some(ended);
                     // Those that were asked to stop may be at it still.
-                    if !ctx.stopping() {
+                    if swarmed {
+                        // Those left are being killed already; should one not go, it still was a swarm.
+                        if tree::kill_descendants().is_err() {
+                            return Ok(self.outcome);
+                        }
+                    } else if !ctx.stopping() {
                         end_the_rest(ctx)?;
                     }
                 }
                 Ok(Heard::Swarmed(found)) => {
+                    swarmed = true;
                     let why = format!(
                         "the program had {found} processes at once, more than this node allows, and all were killed\nhint: \
                          start fewer, or raise modules.command.processes in its node.yaml"

@@ -55,8 +55,11 @@ pub fn save_eval(ctx: &RunContext, summary: &BTreeMap<String, Value>) -> Result<
 /// Whether what the task asks for can be written of this model: said before hours of training, and not after.
 ///
 /// # Errors
-/// A model or tokenizer that GGUF has no words for, where such a file is asked for.
+/// A model or tokenizer that GGUF has no words for, where such a file is asked for; a generation_config.json that is none.
 pub fn check(ctx: &RunContext, model: &Decoder, tokenizer: &TextTokenizer) -> Result<(), ModuleError> {
+    if model.adapter.is_none() || ctx.wants("merged_model") {
+        generation_config(ctx, model, tokenizer)?;
+    }
     match GGUF.iter().find(|(kind, _)| ctx.wants(kind)) {
         Some((kind, _)) => export::check_gguf(model, tokenizer)
             .map_err(|e| ModuleError::Fatal(format!("output.artifacts: {kind}: {e}"))),

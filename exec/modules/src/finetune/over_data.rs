@@ -87,6 +87,11 @@ pub trait Recipe {
         BTreeMap::new()
     }
 
+    /// Models that it computes with and does not train, where the task brings them: a resumed run must find the same.
+    fn beside(&self, _ctx: &RunContext) -> Vec<&Decoder> {
+        Vec::new()
+    }
+
     /// Figures on held-out data that the task's summary shows beside the loss.
     fn shown(&self) -> &'static [&'static str] {
         &[]
@@ -184,6 +189,7 @@ impl<R: Recipe> Method for OverData<'_, R> {
             training: digest(ctx, &self.data.train)?,
             held_out: digest(ctx, &self.data.eval)?,
             model: origin::digest_of(ctx, model)?,
+            beside: origin::digest_of_all(ctx, &self.recipe.beside(ctx))?,
         })
     }
 

@@ -135,12 +135,13 @@ impl Prompts {
     ///
     /// # Errors
     /// That it was asked to stop.
-    pub fn origin(&self, ctx: &RunContext, model: &Decoder) -> Result<Origin, ModuleError> {
+    pub fn origin(&self, ctx: &RunContext, model: &Decoder, beside: &[&Decoder]) -> Result<Origin, ModuleError> {
         let bytes = |prompt: &Prompt| Ok(format!("{}\n", json!([prompt.ids, prompt.row.columns])).into_bytes());
         Ok(Origin {
             training: Rows::of(ctx, self.all.iter().map(bytes))?,
             held_out: Rows::of(ctx, std::iter::empty())?,
             model: origin::digest_of(ctx, model)?,
+            beside: origin::digest_of_all(ctx, beside)?,
         })
     }
 }

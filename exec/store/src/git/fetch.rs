@@ -158,6 +158,7 @@ impl Git {
         let first = match session.receive(&ask, folder, inflow) {
             Ok(index) => index,
             Err(Failed::Other(error)) => return Err(error),
+            Err(Failed::NotGiven(said)) if !self.history => return Err(self.no_commit(&asked.to_string(), &said)),
             Err(Failed::NotGiven(said)) => return self.whole_history(asked, pinned, &said, folder, inflow),
         };
         let mut packs: Vec<_> = first.into_iter().collect();

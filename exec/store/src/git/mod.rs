@@ -81,6 +81,8 @@ pub(crate) struct Git {
     reserve: u64,
     /// Where its commits can be had as well, and first.
     mirrors: Vec<Git>,
+    /// Whether one commit is worth its whole history: not a mirror's, which may only lag behind.
+    history: bool,
 }
 
 /// How a pull is followed and helped.
@@ -124,11 +126,20 @@ impl Git {
             tls: client.speaks("https://").is_ok(),
         };
         let (revision, path) = (revision.map(str::to_owned), path.map(str::to_owned));
-        Ok(Self { peer, http: client.http.clone(), revision, path, reserve: config.reserve_bytes, mirrors: Vec::new() })
+        Ok(Self {
+            peer,
+            http: client.http.clone(),
+            revision,
+            path,
+            reserve: config.reserve_bytes,
+            mirrors: Vec::new(),
+            history: true,
+        })
     }
 
     /// The same with mirrors beside it.
     pub fn beside(self, mirrors: Vec<Git>) -> Self {
+        let mirrors = mirrors.into_iter().map(|mirror| Self { history: false, ..mirror }).collect();
         Self { mirrors, ..self }
     }
 
@@ -424,7 +435,7 @@ fn clear(folder: &Path, record: &Record) -> Result<(), StoreError> {
     for name in [PACKS, LARGE, "tree", "history"] {
         disk::remove_all(&way.join(name))?;
     }
-    disk::sweep(&way)?;
+    disk::sweep(&way, &Halt::never())?;
     for name in disk::folders(folder)?.iter().filter(|name| name.starts_with(TREE) && **name != record.folder) {
         tracing::info!(tree = name, folder = %folder.display(), "of another commit: removed");
         disk::remove_all(&folder.join(name))?;

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     Read,
-    online::NO_VLLM,
+    online::{self, NO_VLLM},
     rows::{ABOVE_ZERO, COUNT, Default, NOT_NEGATIVE, Row, SOME, Type, UNIT, no_effect, only, or_null, works},
     settings::Values,
 };
@@ -217,6 +217,7 @@ impl Grpo {
 
 /// What sizes must hold together.
 pub(super) fn together(read: &Read, problems: &mut Problems) {
+    online::together(TaskType::Grpo, read, problems);
     let int = |name: &str| read.value(TaskType::Grpo, name).as_i64();
     let (Some(micro_batch), Some(accumulation), Some(group)) =
         (int("per_device_train_batch_size"), int("gradient_accumulation_steps"), int("num_generations"))

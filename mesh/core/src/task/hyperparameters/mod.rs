@@ -85,10 +85,15 @@ pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems,
                 continue;
             }
             Status::OnlyDefault(reason) => {
+                let default = row.default.value();
+                // `0` says what `0.0` does.
+                let is_default = |value: &Value| {
+                    *value == default || value.as_f64().is_some_and(|value| default.as_f64() == Some(value))
+                };
                 if let Some(value) = check(row, node, &path, problems)
-                    && value != row.default.value()
+                    && !is_default(&value)
                 {
-                    let expected = format!("{}, the only value in this build", show(&row.default.value().to_string()));
+                    let expected = format!("{}, the only value in this build", show(&default.to_string()));
                     problems.push(Problem::new(path, node.at, node.shown(), expected).hint(reason));
                 }
                 continue;

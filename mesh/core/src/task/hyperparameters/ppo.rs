@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     Read,
-    online::COMPUTED,
+    online::{self, COMPUTED},
     rows::{ABOVE_ZERO, COUNT, Default, NOT_NEGATIVE, NUMBER, Row, SOME, Type, UNIT, no_effect, only, or_null, works},
     settings::Values,
 };
@@ -136,6 +136,7 @@ impl Ppo {
 
 /// What settings must hold together.
 pub(super) fn together(read: &Read, problems: &mut Problems) {
+    online::together(TaskType::Ppo, read, problems);
     let int = |name: &str| read.value(TaskType::Ppo, name).as_i64();
     let (Some(micro_batch), Some(accumulation), Some(parts)) =
         (int("per_device_train_batch_size"), int("gradient_accumulation_steps"), int("num_mini_batches"))

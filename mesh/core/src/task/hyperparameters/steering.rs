@@ -9,8 +9,33 @@ use crate::task::{
     problem::{At, Note, Problem, Problems, nearest},
 };
 
-/// What supervised training measures on held-out data; other methods say themselves what they measure.
-const METRICS: [&str; 3] = ["loss", "mean_token_accuracy", "entropy"];
+/// What a method measures on held-out data; nothing where it uses none.
+fn metrics(task_type: TaskType) -> &'static [&'static str] {
+    match task_type {
+        TaskType::Sft | TaskType::Pretrain => &["loss", "mean_token_accuracy", "entropy"],
+        TaskType::Rm => &["loss", "min_reward", "mean_reward", "max_reward", "accuracy", "margin"],
+        TaskType::Dpo => &[
+            "loss",
+            "rewards/chosen",
+            "rewards/rejected",
+            "rewards/margins",
+            "rewards/accuracies",
+            "logps/chosen",
+            "logps/rejected",
+            "logits/chosen",
+            "logits/rejected",
+            "entropy",
+            "mean_token_accuracy",
+        ],
+        TaskType::Ppo
+        | TaskType::Grpo
+        | TaskType::Echo
+        | TaskType::Command
+        | TaskType::Inference
+        | TaskType::RagInference
+        | TaskType::Agent => &[],
+    }
+}
 
 /// Settings that ask for evaluations.
 const NEED_EVALUATION: [&str; 3] = ["load_best_model_at_end", "early_stopping_patience", "metric_for_best_model"];
@@ -50,11 +75,13 @@ pub(super) fn check(task_type: TaskType, read: &Read, problems: &mut Problems) {
     }
     let metric = text("metric_for_best_model");
     let bare = metric.strip_prefix("eval_").unwrap_or(&metric);
-    if supervised && !metric.is_empty() && !METRICS.contains(&bare) {
+    let known = metrics(task_type);
+    if !known.is_empty() && !metric.is_empty() && !known.contains(&bare) {
         let (typed, at) = read.place("metric_for_best_model");
-        let expected = format!("one of {}", METRICS.map(|name| format!("eval_{name}")).join(", "));
+        let names: Vec<String> = known.iter().map(|name| format!("eval_{name}")).collect();
+        let expected = format!("one of {}", names.join(", "));
         let problem = Problem::new(format!("{PATH}.{typed}"), at, format!("`{metric}`"), expected);
-        problems.push(match nearest(bare, METRICS) {
+        problems.push(match nearest(bare, known.iter().copied()) {
             Some(near) => problem.hint(format!("did you mean `eval_{near}`?")),
             None => problem,
         });

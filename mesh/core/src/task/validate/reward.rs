@@ -23,8 +23,12 @@ impl Validation<'_> {
         let row = row?;
         self.models_beside(spec, row, read);
         let rewarded = matches!(row.task_type, TaskType::Ppo | TaskType::Grpo);
-        if let Some(eval) = spec.dataset.as_ref().and_then(|dataset| dataset.eval.as_ref()).filter(|_| rewarded) {
-            self.note(&eval.path, eval.at, "has no effect: what is rewarded is measured at every step");
+        if let Some(dataset) = spec.dataset.as_ref().filter(|_| rewarded) {
+            let eval = dataset.eval.as_ref().map(|eval| (&eval.path, eval.at));
+            let size = dataset.test_size.as_ref().map(|size| (&size.path, size.at));
+            for (path, at) in eval.into_iter().chain(size) {
+                self.note(path, at, "has no effect: what is rewarded is measured at every step");
+            }
         }
         match (&spec.reward, rewarded) {
             (Some(raw), true) => {
@@ -231,6 +235,9 @@ impl Validation<'_> {
             if !known {
                 let expected = format!("no reference with {}: nothing is compared with it", row.name);
                 self.problems.push(Problem::new(&reference.path, reference.at, "a further model", expected));
+            }
+            if row.task_type == TaskType::Dpo && is_true("reference_free") {
+                read.problem("reference_free", "true with `model.reference`", "one of the two", self.problems);
             }
             let beta = read.values.get("beta").and_then(Value::as_f64).unwrap_or(0.0);
             if row.task_type == TaskType::Grpo && beta == 0.0 {
