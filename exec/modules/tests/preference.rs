@@ -82,7 +82,7 @@ fn a_dpo_task_follows_the_reference() {
             let worst = values.iter().zip(&wanted[name]).map(|(f, w)| (f - w).abs()).fold(0.0, f32::max);
             assert!(worst <= 1e-3, "{name}: off by {worst}");
         }
-        assert_eq!(kinds(&output), ["training_logs", "adapter_weights", "tokenizer"]);
+        assert_eq!(kinds(&output), ["training_logs", "adapter_weights", "tokenizer", "model_card"]);
     }
 }
 
@@ -98,7 +98,7 @@ fn a_reward_task_follows_the_reference_and_its_model_is_one_to_start_from() {
     let bench = Bench::new(spec("rm", None, settings.clone()), inputs(golden("rm/model_init")));
     let output = bench.run();
     assert_follows("rm", &bench, &expected);
-    assert_eq!(kinds(&output), ["training_logs", "full_model", "tokenizer", "eval_results"]);
+    assert_eq!(kinds(&output), ["training_logs", "full_model", "tokenizer", "eval_results", "model_card"]);
     let found = &tensors(&bench.artifacts().join("model.safetensors"))["score.weight"];
     let wanted = tensors(&golden("rm/score_final.safetensors")).into_values().next().expect("one tensor");
     assert!(found.iter().zip(&wanted).all(|(f, w)| (f - w).abs() <= 1e-3));

@@ -238,7 +238,7 @@ struct MicroBatch<'a> {
     rows: f64,
     /// At least 1.
     tokens: f64,
-    /// Of the generation, for each micro-batch of a step: the mean over those will divide by their number.
+    /// Of the generation, for each micro-batch of it: the mean over those of a step will divide by their number.
     generated: f64,
     /// Tokens of at least this entropy are learnt from,
     threshold: f64,
