@@ -88,6 +88,12 @@ fn here(sandbox: &mut Sandbox, id: &str) -> anyhow::Result<Vec<Here>> {
         all = said.collect();
         Ok(all.len() == 4)
     })?;
+    Ok(all)
+}
+
+/// As [`here`], and none of them is gone yet.
+fn here_to_stay(sandbox: &mut Sandbox, id: &str) -> anyhow::Result<Vec<Here>> {
+    let all = here(sandbox, id)?;
     ensure!(
         all.iter().all(|one| killpg(Pid::from_raw(one.group), None).is_ok()),
         "they are not there: nothing is shown"
@@ -126,7 +132,7 @@ fn a_cancel_ends_every_process_however_well_it_hides() -> anyhow::Result<()> {
     let mut sandbox = Sandbox::new(&[])?;
     sandbox.start("one", NODE)?;
     let id = sandbox.submit(0, &task(WILD, "  timeouts: {stop: 1s}"))?;
-    let pids = here(&mut sandbox, &id)?;
+    let pids = here_to_stay(&mut sandbox, &id)?;
     ensure!(sandbox.run(0, &["cancel", &id])?.code == 0);
     sandbox.until_state(0, &id, &["CANCELLED"])?;
     sandbox.until("the node is idle again", |s| {
@@ -146,7 +152,7 @@ fn a_time_that_is_over_ends_every_process_and_says_so() -> anyhow::Result<()> {
     let mut sandbox = Sandbox::new(&[])?;
     sandbox.start("one", NODE)?;
     let id = sandbox.submit(0, &task(WILD, "  timeouts: {run: 5s, stop: 1s}"))?;
-    let pids = here(&mut sandbox, &id)?;
+    let pids = here_to_stay(&mut sandbox, &id)?;
     let failed = sandbox.until_state(0, &id, &["FAILED"])?;
     assert!(failed["reason"].as_str().is_some_and(|r| r.contains("timeouts.run of 5 s is over")), "{failed}");
     gone(&mut sandbox, &id, &pids)
@@ -196,7 +202,7 @@ fn a_daemon_that_is_killed_takes_its_programs_with_it() -> anyhow::Result<()> {
     let mut sandbox = Sandbox::new(&[])?;
     sandbox.start("one", NODE)?;
     let id = sandbox.submit(0, &task(WILD, ""))?;
-    let pids = here(&mut sandbox, &id)?;
+    let pids = here_to_stay(&mut sandbox, &id)?;
     sandbox.kill(0)?;
     sandbox.until("they are gone without anybody's help", |_| Ok(!pids.iter().any(|one| lives(one.pid))))?;
     sandbox.until("nor is any of their groups", |_| {
