@@ -63,7 +63,8 @@ fn a_followed_log_outlives_the_leader_and_the_worker() -> anyhow::Result<()> {
     let status = follower.0.wait()?;
     let (text, broke) = (said(), std::fs::read_to_string(&err)?);
     assert!(status.success() && text.ends_with(&format!("--- {id} CANCELLED\n")), "{broke}{text}");
-    let (first, second) = text.split_once(&format!("--- attempt {id}.0.1 on ")).unwrap_or_else(|| panic!("{broke}{text}"));
+    let (first, second) =
+        text.split_once(&format!("--- attempt {id}.0.1 on ")).unwrap_or_else(|| panic!("{broke}{text}"));
     for part in [first, second] {
         let steps = part.lines().filter_map(|line| line.strip_prefix("step ")?.split(':').next());
         let steps: Vec<u32> = steps.map(|step| step.parse()).collect::<Result<_, _>>()?;
