@@ -401,9 +401,10 @@ async fn two_processes_pull_a_source_once() {
 #[tokio::test]
 async fn what_a_killed_process_pulled_is_taken_up() {
     let Some(bench) = Bench::new().await else { return };
-    let bytes = noise(3, 24 << 20);
+    // Five requests of 8 MiB, four at once: of 36 MiB at least one has come to its end, and is on the disk.
+    let bytes = noise(3, 40 << 20);
     bench.moto.put("m/w.bin", &bytes).await;
-    bench.line.pause_at(20 << 20);
+    bench.line.pause_at(36 << 20);
     let mut one = process("pull", &bench.cache(), &bench.line.endpoint, 0);
     bench.line.paused().await;
     one.kill().unwrap();
