@@ -62,7 +62,7 @@ impl Offers {
     /// Checks all of it.
     ///
     /// # Errors
-    /// An amount that is none, a module that this build lacks.
+    /// An amount that is none, a module that this build lacks, programs of users that must be held and cannot be.
     pub fn settle(config: &NodeConfig, of_store: Vec<String>) -> anyhow::Result<Self> {
         let bad = |key: &str, text: &str, e: quantity::BadQuantity| anyhow::anyhow!("hardware.{key}: `{text}`: {e}");
         let hardware = &config.hardware;

@@ -15,13 +15,13 @@
 //! | `finetune` | what all training shares: data, the loop with its log and checkpoints, measurements, artifacts |
 //! | `online` | what `ppo` and `grpo` share: prompts, and what the model itself writes |
 //! | `reward` | reward functions: of texts, a reward model, a program of the user's own |
-//! | `origin` | what a run began with: a resumed one must find the same data and model |
+//! | `origin` | what a run began with: a resumed one must find the same data and models |
 //! | `plan` | which samples make which step |
 //! | `steering` | how a task's settings move the weights: schedule, optimizer, noise, smoothing |
 //! | `training_log` | `training_log.jsonl` |
 //! | `tensorboard` | its figures as a TensorBoard event file |
 //! | `model_card` | `README.md` beside the weights |
-//! | `measure` | how fast this machine multiplies |
+//! | `measure` | how fast this machine multiplies, and whether a GPU multiplies right |
 //!
 //! Deliberately absent: async, the network, and anything about nodes or the ledger.
 
