@@ -11,6 +11,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 const ALLOWED: &[(&str, &[&str])] = &[
     ("mloc-core", &[]),
     ("mloc-burn", &[]),
+    ("mloc-engine", &[]),
     ("mloc-exec", &["mloc-core"]),
     ("mloc-mesh", &["mloc-core"]),
     ("mloc-api", &["mloc-core"]),
@@ -31,6 +32,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ("mloc-runtime", &["burn", "libp2p", "axum"]),
     ("mloc-store", &["burn", "libp2p", "axum"]),
     ("mloc-burn", &["tokio", "libp2p", "axum"]),
+    ("mloc-engine", &["tokio", "burn", "axum"]),
 ];
 
 #[test]
