@@ -199,6 +199,21 @@ pub(crate) fn write(to: &Path, bytes: &[u8], halt: &Halt) -> Result<(), StoreErr
     to.parent().map_or(Ok(()), sync_folder)
 }
 
+/// As [`write()`], but a power failure may leave what was there before, or an empty or damaged file: for what is only
+/// believed when it can be read, and can be had again.
+pub(crate) fn write_unsynced(to: &Path, bytes: &[u8], halt: &Halt) -> Result<(), StoreError> {
+    let temp = temporary(to);
+    let fill = || {
+        halt.check(&temp)?;
+        fs::write(&temp, bytes).map_err(|e| StoreError::disk("write", &temp, e))?;
+        failpoint::reached("store.file.written");
+        fs::rename(&temp, to).map_err(|e| StoreError::disk("rename", to, e))
+    };
+    fill().inspect_err(|_| drop(fs::remove_file(&temp)))?;
+    failpoint::reached("store.file.renamed");
+    Ok(())
+}
+
 /// As [`write()`], but only where nothing has the name yet: `false` when something has.
 pub(crate) fn write_new(to: &Path, bytes: &[u8], halt: &Halt) -> Result<bool, StoreError> {
     let temp = write_temporary(to, bytes, halt)?;

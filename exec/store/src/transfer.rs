@@ -31,8 +31,12 @@ use crate::{
 pub(crate) const UNDER_WAY: &str = ".mloc-pull";
 /// Bytes of one request: a killed process loses at most so much per connection.
 const CHUNK: u64 = 8 << 20;
-/// Requests at once: one TCP connection does not fill a long line.
+/// Requests for chunks at once: one TCP connection does not fill a long line.
 const AT_ONCE: usize = 4;
+/// A file of up to so many bytes costs its round trip rather than its bytes.
+const SMALL: u64 = 1 << 20;
+/// Requests for small files at once.
+const SMALL_AT_ONCE: usize = 16;
 /// What is gathered before it is written to the disk.
 const BLOCK: usize = 1 << 20;
 /// How often a file that changes under our hands is begun again.
@@ -77,6 +81,10 @@ impl Part {
 
     fn range(&self, chunk: u64) -> std::ops::Range<u64> {
         chunk * self.chunk..((chunk + 1) * self.chunk).min(self.bytes)
+    }
+
+    fn is_one_chunk(&self) -> bool {
+        self.bytes <= self.chunk
     }
 
     /// Chunks still to be fetched.
@@ -147,13 +155,16 @@ impl Paths {
         self.save(part).is_ok()
     }
 
+    /// Of a file in one chunk it need not be durable: its bytes are, before this says so, and fetching it again costs
+    /// less than two more writes for each of a thousand small files.
     fn save(&self, part: &Part) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(part).map_err(|e| StoreError::Disk {
             action: "describe",
             path: self.state.clone(),
             source: e.into(),
         })?;
-        disk::write(&self.state, &bytes, &Halt::never())
+        let write = if part.is_one_chunk() { disk::write_unsynced } else { disk::write };
+        write(&self.state, &bytes, &Halt::never())
     }
 }
 
@@ -209,10 +220,11 @@ pub(crate) async fn fetch(
     meter: &Meter,
 ) -> Result<Vec<Fetched>, StoreError> {
     disk::make_folder(&folder.join(UNDER_WAY))?;
-    let lanes = Arc::new(Semaphore::new(AT_ONCE));
+    let (lanes, small) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(SMALL_AT_ONCE)));
+    let lane = |object: &Object| if object.bytes <= SMALL { &small } else { &lanes };
     // Collected first: as a lazy closure over references these futures could not be sent between threads.
-    let files: Vec<_> = objects.iter().map(|object| fetch_file(remote, object, folder, meter, &lanes)).collect();
-    stream::iter(files).buffered(AT_ONCE).try_collect().await
+    let files: Vec<_> = objects.iter().map(|object| fetch_file(remote, object, folder, meter, lane(object))).collect();
+    stream::iter(files).buffered(AT_ONCE + SMALL_AT_ONCE).try_collect().await
 }
 
 /// One file, begun again when the object changes meanwhile.
@@ -286,7 +298,8 @@ async fn fetch_chunks(
                 failpoint::reached("store.pull.chunk");
                 let mut part = state.lock().unwrap_or_else(PoisonError::into_inner);
                 part.done.insert(chunk);
-                paths.save(&part)
+                // Its only chunk: it gets its digest next, and is described then.
+                if part.is_one_chunk() { Ok(()) } else { paths.save(&part) }
             })
             .await
         }
@@ -299,10 +312,13 @@ async fn fetch_chunks(
 
 /// All bytes of it are on the disk: its digest, and then its name.
 async fn name_it(remote: &dyn Remote, object: &Object, paths: &Paths, mut part: Part) -> Result<Stamp, StoreError> {
-    // Servers that know no If-Match would have given us two halves of different files.
-    let now = remote.again(object).await?;
-    if (&now.etag, now.bytes) != (&object.etag, object.bytes) {
-        return Err(StoreError::Changed { place: remote.url(&object.name) });
+    // Servers that know no If-Match would have given us two halves of different files. Where the digest is known it
+    // tells, without a request.
+    if object.digest.is_none() {
+        let now = remote.again(object).await?;
+        if (&now.etag, now.bytes) != (&object.etag, object.bytes) {
+            return Err(StoreError::Changed { place: remote.url(&object.name) });
+        }
     }
     let (paths, must, place) = (paths.clone(), object.digest.clone(), remote.url(&object.name));
     off_thread(move || {
@@ -321,7 +337,9 @@ async fn name_it(remote: &dyn Remote, object: &Object, paths: &Paths, mut part: 
         disk::make_folder(folder)?;
         fs::rename(&paths.part, &paths.whole).map_err(|e| StoreError::disk("rename", &paths.whole, e))?;
         failpoint::reached("store.pull.renamed");
-        disk::sync_folder(folder)?;
+        if !part.is_one_chunk() {
+            disk::sync_folder(folder)?;
+        }
         Ok(stamp)
     })
     .await

@@ -42,7 +42,10 @@ impl Cache {
     pub(super) fn adopt(&self, from: &Path, stamp: &Stamp) -> Result<(), StoreError> {
         seal(from, false)?;
         let blob = self.blob(&stamp.sha256);
-        blob.parent().map_or(Ok(()), disk::make_folder)?;
+        // Not durable: a power failure may cost the name, and the view has its own.
+        if let Some(folder) = blob.parent() {
+            fs::create_dir_all(folder).map_err(|e| StoreError::disk("make folder", folder, e))?;
+        }
         match fs::hard_link(from, &blob) {
             Ok(()) => failpoint::reached("store.cache.blob"),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
