@@ -40,7 +40,13 @@ fn theirs(hub: &Hub, case: Case, tmp: &Path, folder: &Path) -> Option<f64> {
                    h.snapshot_download(sys.argv[2], cache_dir=sys.argv[1])\nprint(time.perf_counter() - start)";
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/servers/hub_client.sh");
     let mut command = Command::new(script);
-    command.arg(tmp).args(["-c", program]).arg(folder).arg(case.repo).env("HF_ENDPOINT", &hub.endpoint).env("HF_HOME", folder);
+    command
+        .arg(tmp)
+        .args(["-c", program])
+        .arg(folder)
+        .arg(case.repo)
+        .env("HF_ENDPOINT", &hub.endpoint)
+        .env("HF_HOME", folder);
     let output = command.output().expect("tests/fixtures/servers/hub_client.sh starts");
     String::from_utf8_lossy(&output.stdout).trim().parse().ok()
 }
@@ -85,8 +91,7 @@ fn compare(hub: &Hub, case: Case) {
     let Case { repo, files, bytes, rounds } = case;
     let names: Vec<String> = (1..=files).map(|n| format!("part-{n:05}-of-{files:05}.safetensors")).collect();
     let contents: Vec<Vec<u8>> = (0..files as u64).map(|seed| noise(seed, bytes)).collect();
-    let listed: Vec<(&str, &[u8])> =
-        names.iter().map(String::as_str).zip(contents.iter().map(Vec::as_slice)).collect();
+    let listed: Vec<(&str, &[u8])> = names.iter().map(String::as_str).zip(contents.iter().map(Vec::as_slice)).collect();
     hub.commit(Kind::Model, repo, &listed);
     // A folder of this run, on the disk that the target folder is on: /tmp may be memory.
     let tmp: PathBuf = env!("CARGO_TARGET_TMPDIR").into();
