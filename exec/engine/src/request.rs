@@ -7,6 +7,10 @@ use serde_json::Value;
 
 use crate::forward::AdapterId;
 
+/// A request that was taken, in the order of their coming. Ids are not used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
 /// One prompt to be continued.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
