@@ -12,12 +12,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mloc-core", &[]),
     ("mloc-burn", &[]),
     ("mloc-engine", &[]),
+    ("mloc-cpu", &["mloc-engine"]),
     ("mloc-exec", &["mloc-core"]),
     ("mloc-mesh", &["mloc-core"]),
     ("mloc-api", &["mloc-core"]),
     ("mloc-store", &["mloc-core", "mloc-exec"]),
     ("mloc-runtime", &["mloc-core", "mloc-exec"]),
-    ("mloc-modules", &["mloc-core", "mloc-exec", "mloc-burn"]),
+    ("mloc-modules", &["mloc-core", "mloc-exec", "mloc-burn", "mloc-cpu"]),
     ("mloc", &["mloc-core", "mloc-mesh", "mloc-exec", "mloc-store", "mloc-runtime", "mloc-modules", "mloc-api"]),
     ("mloc-tests", &[]),
     ("mloc-test-hub", &[]),
@@ -33,6 +34,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ("mloc-store", &["burn", "libp2p", "axum"]),
     ("mloc-burn", &["tokio", "libp2p", "axum"]),
     ("mloc-engine", &["tokio", "burn", "axum"]),
+    ("mloc-cpu", &["tokio", "burn", "axum"]),
 ];
 
 #[test]
