@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mloc-burn", &[]),
     ("mloc-engine", &[]),
     ("mloc-cpu", &["mloc-engine"]),
+    ("mloc-openai", &["mloc-engine"]),
     ("mloc-exec", &["mloc-core"]),
     ("mloc-mesh", &["mloc-core"]),
     ("mloc-api", &["mloc-core"]),
@@ -35,6 +36,7 @@ const NEVER: &[(&str, &[&str])] = &[
     ("mloc-burn", &["tokio", "libp2p", "axum"]),
     ("mloc-engine", &["tokio", "burn", "axum"]),
     ("mloc-cpu", &["tokio", "burn", "axum"]),
+    ("mloc-openai", &["burn", "libp2p", "redb"]),
 ];
 
 #[test]
