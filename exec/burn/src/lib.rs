@@ -12,6 +12,7 @@
 //! preference  DPO and reward models: losses over pairs of a chosen and a rejected answer
 //! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
 //! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
+//! parallel  a step's micro-batches dealt to the devices of one machine
 //! train     Trainer: step, save, resume, export
 //! logprobs  log-probabilities of given tokens, and the gradient of what is made of them
 //! rl        PPO's and GRPO's arithmetic on such log-probabilities
@@ -35,6 +36,7 @@ pub mod loss_scale;
 pub mod model;
 pub mod objective;
 pub mod optim;
+pub mod parallel;
 pub mod preference;
 pub mod quant;
 pub mod random;

@@ -15,12 +15,12 @@ use crate::train::TrainError;
 /// Figures under the reference trainer's names, such as `rewards/chosen`.
 pub type Figures = BTreeMap<String, f64>;
 
-/// A loss over micro-batches.
-pub trait Objective {
+/// A loss over micro-batches. Several devices may ask it at once.
+pub trait Objective: Sync {
     /// What is trained.
     type Model: Parameters;
     /// A micro-batch.
-    type Batch;
+    type Batch: Sync;
 
     /// Whether a batch fits the model: what is wrong here could be an out-of-bounds read on a device.
     ///

@@ -13,10 +13,11 @@ use crate::batch::Batch;
 use crate::export::{Storage, Stored, write_json, write_safetensors};
 use crate::lora;
 use crate::loss_scale::LossScale;
+use crate::model::Decoder;
 use crate::model::parameter::Parameters;
-use crate::model::{Decoder, Gradients};
-use crate::objective::{CrossEntropy, Figures, Objective, Pass};
+use crate::objective::{CrossEntropy, Figures, Objective};
 use crate::optim::{Optimizer, OptimizerSettings, global_norm};
+use crate::parallel::{Passes, Replica, Share};
 use crate::random::Random;
 use crate::schedule::{Plateau, Schedule, ScheduleKind};
 use crate::weights::{SafetensorsSource, WeightsError};
@@ -100,6 +101,8 @@ pub enum TrainError {
 #[derive(Clone)]
 pub struct Trainer<M = Decoder> {
     model: M,
+    /// Of the model, each on a device of its own.
+    replicas: Vec<Replica<M>>,
     settings: TrainSettings,
     optimizer: Optimizer,
     /// Of a schedule that looks at a metric.
@@ -155,7 +158,11 @@ impl Trainer {
     ///
     /// # Errors
     /// As there, and [`TrainError::Interrupted`].
-    pub fn step_unless(&mut self, micro_batches: &[Batch], stop: &dyn Fn() -> bool) -> Result<StepReport, TrainError> {
+    pub fn step_unless(
+        &mut self,
+        micro_batches: &[Batch],
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<StepReport, TrainError> {
         self.step_on(&CrossEntropy::default(), micro_batches, stop)
     }
 }
@@ -170,12 +177,24 @@ impl<M: Parameters> Trainer<M> {
                 .then(|| Plateau::new(settings.schedule.peak)),
             random: Random::stream(settings.seed, "dropout"),
             model,
+            replicas: Vec::new(),
             settings,
             steps_done: 0,
             num_tokens: 0,
             loss_scale: None,
             data_position: 0,
         }
+    }
+
+    /// Computes on further devices from now on ([`crate::parallel`]): `replicas` are this model on each of them, with
+    /// whatever values. The state is that of a trainer without.
+    pub fn share_among(&mut self, replicas: Vec<M>) {
+        self.replicas = replicas.into_iter().map(Replica::new).collect();
+    }
+
+    /// Devices that it computes on.
+    pub fn devices(&self) -> usize {
+        1 + self.replicas.len()
     }
 
     /// Keeps gradients within f16's range from now on. Before a state is loaded: that one's scale goes on.
@@ -232,7 +251,7 @@ impl<M: Parameters> Trainer<M> {
         &mut self,
         objective: &O,
         micro_batches: &[O::Batch],
-        stop: &dyn Fn() -> bool,
+        stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<StepReport, TrainError> {
         self.step_at(self.steps_done, objective, micro_batches, stop)
     }
@@ -247,7 +266,7 @@ impl<M: Parameters> Trainer<M> {
         scheduled: u64,
         objective: &O,
         micro_batches: &[O::Batch],
-        stop: &dyn Fn() -> bool,
+        stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<StepReport, TrainError> {
         for batch in micro_batches {
             objective.check(&self.model, batch)?;
@@ -258,23 +277,17 @@ impl<M: Parameters> Trainer<M> {
         let weight = micro_batches.iter().fold(0.0, |sum, batch| sum + objective.weight(batch));
         let scale = if weight > 0.0 { 1.0 / weight } else { 1.0 };
         let loss_scale = self.loss_scale.map_or(1.0, |scale| scale.factor);
-        let mut gradients = Gradients::default();
-        let mut parts = Vec::with_capacity(micro_batches.len());
         let mut random = self.random.clone();
-        for batch in micro_batches {
-            let dropout_seed = random.next_u64();
-            if objective.weight(batch) > 0.0 {
-                let neftune_noise_alpha = self.settings.neftune_noise_alpha;
-                let mut pass = Pass {
-                    scale: scale * loss_scale,
-                    dropout_seed,
-                    neftune_noise_alpha,
-                    gradients: &mut gradients,
-                    stop,
-                };
-                parts.push(objective.accumulate(&self.model, batch, &mut pass)?);
-            }
-        }
+        let mut shares: Vec<Share<'_, O::Batch>> =
+            micro_batches.iter().map(|batch| Share { batch, dropout_seed: random.next_u64() }).collect();
+        shares.retain(|share| objective.weight(share.batch) > 0.0);
+        let passes = Passes {
+            objective,
+            scale: scale * loss_scale,
+            neftune_noise_alpha: self.settings.neftune_noise_alpha,
+            stop,
+        };
+        let (mut gradients, parts) = passes.over(&shares, &self.model, &mut self.replicas)?;
         let most = self.settings.max_grad_norm.map(|most| most * loss_scale);
         let (scaled_norm, clip) = global_norm(&gradients, most);
         let grad_norm = scaled_norm / loss_scale;

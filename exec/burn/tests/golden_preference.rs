@@ -5,7 +5,7 @@ mod golden;
 use burn::tensor::Device;
 use golden::{Close, Expected, fixture, settings, tensors};
 use mloc_burn::batch::{Batch, IGNORED};
-use mloc_burn::formats::dataset::{self, LoadOptions};
+use mloc_burn::formats::dataset::{LoadOptions, Pair, PairText, TokenizedPair, tokenize_pair_files};
 use mloc_burn::formats::tokenizer::TextTokenizer;
 use mloc_burn::lora::{self, LoraConfig};
 use mloc_burn::model::parameter::{Gradients, matrix};
@@ -73,7 +73,7 @@ fn dpo_follows_the_reference() {
         let base = lora::base_of(&model);
         let reference = match precomputed {
             true => Reference::Precomputed,
-            false => Reference::Model(Box::new(base.clone())),
+            false => Reference::Models(vec![base.clone()]),
         };
         let objective = Dpo { preference: sigmoid(), reference, dropout: true };
         let mut trainer = Trainer::new(model, settings(&expected));
@@ -179,20 +179,26 @@ fn pairs_become_the_tokens_of_the_reference() {
     let tokenizer = TextTokenizer::from_folder(&fixture("models/llama")).expect("tokenizer");
     for method in ["dpo", "rm"] {
         let expected = Expected::open(&fixture(&format!("{method}/expected.json")));
-        let options = LoadOptions { preferences: true, ..LoadOptions::default() };
-        let rows_of = dataset::load(&fixture(&format!("{method}/pairs.jsonl")), &options, &|| false).expect("pairs");
-        let pairs = dataset::tokenize_pairs(&rows_of, &tokenizer, 0, &|| false).expect("tokens");
-        assert_eq!((pairs.pairs.len(), pairs.merged), (10, 0));
-        for (index, two) in pairs.pairs.chunks(2).enumerate() {
+        let (folder, data) = (tempfile::tempdir().expect("folder"), fixture(&format!("{method}/pairs.jsonl")));
+        let whole = |TokenizedPair { prompt, chosen, rejected, margin }: TokenizedPair| {
+            let text = |answer| PairText { ids: [prompt.as_slice(), answer].concat(), given: prompt.len() };
+            Some(Pair { chosen: text(&chosen), rejected: text(&rejected), margin })
+        };
+        let options = LoadOptions::default();
+        let (file, counts, _) =
+            tokenize_pair_files(&data, &options, &tokenizer, 0, &whole, folder.path(), &mut |_| false).expect("tokens");
+        assert_eq!((file.len(), counts.rows, counts.merged), (10, 10, 0));
+        let pairs: Vec<Pair> = (0..file.len()).map(|pair| file.read(pair).expect("pair")).collect();
+        for (index, two) in pairs.chunks(2).enumerate() {
             let recorded = rows(&expected, &format!("/batches/{index}"));
-            let answers = two.iter().map(|p| (p, &p.chosen)).chain(two.iter().map(|p| (p, &p.rejected)));
-            for (row, (pair, answer)) in answers.enumerate() {
-                let ids: Vec<i64> = pair.prompt.iter().chain(answer).map(|id| i64::from(*id)).collect();
+            let texts = two.iter().map(|p| &p.chosen).chain(two.iter().map(|p| &p.rejected));
+            for (row, text) in texts.enumerate() {
+                let ids: Vec<i64> = text.ids.iter().map(|id| i64::from(*id)).collect();
                 let real = recorded.attention_mask[row].iter().filter(|m| **m != 0).count();
                 assert_eq!(ids, recorded.input_ids[row][..real], "{method} batch {index} row {row}");
                 if method == "dpo" {
                     let given = recorded.labels[row].iter().take_while(|label| **label == IGNORED).count();
-                    assert_eq!(pair.prompt.len(), given, "{method} batch {index} row {row}");
+                    assert_eq!(text.given, given, "{method} batch {index} row {row}");
                 }
             }
         }

@@ -3,6 +3,7 @@
 mod golden;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::Device;
 use golden::{Close, Expected, fixture, settings, tensors};
@@ -209,11 +210,11 @@ fn a_step_that_was_interrupted_is_as_if_it_had_not_begun() {
     // Asked before each layer, forward and backward, of two micro-batches: each time it goes one layer further.
     let asks = 2 * 2 * broken.model().layers.len();
     for last in 1..=asks {
-        let asked = std::cell::Cell::new(0);
-        let stop = || asked.replace(asked.get() + 1) + 1 == last;
+        let asked = AtomicUsize::new(0);
+        let stop = || asked.fetch_add(1, Ordering::Relaxed) + 1 == last;
         let error = broken.step_unless(micro_batches, &stop).expect_err("stopped");
         assert!(matches!(error, TrainError::Interrupted), "{error}");
-        assert_eq!((asked.get(), broken.steps_done()), (last, 0));
+        assert_eq!((asked.into_inner(), broken.steps_done()), (last, 0));
     }
     broken.step(micro_batches).expect("step");
     assert_eq!(state_bytes(&broken), state_bytes(&unbroken));

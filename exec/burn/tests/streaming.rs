@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mloc_burn::formats::dataset::{
-    DatasetError, LoadOptions, ReadSoFar, Selection, TokenizeOptions, TokenizedExample, load, tokenize_all,
-    tokenize_files,
+    DatasetError, LoadOptions, Pair, PairText, ReadSoFar, Selection, TokenizeOptions, TokenizedExample, TokenizedPair,
+    load, tokenize_all, tokenize_files, tokenize_pair_files,
 };
 use mloc_burn::formats::tokenizer::TextTokenizer;
 
@@ -107,6 +107,8 @@ fn what_is_held_does_not_grow_with_the_data() {
         assert!(of_many < of_few + (64 << 10), "{name}: {of_few} bytes were held of 400 rows, {of_many} of 2400");
     }
 
+    pairs_are_not_held(folder.path(), &tokenizer);
+
     // What comes out is what comes out of rows that are all held.
     let path = data(folder.path(), "rows.jsonl", 50);
     let rows = load_all(&path);
@@ -118,6 +120,52 @@ fn what_is_held_does_not_grow_with_the_data() {
     assert_eq!(stored, held.examples);
     let stopped = tokenize_files(&path, &load, &tokenizer, options, folder.path(), &mut |so_far| so_far.rows == 20);
     assert!(matches!(stopped, Err(DatasetError::Interrupted)));
+}
+
+/// So many pairs of about two kilobytes, each with a margin.
+fn pairs(folder: &Path, name: &str, rows: usize) -> PathBuf {
+    let path = folder.join(name);
+    let mut file = std::io::BufWriter::new(std::fs::File::create(&path).expect("file"));
+    let answer = "a lease ends when node 17 says so; ".repeat(30);
+    for row in 0..rows {
+        let (row, margin) = (serde_json::json!(format!("a lease {row}? {answer}")), row as f64 / 4.0);
+        writeln!(file, r#"{{"prompt": {row}, "chosen": " node {answer}", "rejected": " lease", "margin": {margin}}}"#)
+            .expect("written");
+    }
+    file.flush().expect("written");
+    path
+}
+
+fn pairs_are_not_held(folder: &Path, tokenizer: &TextTokenizer) {
+    let into = folder.join("pairs");
+    let whole = |TokenizedPair { prompt, chosen, rejected, margin }: TokenizedPair| {
+        let text = |answer| PairText { ids: [prompt.as_slice(), answer].concat(), given: prompt.len() };
+        // Every tenth is left out.
+        let kept = margin.is_some_and(|margin| (4.0 * margin) as u64 % 10 != 0);
+        kept.then(|| Pair { chosen: text(&chosen), rejected: text(&rejected), margin })
+    };
+    let stored = |path: &Path| {
+        let load = LoadOptions::default();
+        let (file, counts, read) =
+            tokenize_pair_files(path, &load, tokenizer, 0, &whole, &into, &mut |_| false).expect("tokens");
+        assert_eq!((read.rows, counts.rows as u64, counts.left_out), (read.rows, read.rows, counts.rows / 10));
+        for pair in 0..file.len() {
+            let Pair { chosen, rejected, margin } = file.read(pair).expect("pair");
+            // Nine in ten are there, in order.
+            let row = pair / 9 * 10 + pair % 9 + 1;
+            assert_eq!(margin, Some(row as f64 / 4.0));
+            assert_eq!((chosen.given, rejected.given), (243, 243));
+            assert_eq!((chosen.ids.len(), rejected.ids.len()), (243 + 241, 244));
+        }
+    };
+    let (few, many) = (pairs(folder, "few-pairs.jsonl", 400), pairs(folder, "many-pairs.jsonl", 2_400));
+    stored(&few);
+    let (of_few, ()) = most_held(|| stored(&few));
+    let (of_many, ()) = most_held(|| stored(&many));
+    let bytes = std::fs::metadata(&many).expect("file").len() as usize;
+    assert!(of_many < bytes / 3, "{of_many} of {bytes} bytes were held");
+    // Eight bytes a pair, in a list that doubles.
+    assert!(of_many < of_few + (64 << 10), "{of_few} bytes were held of 400 pairs, {of_many} of 2400");
 }
 
 fn load_all(path: &Path) -> Vec<mloc_burn::formats::dataset::Row> {

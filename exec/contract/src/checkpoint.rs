@@ -76,6 +76,37 @@ impl fmt::Display for Damage {
     }
 }
 
+/// Which checkpoints stay when a new one was written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// How many; 0 keeps all.
+    pub keep: usize,
+    /// The step of the best one, if one is: it stays however old it is, as one of the `keep`, and beside the newest where
+    /// that is the only one.
+    pub best: Option<u64>,
+}
+
+impl Retention {
+    /// So many of the newest; 0 keeps all.
+    pub fn newest(keep: usize) -> Self {
+        Self { keep, best: None }
+    }
+
+    /// Which of `steps` go, once that of `newest` is whole, oldest first. What lies ahead of it is not looked at: a run that
+    /// found newer ones damaged writes them anew.
+    pub fn goes(self, steps: &[u64], newest: u64) -> Vec<u64> {
+        if self.keep == 0 {
+            return Vec::new();
+        }
+        let best = self.best.filter(|best| *best < newest && steps.contains(best));
+        let mut old: Vec<u64> = steps.iter().copied().filter(|step| *step < newest && best != Some(*step)).collect();
+        old.sort_unstable();
+        let stay = (self.keep - 1).saturating_sub(usize::from(best.is_some()));
+        old.truncate(old.len().saturating_sub(stay));
+        old
+    }
+}
+
 /// The folder of a step below `checkpoints`.
 pub fn dir_of(checkpoints: &Path, step: u64) -> PathBuf {
     checkpoints.join(format!("{PREFIX}{step:010}"))
@@ -151,17 +182,14 @@ pub fn find_newest_valid(checkpoints: &Path) -> io::Result<(Option<Checkpoint>, 
     Ok((None, damages))
 }
 
-/// Removes all but the newest `keep` of the checkpoints up to `newest`, which was just written and is whole: it
-/// stays. 0 keeps all.
+/// Removes what does not stay now that the checkpoint of `newest` was written.
 ///
 /// # Errors
 /// Those of the disk.
-pub fn prune(checkpoints: &Path, newest: u64, keep: usize) -> io::Result<()> {
-    if keep == 0 {
-        return Ok(());
-    }
-    let old = steps(checkpoints)?.into_iter().filter(|(step, _)| *step <= newest);
-    for (step, dir) in old.rev().skip(keep) {
+pub fn prune(checkpoints: &Path, newest: u64, retention: Retention) -> io::Result<()> {
+    let there = steps(checkpoints)?;
+    let goes = retention.goes(&there.iter().map(|(step, _)| *step).collect::<Vec<_>>(), newest);
+    for (step, dir) in there.into_iter().filter(|(step, _)| goes.contains(step)) {
         // Under another name first: half removed it must not look like a damaged one.
         let aside = checkpoints.join(format!("{ASIDE}{step:010}"));
         remove(&aside)?;
@@ -373,11 +401,24 @@ mod tests {
             save_step(dir.path(), step);
         }
         // 9 lies ahead: it was found damaged, and the run goes on from 2.
-        prune(dir.path(), 3, 1).unwrap();
+        prune(dir.path(), 3, Retention::newest(1)).unwrap();
         let left: Vec<u64> = steps(dir.path()).unwrap().into_iter().map(|(s, _)| s).collect();
         assert_eq!(left, [3, 9]);
-        prune(dir.path(), 9, 0).unwrap();
+        prune(dir.path(), 9, Retention::newest(0)).unwrap();
         assert_eq!(steps(dir.path()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn the_best_one_stays_among_those_that_stay() {
+        let goes = |keep, best, newest| Retention { keep, best }.goes(&[2, 4, 6, 8, 10], newest);
+        assert_eq!(goes(2, None, 10), [2, 4, 6]);
+        assert_eq!(goes(3, Some(4), 10), [2, 6]);
+        assert_eq!(goes(2, Some(4), 10), [2, 6, 8]);
+        assert_eq!(goes(1, Some(4), 10), [2, 6, 8], "beside the newest");
+        assert_eq!(goes(1, Some(10), 10), [2, 4, 6, 8]);
+        assert_eq!(goes(2, Some(3), 10), [2, 4, 6], "it was never saved");
+        assert_eq!(goes(1, Some(8), 6), [2, 4], "it was ahead, and is damaged");
+        assert!(goes(0, Some(4), 10).is_empty() && goes(9, None, 10).is_empty());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use mloc_core::{
 };
 
 use crate::{
-    checkpoint::{self, Checkpoint},
+    checkpoint::{self, Checkpoint, Retention},
     event::{Event, Level},
     failpoint,
     module::{ModuleError, Output},
@@ -47,7 +47,7 @@ pub struct RunContext {
     phase: Phase,
     told_at: Option<Instant>,
     untold: Option<Progress>,
-    keep: usize,
+    retention: Retention,
 }
 
 impl RunContext {
@@ -58,8 +58,9 @@ impl RunContext {
     pub fn new(run: Run, asked: Asked, tell: Tell) -> Result<Self, ModuleError> {
         let (resume, damages) = checkpoint::find_newest_valid(&run.checkpoints)
             .map_err(|e| ModuleError::disk("read checkpoints below", &run.checkpoints, &e))?;
-        let keep = run.keep_checkpoints;
-        let mut ctx = Self { run, resume, asked, tell, phase: Phase::default(), told_at: None, untold: None, keep };
+        let retention = Retention::newest(run.keep_checkpoints);
+        let mut ctx =
+            Self { run, resume, asked, tell, phase: Phase::default(), told_at: None, untold: None, retention };
         for damage in damages {
             ctx.warn(damage.to_string());
         }
@@ -104,7 +105,7 @@ impl RunContext {
         self.run.threads
     }
 
-    /// The device it was granted.
+    /// What it was granted to compute on.
     pub fn device(&self) -> DeviceChoice {
         self.run.device()
     }
@@ -159,7 +160,12 @@ impl RunContext {
 
     /// How many checkpoints to keep from now on; 0 keeps all. The task's `save_total_limit` unless called.
     pub fn keep_checkpoints(&mut self, keep: usize) {
-        self.keep = keep;
+        self.retention.keep = keep;
+    }
+
+    /// Of which step the best checkpoint is, as far as is known: it stays, however few are kept.
+    pub fn best_checkpoint(&mut self, step: Option<u64>) {
+        self.retention.best = step;
     }
 
     /// Writes the checkpoint of `step`: `write` fills an empty folder with whatever a resumed run needs. Then old
@@ -178,10 +184,11 @@ impl RunContext {
         }
         let before = self.phase;
         self.phase(Phase::Checkpointing);
+        let Retention { keep, best } = self.retention;
         let saved = checkpoint::save(&self.run.checkpoints, step, self.run.threads, write)?;
-        (self.tell)(&Event::Checkpoint { step, dir: saved.dir, keep: self.keep });
+        (self.tell)(&Event::Checkpoint { step, dir: saved.dir, keep, best });
         failpoint::reached("checkpoint.event");
-        if let Err(error) = checkpoint::prune(&self.run.checkpoints, step, self.keep) {
+        if let Err(error) = checkpoint::prune(&self.run.checkpoints, step, self.retention) {
             self.warn(format!("old checkpoints stay: {error}"));
         }
         self.phase(before);

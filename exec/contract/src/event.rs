@@ -6,7 +6,7 @@
 //! {"v":1,"event":"phase","phase":"TRAINING"}
 //! {"v":1,"event":"progress","step":3,"total_steps":10,"loss":2.5,"tokens_per_second":812.0}
 //! {"v":1,"event":"log","level":"warn","text":"checkpoint of step 4 is damaged: …"}
-//! {"v":1,"event":"checkpoint","step":5,"dir":"/…/step-0000000005","keep":2}
+//! {"v":1,"event":"checkpoint","step":5,"dir":"/…/step-0000000005","keep":2,"best":3}
 //! {"v":1,"event":"result","outputs":[{"path":"training_log.jsonl","kind":"training_logs"}],"summary":{}}
 //! {"v":1,"event":"error","class":"Fatal","message":"…"}
 //! ```
@@ -73,6 +73,9 @@ pub enum Event {
         /// How many are to be kept at the shared place; 0 keeps all.
         #[serde(default)]
         keep: usize,
+        /// The step of the best one so far, which is kept however old it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        best: Option<u64>,
     },
     /// It is done; the files are on disk.
     Result(ModuleOutput),
@@ -206,7 +209,8 @@ mod tests {
             Event::Phase { phase: Phase::Training },
             Event::Progress(progress),
             Event::Log { level: Level::Warn, text: "two\nlines".into() },
-            Event::Checkpoint { step: 5, dir: "/tmp/step-5".into(), keep: 2 },
+            Event::Checkpoint { step: 5, dir: "/tmp/step-5".into(), keep: 2, best: None },
+            Event::Checkpoint { step: 6, dir: "/tmp/step-6".into(), keep: 2, best: Some(3) },
             Event::Result(ModuleOutput::default()),
             Event::Error { class: None, message: "stopped".into() },
             Event::Error { class: Some(FailureClass::Fatal), message: "no".into() },

@@ -46,6 +46,10 @@ pub struct Run {
     pub result: PathBuf,
     /// Threads to compute with.
     pub threads: usize,
+    /// As how many devices the processor counts where no GPU is granted. A daemon says 1, for more make nothing faster
+    /// there: it is how data parallelism is tried where there are no GPUs.
+    #[serde(default = "Run::one")]
+    pub cpu_devices: usize,
     /// Checkpoints to keep on this disk; 0 keeps all.
     pub keep_checkpoints: usize,
     /// This attempt's own folder for whatever a module needs while it runs; may hold what an earlier start left.
@@ -133,11 +137,14 @@ impl Inputs {
     }
 }
 
-/// The device a module computes on: what was granted, never silently another.
+/// The devices that a module computes on: what was granted, never silently another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The CPU.
-    Cpu,
+    Cpu {
+        /// As how many devices it counts: [`Run::cpu_devices`].
+        count: usize,
+    },
     /// CUDA devices 0..count, as `CUDA_VISIBLE_DEVICES` makes them appear.
     Cuda {
         /// How many.
@@ -151,10 +158,10 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device of a grant.
+    /// The devices of a grant.
     pub fn of(grant: &Grant) -> Self {
         if grant.gpus.is_empty() {
-            Self::Cpu
+            Self::Cpu { count: 1 }
         } else if grant.gpu_kind.starts_with(mloc_core::capability::SIMULATED) {
             Self::Simulated { kind: grant.gpu_kind.clone() }
         } else {
@@ -219,8 +226,15 @@ impl Run {
         crate::checkpoint::write_whole(path, &bytes)
     }
 
-    /// The device it was granted.
+    /// What it was granted to compute on.
     pub fn device(&self) -> DeviceChoice {
-        DeviceChoice::of(&self.grant)
+        match DeviceChoice::of(&self.grant) {
+            DeviceChoice::Cpu { .. } => DeviceChoice::Cpu { count: self.cpu_devices.max(1) },
+            granted => granted,
+        }
+    }
+
+    fn one() -> usize {
+        1
     }
 }

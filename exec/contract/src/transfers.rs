@@ -13,7 +13,7 @@ use mloc_core::{
     task::spec::{Location, Pin},
 };
 
-use crate::{lineage::Lineage, module::ModuleOutput};
+use crate::{checkpoint::Retention, lineage::Lineage, module::ModuleOutput};
 
 /// A source that can be opened.
 #[derive(Clone, Debug)]
@@ -68,14 +68,14 @@ pub trait Transfers: Send + Sync + 'static {
         tell: OnMoved,
     ) -> Result<Option<CheckpointRef>, Failure>;
 
-    /// Puts a checkpoint's folder where other nodes can read it, and removes all but the newest `keep` (0 keeps all).
+    /// Puts a checkpoint's folder where other nodes can read it, and removes what does not stay.
     async fn push_checkpoint(
         &self,
         attempt: &AttemptId,
         destination: &Location,
         step: u64,
         folder: &Path,
-        keep: usize,
+        retention: Retention,
         tell: OnMoved,
     ) -> Result<CheckpointRef, Failure>;
 

@@ -55,6 +55,7 @@ fn main() -> Result<()> {
         checkpoints: work.join("checkpoints"),
         result: work.join("result.json"),
         threads: std::thread::available_parallelism()?.get(),
+        cpu_devices: 1,
         keep_checkpoints: 0,
         work: work.join("work"),
         // The user's own process and the user's own program.

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use mloc_burn::{
     device::DeviceChoice as BurnDevice,
     formats::{gguf::GgufModel, tokenizer::TextTokenizer},
-    model::{Decoder, DecoderConfig, Held},
+    model::{Decoder, DecoderConfig, Held, Parameters},
     weights::{SafetensorsSource, TensorSource, WeightsError},
 };
 use mloc_exec::{DeviceChoice, ModuleError, RunContext};
@@ -36,19 +37,34 @@ impl BaseModel {
     }
 }
 
-/// Opens the device that was granted.
+/// What a task computes on.
+pub struct Devices {
+    /// The one that most is done on.
+    pub first: Device,
+    /// Those that take a part of each step.
+    pub others: Vec<Device>,
+}
+
+impl Devices {
+    /// How many.
+    pub fn count(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// A model of the first device on each of the others, for [`session::run`](crate::finetune::session::run).
+    pub fn replicas<M: Parameters>(&self, model: &M) -> Vec<M> {
+        self.others.iter().map(|device| model.on_device(device)).collect()
+    }
+}
+
+/// Opens all that was granted.
 ///
 /// # Errors
 /// When it is simulated, not in this build or not there: a task that was granted a GPU never computes on the CPU.
-pub fn open_device(ctx: &RunContext) -> Result<burn::tensor::Device, ModuleError> {
-    let choice = match ctx.device() {
-        DeviceChoice::Cpu => BurnDevice::Cpu,
-        DeviceChoice::Cuda { count: 1 } => BurnDevice::Cuda(0),
-        DeviceChoice::Cuda { count } => {
-            return Err(ModuleError::Fatal(format!(
-                "resources.hardware.gpu.count: {count}: this build trains on one GPU; ask for 1"
-            )));
-        }
+pub fn open_devices(ctx: &RunContext) -> Result<Devices, ModuleError> {
+    let (count, of): (usize, fn(usize) -> BurnDevice) = match ctx.device() {
+        DeviceChoice::Cpu { count } => (count, |_| BurnDevice::Cpu),
+        DeviceChoice::Cuda { count } => (count, BurnDevice::Cuda),
         DeviceChoice::Simulated { kind } => {
             return Err(ModuleError::Fatal(format!(
                 "{kind} exists in a node's configuration only, and {} computes for real: ask for a real GPU or none",
@@ -56,7 +72,24 @@ pub fn open_device(ctx: &RunContext) -> Result<burn::tensor::Device, ModuleError
             )));
         }
     };
-    choice.open().map_err(fatal)
+    let first = of(0).open().map_err(fatal)?;
+    let others = (1..count).map(|index| of(index).open()).collect::<Result<_, _>>().map_err(fatal)?;
+    Ok(Devices { first, others })
+}
+
+/// Opens the device that was granted to a task that computes on one.
+///
+/// # Errors
+/// As [`open_devices`], and where several were granted: what is not used is not held.
+pub fn open_device(ctx: &RunContext) -> Result<Device, ModuleError> {
+    let devices = open_devices(ctx)?;
+    match devices.count() {
+        1 => Ok(devices.first),
+        count => Err(ModuleError::Fatal(format!(
+            "resources.hardware.gpu.count: {count}: {} computes on one GPU; ask for 1",
+            ctx.run().spec.task_type
+        ))),
+    }
 }
 
 /// Loads what was pulled, its linear weights held as said.
@@ -64,12 +97,7 @@ pub fn open_device(ctx: &RunContext) -> Result<burn::tensor::Device, ModuleError
 /// # Errors
 /// Missing files, an unknown architecture, mis-shaped tensors: all of it the task's own error. And that it was asked to
 /// stop.
-pub fn load_held(
-    ctx: &RunContext,
-    path: &Path,
-    held: Held,
-    device: &burn::tensor::Device,
-) -> Result<BaseModel, ModuleError> {
+pub fn load_held(ctx: &RunContext, path: &Path, held: Held, device: &Device) -> Result<BaseModel, ModuleError> {
     let weights = |config: DecoderConfig, source: &dyn TensorSource| {
         must_not_be_quantised(&config)?;
         Decoder::load_held(config, &Stoppable { source, ctx }, held, device).map_err(|e| unless_stopping(ctx, e))

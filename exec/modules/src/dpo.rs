@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::Path};
 
 use mloc_burn::{
     export::{Storage, Stored, write_safetensors},
-    formats::{dataset::TokenizedPair, tokenizer::TextTokenizer},
+    formats::{
+        dataset::{Pair, PairText, TokenizedPair},
+        tokenizer::TextTokenizer,
+    },
     model::Decoder,
     preference::{Dpo as Objective, DpoBatch, Preference, Reference, dpo::log_probabilities, losses::PAIR_LOSSES},
     weights::{SafetensorsSource, TensorSource},
@@ -15,11 +18,11 @@ use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
 use serde_json::{Value, json};
 
 use crate::{
-    fatal,
+    base_model, fatal,
     finetune::{
         artifacts,
-        over_data::{Data, OverData, Recipe},
-        pairs::{self, Cut, Pair, Text},
+        over_data::{Data, OverData, Recipe, Samples},
+        pairs::{self, Cut, Judged, StoredPairs},
         session, start,
     },
     online,
@@ -40,19 +43,25 @@ impl Module for Dpo {
         let spec = ctx.run().spec.clone();
         let (training, settings) = (Training::of(&spec), Settings::of(&spec));
         let preference = preference(&settings)?;
-        let mut base = start::load(ctx, &training)?;
+        let devices = base_model::open_devices(ctx)?;
+        let mut base = start::load(ctx, &training, &devices.first)?;
         base.must_be_a_language_model()?;
         start::prepare(ctx, &mut base.model, &training)?;
         start::warn_of_dropout(ctx, &base.model, settings.disable_dropout);
         let tokenizer = &base.tokenizer;
+        let replicas = devices.replicas(&base.model);
         let data = pairs::data(ctx, tokenizer, &Shortened::new(&settings, training.max_length))?;
-        if data.train.iter().any(|pair| pair.margin.is_some()) {
+        if data.train.with_margin() > 0 {
             ctx.warn("training data: the column `margin` has no part in dpo: it is read by rm only");
         }
         let reference = match (settings.reference_free, settings.precompute_ref_log_probs) {
             (true, _) => Reference::Free,
             (_, true) => Reference::Precomputed,
-            (false, false) => Reference::Model(Box::new(online::reference(ctx, &base.model, tokenizer)?)),
+            (false, false) => {
+                let policies = std::iter::once(&base.model).chain(&replicas);
+                let references = policies.map(|policy| online::reference(ctx, policy, tokenizer));
+                Reference::Models(references.collect::<Result<_, _>>()?)
+            }
         };
         let precomputes = matches!(reference, Reference::Precomputed) && ctx.resume().is_none();
         let asked_first = match precomputes && ctx.run().inputs.reference.is_some() {
@@ -66,8 +75,8 @@ impl Module for Dpo {
             settings: &settings,
             tokenizer,
         };
-        let method = OverData::new(ctx, recipe, data, &base.model, tokenizer, &training)?;
-        session::run(ctx, method, base.model, &training)
+        let method = OverData::new(ctx, recipe, data, &base.model, tokenizer, &training, devices.count())?;
+        session::run(ctx, method, base.model, replicas, &training)
     }
 }
 
@@ -100,8 +109,8 @@ impl Shortened {
         }
     }
 
-    fn text(&self, prompt: &[u32], answer: &[u32]) -> Text {
-        let mut text = Text { ids: [prompt, answer].concat(), given: prompt.len() };
+    fn text(&self, prompt: &[u32], answer: &[u32]) -> PairText {
+        let mut text = PairText { ids: [prompt, answer].concat(), given: prompt.len() };
         let over = text.ids.len().saturating_sub(self.max_length.unwrap_or(usize::MAX));
         match self.keep {
             Truncation::KeepStart => text.ids.truncate(text.ids.len() - over),
@@ -124,9 +133,8 @@ impl Cut for Shortened {
         rejected.truncate(longest);
         let (chosen, rejected) = (self.text(&prompt, &chosen), self.text(&prompt, &rejected));
         // A first token is predicted by nothing.
-        let has_target = |text: &Text| text.ids.len() > text.given.max(1);
-        Some(Pair { chosen, rejected, margin, reference: None })
-            .filter(|pair| has_target(&pair.chosen) && has_target(&pair.rejected))
+        let has_target = |text: &PairText| text.ids.len() > text.given.max(1);
+        Some(Pair { chosen, rejected, margin }).filter(|pair| has_target(&pair.chosen) && has_target(&pair.rejected))
     }
 
     fn why(&self) -> String {
@@ -150,31 +158,32 @@ struct Preferences<'a> {
 }
 
 impl Preferences<'_> {
-    /// Puts into each pair what the model, untrained yet, makes of its answers.
-    fn precompute(&self, ctx: &RunContext, model: &Decoder, all: &mut [Pair]) -> Result<(), ModuleError> {
-        for some in all.chunks_mut(self.precompute_batch) {
+    /// Puts beside each pair what the model, untrained yet, makes of its answers.
+    fn precompute(&self, ctx: &RunContext, model: &Decoder, all: &mut StoredPairs) -> Result<(), ModuleError> {
+        let numbers: Vec<usize> = (0..all.count()).collect();
+        for some in numbers.chunks(self.precompute_batch) {
             ctx.check()?;
-            let rows = pairs::rows(some, pairs::pad_id(self.tokenizer));
+            let some = some.iter().map(|number| all.get(*number)).collect::<Result<Vec<_>, _>>()?;
+            let rows = pairs::rows(&some, pairs::pad_id(self.tokenizer));
             let values = log_probabilities(model, &rows, &|| ctx.stopping()).map_err(session::training_error)?;
             let (chosen, rejected) = values.split_at(some.len());
-            for (pair, (chosen, rejected)) in some.iter_mut().zip(chosen.iter().zip(rejected)) {
-                // In the precision that a checkpoint keeps, so that a resumed run has the same.
-                pair.reference = Some([*chosen as f32, *rejected as f32]);
-            }
+            // In the precision that a checkpoint keeps, so that a resumed run has the same.
+            all.reference
+                .extend(chosen.iter().zip(rejected).map(|(chosen, rejected)| [*chosen as f32, *rejected as f32]));
         }
         Ok(())
     }
 }
 
 impl Recipe for Preferences<'_> {
-    type Samples = Vec<Pair>;
+    type Samples = StoredPairs;
     type Objective = Objective;
 
     fn objective(&self) -> &Objective {
         &self.objective
     }
 
-    fn batch(&self, samples: &[Pair]) -> DpoBatch {
+    fn batch(&self, samples: &[Judged]) -> DpoBatch {
         let side = |which: usize| samples.iter().map(move |pair| Some(f64::from(pair.reference?[which])));
         DpoBatch {
             rows: pairs::rows(samples, pairs::pad_id(self.tokenizer)),
@@ -201,7 +210,7 @@ impl Recipe for Preferences<'_> {
     fn beside(&self, ctx: &RunContext) -> Vec<&Decoder> {
         // Log-probabilities that were computed before are kept, whatever the reference is by now.
         match &self.objective.reference {
-            Reference::Model(model) if ctx.run().inputs.reference.is_some() => vec![&**model],
+            Reference::Models(models) if ctx.run().inputs.reference.is_some() => models.first().into_iter().collect(),
             _ => Vec::new(),
         }
     }
@@ -210,7 +219,12 @@ impl Recipe for Preferences<'_> {
         &["rewards/accuracies", "rewards/margins"]
     }
 
-    fn begin(&mut self, ctx: &mut RunContext, model: &Decoder, data: &mut Data<Vec<Pair>>) -> Result<(), ModuleError> {
+    fn begin(
+        &mut self,
+        ctx: &mut RunContext,
+        model: &Decoder,
+        data: &mut Data<StoredPairs>,
+    ) -> Result<(), ModuleError> {
         if matches!(self.objective.reference, Reference::Precomputed) {
             ctx.log("reference: the log-probabilities of all answers are computed before the first step");
             let asked = self.asked_first.take();
@@ -221,12 +235,12 @@ impl Recipe for Preferences<'_> {
         Ok(())
     }
 
-    fn save(&self, folder: &Path, data: &Data<Vec<Pair>>) -> Result<(), ModuleError> {
+    fn save(&self, folder: &Path, data: &Data<StoredPairs>) -> Result<(), ModuleError> {
         if !matches!(self.objective.reference, Reference::Precomputed) {
             return Ok(());
         }
-        let stored = |name: &str, all: &'_ [Pair]| {
-            let values: Vec<f32> = all.iter().filter_map(|pair| pair.reference).flatten().collect();
+        let stored = |name: &str, all: &'_ StoredPairs| {
+            let values: Vec<f32> = all.reference.as_flattened().to_vec();
             Stored { name: name.to_owned(), shape: vec![values.len() / 2, 2], values: Box::new(move || values.clone()) }
         };
         let tensors = vec![stored("train", &data.train), stored("eval", &data.eval)];
@@ -234,7 +248,7 @@ impl Recipe for Preferences<'_> {
             .map_err(|e| ModuleError::Retryable(e.to_string()))
     }
 
-    fn load(&mut self, folder: &Path, data: &mut Data<Vec<Pair>>) -> Result<(), ModuleError> {
+    fn load(&mut self, folder: &Path, data: &mut Data<StoredPairs>) -> Result<(), ModuleError> {
         if !matches!(self.objective.reference, Reference::Precomputed) {
             return Ok(());
         }
@@ -243,13 +257,11 @@ impl Recipe for Preferences<'_> {
         for (name, all) in [("train", &mut data.train), ("eval", &mut data.eval)] {
             let values = source.read_f32(name).map_err(fatal)?;
             let (of_pairs, _) = values.as_chunks::<2>();
-            if of_pairs.len() != all.len() {
-                let (found, wanted) = (of_pairs.len(), all.len());
+            if of_pairs.len() != all.count() {
+                let (found, wanted) = (of_pairs.len(), all.count());
                 return Err(fatal(format!("{}: {name}: {found} pairs, expected {wanted}", path.display())));
             }
-            for (pair, values) in all.iter_mut().zip(of_pairs) {
-                pair.reference = Some(*values);
-            }
+            all.reference = of_pairs.to_vec();
         }
         Ok(())
     }

@@ -201,6 +201,7 @@ mod tests {
             checkpoints: dir.join("checkpoints"),
             result: dir.join("result.json"),
             threads: 1,
+            cpu_devices: 1,
             keep_checkpoints: 0,
             work: dir.join("work"),
             programs: None,

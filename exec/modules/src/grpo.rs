@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
-    fatal,
+    base_model, fatal,
     finetune::{
         artifacts, measuring,
         method::{Measured, Method, Steps, When},
@@ -49,7 +49,7 @@ impl Module for Grpo {
         let spec = ctx.run().spec.clone();
         let (training, grpo) = (Training::of(&spec), settings::Grpo::of(&spec));
         let reward = spec.reward.clone().ok_or_else(|| fatal("spec.reward: there is nothing to learn from"))?;
-        let mut base = start::load(ctx, &training)?;
+        let mut base = start::load(ctx, &training, &base_model::open_device(ctx)?)?;
         base.must_be_a_language_model()?;
         artifacts::check(ctx, &base.model, &base.tokenizer)?;
         start::prepare(ctx, &mut base.model, &training)?;
@@ -77,7 +77,7 @@ impl Module for Grpo {
             grpo: &grpo,
             current: None,
         };
-        session::run(ctx, method, base.model, &training)
+        session::run(ctx, method, base.model, Vec::new(), &training)
     }
 }
 

@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn what_is_offered_is_every_module_and_what_it_adds() {
         let names = registry().iter().map(|m| m.name().to_owned());
-        let said: BTreeSet<String> = names.chain(adapter::features()).collect();
+        let said: BTreeSet<String> = names.chain(adapter::features()).chain(["parallel:gpus".to_owned()]).collect();
         assert_eq!(features(), said);
         assert!(said.contains("adapter:lora") && said.contains("adapter:qlora") && said.contains("precision:bf16"));
         assert_eq!(said.contains("precision:fp16"), cfg!(feature = "cuda"));

@@ -9,6 +9,7 @@ use mloc_core::task::settings::{DataOrder, Training};
 pub struct Plan {
     samples: usize,
     batch: usize,
+    /// Micro-batches of a step, on all devices together.
     accumulation: usize,
     order: DataOrder,
     seed: u64,
@@ -24,10 +25,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan for so many samples (at least one), as the reference trainer counts.
-    pub fn new(samples: usize, settings: &Training) -> Self {
-        let (batch, accumulation) =
-            (settings.per_device_train_batch_size.max(1), settings.gradient_accumulation_steps.max(1));
+    /// The plan for so many samples (at least one), as the reference trainer counts. A step on several devices has the
+    /// samples of a step of one that accumulates over as many times more micro-batches.
+    pub fn new(samples: usize, settings: &Training, devices: usize) -> Self {
+        let batch = settings.per_device_train_batch_size.max(1);
+        let accumulation = settings.gradient_accumulation_steps.max(1).saturating_mul(devices);
         let batches = samples.div_ceil(batch);
         let steps_per_epoch = (batches.div_ceil(accumulation) as u64).max(1);
         let by_epochs = (settings.num_train_epochs * steps_per_epoch as f64).ceil() as u64;
@@ -118,12 +120,28 @@ mod tests {
 
     #[test]
     fn given_order_takes_every_sample_once_an_epoch_in_order() {
-        let mut plan = Plan::new(11, &settings(2, 2, DataOrder::Given));
+        let mut plan = Plan::new(11, &settings(2, 2, DataOrder::Given), 1);
         assert_eq!((plan.steps_per_epoch, plan.total_steps), (3, 6));
         assert_eq!(plan.step(0), [vec![0, 1], vec![2, 3]]);
         assert_eq!(plan.step(2), [vec![8, 9], vec![10]]);
         let first = plan.step(0);
         assert_eq!(plan.step(3), first);
+    }
+
+    #[test]
+    fn devices_take_what_one_would_take_that_accumulates_as_much_more() {
+        for order in [DataOrder::Given, DataOrder::Shuffled, DataOrder::GroupedByLength] {
+            let lengths: Vec<u32> = (0..103).map(|i| i * 37 % 50).collect();
+            let plan = |accumulation, devices| {
+                Plan::new(103, &settings(2, accumulation, order), devices).with_lengths(lengths.clone())
+            };
+            let (mut four, mut one) = (plan(3, 4), plan(12, 1));
+            assert_eq!((four.steps_per_epoch, four.total_steps), (5, 10));
+            assert_eq!(one.steps_per_epoch, 5);
+            for step in 0..10 {
+                assert_eq!(four.step(step), one.step(step));
+            }
+        }
     }
 
     /// What `get_length_grouped_indices` of transformers 5.23.0 makes of this permutation, lengths and step.
@@ -144,7 +162,7 @@ mod tests {
     #[test]
     fn an_order_by_length_takes_every_sample_once_an_epoch() {
         let lengths: Vec<u32> = (0..103).map(|i| i * 37 % 50).collect();
-        let mut plan = Plan::new(103, &settings(4, 2, DataOrder::GroupedByLength)).with_lengths(lengths.clone());
+        let mut plan = Plan::new(103, &settings(4, 2, DataOrder::GroupedByLength), 1).with_lengths(lengths.clone());
         let mut epoch = |e: u64| (0..13).flat_map(|s| plan.step(e * 13 + s)).flatten().collect::<Vec<_>>();
         let (first, second) = (epoch(0), epoch(1));
         assert_ne!(first, second);
@@ -164,7 +182,7 @@ mod tests {
 
     #[test]
     fn shuffled_order_takes_every_sample_once_an_epoch_and_differs_between_epochs() {
-        let mut plan = Plan::new(10, &settings(4, 1, DataOrder::Shuffled));
+        let mut plan = Plan::new(10, &settings(4, 1, DataOrder::Shuffled), 1);
         let mut epoch = |e: u64| (0..3).flat_map(|s| plan.step(e * 3 + s)).flatten().collect::<Vec<_>>();
         let (mut first, second) = (epoch(0), epoch(1));
         assert_ne!(first, second);

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    fatal,
+    base_model, fatal,
     finetune::{
         artifacts, measuring,
         method::{Measured, Method, Steps, When},
@@ -52,7 +52,7 @@ impl Module for Ppo {
         let spec = ctx.run().spec.clone();
         let (mut training, ppo) = (Training::of(&spec), settings::Ppo::of(&spec));
         let reward = spec.reward.clone().ok_or_else(|| fatal("spec.reward: there is nothing to learn from"))?;
-        let mut base = start::load(ctx, &training)?;
+        let mut base = start::load(ctx, &training, &base_model::open_device(ctx)?)?;
         base.must_be_a_language_model()?;
         artifacts::check(ctx, &base.model, &base.tokenizer)?;
         start::prepare(ctx, &mut base.model, &training)?;
@@ -84,7 +84,7 @@ impl Module for Ppo {
             ppo: &ppo,
             current: None,
         };
-        session::run(ctx, method, ActorCritic { policy: base.model, critic }, &training)
+        session::run(ctx, method, ActorCritic { policy: base.model, critic }, Vec::new(), &training)
     }
 }
 

@@ -41,8 +41,8 @@ impl Module for Pretrain {
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, shape) = (Training::of(&spec), Shape::of(&spec));
-        let device = base_model::open_device(ctx)?;
-        let formats = adapter::formats(ctx, None, settings.precision, &device)?;
+        let devices = base_model::open_devices(ctx)?;
+        let formats = adapter::formats(ctx, None, settings.precision, &devices.first)?;
         // Trained anew after a crash: the same texts give the same tokenizer.
         let training = TokenizerTraining {
             vocab_size: shape.vocab_size,
@@ -54,7 +54,7 @@ impl Module for Pretrain {
         ctx.check()?;
 
         let config = DecoderConfig::from_json(config(&shape, &tokenizer)).map_err(fatal)?;
-        let mut model = Decoder::random(config, settings.seed, &device);
+        let mut model = Decoder::random(config, settings.seed, &devices.first);
         model.train_all();
         let data = examples::data(ctx, &tokenizer, &model, &settings)?;
         model.set_compute(formats.compute);
@@ -64,8 +64,9 @@ impl Module for Pretrain {
             outputs.extend(artifacts::save_tokenizer(ctx, &tokenizer)?);
             Ok(outputs)
         });
-        let method = OverData::new(ctx, recipe, data, &model, &tokenizer, &settings)?;
-        session::run(ctx, method, model, &settings)
+        let replicas = devices.replicas(&model);
+        let method = OverData::new(ctx, recipe, data, &model, &tokenizer, &settings, devices.count())?;
+        session::run(ctx, method, model, replicas, &settings)
     }
 }
 

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use mloc_burn::{
     batch::IGNORED,
-    formats::{dataset::TokenizedPair, tokenizer::TextTokenizer},
+    formats::{
+        dataset::{Pair, PairText, TokenizedPair},
+        tokenizer::TextTokenizer,
+    },
     model::Decoder,
     preference::{BradleyTerry, RewardBatch},
 };
@@ -12,11 +15,14 @@ use mloc_core::task::settings::{Reward, Training};
 use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
 use serde_json::{Value, json};
 
-use crate::finetune::{
-    artifacts,
-    over_data::{Data, OverData, Recipe},
-    pairs::{self, Cut, Pair, Text},
-    session, start,
+use crate::{
+    base_model,
+    finetune::{
+        artifacts,
+        over_data::{Data, OverData, Recipe, Samples},
+        pairs::{self, Cut, Judged, StoredPairs},
+        session, start,
+    },
 };
 
 /// The module.
@@ -30,7 +36,8 @@ impl Module for Rm {
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, reward) = (Training::of(&spec), Reward::of(&spec));
-        let mut base = start::load(ctx, &settings)?;
+        let devices = base_model::open_devices(ctx)?;
+        let mut base = start::load(ctx, &settings, &devices.first)?;
         base.model = with_one_score(ctx, base.model, settings.seed)?;
         start::prepare(ctx, &mut base.model, &settings)?;
         // An adapter of a language model knows of no head: a fresh one is of no use frozen, nor without being saved.
@@ -46,6 +53,7 @@ impl Module for Rm {
             // Readers find a text's last token by what it is not padded with.
             config.insert("pad_token_id".into(), json!(pad));
         }
+        let replicas = devices.replicas(&base.model);
         let data = pairs::data(ctx, tokenizer, &Within(settings.max_length))?;
         all_or_no_margins(&data)?;
         let recipe = Rewards {
@@ -55,8 +63,8 @@ impl Module for Rm {
             },
             tokenizer,
         };
-        let method = OverData::new(ctx, recipe, data, &base.model, tokenizer, &settings)?;
-        session::run(ctx, method, base.model, &settings)
+        let method = OverData::new(ctx, recipe, data, &base.model, tokenizer, &settings, devices.count())?;
+        session::run(ctx, method, base.model, replicas, &settings)
     }
 }
 
@@ -80,10 +88,9 @@ struct Within(Option<usize>);
 
 impl Cut for Within {
     fn apply(&self, pair: TokenizedPair) -> Option<Pair> {
-        let text = |answer: &[u32]| Text { ids: [&pair.prompt, answer].concat(), given: pair.prompt.len() };
-        let whole =
-            Pair { chosen: text(&pair.chosen), rejected: text(&pair.rejected), margin: pair.margin, reference: None };
-        let fits = |text: &Text| !text.ids.is_empty() && self.0.is_none_or(|longest| text.ids.len() <= longest);
+        let text = |answer: &[u32]| PairText { ids: [&pair.prompt, answer].concat(), given: pair.prompt.len() };
+        let whole = Pair { chosen: text(&pair.chosen), rejected: text(&pair.rejected), margin: pair.margin };
+        let fits = |text: &PairText| !text.ids.is_empty() && self.0.is_none_or(|longest| text.ids.len() <= longest);
         Some(whole).filter(|pair| fits(&pair.chosen) && fits(&pair.rejected))
     }
 
@@ -95,13 +102,12 @@ impl Cut for Within {
     }
 }
 
-fn all_or_no_margins(data: &Data<Vec<Pair>>) -> Result<(), ModuleError> {
+fn all_or_no_margins(data: &Data<StoredPairs>) -> Result<(), ModuleError> {
     for (what, pairs) in [("dataset.source", &data.train), ("dataset.eval", &data.eval)] {
-        let with = pairs.iter().filter(|pair| pair.margin.is_some()).count();
-        if with != 0 && with != pairs.len() {
+        let (with, all) = (pairs.with_margin(), pairs.count());
+        if with != 0 && with != all {
             return Err(ModuleError::Fatal(format!(
-                "{what}: {with} of {} pairs have a `margin`: give all of them one, or none",
-                pairs.len()
+                "{what}: {with} of {all} pairs have a `margin`: give all of them one, or none"
             )));
         }
     }
@@ -115,17 +121,17 @@ struct Rewards<'a> {
 }
 
 impl Recipe for Rewards<'_> {
-    type Samples = Vec<Pair>;
+    type Samples = StoredPairs;
     type Objective = BradleyTerry;
 
     fn objective(&self) -> &BradleyTerry {
         &self.objective
     }
 
-    fn batch(&self, samples: &[Pair]) -> RewardBatch {
+    fn batch(&self, samples: &[Judged]) -> RewardBatch {
         let mut rows = pairs::rows(samples, pairs::pad_id(self.tokenizer));
         rows.labels.iter_mut().flatten().for_each(|label| *label = IGNORED);
-        RewardBatch { rows, margins: samples.iter().map(|pair| pair.margin).collect() }
+        RewardBatch { rows, margins: samples.iter().map(|judged| judged.pair.margin).collect() }
     }
 
     fn settings(&self) -> BTreeMap<String, Value> {

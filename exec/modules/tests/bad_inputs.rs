@@ -164,7 +164,6 @@ fn the_data() {
 fn the_device() {
     let gpus = |gpus: &[u32], kind: &str| Grant { gpus: gpus.to_vec(), gpu_kind: kind.into(), ..Grant::default() };
     check("a simulated gpu", |bench, _| bench.grant = gpus(&[0], "simulated:nvidia-h100-80gb"));
-    check("two gpus", |bench, _| bench.grant = gpus(&[0, 1], "nvidia-h100-80gb"));
     if cfg!(not(feature = "cuda")) {
         check("a gpu without cuda in the build", |bench, _| bench.grant = gpus(&[0], "nvidia-h100-80gb"));
     }

@@ -145,8 +145,16 @@ fn a_run_stopped_at_each_checkpoint_equals_the_unbroken_one() {
         "num_mini_batches": 2, "response_length": 5, "stop_token": "eos", "missing_eos_penalty": 1.0,
         "learning_rate": 5e-3, "seed": 5, "save_steps": 1, "logging_steps": 1,
     });
-    for (task_type, reward, settings) in [("grpo", toy(), grpo), ("ppo", a_model(), ppo)] {
-        let fresh = || case(task_type, Some(lora()), reward.clone(), settings.clone());
+    // Adapters, and all weights: then the reference is all that keeps what the model was before.
+    let head = with(ppo.clone(), json!({"value_head": true}));
+    for (task_type, adapter, reward, settings) in [
+        ("grpo", Some(lora()), toy(), &grpo),
+        ("grpo", None, toy(), &grpo),
+        ("ppo", Some(lora()), a_model(), &ppo),
+        ("ppo", None, a_model(), &ppo),
+        ("ppo", None, a_model(), &head),
+    ] {
+        let fresh = || case(task_type, adapter.clone(), reward.clone(), settings.clone());
         let (unbroken, broken) = (fresh(), fresh());
         unbroken.bench.run();
         let mut attempts = 0;

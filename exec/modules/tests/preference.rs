@@ -11,6 +11,7 @@ use mloc_burn::{
     model::{Decoder, DecoderConfig},
     weights::{SafetensorsSource, TensorSource},
 };
+use mloc_core::task::spec::TestSize;
 use mloc_exec::{Event, Inputs, ModuleError, event::Level};
 use serde_json::{Value, json};
 
@@ -204,6 +205,23 @@ fn a_reward_adapter_holds_its_head_and_merges_into_a_whole_model() {
     assert!((was.expect("loss") - is.expect("loss")).abs() <= 2e-4, "{was:?} {is:?}");
 }
 
+#[test]
+fn some_pairs_are_held_out_by_the_seed_where_a_task_asks_for_it() {
+    let run = |method: fn(Option<Value>, Value) -> Bench, seed: u64| {
+        let mut bench = method(Some(lora()), json!({"max_steps": 1, "save_strategy": "no", "seed": seed}));
+        bench.inputs.eval = None;
+        bench.spec.dataset.as_mut().expect("data").test_size = Some(TestSize::Rows(3));
+        let attempt = bench.attempt(|_| false);
+        let said = attempt.said();
+        assert!(said.contains("held-out data: 3 of 10 pairs, picked by the seed"), "{said}");
+        attempt.ended.expect("it ends well").summary["eval_loss_before"].clone()
+    };
+    assert_eq!(run(rm, 1), run(rm, 1));
+    assert_ne!(run(rm, 1), run(rm, 2), "other pairs, and another head");
+    // Of an adapter that changes nothing yet: ln 2 of any pair.
+    assert_eq!(run(dpo, 1), json!(0.6931));
+}
+
 fn with_rows(mut bench: Bench, rows: &[Value]) -> Bench {
     let data = bench.folder.path().join("data.jsonl");
     fs::write(&data, rows.iter().map(|row| format!("{row}\n")).collect::<String>()).expect("write");
@@ -281,6 +299,16 @@ fn pairs_that_are_left_out_or_say_nothing_are_counted() {
     let said = warnings(&with_rows(dpo(Some(lora()), off), &[margin]));
     assert!(said[0].starts_with("model.adapter.lora_dropout: 0.2 has no effect: "), "{said:?}");
     assert_eq!(said[1], "training data: the column `margin` has no part in dpo: it is read by rm only");
+    let scored =
+        json!({"prompt": "Up?", "chosen": " Yes.", "rejected": " No.", "score_chosen": 9, "score_rejected": 2});
+    let once = json!({"max_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 1});
+    for bench in [rm(None, once.clone()), dpo(None, once)] {
+        let said = warnings(&with_rows(bench, &[scored.clone(), scored.clone()]));
+        let told: Vec<&String> = said.iter().filter(|said| said.contains("score_chosen")).collect();
+        assert_eq!(told.len(), 1, "{said:?}");
+        assert!(told[0].starts_with("training data: the columns `score_chosen` and `score_rejected` have no part"));
+        assert!(told[0].contains("hint: rm reads a column `margin`"), "{said:?}");
+    }
     let one_a_step = json!({
         "max_length": 12, "max_steps": 1, "save_strategy": "no", "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 1,

@@ -122,7 +122,11 @@ fn the_best_weights_come_out_however_few_checkpoints_are_kept() {
     let wanted: Vec<&Vec<f32>> = kept.values().collect();
     let few = unlearning(json!({"save_total_limit": 1}));
     few.run();
-    assert_eq!(few.checkpoints_there(), [8]);
+    // As in the reference the best one stays beside the newest, where only one is to be kept.
+    assert_eq!(few.checkpoints_there(), [best, 8]);
+    let two = unlearning(json!({"save_total_limit": 2, "load_best_model_at_end": false}));
+    two.run();
+    assert_eq!(two.checkpoints_there(), [best, 7]);
     for bench in [&all, &few] {
         let found = tensors(&bench.artifacts().join("adapter_model.safetensors"));
         assert_eq!(found.values().collect::<Vec<_>>(), wanted);

@@ -306,6 +306,7 @@ impl Start {
             threads: devices::threads(&self.assign.grant),
             work: folders.work(id),
             programs: self.bench.tools.programs(),
+            cpu_devices: 1,
             keep_checkpoints: keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(0),
         };
         run.write(&path).map_err(|e| disk("write", &path, &e))?;
@@ -474,12 +475,12 @@ impl Start {
             failpoint::reached("attempt.push");
             // The child computes on meanwhile: its figures are the attempt's, not those of the push.
             let untold: OnMoved = Arc::new(|_| {});
-            let Local { step, held, keep } = &local;
+            let Local { step, held, retention } = &local;
             match self
                 .bench
                 .tools
                 .transfers()
-                .push_checkpoint(self.id(), shared, *step, held.dir(), *keep, untold)
+                .push_checkpoint(self.id(), shared, *step, held.dir(), *retention, untold)
                 .await
             {
                 Ok(reference) => {

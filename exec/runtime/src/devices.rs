@@ -15,7 +15,7 @@ pub(crate) fn environment(grant: &Grant) -> Vec<(&'static str, String)> {
     let gpus = match DeviceChoice::of(grant) {
         DeviceChoice::Cuda { .. } => grant.gpus.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
         // Empty hides them all: what was not granted is not seen.
-        DeviceChoice::Cpu | DeviceChoice::Simulated { .. } => String::new(),
+        DeviceChoice::Cpu { .. } | DeviceChoice::Simulated { .. } => String::new(),
     };
     let threads = threads(grant).to_string();
     // Kernels look for headers in one folder only: the one where they were found.

@@ -199,7 +199,7 @@ mod tests {
         ledger::entry::CheckpointRef,
         task::spec::Pin,
     };
-    use mloc_exec::{Arrived, OnSaid, Transfers};
+    use mloc_exec::{Arrived, OnSaid, Transfers, checkpoint::Retention};
 
     use super::*;
     use crate::{disk::DiskWatch, tools::Tools};
@@ -236,7 +236,7 @@ mod tests {
             _: &Location,
             _: u64,
             _: &Path,
-            _: usize,
+            _: Retention,
             _: OnMoved,
         ) -> Result<CheckpointRef, Failure> {
             std::future::pending().await

@@ -8,7 +8,8 @@ use mloc_core::{
     worker::{ChildEvent, LocalCheckpoint},
 };
 use mloc_exec::{
-    Event, checkpoint,
+    Event,
+    checkpoint::{self, Retention},
     event::{EventError, LINE_BYTES_MAX, Level},
 };
 use sha2::{Digest, Sha256};
@@ -25,8 +26,8 @@ use crate::{attempt::Outlet, held::Held, logs::LogFile};
 pub(crate) struct Local {
     pub step: u64,
     pub held: Arc<Held>,
-    /// How many the shared place keeps; 0 keeps all.
-    pub keep: usize,
+    /// What the shared place keeps.
+    pub retention: Retention,
 }
 
 /// The child's last word.
@@ -97,7 +98,7 @@ impl<'a> Relay<'a> {
             }
             Event::Log { level: Level::Info, text } => self.log.line(&text),
             Event::Log { level: Level::Warn, text } => self.log.line(&format!("warning: {text}")),
-            Event::Checkpoint { step, dir, keep } => {
+            Event::Checkpoint { step, dir, keep, best } => {
                 info!(attempt = %self.outlet.attempt, step, "checkpoint saved");
                 // At once: the child may prune it as soon as it has saved the next one.
                 let (from, at) = (dir.clone(), self.pushing.join(format!("step-{step:010}")));
@@ -111,7 +112,8 @@ impl<'a> Relay<'a> {
                     }))
                     .await;
                 if let Some(held) = held {
-                    self.push.send_replace(Some(Local { step, held: Arc::new(held), keep }));
+                    let retention = Retention { keep, best };
+                    self.push.send_replace(Some(Local { step, held: Arc::new(held), retention }));
                 }
             }
             Event::Result(_) => self.said = Some(Said::Result),

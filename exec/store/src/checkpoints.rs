@@ -7,7 +7,7 @@ use mloc_core::{
     ledger::entry::{Artifact, CheckpointRef},
     task::spec::Location,
 };
-use mloc_exec::{OnMoved, failpoint};
+use mloc_exec::{OnMoved, checkpoint::Retention, failpoint};
 
 use crate::{
     Store,
@@ -29,15 +29,15 @@ pub struct Fetched {
 }
 
 impl Store {
-    /// Pushes a checkpoint's folder. The same one again, by the same attempt, sends nothing; then all but the newest
-    /// `keep` are removed (0 keeps all). Old ones that cannot be removed are logged and left.
+    /// Pushes a checkpoint's folder. The same one again, by the same attempt, sends nothing; then what does not stay is
+    /// removed. Old ones that cannot be removed are logged and left.
     pub async fn push_checkpoint(
         &self,
         attempt: &AttemptId,
         destination: &Location,
         step: u64,
         folder: &Path,
-        keep: usize,
+        retention: Retention,
         tell: OnMoved,
     ) -> Result<CheckpointRef, StoreError> {
         let all = self.area(destination)?.join(&owner(attempt));
@@ -75,9 +75,7 @@ impl Store {
         let bytes = manifest.to_bytes()?;
         place.put_bytes(MANIFEST, bytes.clone(), &meter).await?;
         place.sweep(&manifest.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>()).await;
-        if keep > 0
-            && let Err(error) = prune(&*all, step, keep).await
-        {
+        if let Err(error) = prune(&*all, step, retention).await {
             tracing::warn!(place = all.url(), %error, "old checkpoints stay");
         }
         Ok(reference(step, &bytes))
@@ -139,10 +137,12 @@ async fn steps(all: &dyn Area) -> Result<Vec<u64>, StoreError> {
 }
 
 /// The manifest goes first: what is left of a half-removed checkpoint is no checkpoint.
-async fn prune(all: &dyn Area, newest: u64, keep: usize) -> Result<(), StoreError> {
-    let steps: Vec<_> = steps(all).await?.into_iter().filter(|step| *step <= newest).collect();
-    for step in steps.iter().rev().skip(keep) {
-        let old = all.join(&step_name(*step));
+async fn prune(all: &dyn Area, newest: u64, retention: Retention) -> Result<(), StoreError> {
+    if retention.keep == 0 {
+        return Ok(());
+    }
+    for step in retention.goes(&steps(all).await?, newest) {
+        let old = all.join(&step_name(step));
         old.remove(MANIFEST).await?;
         failpoint::reached("store.checkpoint.prune");
         old.remove_all().await?;

@@ -8,7 +8,7 @@ use mloc_core::{
     ledger::entry::{CheckpointRef, Failure, TaskResult},
     task::spec::{Location, Pin},
 };
-use mloc_exec::{Arrived, Lineage, ModuleOutput, OnMoved, OnSaid, Transfers};
+use mloc_exec::{Arrived, Lineage, ModuleOutput, OnMoved, OnSaid, Transfers, checkpoint::Retention};
 
 use crate::Store;
 
@@ -45,10 +45,10 @@ impl Transfers for Store {
         destination: &Location,
         step: u64,
         folder: &Path,
-        keep: usize,
+        retention: Retention,
         tell: OnMoved,
     ) -> Result<CheckpointRef, Failure> {
-        Ok(Store::push_checkpoint(self, attempt, destination, step, folder, keep, tell).await?)
+        Ok(Store::push_checkpoint(self, attempt, destination, step, folder, retention, tell).await?)
     }
 
     async fn sweep(&self, attempt: &AttemptId, destination: &Location) -> Result<(), Failure> {

@@ -12,6 +12,7 @@ use std::{
 };
 
 use mloc_core::{ledger::entry::FailureClass, task::spec::Location};
+use mloc_exec::checkpoint::Retention;
 use mloc_store::{MANIFEST, Secret, Store, StoreConfig, StoreError};
 use support::{
     clouds::{Azurite, Gcs, at_gcs},
@@ -61,7 +62,7 @@ async fn there_and_back(store: &Store, top: &std::path::Path, to: impl Fn(&str) 
     let (a, ckpt) = (attempt("task-a", 1), to("ckpt"));
     for step in [5, 10, 15] {
         fill(&run, &[("model.bin", &noise(step, 100_000))]);
-        store.push_checkpoint(&a, &ckpt, step, &run, 2, unseen()).await.unwrap();
+        store.push_checkpoint(&a, &ckpt, step, &run, Retention::newest(2), unseen()).await.unwrap();
     }
     assert_eq!(store.list_checkpoints(&a, &ckpt).await.unwrap(), [10, 15]);
     let fetched = store.fetch_checkpoint(&a, &ckpt, &top.join("c"), unseen()).await.unwrap().unwrap();
@@ -133,7 +134,7 @@ async fn azure_objects_are_held_by_their_etag() {
     let (a, to) = (attempt("t", 1), azurite.at("mloc-test", "m"));
     fill(&top.join("old"), &[("w.bin", &noise(1, 40 << 20))]);
     fill(&top.join("new"), &[("w.bin", &noise(2, 30 << 20))]);
-    store.push_checkpoint(&a, &to, 1, &top.join("old"), 0, unseen()).await.unwrap();
+    store.push_checkpoint(&a, &to, 1, &top.join("old"), Retention::newest(0), unseen()).await.unwrap();
     let line = Line::to(&azurite.0.endpoint).await;
     line.pause_at(10 << 20);
     let Location::Azblob { container, account, .. } = to.clone() else { unreachable!() };
@@ -142,7 +143,7 @@ async fn azure_objects_are_held_by_their_etag() {
     let source = Location::Azblob { container, path, account, endpoint };
     let change = async {
         line.paused().await;
-        store.push_checkpoint(&a, &to, 1, &top.join("new"), 0, unseen()).await.unwrap();
+        store.push_checkpoint(&a, &to, 1, &top.join("new"), Retention::newest(0), unseen()).await.unwrap();
         line.go_on();
     };
     let (pulled, ()) = tokio::join!(pull(&store, &source, None), change);

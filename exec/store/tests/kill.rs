@@ -11,7 +11,7 @@ use std::{
 };
 
 use mloc_core::task::spec::Location;
-use mloc_exec::failpoint;
+use mloc_exec::{checkpoint::Retention, failpoint};
 use mloc_store::{MANIFEST, Store, StoreConfig, UPLOADING};
 use support::{
     gits::{Gits, pointer},
@@ -132,7 +132,7 @@ async fn run(case: &str, top: &Path, endpoint: &str, number: u32) {
     let push = async |to| {
         for step in [1, 2] {
             fill(&run, &[(FILES[0], &noise(step, size(case)))]);
-            store.push_checkpoint(&a, &to, step, &run, 1, unseen()).await.expect("pushed");
+            store.push_checkpoint(&a, &to, step, &run, Retention::newest(1), unseen()).await.expect("pushed");
         }
     };
     let back = top.join("back");

@@ -11,6 +11,7 @@ use mloc_core::{
 };
 use mloc_exec::{
     Lineage, Transfers,
+    checkpoint::Retention,
     lineage::{AttemptUsage, Hardware, InputLineage},
 };
 use mloc_store::{MANIFEST, Manifest, Store, StoreError, UPLOADING};
@@ -282,9 +283,9 @@ async fn the_newest_whole_checkpoint_is_fetched() {
     let mut pushed = Vec::new();
     for step in [5, 10, 15, 20] {
         fill(&run, &[("model.bin", &noise(step, 100_000)), ("state/rng.json", format!("{step}").as_bytes())]);
-        pushed.push(store.push_checkpoint(&a, &to, step, &run, 3, unseen()).await.unwrap());
+        pushed.push(store.push_checkpoint(&a, &to, step, &run, Retention::newest(3), unseen()).await.unwrap());
     }
-    let again = store.push_checkpoint(&a, &to, 20, &run, 3, unseen()).await.unwrap();
+    let again = store.push_checkpoint(&a, &to, 20, &run, Retention::newest(3), unseen()).await.unwrap();
     assert_eq!(again, pushed[3]);
     assert_eq!(store.list_checkpoints(&a, &to).await.unwrap(), [10, 15, 20]);
 
@@ -308,7 +309,17 @@ async fn the_newest_whole_checkpoint_is_fetched() {
     assert_eq!(store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap(), None);
 
     // The attempt that had to pass it over comes to step 20 itself, and mends it.
-    let mended = store.push_checkpoint(&attempt("task-a", 2), &to, 20, &run, 3, unseen()).await.unwrap();
+    let mended =
+        store.push_checkpoint(&attempt("task-a", 2), &to, 20, &run, Retention::newest(3), unseen()).await.unwrap();
     assert_eq!(store.fetch_checkpoint(&a, &to, &back, unseen()).await.unwrap().unwrap().checkpoint, mended);
     assert_eq!(contents(&back), contents(&run));
+    assert_eq!(store.list_checkpoints(&a, &to).await.unwrap(), [10, 15, 20]);
+
+    // The best one stays however old it is.
+    let retention = Retention { keep: 2, best: Some(10) };
+    for step in [25, 30] {
+        fill(&run, &[("model.bin", &noise(step, 1_000))]);
+        store.push_checkpoint(&a, &to, step, &run, retention, unseen()).await.unwrap();
+        assert_eq!(store.list_checkpoints(&a, &to).await.unwrap(), [10, step]);
+    }
 }

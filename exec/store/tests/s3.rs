@@ -5,6 +5,7 @@ mod support;
 use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, process::Command, time::Duration};
 
 use mloc_core::ledger::entry::FailureClass;
+use mloc_exec::checkpoint::Retention;
 use mloc_store::{MANIFEST, Patience, Secret, Store, StoreConfig, StoreError, UPLOADING};
 use reqwest::Method;
 use support::{
@@ -111,7 +112,7 @@ async fn room_is_made_before_it_is_said_that_there_is_none() {
     let full = Store::new(StoreConfig { reserve_bytes: u64::MAX, ..with_credentials(config(&top)) }).unwrap();
     let (a, to) = (attempt("t", 1), at(&moto.endpoint, "ckpt"));
     fill(&top.join("run"), &[("model.bin", b"abc")]);
-    store.push_checkpoint(&a, &to, 5, &top.join("run"), 0, unseen()).await.unwrap();
+    store.push_checkpoint(&a, &to, 5, &top.join("run"), Retention::newest(0), unseen()).await.unwrap();
     for what in ["a pull", "a checkpoint"] {
         let old = pull(&store, &at(&moto.endpoint, "old"), None).await.unwrap().path;
         let none = match what {
@@ -269,9 +270,9 @@ async fn checkpoints_in_a_bucket() {
     let mut pushed = Vec::new();
     for step in [5, 10, 15] {
         fill(&run, &[("model.bin", &noise(step, 9 << 20)), ("state/rng.json", format!("{step}").as_bytes())]);
-        pushed.push(store.push_checkpoint(&a, &to, step, &run, 2, unseen()).await.unwrap());
+        pushed.push(store.push_checkpoint(&a, &to, step, &run, Retention::newest(2), unseen()).await.unwrap());
     }
-    assert_eq!(store.push_checkpoint(&a, &to, 15, &run, 2, unseen()).await.unwrap(), pushed[2]);
+    assert_eq!(store.push_checkpoint(&a, &to, 15, &run, Retention::newest(2), unseen()).await.unwrap(), pushed[2]);
     assert_eq!(store.list_checkpoints(&a, &to).await.unwrap(), [10, 15]);
     let fetched = store.fetch_checkpoint(&attempt("task-a", 2), &to, &back, unseen()).await.unwrap().unwrap();
     assert_eq!(fetched.checkpoint, pushed[2]);
@@ -431,7 +432,7 @@ async fn on_a_small_disk() {
     let (a, files) = (attempt("t", 1), outputs(&["model.bin"]));
     let full = store.publish(&a, Some(&local("small/out")), &run, &files, None, unseen()).await.unwrap_err();
     let wide = Store::new(config_with(roomy.path(), 4 << 20)).unwrap();
-    wide.push_checkpoint(&a, &local("data/ckpt"), 5, &run, 1, unseen()).await.unwrap();
+    wide.push_checkpoint(&a, &local("data/ckpt"), 5, &run, Retention::newest(1), unseen()).await.unwrap();
     let fetched = wide.fetch_checkpoint(&a, &local("data/ckpt"), &disk.join("ckpt"), unseen()).await.unwrap_err();
     // Its place in the cache is named by the source, whose port is another one each time.
     let StoreError::NoSpace { folder: place, .. } = &early else { unreachable!() };

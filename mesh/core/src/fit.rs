@@ -197,7 +197,7 @@ impl fmt::Display for Misfit {
             }
             Misfit::Feature { name } => match name.split_once(':') {
                 Some(_) if name == SEVERAL_GPUS => {
-                    write!(f, "several GPUs asked: no data parallelism in this build (feature {name})")
+                    write!(f, "several GPUs asked: this node's build trains on one (feature {name})")
                 }
                 Some((kind, what)) => write!(f, "no {kind} `{what}` on this node (feature {name})"),
                 None if name == TaskType::Command.name() => write!(f, "programs of users are not run on this node"),

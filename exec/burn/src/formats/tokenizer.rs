@@ -4,28 +4,22 @@
 //! (special tokens, whether a begin token is added, the template) and can write all of it back, so that an adapter or
 //! a model is published with its tokenizer.
 
+mod config;
+mod stream;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use tokenizers::{AddedToken, Tokenizer};
+use tokenizers::Tokenizer;
 
+use self::config::{Frame, add_missing_tokens, frame_of, named_template, template_text, token_text};
+pub use self::stream::TextStream;
 use super::chat_template::{ChatTemplate, Conversation, RenderOptions, TemplateError};
 
 /// The special tokens a configuration may name.
 const SPECIAL_NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// Tokenizer classes for which the reference library obeys `add_bos_token` and `add_eos_token`; for all others the
-/// post-processor in tokenizer.json is the only rule.
-const CLASSES_WITH_BOS_FLAG: [&str; 6] = [
-    "LlamaTokenizer",
-    "LlamaTokenizerFast",
-    "CodeLlamaTokenizer",
-    "CodeLlamaTokenizerFast",
-    "GemmaTokenizer",
-    "GemmaTokenizerFast",
-];
 
 /// What can be wrong with a tokenizer's files or their use.
 #[derive(Debug, thiserror::Error)]
@@ -64,13 +58,6 @@ pub enum TokenizerError {
     /// The chat template's own trouble.
     #[error(transparent)]
     Template(#[from] TemplateError),
-}
-
-/// Whether special tokens around a text come from tokenizer.json or from flags that override it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Frame {
-    File,
-    Flags { bos: bool, eos: bool },
 }
 
 /// A tokenizer, its special tokens and its chat template.
@@ -291,55 +278,6 @@ impl TextTokenizer {
     }
 }
 
-/// Turns ids into text as they come, holding back the bytes of a character that is not complete yet.
-///
-/// It holds no reference, so that a server can keep one per request; give it the same tokenizer each time.
-#[derive(Debug, Clone, Default)]
-pub struct TextStream {
-    /// The ids of the last text printed (what comes before decides about spaces), then those still held back.
-    ids: Vec<u32>,
-    /// How many of `ids` are printed already.
-    printed: usize,
-    skip_special_tokens: bool,
-}
-
-impl TextStream {
-    /// A stream at its start.
-    pub fn new(skip_special_tokens: bool) -> Self {
-        Self { skip_special_tokens, ..Self::default() }
-    }
-
-    /// Takes the next id and returns the text that is now certain, if any.
-    ///
-    /// # Errors
-    /// [`TokenizerError::Use`] when the decoder fails.
-    pub fn push(&mut self, tokenizer: &TextTokenizer, id: u32) -> Result<Option<String>, TokenizerError> {
-        self.ids.push(id);
-        let text = self.pending(tokenizer)?;
-        // The replacement character stands for bytes whose rest is still to come.
-        if text.is_empty() || text.ends_with('\u{FFFD}') {
-            return Ok(None);
-        }
-        self.ids.drain(..self.printed);
-        self.printed = self.ids.len();
-        Ok(Some(text))
-    }
-
-    /// What is left at the end: text whose bytes never became a whole character, with replacement characters.
-    ///
-    /// # Errors
-    /// [`TokenizerError::Use`] when the decoder fails.
-    pub fn finish(self, tokenizer: &TextTokenizer) -> Result<String, TokenizerError> {
-        self.pending(tokenizer)
-    }
-
-    fn pending(&self, tokenizer: &TextTokenizer) -> Result<String, TokenizerError> {
-        let before = tokenizer.decode(&self.ids[..self.printed], self.skip_special_tokens)?;
-        let all = tokenizer.decode(&self.ids, self.skip_special_tokens)?;
-        Ok(all.get(before.len()..).unwrap_or_default().to_owned())
-    }
-}
-
 fn used(error: tokenizers::Error) -> TokenizerError {
     TokenizerError::Use(error.to_string())
 }
@@ -369,73 +307,6 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, TokenizerError
         Value::Object(map) => Ok(Some(map)),
         _ => Err(invalid("expected a JSON object".into())),
     }
-}
-
-/// A token in a configuration is its text, or an object with `content`.
-fn token_text(value: &Value) -> Option<String> {
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
-}
-
-/// A template is a string, or a list of named ones of which `default` is meant for chat.
-fn template_text(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Array(list) => {
-            let first = || list.first()?.get("template")?.as_str().map(str::to_owned);
-            named_template(value, "default").or_else(first)
-        }
-        _ => None,
-    }
-}
-
-/// One of a list of named templates.
-fn named_template(value: &Value, name: &str) -> Option<String> {
-    let named = value.as_array()?.iter().find(|t| t.get("name").and_then(Value::as_str) == Some(name))?;
-    named.get("template")?.as_str().map(str::to_owned)
-}
-
-fn frame_of(config: &Map<String, Value>) -> Frame {
-    let class = config.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
-    let flag = |name: &str| config.get(name).and_then(Value::as_bool);
-    match (flag("add_bos_token"), flag("add_eos_token")) {
-        (None, None) => Frame::File,
-        (bos, eos) if CLASSES_WITH_BOS_FLAG.contains(&class) => {
-            Frame::Flags { bos: bos.unwrap_or(true), eos: eos.unwrap_or(false) }
-        }
-        _ => Frame::File,
-    }
-}
-
-/// Some models list tokens in `added_tokens_decoder` that tokenizer.json lacks; the reference library adds them.
-fn add_missing_tokens(inner: &mut Tokenizer, config: &Map<String, Value>) -> Result<(), TokenizerError> {
-    let Some(Value::Object(listed)) = config.get("added_tokens_decoder") else {
-        return Ok(());
-    };
-    let mut by_id: BTreeMap<u32, &Value> = BTreeMap::new();
-    for (id, token) in listed {
-        let id = id.parse().map_err(|_| TokenizerError::Use(format!("added_tokens_decoder: `{id}` is not an id")))?;
-        by_id.insert(id, token);
-    }
-    for (id, token) in by_id {
-        let Some(content) = token_text(token) else {
-            continue;
-        };
-        if inner.token_to_id(&content).is_some() {
-            continue;
-        }
-        let flag = |name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
-        let added = AddedToken::from(content.as_str(), flag("special"))
-            .lstrip(flag("lstrip"))
-            .rstrip(flag("rstrip"))
-            .single_word(flag("single_word"))
-            .normalized(flag("normalized"));
-        inner.add_tokens([added]).map_err(used)?;
-        if let Some(got) = inner.token_to_id(&content).filter(|got| *got != id) {
-            let problem = format!("added token `{content}` is listed with id {id} but its place is {got}");
-            return Err(TokenizerError::Use(problem));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

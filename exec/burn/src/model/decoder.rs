@@ -12,7 +12,7 @@ use super::layer::{Layer, LayerTape, Mlp};
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::packed::Packed;
-use super::parameter::{Gradients, Parameter, Parameters};
+use super::parameter::{Gradients, Parameter, Parameters, on_device};
 use super::score::ScoreHead;
 use super::weight::{Compute, Held, Weight};
 use crate::lora::LoraConfig;
@@ -378,6 +378,14 @@ impl Parameters for Decoder {
 
     fn count(&self) -> usize {
         Decoder::count(self)
+    }
+
+    fn on_device(&self, device: &Device) -> Self {
+        let mut model = self.clone();
+        model.parameters_mut().for_each(|p| p.value = on_device(&p.value, device));
+        model.linears_mut().for_each(|linear| linear.move_the_rest(device));
+        model.device = device.clone();
+        model
     }
 }
 

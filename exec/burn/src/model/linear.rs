@@ -3,11 +3,11 @@
 //! `y = x·Wᵀ + bias`, and what [`super::adapter`] adds. The gradient of `W` is formed only when `W` itself is trained;
 //! a weight that is held in fewer bits is unpacked in forward and again in backward.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use super::adapter::{Base, LoraPair};
 use super::packed::Packed;
-use super::parameter::{Gradients, Parameter};
+use super::parameter::{Gradients, Parameter, on_device};
 use super::weight::{Compute, Weight};
 
 /// A linear layer.
@@ -83,6 +83,16 @@ impl Linear {
         match &self.lora {
             Some(lora) => lora.merged(&self.weight),
             None => self.weight.matrix_f32(),
+        }
+    }
+
+    /// Moves what it holds besides [`Self::parameters`] to a device.
+    pub(super) fn move_the_rest(&mut self, device: &Device) {
+        if let Weight::FourBit { matrix, .. } = &mut self.weight {
+            *matrix = matrix.on_device(device);
+        }
+        if let Some(dora) = self.lora.as_mut().and_then(|lora| lora.dora.as_mut()) {
+            dora.squares = on_device(&dora.squares, device);
         }
     }
 

@@ -42,7 +42,7 @@ impl Parameter {
 
 /// Anything made of named parameters: what a [`Trainer`](crate::train::Trainer) trains, saves and loads. Names are each
 /// there once; two models side by side need names that tell them apart.
-pub trait Parameters {
+pub trait Parameters: Send + Sync {
     /// All of them, in a fixed order.
     fn parameters(&self) -> impl Iterator<Item = &Parameter>;
 
@@ -53,6 +53,13 @@ pub trait Parameters {
     fn count(&self) -> usize {
         self.parameters().map(Parameter::count).sum()
     }
+
+    /// The same model on a device, with all that it computes with there. On the device where it is, the two share their
+    /// values until one of them changes.
+    #[must_use]
+    fn on_device(&self, device: &Device) -> Self
+    where
+        Self: Sized;
 }
 
 /// Row-major values as a matrix; a vector becomes one row.
@@ -74,15 +81,40 @@ pub fn host_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     }
 }
 
+/// A tensor on a device, in its own format; moved there through the host's memory, which every pair of devices can do.
+pub fn on_device<const D: usize>(tensor: &Tensor<D>, device: &Device) -> Tensor<D> {
+    match tensor.device() == *device {
+        true => tensor.clone(),
+        false => Tensor::from_data(tensor.clone().into_data(), (device, tensor.dtype())),
+    }
+}
+
 /// Gradients by parameter name, summed over backward passes.
 #[derive(Debug, Default)]
 pub struct Gradients {
     by_name: BTreeMap<String, Tensor<2>>,
+    /// What is to be added up elsewhere, in the order in which it came; `None` = it is added up here.
+    apart: Option<Vec<(String, Tensor<2>)>>,
 }
 
 impl Gradients {
+    /// Ones that are kept apart, to be added to others with the same bits as if they had been added there at once: sums of
+    /// floats depend on their order.
+    pub fn apart() -> Self {
+        Self { apart: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// What was added to [`Self::apart`] ones, in that order; nothing of others.
+    pub fn into_addends(self) -> Vec<(String, Tensor<2>)> {
+        self.apart.unwrap_or_default()
+    }
+
     /// Adds to what is already there for `name`.
     pub fn add(&mut self, name: &str, gradient: Tensor<2>) {
+        if let Some(apart) = &mut self.apart {
+            apart.push((name.to_owned(), gradient));
+            return;
+        }
         // Removed rather than cloned: the sum then reuses the buffer.
         let sum = match self.by_name.remove(name) {
             Some(before) => before + gradient,

@@ -1,15 +1,15 @@
 //! Values in 8 bits: blocks of 256 share a scale, their greatest magnitude, and each value is the nearest of 256 levels
 //! between −1 and 1 (Dettmers et al., arXiv 2110.02861).
 //!
-//! The levels are the dynamic map of bitsandbytes: seven decades, each with twice as many evenly spaced levels as the
-//! one below it, so that small values keep their magnitude and large ones their digits. What has no sign, a second
-//! moment, has twice the levels.
+//! The levels are the dynamic map of bitsandbytes ([`crate::quant`]'s too); what has no sign, a second moment, has twice as
+//! many in each decade.
 
 use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
 use crate::model::Parameter;
+use crate::quant::levels::dynamic_map;
 
 /// Elements that share a scale.
 pub const BLOCK: usize = 256;
@@ -47,21 +47,7 @@ static UNSIGNED: LazyLock<Table> = LazyLock::new(|| Table::new(false));
 
 impl Table {
     fn new(signed: bool) -> Self {
-        let mut levels = vec![0.0, 1.0];
-        for decade in 0..7 {
-            let count = if signed { 1 << decade } else { 2 << decade };
-            let width = 0.9 / f64::from(count);
-            for index in 0..count {
-                // The middle of one of `count` equal parts of the stretch from 0.1 to 1.
-                let level = (0.1 + width * (f64::from(index) + 0.5)) * 10f64.powi(decade - 6);
-                levels.push(level as f32);
-                if signed {
-                    levels.push(-level as f32);
-                }
-            }
-        }
-        levels.sort_by(f32::total_cmp);
-        let levels: [f32; 256] = std::array::from_fn(|i| levels[i]);
+        let levels = dynamic_map(signed);
         let midpoints: [f32; 255] = std::array::from_fn(|i| (levels[i] + levels[i + 1]) / 2.0);
         let below = (0..1_u32 << KEY_BITS).map(|key| {
             let rest = u32::BITS - KEY_BITS;

@@ -3,7 +3,7 @@
 //! A row's log-probability is the sum over its completion; the gradient of the loss at it, a number a row, is the weight
 //! of each of the row's tokens in an ordinary cross-entropy backward pass.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use super::losses::{Preference, Side};
 use super::{check_pairs, mean};
@@ -31,8 +31,9 @@ pub enum Reference {
     Free,
     /// The log-probabilities that batches bring along.
     Precomputed,
-    /// A frozen model. A clone of the policy made before its first step shares what is never trained.
-    Model(Box<Decoder>),
+    /// A frozen model, on each device that the policy is trained on. A clone of the policy made before its first step
+    /// shares what is never trained.
+    Models(Vec<Decoder>),
 }
 
 /// The objective.
@@ -102,11 +103,15 @@ struct Judged {
 }
 
 impl Dpo {
-    fn reference_of(&self, batch: &DpoBatch, stop: &dyn Fn() -> bool) -> Result<Vec<f64>, TrainError> {
+    /// The log-probability of each row under the reference, computed on `device`.
+    fn reference_of(&self, batch: &DpoBatch, device: &Device, stop: &dyn Fn() -> bool) -> Result<Vec<f64>, TrainError> {
         let rows = batch.rows.input_ids.len();
         match (&self.reference, &batch.reference) {
             (Reference::Free, _) => Ok(vec![0.0; rows]),
-            (Reference::Model(model), _) => log_probabilities(model, &batch.rows, stop),
+            (Reference::Models(models), _) => match models.iter().find(|model| model.device() == device) {
+                Some(model) => log_probabilities(model, &batch.rows, stop),
+                None => Err(TrainError::Batch { row: 0, problem: format!("there is no reference on {device:?}") }),
+            },
             (Reference::Precomputed, Some(values)) if values.len() == rows => Ok(values.clone()),
             (Reference::Precomputed, _) => {
                 let problem = "it has no log-probability under the reference".to_owned();
@@ -170,7 +175,7 @@ impl Objective for Dpo {
     }
 
     fn accumulate(&self, model: &Decoder, batch: &DpoBatch, pass: &mut Pass<'_>) -> Result<BatchReport, TrainError> {
-        let reference = self.reference_of(batch, pass.stop)?;
+        let reference = self.reference_of(batch, model.device(), pass.stop)?;
         let mut packed = Packed::new(&batch.rows, &model.config, model.device());
         pass.prepare(&mut packed, &batch.rows, model);
         packed.dropout_seed = packed.dropout_seed.filter(|_| self.dropout);
@@ -195,7 +200,7 @@ impl Evaluate for Dpo {
         if batch.rows.num_targets() == 0 {
             return Ok(Evaluation::default());
         }
-        let reference = self.reference_of(batch, &|| false)?;
+        let reference = self.reference_of(batch, model.device(), &|| false)?;
         let packed = Packed::new(&batch.rows, &model.config, model.device());
         let targets = Targets::of(&batch.rows, &packed);
         let sums = sums_by_row(&model.hidden(&packed), model.head(), &targets, &packed, reference.len());

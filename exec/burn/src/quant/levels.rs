@@ -63,24 +63,28 @@ impl Rounding {
     }
 }
 
-/// The 256 levels of bitsandbytes' signed dynamic map (Dettmers 2015, 8-Bit Approximations for Parallelism): a decade
-/// of the exponent each has twice as many levels as the one below it, evenly spread; 0 and 1 stand beside them.
-pub(super) fn dynamic_map() -> Vec<f32> {
+/// The 256 levels of bitsandbytes' dynamic map (Dettmers 2015, 8-Bit Approximations for Parallelism), in order: a decade
+/// of the exponent each has twice as many levels as the one below it, evenly spread, so that small values keep their
+/// magnitude and large ones their digits; 0 and 1 stand beside them. Without signs each has twice the levels.
+pub(crate) fn dynamic_map(signed: bool) -> [f32; 256] {
     const DECADES: i32 = 7;
     let mut levels = vec![0.0, 1.0];
     for decade in 0..DECADES {
-        let steps = 1 << decade;
+        let steps = if signed { 1 << decade } else { 2 << decade };
         let scale = 10f64.powi(decade + 1 - DECADES) as f32;
         let step = 0.9 / steps as f32;
         // From each end to the middle, as the reference spaces them.
         let edge = |i: i32| if 2 * i <= steps { 0.1 + step * i as f32 } else { 1.0 - step * (steps - i) as f32 };
         for i in 0..steps {
             let level = scale * ((edge(i) + edge(i + 1)) / 2.0);
-            levels.extend([level, -level]);
+            levels.push(level);
+            if signed {
+                levels.push(-level);
+            }
         }
     }
     levels.sort_by(f32::total_cmp);
-    levels
+    std::array::from_fn(|i| levels[i])
 }
 
 #[cfg(test)]
@@ -89,8 +93,8 @@ mod tests {
 
     #[test]
     fn the_dynamic_map_is_symmetric_but_for_its_one() {
-        let levels = dynamic_map();
-        assert_eq!(levels.len(), 256);
+        let levels = dynamic_map(true);
+        assert!(levels.windows(2).all(|pair| pair[0] < pair[1]), "256 different ones");
         assert_eq!((levels[127], levels[255]), (0.0, 1.0));
         assert!(levels[..127].iter().zip(levels[128..255].iter().rev()).all(|(a, b)| *a == -b));
         // The smallest and the largest decade.
@@ -98,8 +102,17 @@ mod tests {
     }
 
     #[test]
+    fn without_signs_there_are_twice_as_many_in_each_decade() {
+        let levels = dynamic_map(false);
+        assert!(levels.windows(2).all(|pair| pair[0] < pair[1]), "256 different ones");
+        assert_eq!((levels[0], levels[255]), (0.0, 1.0));
+        let in_decade = |from: f32| levels.iter().filter(|level| **level > from && **level < 10.0 * from).count();
+        assert_eq!([1e-7, 1e-6, 1e-1].map(in_decade), [2, 4, 128]);
+    }
+
+    #[test]
     fn rounding_goes_to_the_nearest_level() {
-        for levels in [&NF4[..], &FP4[..], &dynamic_map()] {
+        for levels in [&NF4[..], &FP4[..], &dynamic_map(true)] {
             let rounding = Rounding::to(levels);
             for i in -1000..=1000 {
                 let value = i as f32 / 1000.0;

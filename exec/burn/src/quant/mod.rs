@@ -5,12 +5,12 @@
 //! blocks of 256, around their mean (Dettmers et al. 2023, QLoRA). Held are the packed bytes and the scales: 4.5 bits an
 //! element at a block size of 64, 4.13 with double quantisation. The matrix in f32 exists only while it is multiplied.
 
-mod levels;
+pub(crate) mod levels;
 
 use burn::tensor::{DType, Device, Int, IntDType, Tensor, TensorData};
 
 use self::levels::{FP4, NF4, Rounding, dynamic_map};
-use crate::model::parameter::{host_values, matrix};
+use crate::model::parameter::{host_values, matrix, on_device};
 
 /// The block sizes that there are, in elements.
 pub const BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
@@ -106,6 +106,23 @@ impl FourBitMatrix {
         &self.device
     }
 
+    /// The same on a device.
+    #[must_use]
+    pub fn on_device(&self, device: &Device) -> Self {
+        if self.device == *device {
+            return self.clone();
+        }
+        let scales = match &self.scales {
+            Scales::Plain(scales) => Scales::Plain(on_device(scales, device)),
+            Scales::Double { codes, scales, offset } => Scales::Double {
+                codes: bytes_tensor(host_bytes(codes), device),
+                scales: on_device(scales, device),
+                offset: *offset,
+            },
+        };
+        Self { packed: bytes_tensor(host_bytes(&self.packed), device), scales, device: device.clone(), ..*self }
+    }
+
     /// How it was quantised.
     pub fn settings(&self) -> FourBitSettings {
         self.settings
@@ -182,7 +199,7 @@ impl Scales {
         let offset = (scales.iter().map(|s| f64::from(*s)).sum::<f64>() / scales.len().max(1) as f64) as f32;
         let around: Vec<f32> = scales.iter().map(|scale| scale - offset).collect();
         let largest = largest_of_blocks(&around, SCALES_BLOCK);
-        let rounding = Rounding::to(&dynamic_map());
+        let rounding = Rounding::to(&dynamic_map(true));
         let blocks = around.chunks(SCALES_BLOCK).zip(&largest);
         let codes = blocks.flat_map(|(block, scale)| {
             let factor = 1.0 / scale.max(TINY);
@@ -195,7 +212,7 @@ impl Scales {
         match self {
             Self::Plain(scales) => host_values(scales.clone()),
             Self::Double { codes, scales, offset } => {
-                let levels = dynamic_map();
+                let levels = dynamic_map(true);
                 let codes = host_bytes(codes);
                 let blocks = codes.chunks(SCALES_BLOCK).zip(host_values(scales.clone()));
                 let each = blocks.flat_map(|(block, scale)| block.iter().map(move |code| (usize::from(*code), scale)));
@@ -208,7 +225,7 @@ impl Scales {
         match self {
             Self::Plain(scales) => scales.clone(),
             Self::Double { codes, scales, offset } => {
-                let levels = row(dynamic_map(), device).reshape([256]);
+                let levels = row(dynamic_map(true).to_vec(), device).reshape([256]);
                 let each: Tensor<1> = levels.select(0, codes.clone().cast(IntDType::I32));
                 let count = each.shape().num_elements();
                 scaled(each, scales.clone(), SCALES_BLOCK).add_scalar(*offset).reshape([1, count])

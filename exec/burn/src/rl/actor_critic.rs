@@ -2,14 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use super::completions::{Text, batch, by_text};
 use super::ppo::{self, Episode, Estimate, PpoSettings, Seen};
 use crate::logprobs::{self, Slopes};
 use crate::loss::Targets;
 use crate::model::packed::int_tensor;
-use crate::model::parameter::{Parameters, host_values, matrix};
+use crate::model::parameter::{Parameters, host_values, matrix, on_device};
 use crate::model::{Decoder, Gradients, Packed, Parameter, ScoreHead};
 use crate::objective::{BatchReport, Figures, Objective, Pass, check_rows};
 use crate::train::TrainError;
@@ -77,6 +77,17 @@ impl Parameters for ActorCritic {
             Critic::Head(head) => (None, Some(&mut head.weight)),
         };
         self.policy.parameters_mut().chain(model.into_iter().flat_map(|model| model.parameters_mut())).chain(head)
+    }
+
+    fn on_device(&self, device: &Device) -> Self {
+        let critic = match &self.critic {
+            Critic::Model(model) => Critic::Model(model.on_device(device)),
+            Critic::Head(head) => {
+                let value = on_device(&head.weight.value, device);
+                Critic::Head(ScoreHead { weight: Parameter { value, ..head.weight.clone() } })
+            }
+        };
+        Self { policy: self.policy.on_device(device), critic }
     }
 }
 

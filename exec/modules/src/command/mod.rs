@@ -279,20 +279,21 @@ impl Hearing {
             Event::Progress(progress) => ctx.progress(progress),
             Event::Log { level: mloc_exec::event::Level::Info, text } => ctx.log(text),
             Event::Log { level: mloc_exec::event::Level::Warn, text } => ctx.warn(text),
-            Event::Checkpoint { step, dir, keep } => self.checkpoint(ctx, step, &dir, keep),
+            Event::Checkpoint { step, dir, keep, best } => self.checkpoint(ctx, step, &dir, keep, best),
             Event::Result(output) => self.outcome.result = Some(output),
             Event::Error { class, message } => self.outcome.error = Some((class, message)),
         }
     }
 
     /// A checkpoint that cannot be had costs steps should the run be cut, not the run.
-    fn checkpoint(&mut self, ctx: &mut RunContext, step: u64, dir: &Path, keep: usize) {
+    fn checkpoint(&mut self, ctx: &mut RunContext, step: u64, dir: &Path, keep: usize, best: Option<u64>) {
         let from = match handed::checkpoint(&self.checkpoints, dir) {
             Ok(from) => from,
             Err(why) => return ctx.warn(format_args!("the checkpoint of step {step} is not taken: {why}")),
         };
         let of_task = ctx.run().keep_checkpoints;
         ctx.keep_checkpoints([keep, of_task, KEEP].into_iter().find(|keep| *keep > 0).unwrap_or(KEEP));
+        ctx.best_checkpoint(best);
         match ctx.checkpoint(step, |into| handed::take(&from, into).map_err(ModuleError::Retryable)) {
             // Nobody will go on from one.
             Ok(()) | Err(ModuleError::Cancelled) => {}

@@ -2,14 +2,18 @@
 
 use std::{
     collections::BTreeSet,
-    path::{Path, PathBuf},
+    path::PathBuf,
+    time::{Duration, Instant},
 };
 
-use mloc_burn::formats::dataset::{self, LoadOptions, PromptTemplate, Row};
-use mloc_core::task::{settings::Training, spec::Location, split};
+use mloc_burn::formats::dataset::{self, LoadOptions, PromptTemplate, ReadSoFar};
+use mloc_core::{
+    quantity::show_bytes,
+    task::{settings::Training, spec::Location, split},
+};
 use mloc_exec::{ModuleError, RunContext};
 
-use crate::{fatal, unless_stopping};
+use crate::fatal;
 
 /// What is made of the data, in the words of logs.
 pub const TRAINING: &str = "training";
@@ -100,52 +104,35 @@ fn parts_of(text: &str) -> Result<Vec<dataset::Part>, ModuleError> {
     Ok(parts.into_iter().map(|part| dataset::Part { name: part.name, slice: part.slice.map(slice) }).collect())
 }
 
-/// The rows of what was pulled to train on.
-///
-/// # Errors
-/// The data's own errors, with file and line, and that it was asked to stop.
-pub fn training_rows(ctx: &mut RunContext, form: Form) -> Result<Vec<Row>, ModuleError> {
-    let Source { path, options } = training_source(ctx, form)?;
-    load_rows(ctx, &path, TRAINING, &options)
-}
+/// Between two lines about how far reading is.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// Rows to train on and rows to measure on: those of held-out data, or a part of the others where the task says so.
-///
-/// # Errors
-/// As [`training_rows`], and that none would be left to train on.
-pub fn training_and_held_out_rows(ctx: &mut RunContext, form: Form) -> Result<(Vec<Row>, Vec<Row>), ModuleError> {
-    let rows = training_rows(ctx, form)?;
-    let Some(held_out) = held_out_of(ctx, rows.len())? else {
-        let held_out = held_out_rows(ctx, form)?;
-        return Ok((rows, held_out));
-    };
-    let picked = dataset::held_out_of(rows.len(), held_out, Training::of(&ctx.run().spec).seed);
-    let (held_out, rows): (Vec<_>, Vec<_>) = rows.into_iter().zip(picked).partition(|(_, picked)| *picked);
-    let alone = |rows: Vec<(Row, bool)>| rows.into_iter().map(|(row, _)| row).collect();
-    Ok((alone(rows), alone(held_out)))
-}
-
-/// The rows of held-out data; none where the task has no such data.
-///
-/// # Errors
-/// As [`training_rows`].
-fn held_out_rows(ctx: &mut RunContext, form: Form) -> Result<Vec<Row>, ModuleError> {
-    match held_out_source(ctx, form)? {
-        Some(Source { path, options }) => load_rows(ctx, &path, HELD_OUT, &options),
-        None => Ok(Vec::new()),
+/// Looks on while data is read: says now and then how far it is, and whether to give up.
+pub fn watch<'a>(ctx: &'a mut RunContext, what: &'a str) -> impl FnMut(ReadSoFar) -> bool + 'a {
+    let (began, mut told) = (Instant::now(), Instant::now());
+    move |so_far| {
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            let rate = so_far.rows as f64 / began.elapsed().as_secs_f64();
+            let (rows, bytes) = (so_far.rows, show_bytes(so_far.bytes));
+            ctx.log(format!("{what} data: {rows} rows, {bytes} read so far, {rate:.0} rows a second"));
+        }
+        ctx.stopping()
     }
 }
 
-fn load_rows(ctx: &mut RunContext, path: &Path, what: &str, options: &LoadOptions) -> Result<Vec<Row>, ModuleError> {
-    let loaded = dataset::load(path, options, &|| ctx.stopping());
-    let rows = loaded.map_err(|e| unless_stopping(ctx, e))?;
-    let forms: BTreeSet<&str> = rows.iter().map(|row| row.example.form()).collect();
-    ctx.log(format!("{what} data: {} rows, read as {}", rows.len(), read_as(options, &forms)));
-    Ok(rows)
+/// What was read, for the log.
+pub fn log_read(ctx: &mut RunContext, what: &str, options: &LoadOptions, forms: &BTreeSet<&str>, read: ReadSoFar) {
+    ctx.log(format!(
+        "{what} data: {} rows, read as {}, {}",
+        read.rows,
+        read_as(options, forms),
+        show_bytes(read.bytes)
+    ));
 }
 
 /// What rows were taken for, for people.
-pub fn read_as(options: &LoadOptions, forms: &BTreeSet<&str>) -> String {
+fn read_as(options: &LoadOptions, forms: &BTreeSet<&str>) -> String {
     match options.prompt_template {
         Some(_) => "the text that prompt_template makes of its columns".to_owned(),
         None => format!("its own format ({})", forms.iter().copied().collect::<Vec<_>>().join("; ")),

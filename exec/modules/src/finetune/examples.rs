@@ -1,24 +1,17 @@
 //! Rows in tokens, as language models are trained on them: `sft` and `pretrain`.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use mloc_burn::{
     batch::Batch,
     formats::{
-        dataset::{self, DatasetError, Packing, ReadSoFar, Selection, TokenizeOptions, TokenizedExample, Truncation},
+        dataset::{self, DatasetError, Packing, Selection, TokenizeOptions, TokenizedExample, Truncation},
         tokenizer::TextTokenizer,
     },
     model::Decoder,
     objective::CrossEntropy,
 };
-use mloc_core::{
-    quantity::show_bytes,
-    task::settings::{self, Training},
-};
+use mloc_core::task::settings::{self, Training};
 use mloc_exec::{ModuleError, Output, RunContext};
 use serde_json::Value;
 
@@ -143,9 +136,6 @@ pub fn data(
     Ok(Data { train: reading.arrange(ctx, train, TRAINING, settings.packing)?, eval })
 }
 
-/// Between two lines about how far reading is.
-const TELL_EVERY: Duration = Duration::from_secs(10);
-
 /// How rows become samples.
 struct Reading<'a> {
     tokenizer: &'a TextTokenizer,
@@ -170,21 +160,16 @@ impl Reading<'_> {
             now_unix: TEMPLATE_NOW_UNIX,
         };
         let folder = ctx.run().work.join(format!("{what}-tokens"));
-        let (began, mut told) = (Instant::now(), Instant::now());
-        let mut stop = |so_far: ReadSoFar| {
-            if told.elapsed() >= TELL_EVERY {
-                told = Instant::now();
-                let rate = so_far.rows as f64 / began.elapsed().as_secs_f64();
-                let (rows, bytes) = (so_far.rows, show_bytes(so_far.bytes));
-                ctx.log(format!("{what} data: {rows} rows, {bytes} read so far, {rate:.0} rows a second"));
-            }
-            ctx.stopping()
-        };
-        let tokenized =
-            dataset::tokenize_files(&source.path, &source.options, self.tokenizer, options, &folder, &mut stop);
+        let tokenized = dataset::tokenize_files(
+            &source.path,
+            &source.options,
+            self.tokenizer,
+            options,
+            &folder,
+            &mut data::watch(ctx, what),
+        );
         let (file, counts, read) = tokenized.map_err(|e| unless_stopping(ctx, e))?;
-        let format = data::read_as(&source.options, &counts.forms);
-        ctx.log(format!("{what} data: {} rows, read as {format}, {}", read.rows, show_bytes(read.bytes)));
+        data::log_read(ctx, what, &source.options, &counts.forms, read);
         let why = "all their tokens are given and none is to be learnt, as where a prompt alone fills max_length, or there \
                    are fewer than two";
         if file.is_empty() {

@@ -54,18 +54,6 @@ pub trait Samples {
     fn get(&self, number: usize) -> Result<Self::Sample, ModuleError>;
 }
 
-impl<S: Sample + Clone> Samples for Vec<S> {
-    type Sample = S;
-
-    fn count(&self) -> usize {
-        self.len()
-    }
-
-    fn get(&self, number: usize) -> Result<S, ModuleError> {
-        Ok(self[number].clone())
-    }
-}
-
 /// What a recipe's batches are made of.
 pub type SampleOf<R> = <<R as Recipe>::Samples as Samples>::Sample;
 
@@ -143,7 +131,7 @@ pub struct OverData<'a, R: Recipe> {
 }
 
 impl<'a, R: Recipe> OverData<'a, R> {
-    /// Says where samples are longer than the model's positions.
+    /// For so many devices. Says where samples are longer than the model's positions.
     ///
     /// # Errors
     /// Those of the disk.
@@ -154,20 +142,19 @@ impl<'a, R: Recipe> OverData<'a, R> {
         model: &Decoder,
         tokenizer: &'a TextTokenizer,
         settings: &'a Training,
+        devices: usize,
     ) -> Result<Self, ModuleError> {
         artifacts::check(ctx, model, tokenizer)?;
         let lengths = lengths(ctx, &data.train, model)?;
-        let (count, step) = (
-            data.train.count(),
-            settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps),
-        );
+        let (count, step) = (data.train.count(), samples_of_step(settings, devices));
         if count < step {
             ctx.warn(format!(
                 "training data: {count} samples are fewer than a step takes, {step} (per_device_train_batch_size × \
-                 gradient_accumulation_steps): every step sees all of them, and an epoch is one step"
+                 gradient_accumulation_steps{}): every step sees all of them, and an epoch is one step",
+                if devices > 1 { " × devices" } else { "" }
             ));
         }
-        let plan = Plan::new(data.train.count(), settings).with_lengths(lengths);
+        let plan = Plan::new(data.train.count(), settings, devices).with_lengths(lengths);
         Ok(Self { recipe, data, plan, tokenizer, settings })
     }
 
@@ -244,6 +231,12 @@ impl<R: Recipe> Method for OverData<'_, R> {
     fn export(&self, ctx: &mut RunContext, model: &Decoder) -> Result<Vec<Output>, ModuleError> {
         self.recipe.export(ctx, model)
     }
+}
+
+/// Samples of a step on so many devices: the reference's total_train_batch_size.
+pub fn samples_of_step(settings: &Training, devices: usize) -> usize {
+    let micro_batches = settings.gradient_accumulation_steps.saturating_mul(devices);
+    settings.per_device_train_batch_size.saturating_mul(micro_batches)
 }
 
 fn digest<S: Samples>(ctx: &RunContext, samples: &S) -> Result<Rows, ModuleError> {

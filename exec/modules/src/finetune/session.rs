@@ -20,6 +20,7 @@ use super::{
     artifacts,
     course::{BestWeights, Course},
     method::{Measured, Method, Steps, When},
+    over_data::samples_of_step,
 };
 use crate::{
     fatal, model_card,
@@ -93,8 +94,9 @@ fn differences(saved: &BTreeMap<String, Value>, mine: &BTreeMap<String, Value>) 
     pairs.filter(|(_, was, is)| was != is).map(|(name, was, is)| format!("{name} was {was}, is now {is}")).collect()
 }
 
-/// Trains a model whose trainable parameters are marked, from the newest checkpoint on. Returns what the method publishes
-/// with the figures for the task's summary.
+/// Trains a model whose trainable parameters are marked, from the newest checkpoint on; with `replicas` of it on further
+/// devices, where each step is to be shared among them. Returns what the method publishes with the figures for the task's
+/// summary.
 ///
 /// # Errors
 /// The task's own, those of the disk, and that it was asked to stop (after a checkpoint).
@@ -102,12 +104,14 @@ pub fn run<M: Method>(
     ctx: &mut RunContext,
     mut method: M,
     model: M::Model,
+    replicas: Vec<M::Model>,
     settings: &Training,
 ) -> Result<ModuleOutput, ModuleError> {
     ctx.phase(Phase::Training);
     let origin = method.origin(ctx, &model)?;
     let steps = method.steps();
     let mut trainer = Trainer::new(model, train_settings(settings, steps.total));
+    trainer.share_among(replicas);
     if settings.precision == Precision::F16 {
         trainer.scale_loss(LossScale::default());
     }
@@ -130,6 +134,16 @@ pub fn run<M: Method>(
         trainer.model().parameters().filter(|p| p.trainable).map(Parameter::count).sum::<usize>(),
         trainer.model().count()
     ));
+    if trainer.devices() > 1 {
+        ctx.log(format!(
+            "data parallel: {} devices, {} samples in a step (per_device_train_batch_size {} × \
+             gradient_accumulation_steps {} × devices)",
+            trainer.devices(),
+            samples_of_step(settings, trainer.devices()),
+            settings.per_device_train_batch_size,
+            settings.gradient_accumulation_steps,
+        ));
+    }
     let log = TrainingLog::open(ctx.artifacts(), resumed.as_ref().map(|from| from.dir.as_path()))?;
     let best_weights = match settings.load_best_model_at_end {
         true => Some(BestWeights::below(&ctx.run().work)?),
@@ -347,6 +361,7 @@ impl<M: Method> Session<'_, M> {
     }
 
     fn save(&mut self, ctx: &mut RunContext) -> Result<(), ModuleError> {
+        ctx.best_checkpoint(self.course.best.map(|best| best.step));
         ctx.checkpoint(self.done, |folder| {
             self.trainer.save_state(folder).map_err(training_error)?;
             self.method.save(folder)?;
@@ -365,6 +380,12 @@ impl<M: Method> Session<'_, M> {
         let before = &self.before.measured;
         let rounded = |value: f64| json!((value * 1e4).round() / 1e4);
         let mut summary = BTreeMap::from([("steps".to_owned(), json!(self.done))]);
+        let devices = self.trainer.devices();
+        if devices > 1 {
+            // The names of the reference's model cards.
+            summary.insert("num_devices".to_owned(), json!(devices));
+            summary.insert("total_train_batch_size".to_owned(), json!(samples_of_step(self.settings, devices)));
+        }
         for (name, loss) in [
             ("train_loss", self.log.loss()),
             ("eval_loss_before", before.eval_loss),

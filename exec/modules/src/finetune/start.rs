@@ -1,5 +1,6 @@
 //! The model that a task starts from, ready to be trained.
 
+use burn::tensor::Device;
 use mloc_burn::{formats::tokenizer::TextTokenizer, lora, model::Decoder};
 use mloc_core::task::{settings::Training, spec::Adapter};
 use mloc_exec::{ModuleError, RunContext};
@@ -10,16 +11,15 @@ use crate::{
     fatal,
 };
 
-/// Loads `model.source` onto the granted device, held and computed as the task says.
+/// Loads `model.source` onto a device, held and computed as the task says.
 ///
 /// # Errors
 /// A format that the device has not, a model that is not what it should be, and that it was asked to stop.
-pub fn load(ctx: &mut RunContext, settings: &Training) -> Result<BaseModel, ModuleError> {
-    let device = base_model::open_device(ctx)?;
-    let formats = adapter::formats(ctx, adapter_of(ctx).as_ref(), settings.precision, &device)?;
+pub fn load(ctx: &mut RunContext, settings: &Training, device: &Device) -> Result<BaseModel, ModuleError> {
+    let formats = adapter::formats(ctx, adapter_of(ctx).as_ref(), settings.precision, device)?;
     let path = ctx.run().inputs.model.clone();
     let path = path.ok_or_else(|| ModuleError::Fatal("model.source was not pulled".into()))?;
-    let mut base = base_model::load_held(ctx, &path, formats.held, &device)?;
+    let mut base = base_model::load_held(ctx, &path, formats.held, device)?;
     base.model.set_compute(formats.compute);
     base.model.checkpointing = settings.gradient_checkpointing;
     base.tokenizer = with_chat_template(ctx, base.tokenizer)?;

@@ -34,8 +34,8 @@ use prompts::Asking;
 /// What is still to be learnt from, in each checkpoint.
 const ROLLOUT: &str = "rollout.json";
 
-/// What the trained model is held to: `model.reference`, or the model as it is before the first step. The latter shares
-/// all weights that are not trained.
+/// What the trained model is held to, on its device: `model.reference`, or the model as it is before the first step. The
+/// latter shares all weights that are not trained.
 ///
 /// # Errors
 /// Another vocabulary, and that it was asked to stop.
@@ -47,8 +47,7 @@ pub fn reference(ctx: &RunContext, policy: &Decoder, tokenizer: &TextTokenizer) 
             Some(_) => policy.clone(),
         });
     };
-    let device = base_model::open_device(ctx)?;
-    let found = base_model::load_held(ctx, &path, Held::F32, &device)?;
+    let found = base_model::load_held(ctx, &path, Held::F32, policy.device())?;
     found.must_be_a_language_model()?;
     if let Some(difference) = reward::other_tokens(tokenizer, &found.tokenizer) {
         return Err(fatal(format!(

@@ -75,6 +75,8 @@ pub struct Bench {
     pub grant: Grant,
     /// How programs of users are run; not at all unless said.
     pub programs: Option<Programs>,
+    /// As how many devices the processor counts.
+    pub cpu_devices: usize,
     pub folder: TempDir,
 }
 
@@ -87,7 +89,7 @@ pub struct Attempt {
 impl Bench {
     pub fn new(spec: TaskSpec, inputs: Inputs) -> Self {
         let folder = tempfile::tempdir().expect("folder");
-        Self { spec, inputs, grant: Grant::default(), programs: None, folder }
+        Self { spec, inputs, grant: Grant::default(), programs: None, cpu_devices: 1, folder }
     }
 
     pub fn artifacts(&self) -> PathBuf {
@@ -124,6 +126,7 @@ impl Bench {
             checkpoints: self.checkpoints(),
             result: self.folder.path().join("result.json"),
             threads: 2,
+            cpu_devices: self.cpu_devices,
             keep_checkpoints: 0,
             work: self.folder.path().join("work"),
             programs: self.programs.clone(),

@@ -24,7 +24,7 @@ use mloc_core::{
     },
     wire::{Assign, AttemptProgress, FromLeader, FromWorker, Heartbeat, Report, StopReason, ToLeader, ToWorker},
 };
-use mloc_exec::{Arrived, Lineage, ModuleOutput, Moved, OnMoved, OnSaid, Output, Transfers};
+use mloc_exec::{Arrived, Lineage, ModuleOutput, Moved, OnMoved, OnSaid, Output, Transfers, checkpoint::Retention};
 use mloc_runtime::{LeaderLink, LinkDown, Worker, WorkerMessage, WorkerSettings};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -231,7 +231,7 @@ impl Transfers for Folders {
         destination: &Location,
         step: u64,
         folder: &Path,
-        _: usize,
+        _: Retention,
         _: OnMoved,
     ) -> Result<CheckpointRef, Failure> {
         while self.slow_push.load(Ordering::SeqCst) {

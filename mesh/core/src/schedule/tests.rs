@@ -10,7 +10,7 @@ use crate::{
     ledger::{Entry, Ledger},
     task::{
         TaskSpec, TaskType,
-        spec::{Input, Location, Model, Pin},
+        spec::{Input, Location, Model, Pin, SEVERAL_GPUS},
     },
     time::Millis,
 };
@@ -168,7 +168,7 @@ fn what_a_node_lacks_besides_hardware_is_named() {
     insta::assert_snapshot!(env.explain("t"), @r"
     t is PENDING: no node can run it as things are; nearest is n: ask for gpu.count 1; add HF_TOKEN under `secrets` in its node.yaml, or leave it out of secretsFrom; add shared under `volumes` in its node.yaml, or name another volume; ask for at most 100.0 GiB of disk, or free some on the node
       node n:
-        several GPUs asked: no data parallelism in this build (feature parallel:gpus)
+        several GPUs asked: this node's build trains on one (feature parallel:gpus)
           hint: ask for gpu.count 1
         no secret `HF_TOKEN` on this node (feature secret:HF_TOKEN)
           hint: add HF_TOKEN under `secrets` in its node.yaml, or leave it out of secretsFrom
@@ -177,6 +177,29 @@ fn what_a_node_lacks_besides_hardware_is_named() {
         disk 150.0 GiB asked: 100.0 GiB free now
           hint: ask for at most 100.0 GiB of disk, or free some on the node
     ");
+}
+
+#[test]
+fn training_gets_its_gpus_together_on_one_node_that_shares_steps() {
+    let asked = |name: &str| TaskSpec { task_type: TaskType::Sft, ..with_gpus(spec(name), "any", 2, 0) };
+    let offering = |name: &str, gpus: &[(&str, u64)], features: &[&str]| {
+        let mut capability = node(name, gpus);
+        capability.features.extend(features.iter().map(|feature| (*feature).to_owned()));
+        capability
+    };
+    let l40 = ("nvidia-l40", 48);
+    let mut env = Env::new(vec![
+        offering("one", &[l40], &["sft", SEVERAL_GPUS]),
+        // Two GPUs, but of an earlier build.
+        offering("old", &[l40, l40], &["sft"]),
+        offering("three", &[l40, l40, l40], &["sft", SEVERAL_GPUS]),
+    ])
+    .task("t", asked("t"))
+    .task("u", asked("u"));
+    assert_eq!(env.solve(), ["t@three:0,1"]);
+    let said = env.explain("u");
+    assert!(said.contains("several GPUs asked: this node's build trains on one"), "{said}");
+    assert!(said.contains("held by t"), "{said}");
 }
 
 #[test]

@@ -1,23 +1,27 @@
 //! What a task means, after every check. The ledger stores this; workers run it.
 //!
 //! Hyperparameters stay a map from the reference's names to JSON values here: `validate` has checked names and
-//! types, and each module reads them into its own settings.
+//! types, and each module reads them into its own settings. Places are in `location`, the adapter is in `adapter`.
+
+mod adapter;
+mod location;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::{
+    adapter::{Adapter, AdapterBias, AdapterInit, AdapterKind, FourBit, Modules, QuantType},
+    location::{HubRepo, Input, Location, Pin},
+};
 use super::{
     kind::{Kind, TaskType},
     reward::Reward,
 };
-use crate::{
-    capability::Request,
-    id::{AttemptId, NodeId},
-};
+use crate::capability::Request;
 
-/// The feature of a build whose modules compute on more than one GPU of a node. No module of this one does.
+/// The feature of a build whose modules share a training step among the GPUs of a node.
 pub const SEVERAL_GPUS: &str = "parallel:gpus";
 
 /// One task.
@@ -80,210 +84,6 @@ pub struct Metadata {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Where bytes come from, or go to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-pub enum Location {
-    /// A path under a volume that the node declares.
-    Local {
-        /// `VOLUME/relative/path`, or an absolute path under a declared volume.
-        path: String,
-    },
-    /// An S3-compatible bucket.
-    S3 {
-        /// Bucket.
-        bucket: String,
-        /// Key or prefix.
-        path: String,
-        /// Endpoint URL; the worker's configuration or environment when absent.
-        endpoint: Option<String>,
-        /// Region; the worker's configuration or environment when absent.
-        region: Option<String>,
-    },
-    /// A Google Cloud Storage bucket.
-    Gcs {
-        /// Bucket.
-        bucket: String,
-        /// Key or prefix.
-        path: String,
-        /// Endpoint URL; the worker's configuration or Google's own when absent.
-        endpoint: Option<String>,
-    },
-    /// A container of Azure Blob Storage.
-    Azblob {
-        /// Container.
-        container: String,
-        /// Key or prefix.
-        path: String,
-        /// Storage account; the worker's configuration or environment when absent.
-        account: Option<String>,
-        /// Endpoint URL; the account's own when absent.
-        endpoint: Option<String>,
-    },
-    /// One file by its URL.
-    Http {
-        /// `http://` or `https://`, without credentials.
-        url: String,
-        /// SHA-256 of its bytes, hex: another file is refused.
-        sha256: Option<String>,
-    },
-    /// A repository of the Hugging Face Hub.
-    HuggingFace {
-        /// `owner/name`.
-        identifier: String,
-        /// Branch, tag or commit.
-        revision: String,
-        /// Models and data sets have name spaces of their own.
-        repo: HubRepo,
-        /// A file or folder of the repository; all of it when absent.
-        path: Option<String>,
-        /// Configuration of a data set; its only or its default one when absent.
-        config: Option<String>,
-        /// Split of a data set, such as `train`; every split when absent.
-        split: Option<String>,
-    },
-    /// A git repository.
-    Git {
-        /// Any URL that git takes, without credentials.
-        url: String,
-        /// Branch, tag or commit; the remote's HEAD when absent.
-        revision: Option<String>,
-        /// A file or folder of the tree; all of it when absent.
-        path: Option<String>,
-    },
-    /// An artifact of a finished task.
-    Task {
-        /// Id or name of the task.
-        identifier: String,
-        /// Path among its artifacts; all of them when absent.
-        path: Option<String>,
-    },
-    /// Files that came with the task: the node that took it serves them by digest.
-    Submitted {
-        /// That node.
-        node: NodeId,
-        /// SHA-256 of the list of them, hex.
-        tree: String,
-        /// Their path as the task names it, for people.
-        path: String,
-        /// Bytes of them all.
-        bytes: u64,
-    },
-    /// Artifacts that stayed on a worker's disk: what [`Location::Task`] comes to where the task had no destination.
-    Kept {
-        /// The worker.
-        node: NodeId,
-        /// The attempt that made them.
-        attempt: AttemptId,
-        /// Path among them; all of them when absent.
-        path: Option<String>,
-    },
-}
-
-/// The two kinds of repository that tasks use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HubRepo {
-    /// A model.
-    Model,
-    /// A data set.
-    Dataset,
-}
-
-/// What a source was as a task's first attempt met it. Later attempts get the same, or an error that says so.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pin {
-    /// The version in the source's own terms: a commit; the ETag of a single object; else the SHA-256 of the sorted list
-    /// of names, sizes and ETags.
-    pub version: String,
-    /// Files.
-    pub files: u64,
-    /// Bytes of them all.
-    pub bytes: u64,
-}
-
-/// What a task's inputs are for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Input {
-    /// The base model.
-    Model,
-    /// The adapter to start from.
-    Adapter,
-    /// The data.
-    Dataset,
-    /// Held-out data.
-    Eval,
-    /// The program of a `command` task, or of reward functions.
-    Code,
-    /// The reward model.
-    Reward,
-    /// The model that the trained one is held to.
-    Reference,
-    /// The model that values start from.
-    Value,
-}
-
-impl Location {
-    /// The feature of the volume that a relative `local` path names. An absolute path names none: which volume it lies
-    /// in, if in any, is each node's own configuration, which it does not gossip.
-    fn volume(&self) -> Option<String> {
-        let Location::Local { path } = self else { return None };
-        let name = path.split('/').next().filter(|name| !name.is_empty());
-        name.map(|name| format!("volume:{name}"))
-    }
-
-    /// The name in the features `source:NAME` and `destination:NAME`, and after `type:` in a file, where what came along with
-    /// the task is `local`.
-    pub fn scheme(&self) -> &'static str {
-        match self {
-            Location::Local { .. } => "local",
-            Location::S3 { .. } => "s3",
-            Location::Gcs { .. } => "gcs",
-            Location::Azblob { .. } => "azblob",
-            Location::Http { .. } => "http",
-            Location::HuggingFace { .. } => "huggingface",
-            Location::Git { .. } => "git",
-            Location::Task { .. } | Location::Kept { .. } => "task",
-            Location::Submitted { .. } => "submitted",
-        }
-    }
-
-    /// The place below this one; itself without a path. A URL, a task and what a task brought have none below.
-    pub fn below(&self, path: Option<&str>) -> Self {
-        let mut place = self.clone();
-        let Some(path) = path else { return place };
-        let join = |whole: &mut String| *whole = format!("{}/{path}", whole.trim_end_matches('/'));
-        match &mut place {
-            Location::Local { path: whole }
-            | Location::S3 { path: whole, .. }
-            | Location::Gcs { path: whole, .. }
-            | Location::Azblob { path: whole, .. } => join(whole),
-            Location::HuggingFace { path: whole, .. }
-            | Location::Git { path: whole, .. }
-            | Location::Task { path: whole, .. }
-            | Location::Kept { path: whole, .. } => match whole {
-                Some(whole) => join(whole),
-                None => *whole = Some(path.to_owned()),
-            },
-            Location::Http { .. } | Location::Submitted { .. } => {}
-        }
-        place
-    }
-
-    /// The one member that has it.
-    pub fn held_by(&self) -> Option<&NodeId> {
-        let (Location::Submitted { node, .. } | Location::Kept { node, .. }) = self else { return None };
-        Some(node)
-    }
-
-    /// The split of a data set that it names.
-    pub fn split(&self) -> Option<&str> {
-        let Location::HuggingFace { split, .. } = self else { return None };
-        split.as_deref()
-    }
-}
-
 /// A base model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Model {
@@ -297,166 +97,6 @@ pub struct Model {
     /// What the model of values starts from; the reward model when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Location>,
-}
-
-/// A low-rank adapter's settings, named as in PEFT's LoraConfig and transformers' BitsAndBytesConfig.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Adapter {
-    /// LoRA over weights as they are, or over 4-bit ones.
-    pub kind: AdapterKind,
-    /// Rank.
-    pub r: u32,
-    /// Scale is `lora_alpha / r`, or over √r with `use_rslora`. In thousandths, so that the ledger has no floats.
-    pub lora_alpha_milli: u64,
-    /// Dropout before the A matrix, in millionths.
-    pub lora_dropout_micro: u32,
-    /// The linear layers that get an adapter.
-    pub target_modules: Modules,
-    /// Rank-stabilised scaling.
-    pub use_rslora: bool,
-    /// Those of them that get none.
-    #[serde(default)]
-    pub exclude_modules: Option<Modules>,
-    /// Ranks of layers by regular expressions that the end of their name matches.
-    #[serde(default)]
-    pub rank_pattern: BTreeMap<String, u32>,
-    /// As `rank_pattern`, for alpha; in thousandths.
-    #[serde(default)]
-    pub alpha_pattern_milli: BTreeMap<String, u64>,
-    /// Layers by number; all of them when empty.
-    #[serde(default)]
-    pub layers_to_transform: Vec<u32>,
-    /// What stands before the number in a layer's name; anything when empty.
-    #[serde(default)]
-    pub layers_pattern: Vec<String>,
-    /// Modules that are trained whole.
-    #[serde(default)]
-    pub modules_to_save: Vec<String>,
-    /// Biases that are trained.
-    #[serde(default)]
-    pub bias: AdapterBias,
-    /// A magnitude for each output (DoRA).
-    #[serde(default)]
-    pub use_dora: bool,
-    /// What A is drawn from.
-    #[serde(default)]
-    pub init: AdapterInit,
-    /// How the weights beneath are held; counts with `qlora` only.
-    #[serde(default)]
-    pub four_bit: FourBit,
-    /// An adapter to start from.
-    pub source: Option<Location>,
-}
-
-/// Layers of a model, by name.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Modules {
-    /// Those whose whole name a regular expression matches.
-    Matching(String),
-    /// Those whose name is, or after a dot ends in, one of these; `all-linear` for every linear layer.
-    Named(Vec<String>),
-}
-
-impl Default for Modules {
-    /// PEFT's own choice for the families of this build.
-    fn default() -> Self {
-        Modules::Named(vec!["q_proj".to_owned(), "v_proj".to_owned()])
-    }
-}
-
-/// Which biases are trained beside an adapter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AdapterBias {
-    /// None.
-    #[default]
-    None,
-    /// Every one of the model.
-    All,
-    /// Those of layers with an adapter.
-    LoraOnly,
-}
-
-/// What an adapter's A is drawn from; B is 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AdapterInit {
-    /// Kaiming's uniform.
-    #[default]
-    Kaiming,
-    /// A normal with deviation 1/r.
-    Gaussian,
-}
-
-/// How 4-bit weights are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FourBit {
-    /// The 16 levels.
-    pub quant_type: QuantType,
-    /// Elements that share a scale.
-    pub block_size: u32,
-    /// Whether scales are quantised too.
-    pub double_quant: bool,
-}
-
-impl Default for FourBit {
-    /// As in TRL's ModelConfig.
-    fn default() -> Self {
-        FourBit { quant_type: QuantType::Nf4, block_size: 64, double_quant: false }
-    }
-}
-
-/// The levels of 4-bit weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum QuantType {
-    /// Quantiles of a normal distribution.
-    Nf4,
-    /// A tiny float.
-    Fp4,
-}
-
-/// Kinds of adapter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AdapterKind {
-    /// Low-rank adapters on the weights as they are.
-    #[default]
-    Lora,
-    /// Low-rank adapters on 4-bit weights.
-    Qlora,
-}
-
-impl AdapterBias {
-    /// The word in a file.
-    pub fn word(self) -> &'static str {
-        match self {
-            AdapterBias::None => "none",
-            AdapterBias::All => "all",
-            AdapterBias::LoraOnly => "lora_only",
-        }
-    }
-}
-
-impl QuantType {
-    /// The word in a file.
-    pub fn word(self) -> &'static str {
-        match self {
-            QuantType::Nf4 => "nf4",
-            QuantType::Fp4 => "fp4",
-        }
-    }
-}
-
-impl AdapterKind {
-    /// The name in a file and in the feature `adapter:NAME`.
-    pub fn name(self) -> &'static str {
-        match self {
-            AdapterKind::Lora => "lora",
-            AdapterKind::Qlora => "qlora",
-        }
-    }
 }
 
 /// A data set.

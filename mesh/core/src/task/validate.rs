@@ -239,11 +239,11 @@ impl Validation<'_> {
             self.problems.push(Problem::new(path, at, "a map", expected).hint(hint));
         }
         if let Some(count) = spec.gpu.as_ref().and_then(|gpu| gpu.count.as_ref())
-            && row.needs_real_device
+            && let Some(reason) = row.one_gpu
             && request.gpu.as_ref().is_some_and(|gpu| gpu.count > 1)
         {
-            let text = "data parallelism is not in this build: the task waits for a node that has it; write 1";
-            self.note(&count.path, count.at, text);
+            let problem = Problem::new(&count.path, count.at, format!("`{}`", count.value), format!("1 with {name}"));
+            self.problems.push(problem.hint(reason));
         }
         if let Some(kind) = spec.gpu.as_ref().and_then(|gpu| gpu.kind.as_ref())
             && row.needs_real_device

@@ -4,6 +4,7 @@
 //! files    which files of a folder, which of a split     read     JSON lines, JSON, CSV, Parquet → rows
 //! example  a row → what is learnt (template: of any columns)      tokens   examples → ids and labels
 //! preference   a row of a chosen and a rejected answer → the pair → its tokens
+//! pairs    such pairs in a file, however many
 //! store    ids and labels in a file, however many        samples  which of them are a training sample: split, packed
 //! ```
 //! A row is `messages` (or ShareGPT's `conversations`), or `prompt` and `completion` (texts or lists of messages), or
@@ -13,6 +14,7 @@
 
 mod example;
 mod files;
+mod pairs;
 mod parquet;
 mod preference;
 mod prompts;
@@ -33,7 +35,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::chat_template::Conversation;
 
-pub use self::preference::{Preference, Sides, TokenizedPair, TokenizedPairs, tokenize_pairs};
+pub use self::pairs::{Pair, PairCounts, PairFile, PairText, tokenize_pair_files};
+pub use self::preference::{Preference, SCORES, Sides, TokenizedPair};
 pub use self::prompts::{Prompt, PromptRow, load_prompts};
 pub use self::samples::{Packing, Samples, Selection, held_out_of};
 pub use self::split::{Part, Slice};

@@ -5,7 +5,7 @@ use minijinja::value::ValueKind;
 
 use super::example::{conversation, kind_of, missing, renamed, surrounded};
 use super::tokens::with_end;
-use super::{DatasetError, Example, LoadOptions, MAX_PROBLEMS, Row};
+use super::{Example, LoadOptions};
 use crate::formats::chat_template::{Conversation, RenderOptions};
 use crate::formats::tokenizer::{TextTokenizer, TokenizerError};
 
@@ -16,7 +16,13 @@ pub struct Preference {
     pub sides: Sides,
     /// By how much the chosen answer is better, where the data says so.
     pub margin: Option<f64>,
+    /// Whether the row has columns of [`SCORES`], which nothing is made of: data sets that are made of scores carry them
+    /// along, and it is for their user to say whether their difference is the `margin`.
+    pub scored: bool,
 }
+
+/// Columns of what the two answers were given by a judge, under the names of UltraFeedback and its kin.
+pub const SCORES: [&str; 2] = ["score_chosen", "score_rejected"];
 
 /// A prompt and two answers, in one of two forms.
 #[derive(Debug, Clone)]
@@ -79,7 +85,8 @@ pub(super) fn of(row: &Value, options: &LoadOptions) -> Result<Preference, Strin
             Some(number(&margin).ok_or_else(|| format!("column `margin` is {}, expected a number", kind_of(&margin)))?)
         }
     };
-    Ok(Preference { sides, margin })
+    let scored = SCORES.iter().all(|name| !column(name).is_undefined() && !column(name).is_none());
+    Ok(Preference { sides, margin, scored })
 }
 
 /// A number, or the text of one as CSV has it.
@@ -147,53 +154,15 @@ pub struct TokenizedPair {
     pub margin: Option<f64>,
 }
 
-/// Pairs in tokens, and what happened on the way.
-#[derive(Debug, Clone, Default)]
-pub struct TokenizedPairs {
-    /// One a row, in order; nothing is cut.
-    pub pairs: Vec<TokenizedPair>,
-    /// In how many the prompt by itself has other last tokens than before an answer: completions begin earlier there.
-    pub merged: usize,
-}
-
-/// Tokenizes all rows, which must have been loaded as preferences. Before each `stop` is asked whether to give up.
+/// The pair, and whether its prompt lost tokens of its own.
 ///
 /// # Errors
-/// [`DatasetError::Rows`] for rows that the chat template or the tokenizer refuses, or whose two sides have the same
-/// tokens.
-pub fn tokenize_pairs(
-    rows: &[Row],
+/// What the chat template or the tokenizer refuses; two sides of the same tokens; an example that is no pair.
+pub(super) fn tokenize(
+    example: &Example,
     tokenizer: &TextTokenizer,
     now_unix: i64,
-    stop: &dyn Fn() -> bool,
-) -> Result<TokenizedPairs, DatasetError> {
-    let mut out = TokenizedPairs::default();
-    let (mut problems, mut total) = (Vec::new(), 0);
-    for row in rows {
-        if stop() {
-            return Err(DatasetError::Interrupted);
-        }
-        match tokenize(&row.example, tokenizer, now_unix) {
-            Ok((pair, merged)) => {
-                out.merged += usize::from(merged);
-                out.pairs.push(pair);
-            }
-            Err(problem) => {
-                total += 1;
-                if problems.len() < MAX_PROBLEMS {
-                    problems.push(row.problem(problem));
-                }
-            }
-        }
-    }
-    if total > 0 {
-        return Err(DatasetError::Rows { problems, total });
-    }
-    Ok(out)
-}
-
-/// The pair, and whether its prompt lost tokens of its own.
-fn tokenize(example: &Example, tokenizer: &TextTokenizer, now_unix: i64) -> Result<(TokenizedPair, bool), String> {
+) -> Result<(TokenizedPair, bool), String> {
     let Example::Preference(preference) = example else {
         return Err("it is no pair of a chosen and a rejected answer".into());
     };

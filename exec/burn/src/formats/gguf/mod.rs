@@ -1,10 +1,11 @@
 //! GGUF files: one file with weights (often quantised), configuration, tokenizer and chat template.
 //!
-//! `reader` finds its way in the bytes and trusts nothing in them, `blocks` turns quantised blocks into floats, `model`
-//! speaks Hugging Face's names and shapes, `vocabulary` rebuilds the tokenizer; `writer` and `vocabulary_out` go the other way.
+//! `reader` finds its way in the bytes and trusts nothing in them, `blocks` turns quantised blocks into floats, `config` and
+//! `model` speak Hugging Face's names and shapes, `vocabulary` rebuilds the tokenizer; `writer` and `vocabulary_out` go the other way.
 //! Which tensors of a model are written how is [`crate::export`]'s.
 
 mod blocks;
+mod config;
 #[cfg(test)]
 mod golden;
 mod model;
@@ -18,8 +19,9 @@ mod writer;
 use std::path::PathBuf;
 
 pub use blocks::TensorType;
+pub use config::{GgufConfig, RopeScaling};
+pub use model::GgufModel;
 pub(crate) use model::gguf_name;
-pub use model::{GgufConfig, GgufModel, RopeScaling};
 pub use reader::{GgufFile, MetaValue, TensorInfo};
 pub(crate) use vocabulary_out::write as write_tokenizer;
 pub use writer::{GgufWriter, OutTensor};

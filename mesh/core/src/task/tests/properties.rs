@@ -8,6 +8,7 @@ use crate::{
     capability::{GpuRequest, Request},
     task::{
         kind::Kind,
+        reward::{Judge, LengthUnit, Reward, RewardFunc},
         spec::{
             Adapter, AdapterBias, AdapterInit, AdapterKind, Checkpointing, Code, Command, Dataset, FourBit, HubRepo,
             Location, Metadata, Model, Modules, Output, Placement, QuantType, Retry, TestSize, Timeouts,
@@ -232,6 +233,35 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
     )
 }
 
+fn judge() -> impl Strategy<Value = Judge> {
+    let word = || "[^\u{0}]{1,24}";
+    let bound = || prop::option::of(1..1000u32);
+    prop_oneof![
+        "[a-z.]{1,8}".prop_map(|pattern| Judge::Regex { pattern }),
+        "[a-z ]{0,6}[a-z]".prop_map(|column| Judge::ExactMatch { column }),
+        prop::collection::vec(word(), 0..3).prop_map(|keys| Judge::Json { keys }),
+        (bound(), 1..1000u32, any::<bool>()).prop_map(|(less, max, tokens)| Judge::Length {
+            min: less.map(|less| less.min(max)),
+            max: Some(max),
+            unit: if tokens { LengthUnit::Tokens } else { LengthUnit::Characters },
+        }),
+        prop::collection::vec(word(), 1..4).prop_map(|argv| Judge::Command { argv }),
+    ]
+}
+
+/// A reward of functions, with the reward model among them where there is one.
+fn reward() -> impl Strategy<Value = Reward> {
+    let model = prop::option::of(location(Some(HubRepo::Model)));
+    let code = prop::option::of((location(Some(HubRepo::Model)), prop::option::of(name())));
+    (model, prop::collection::vec(judge(), 1..5), code).prop_map(|(model, mut judges, code)| {
+        judges.extend(model.is_some().then_some(Judge::Model));
+        let named = |(place, judge)| RewardFunc { name: format!("f{place}"), judge };
+        let reward = Reward { model, funcs: judges.into_iter().enumerate().map(named).collect(), code: None };
+        let code = code.filter(|_| reward.runs_programs()).map(|(source, workdir)| Code { source, workdir });
+        Reward { code, ..reward }
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -269,6 +299,38 @@ proptest! {
         match parse(&canonical, "canonical") {
             Ok(again) => prop_assert_eq!(again.spec, spec),
             Err(problems) => return Err(TestCaseError::fail(format!("{problems}\n{canonical}"))),
+        }
+    }
+
+    #[test]
+    fn models_beside_and_rewards_mean_the_same_after_the_canonical_form(
+        spec in spec(),
+        reward in reward(),
+        beside in [0; 3].map(|_| prop::option::of(location(Some(HubRepo::Model)))),
+        value in location(Some(HubRepo::Model)),
+    ) {
+        let [reference, given, adapter] = beside;
+        let mut spec = TaskSpec { hyperparameters: [("seed".to_owned(), json!(7))].into(), ..spec };
+        // What is generated is generated on one GPU.
+        spec.request.gpu = spec.request.gpu.map(|gpu| GpuRequest { count: 1, ..gpu });
+        let model = spec.model.as_mut().expect("a model");
+        model.reference = reference;
+        if let Some(trained) = &mut model.adapter {
+            trained.source = adapter;
+        }
+        for task_type in [TaskType::Dpo, TaskType::Grpo, TaskType::Ppo] {
+            let mut spec = TaskSpec { task_type, ..spec.clone() };
+            spec.reward = (task_type != TaskType::Dpo).then(|| reward.clone());
+            if task_type == TaskType::Ppo {
+                // Values start from the reward model, or from one of their own.
+                let value = given.clone().or_else(|| reward.model.is_none().then(|| value.clone()));
+                spec.model.as_mut().expect("a model").value = value;
+            }
+            let canonical = canonical::write(&spec).map_err(TestCaseError::fail)?;
+            match parse(&canonical, "canonical") {
+                Ok(again) => prop_assert_eq!(again.spec, spec),
+                Err(problems) => return Err(TestCaseError::fail(format!("{problems}\n{canonical}"))),
+            }
         }
     }
 

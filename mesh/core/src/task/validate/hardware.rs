@@ -67,7 +67,8 @@ impl Validation<'_> {
         if !(1..=1000).contains(&replicas.value) {
             self.problems.push(problem("1 to 1000"));
         } else if replicas.value > 1 && kind == Some(Kind::TrainingTask) {
-            let reason = "data parallelism is not in this build: more replicas would each train a model of their own";
+            let reason = "more replicas would each train a model of their own; for several GPUs of one node write \
+                          resources.hardware.gpu.count";
             self.problems.push(problem("1 for a TrainingTask").hint(reason));
         }
         u32::try_from(replicas.value).unwrap_or(1)
