@@ -19,7 +19,7 @@ use mloc_core::{
     files::{Brought, BroughtTree, Tree, TreeFile},
     id::NodeId,
     quantity::show_bytes,
-    task,
+    task::{self, spec::Location},
 };
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncSeekExt;
@@ -27,6 +27,7 @@ use tokio_util::io::ReaderStream;
 
 use crate::{
     client::{Client, PATIENCE, Refusal},
+    memory,
     transfer_bar::TransferBar,
 };
 
@@ -48,6 +49,8 @@ pub struct Beside {
 
 #[derive(Debug)]
 struct Found {
+    /// Where it lies here.
+    at: PathBuf,
     /// The list's own bytes and their digest.
     list: Bytes,
     sha256: String,
@@ -92,6 +95,15 @@ impl Beside {
     pub fn trees(&self) -> BTreeMap<String, BroughtTree> {
         let tree = |found: &Found| BroughtTree { tree: found.sha256.clone(), bytes: found.bytes };
         self.found.iter().map(|(path, found)| (path.clone(), tree(found))).collect()
+    }
+
+    /// What can be said of the task's memory where its model lies beside it.
+    pub fn memory(&self, task_file: &Path, body: &[u8]) -> Option<String> {
+        let spec = task::parse_with(body, &task_file.display().to_string(), &self.brought("here")).ok()?.spec;
+        match &spec.model.as_ref()?.source {
+            Location::Submitted { path, .. } => memory::forecast(&spec, Some(&self.found.get(path)?.at)),
+            _ => None,
+        }
     }
 
     /// As a node of this name would have it.
@@ -193,7 +205,13 @@ impl Found {
             tree.files.push(TreeFile { path, bytes, sha256 });
         }
         let list = tree.to_bytes().map_err(|e| Refusal::new(2, format!("{}: {e}", at.display())))?;
-        Ok(Self { sha256: hex::encode(Sha256::digest(&list)), list: list.into(), bytes: tree.bytes(), files })
+        Ok(Self {
+            at: at.to_owned(),
+            sha256: hex::encode(Sha256::digest(&list)),
+            list: list.into(),
+            bytes: tree.bytes(),
+            files,
+        })
     }
 }
 

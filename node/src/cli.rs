@@ -59,6 +59,12 @@ pub enum Command {
     Cache(CacheArgs),
     /// Look at this machine: processor, memory, disk, GPUs with a first product on each; exit code 1 when something is broken
     Doctor(DoctorArgs),
+    /// Measure this machine at its work
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        verb: BenchVerb,
+    },
     /// Probe this machine's node: exit code 0 when its process lives (with --ready: when it has joined and serves), else 1
     Healthz(HealthzArgs),
     /// Print the REST bearer token of a user, from this node's data directory; or mint a join token for a new mesh
@@ -151,6 +157,9 @@ pub struct RunArgs {
     /// The daemon's log on the terminal too
     #[arg(long, short)]
     pub verbose: bool,
+    /// Check and explain only, with what memory the task will need
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// `mloc cache`. It looks at the folder itself, beside running nodes or without one.
@@ -209,7 +218,7 @@ pub struct SubmitArgs {
     /// The node to ask.
     #[command(flatten)]
     pub remote: Remote,
-    /// Check and explain only
+    /// Check and explain only, with what memory the task will need where its model is at hand
     #[arg(long)]
     pub dry_run: bool,
     /// Stay until it has ended, showing progress; exit 1 unless it completed
@@ -380,6 +389,82 @@ pub struct DoctorArgs {
     /// How to print
     #[arg(long, short, value_enum, default_value_t = Format::Table)]
     pub output: Format,
+}
+
+/// Verbs of `mloc bench`.
+#[derive(Debug, Subcommand)]
+pub enum BenchVerb {
+    /// Some steps of supervised fine-tuning on the processor: tokens a second, memory, and the share of the machine's own
+    /// matrix products
+    Train(BenchTrainArgs),
+}
+
+const ABOUT_BENCH: &str = "\
+Real tokens are counted: padding is no work. Operations are those that the method needs, a multiplication and its addition \
+counted as two: with frozen weights a layer's products once forward and once backward, with trained ones twice backward; \
+attention over whole squares; logits at targets. They are set against products of square matrices in f32, timed before and \
+after in the same run, since other work on the machine slows both. Memory is the largest resident size of the process.
+
+With the reference's data and settings:
+  mloc bench train --model SmolLM2-135M-Instruct.Q8_0.gguf --data mloc_qa.jsonl";
+
+/// `mloc bench train`.
+#[derive(Debug, Args)]
+#[command(after_long_help = ABOUT_BENCH)]
+pub struct BenchTrainArgs {
+    /// A model's folder, or a GGUF file [default: random weights of --architecture]
+    #[arg(long, conflicts_with = "architecture")]
+    pub model: Option<PathBuf>,
+    /// The shape of random weights
+    #[arg(long, default_value = mloc_modules::bench::ARCHITECTURES[0], value_parser = mloc_modules::bench::ARCHITECTURES)]
+    pub architecture: String,
+    /// What is trained
+    #[arg(long, value_enum, default_value_t = BenchMethod::Lora)]
+    pub method: BenchMethod,
+    /// Data in any form that sft takes, in its order [default: random tokens]
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Samples in a step
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    pub batch: u16,
+    /// Tokens after which a sample is cut
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..))]
+    pub max_length: u32,
+    /// Rank of adapters
+    #[arg(long, default_value_t = 16)]
+    pub rank: usize,
+    /// Layers with adapters, or all-linear
+    #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
+    pub targets: Vec<String>,
+    /// Compute layers anew in the backward pass
+    #[arg(long)]
+    pub gradient_checkpointing: bool,
+    /// Steps that count; one more comes first
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: u32,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = BenchFormat::Text)]
+    pub format: BenchFormat,
+}
+
+/// What is trained in a measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchMethod {
+    /// Adapters.
+    Lora,
+    /// All weights.
+    Full,
+    /// Adapters on weights in 4 bits.
+    Qlora,
+}
+
+/// How to print a measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// `mloc healthz`.

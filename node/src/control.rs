@@ -35,8 +35,10 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use crate::{
-    files, follow,
+    files::{self, NodeFiles},
+    follow,
     logs::Logs,
+    memory,
     metrics::{self, ConfigFigures},
     views::{self, attempt_view, gpu_view, history, usage_rows},
 };
@@ -50,6 +52,7 @@ const PAGE: usize = 100;
 pub struct MeshControl {
     mesh: MeshHandle,
     logs: Arc<Logs>,
+    files: Arc<NodeFiles>,
     host: Host,
 }
 
@@ -62,9 +65,9 @@ pub struct Host {
 }
 
 impl MeshControl {
-    /// Answers from this mesh; `logs` finds what attempts print.
-    pub fn new(mesh: MeshHandle, logs: Arc<Logs>, host: Host) -> Self {
-        Self { mesh, logs, host }
+    /// Answers from this mesh; `logs` finds what attempts print, `files` what lies here.
+    pub fn new(mesh: MeshHandle, logs: Arc<Logs>, files: Arc<NodeFiles>, host: Host) -> Self {
+        Self { mesh, logs, files, host }
     }
 
     /// Makes the reads that follow see every acknowledged commit.
@@ -314,6 +317,7 @@ impl Control for MeshControl {
             let explained = self.mesh.explain_if_submitted(&id, &parsed.spec, now).map_err(refused)?;
             let explanation = explained.ok_or_else(|| ControlError::Internal("the ledger lost this task".into()))?;
             let text = explanation.to_string();
+            notes.extend(memory::note(&self.files.store(), &parsed.spec).await);
             let explanation = serde_json::to_value(explanation).map_err(|e| ControlError::Internal(e.to_string()))?;
             let task = TaskView {
                 id: String::new(),

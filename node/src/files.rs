@@ -62,7 +62,8 @@ impl NodeFiles {
         *self.store.write().unwrap_or_else(PoisonError::into_inner) = store;
     }
 
-    fn store(&self) -> Store {
+    /// This node's way to places, as it is now.
+    pub fn store(&self) -> Store {
         self.store.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -14,6 +14,7 @@ mod gpu_check;
 mod init;
 mod logs;
 mod members;
+mod memory;
 mod metrics;
 mod node;
 mod offers;
@@ -31,7 +32,7 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::Parser;
-use cli::{Cli, Command};
+use cli::{BenchVerb, Cli, Command};
 
 fn main() -> ExitCode {
     // Two TLS providers are linked (libp2p brings the second): name ours before anything speaks TLS.
@@ -43,6 +44,9 @@ fn main() -> ExitCode {
     }
     if matches!(cli.command, Command::GpuCheck) {
         return gpu_check::main();
+    }
+    if let Command::Bench { verb: BenchVerb::Train(args) } = cli.command {
+        return commands::bench::train(args).map_or_else(|refusal| refusal.report(), |()| ExitCode::SUCCESS);
     }
     if init::is_first() && matches!(cli.command, Command::Up(_) | Command::Join(_) | Command::Run(_)) {
         return init::stand_before().unwrap_or_else(|error| client::Refusal::from(error).report());
@@ -88,6 +92,6 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Backup(args) => backup::backup(args).await,
         Command::Restore(args) => restore::restore(args),
         // Handled before the runtime was built.
-        Command::Attempt { .. } | Command::GpuCheck => Ok(()),
+        Command::Attempt { .. } | Command::GpuCheck | Command::Bench { .. } => Ok(()),
     }
 }

@@ -182,7 +182,8 @@ impl Node {
         let logs = Arc::new(Logs::new(local_logs));
         let figures = watch::Sender::default();
         let host = Host { data_dir: data_dir.clone(), config: figures.subscribe() };
-        let control: Arc<dyn Control> = Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone(), host));
+        let control: Arc<dyn Control> =
+            Arc::new(MeshControl::new(mesh.handle.clone(), logs.clone(), files.clone(), host));
 
         // Known before REST serves: the first `mloc nodes` shows this node as it is.
         mesh.handle.publish_capability(&capability).await.context(

@@ -4,7 +4,7 @@
 //! ```text
 //! MLOC_SMOLLM2_GGUF=$(tests/fetch_smollm2.sh) cargo bench -p mloc-burn --bench sft_smollm2 [-- STEPS]
 //! ```
-//! Beside the seconds it prints how many floating-point operations a step needs ([`operations`] has the formula) and what
+//! Beside the seconds it prints how many floating-point operations a step needs ([`mloc_burn::operations`] has the formula) and what
 //! share of this machine's matrix product that is: the product is timed in the same run, since other work on the machine
 //! slows both. Ratios are against the reference trainer on the machine named at [`REFERENCE`].
 
@@ -19,6 +19,7 @@ use mloc_burn::formats::gguf::GgufModel;
 use mloc_burn::lora::{self, LoraConfig};
 use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig};
+use mloc_burn::operations;
 use mloc_burn::optim::OptimizerSettings;
 use mloc_burn::schedule::{Schedule, ScheduleKind};
 use mloc_burn::train::{TrainSettings, Trainer};
@@ -46,7 +47,7 @@ fn main() {
 
     let gguf = GgufModel::open(&file).expect("model");
     let config = DecoderConfig::from_json(gguf.config().to_hf_config()).expect("config");
-    let mut model = Decoder::load(config.clone(), &gguf, &device).expect("weights");
+    let mut model = Decoder::load(config, &gguf, &device).expect("weights");
     let tokenizer = gguf.tokenizer().expect("tokenizer");
     let adapter = LoraConfig { r: RANK, lora_alpha: 32.0, target_modules: TARGETS.into(), ..LoraConfig::default() };
     lora::attach(&mut model, &adapter, 2).expect("adapter");
@@ -71,7 +72,7 @@ fn main() {
         let start = Instant::now();
         let report = trainer.step(std::slice::from_ref(&batch)).expect("step");
         let took = start.elapsed().as_secs_f64();
-        let work = operations(&config, &batch);
+        let work = operations::of_step(trainer.model(), &lengths(&batch), batch.num_targets());
         let real = batch.num_tokens();
         println!(
             "step {:3}  {real:4} tokens  {took:.3} s  {:.0} tokens/s  {:.0} GFLOP/s  loss {:.4}",
@@ -107,32 +108,9 @@ fn main() {
     println!("share of matmul        {:.3}   (the reference's of its machine: {reference_share:.3})", reached / peak);
 }
 
-/// Floating-point operations that a step needs, a multiplication and its addition counted as two. With P the elements of a
-/// layer's seven matrices, N real tokens, T targets, n the tokens of a row, a head size d, h heads and adapters of rank r
-/// on matrices of size in × out:
-///
-/// ```text
-/// matrices    2·N·P a layer forward; as much backward, for the gradient at the input alone: the weights are frozen.
-///             The first layer's q, k and v have nothing below them that learns.
-/// head        2·T·V·H forward and 2·T·V·H backward: logits at targets only
-/// attention   2 products forward and 4 backward, 2·n²·h·d each: whole squares, also above the diagonal
-/// adapters    2·N·r·(in + out) forward; backward 2·N·r·(3·in + 2·out), x·Aᵀ computed again among them;
-///             2·N·r·in less in the first layer
-/// ```
-fn operations(config: &DecoderConfig, batch: &Batch) -> f64 {
-    let of = |x: usize| x as f64;
-    let (hidden, inner, layers) = (of(config.hidden_size), of(config.intermediate_size), of(config.num_layers));
-    let (q, kv) = (of(config.num_heads * config.head_dim), of(config.num_kv_heads * config.head_dim));
-    let (tokens, targets, rank) = (of(batch.num_tokens()), of(batch.num_targets()), of(RANK));
-    let qkv = hidden * (q + 2.0 * kv);
-    let elements = qkv + q * hidden + 3.0 * hidden * inner;
-    let matrices = 2.0 * tokens * (2.0 * layers * elements - qkv);
-    let head = 4.0 * targets * of(config.vocab_size) * hidden;
-    let lengths = batch.attention_mask.iter().map(|row| row.iter().filter(|m| **m != 0).count());
-    let attention = lengths.map(|n| 12.0 * of(n * n) * q * layers).sum::<f64>();
-    // q_proj and v_proj.
-    let adapter = |out: f64| 2.0 * tokens * rank * (layers * (4.0 * hidden + 3.0 * out) - hidden);
-    matrices + head + attention + adapter(q) + adapter(kv)
+/// Real tokens of each row.
+fn lengths(batch: &Batch) -> Vec<usize> {
+    batch.attention_mask.iter().map(|row| row.iter().filter(|m| **m != 0).count()).collect()
 }
 
 /// The best of a few products of two 1024×1024 matrices.

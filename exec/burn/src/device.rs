@@ -44,3 +44,8 @@ impl DeviceChoice {
         }
     }
 }
+
+/// Threads that the processor computes with.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}

@@ -9,7 +9,9 @@
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
 //! loss_scale  keeps small gradients within the range of f16
+//! memory    what training will need, before anything is there
 //! preference  DPO and reward models: losses over pairs of a chosen and a rejected answer
+//! operations  how many floating-point operations a step needs
 //! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
 //! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! parallel  a step's micro-batches dealt to the devices of one machine
@@ -33,8 +35,10 @@ pub mod logprobs;
 pub mod lora;
 pub mod loss;
 pub mod loss_scale;
+pub mod memory;
 pub mod model;
 pub mod objective;
+pub mod operations;
 pub mod optim;
 pub mod parallel;
 pub mod preference;

@@ -16,7 +16,7 @@ use crate::model::parameter::{host_values, matrix};
 use crate::model::{Gradients, Packed, Parameter};
 
 /// The logits alive at a time hold at most this many elements (64 MiB in f32), in forward and again in backward.
-const CHUNK_ELEMENTS: usize = 16 << 20;
+pub(crate) const CHUNK_ELEMENTS: usize = 16 << 20;
 
 /// Which packed tokens predict a target, and which.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

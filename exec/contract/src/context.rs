@@ -48,6 +48,8 @@ pub struct RunContext {
     told_at: Option<Instant>,
     untold: Option<Progress>,
     retention: Retention,
+    /// What it said that it needs of memory.
+    needed: Option<(u64, String)>,
 }
 
 impl RunContext {
@@ -59,8 +61,17 @@ impl RunContext {
         let (resume, damages) = checkpoint::find_newest_valid(&run.checkpoints)
             .map_err(|e| ModuleError::disk("read checkpoints below", &run.checkpoints, &e))?;
         let retention = Retention::newest(run.keep_checkpoints);
-        let mut ctx =
-            Self { run, resume, asked, tell, phase: Phase::default(), told_at: None, untold: None, retention };
+        let mut ctx = Self {
+            run,
+            resume,
+            asked,
+            tell,
+            phase: Phase::default(),
+            told_at: None,
+            untold: None,
+            retention,
+            needed: None,
+        };
         for damage in damages {
             ctx.warn(damage.to_string());
         }
@@ -156,6 +167,19 @@ impl RunContext {
     pub fn warn(&mut self, text: impl fmt::Display) {
         self.flush();
         (self.tell)(&Event::Log { level: Level::Warn, text: text.to_string() });
+    }
+
+    /// It will need so many bytes of memory where it computes; `advice` says what would need less.
+    pub fn needs(&mut self, bytes: u64, advice: impl Into<String>) {
+        self.flush();
+        let advice = advice.into();
+        (self.tell)(&Event::Needs { bytes, advice: advice.clone() });
+        self.needed = Some((bytes, advice));
+    }
+
+    /// What [`Self::needs`] was told.
+    pub fn needed(&self) -> Option<(u64, &str)> {
+        self.needed.as_ref().map(|(bytes, advice)| (*bytes, advice.as_str()))
     }
 
     /// How many checkpoints to keep from now on; 0 keeps all. The task's `save_total_limit` unless called.

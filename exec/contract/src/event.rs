@@ -6,6 +6,7 @@
 //! {"v":1,"event":"phase","phase":"TRAINING"}
 //! {"v":1,"event":"progress","step":3,"total_steps":10,"loss":2.5,"tokens_per_second":812.0}
 //! {"v":1,"event":"log","level":"warn","text":"checkpoint of step 4 is damaged: …"}
+//! {"v":1,"event":"needs","bytes":1234567890,"advice":"gradient_checkpointing: true needs 812.0 MiB"}
 //! {"v":1,"event":"checkpoint","step":5,"dir":"/…/step-0000000005","keep":2,"best":3}
 //! {"v":1,"event":"result","outputs":[{"path":"training_log.jsonl","kind":"training_logs"}],"summary":{}}
 //! {"v":1,"event":"error","class":"Fatal","message":"…"}
@@ -64,6 +65,15 @@ pub enum Event {
         /// One line.
         text: String,
     },
+    /// What it will need of memory where it computes, told before its first step. Nobody waits for it: it is there for the
+    /// words about a child that is killed.
+    Needs {
+        /// At its fullest moment, in bytes.
+        bytes: u64,
+        /// What would need less, for the user; empty where nothing is known to.
+        #[serde(default)]
+        advice: String,
+    },
     /// A checkpoint is whole on this disk.
     Checkpoint {
         /// Optimizer steps done.
@@ -99,7 +109,7 @@ pub enum Level {
     Warn,
 }
 
-const KNOWN: [&str; 7] = ["hello", "phase", "progress", "log", "checkpoint", "result", "error"];
+const KNOWN: [&str; 8] = ["hello", "phase", "progress", "log", "needs", "checkpoint", "result", "error"];
 
 /// A line that is no event.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -209,6 +219,7 @@ mod tests {
             Event::Phase { phase: Phase::Training },
             Event::Progress(progress),
             Event::Log { level: Level::Warn, text: "two\nlines".into() },
+            Event::Needs { bytes: 3 << 30, advice: "bf16: true".into() },
             Event::Checkpoint { step: 5, dir: "/tmp/step-5".into(), keep: 2, best: None },
             Event::Checkpoint { step: 6, dir: "/tmp/step-6".into(), keep: 2, best: Some(3) },
             Event::Result(ModuleOutput::default()),

@@ -46,7 +46,7 @@ pub use self::{
     lineage::Lineage,
     module::{Module, ModuleError, ModuleOutput, Output},
     peers::{PeerBytes, PeerError, Peers},
-    run::{DeviceChoice, Inputs, Programs, Run, Sandbox},
+    run::{DeviceChoice, Inputs, Memory, Programs, Run, Sandbox},
     transfers::{Arrived, Moved, OnMoved, OnSaid, Transfers},
 };
 

@@ -58,6 +58,20 @@ pub struct Run {
     /// How this node runs programs of its users; absent when it does not.
     #[serde(default)]
     pub programs: Option<Programs>,
+    /// Memory that there is.
+    #[serde(default)]
+    pub memory: Memory,
+}
+
+/// Memory that there is for an attempt, in bytes; 0 where nobody looked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// What its container, or its machine, has in all.
+    pub host_bytes: u64,
+    /// What of that was free when it started.
+    pub host_free_bytes: u64,
+    /// What was free then on the granted GPU that had the least; 0 without GPUs.
+    pub gpu_free_bytes: u64,
 }
 
 /// How a node runs programs of its users.

@@ -60,6 +60,7 @@ fn main() -> Result<()> {
         work: work.join("work"),
         // The user's own process and the user's own program.
         programs: Some(Programs { sandbox: Sandbox::BestEffort, hidden: Vec::new(), processes: Programs::PROCESSES }),
+        memory: Default::default(),
         spec,
     };
     let began = Instant::now();

@@ -4,7 +4,7 @@
 use burn::tensor::Device;
 use mloc_burn::{
     lora::{Bias, Init, LoraConfig, Modules},
-    model::{Compute, Decoder, Held},
+    model::{Compute, Held},
     quant::{FourBitSettings, QuantType},
 };
 use mloc_core::task::{
@@ -52,22 +52,17 @@ pub fn formats(
     device: &Device,
 ) -> Result<Formats, ModuleError> {
     let on_processor = *device == Device::flex();
-    let (half, compute) = match precision {
-        Precision::F32 => (Held::F32, Compute::F32),
-        Precision::Bf16 if on_processor => (Held::Bf16, Compute::F32),
-        Precision::Bf16 => (Held::Bf16, Compute::Bf16),
-        Precision::F16 if on_processor => {
-            return Err(ModuleError::Fatal(
-                "fp16: this task has no GPU, and on a processor fp16 is slower than f32 and loses small gradients: leave it \
-                 out, or say `bf16: true` to hold frozen weights in half the memory"
-                    .to_owned(),
-            ));
-        }
-        Precision::F16 => (Held::F16, Compute::F16),
-    };
+    if precision == Precision::F16 && on_processor {
+        return Err(ModuleError::Fatal(
+            "fp16: this task has no GPU, and on a processor fp16 is slower than f32 and loses small gradients: leave it \
+             out, or say `bf16: true` to hold frozen weights in half the memory"
+                .to_owned(),
+        ));
+    }
+    let compute = computed_in(precision, on_processor);
     let held = match adapter {
         Some(adapter) if adapter.kind == AdapterKind::Qlora => Held::FourBit(four_bit(adapter)),
-        Some(_) => half,
+        Some(_) => frozen(precision),
         // Everything is trained, and what is trained has its master copy in f32.
         None => Held::F32,
     };
@@ -96,6 +91,31 @@ pub fn formats(
     Ok(Formats { held, compute })
 }
 
+/// What products are computed in. A processor has no half formats of its own.
+pub fn computed_in(precision: Precision, on_processor: bool) -> Compute {
+    match precision {
+        Precision::F32 => Compute::F32,
+        Precision::Bf16 | Precision::F16 if on_processor => Compute::F32,
+        Precision::Bf16 => Compute::Bf16,
+        Precision::F16 => Compute::F16,
+    }
+}
+
+/// How frozen linear weights are held, unless in 4 bits.
+pub fn frozen(precision: Precision) -> Held {
+    match precision {
+        Precision::F32 => Held::F32,
+        Precision::Bf16 => Held::Bf16,
+        Precision::F16 => Held::F16,
+    }
+}
+
+/// How weights in 4 bits are quantised, where a task says so and where it does not.
+pub fn four_bit_of(adapter: Option<&Adapter>) -> FourBitSettings {
+    let unsaid = FourBitSettings { quant_type: QuantType::Nf4, block_size: 64, double_quant: false };
+    adapter.map_or(unsaid, four_bit)
+}
+
 fn four_bit(adapter: &Adapter) -> FourBitSettings {
     FourBitSettings {
         quant_type: match adapter.four_bit.quant_type {
@@ -107,11 +127,11 @@ fn four_bit(adapter: &Adapter) -> FourBitSettings {
     }
 }
 
-/// The task's settings as the library has them, for a model.
-pub fn lora_config(adapter: &Adapter, model: &Decoder) -> LoraConfig {
+/// The task's settings as the library has them, for a model, which may have a score head.
+pub fn lora_config(adapter: &Adapter, scores: bool) -> LoraConfig {
     let mut config = plain_config(adapter);
     // A head of few outputs is small, often fresh, and of no use frozen: PEFT saves it with the adapter of a classifier too.
-    if model.score.is_some() && config.modules_to_save.iter().all(|name| name != SCORE) {
+    if scores && config.modules_to_save.iter().all(|name| name != SCORE) {
         config.modules_to_save.push(SCORE.to_owned());
     }
     config

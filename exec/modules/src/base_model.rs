@@ -92,6 +92,20 @@ pub fn open_device(ctx: &RunContext) -> Result<Device, ModuleError> {
     }
 }
 
+/// The config of a model, whose weights stay where they are.
+///
+/// # Errors
+/// What is no model, and an architecture that is none of ours.
+pub fn config_of(path: &Path) -> Result<DecoderConfig, ModuleError> {
+    match gguf_of(path)? {
+        Some(file) => {
+            let source = GgufModel::open(&file).map_err(fatal)?;
+            DecoderConfig::from_json(source.config().to_hf_config()).map_err(fatal)
+        }
+        None => DecoderConfig::from_folder(path).map_err(fatal),
+    }
+}
+
 /// Loads what was pulled, its linear weights held as said.
 ///
 /// # Errors
@@ -152,7 +166,10 @@ impl TensorSource for Stoppable<'_> {
 }
 
 /// The GGUF file, where the path is one, or a folder that holds one and no config.json.
-fn gguf_of(path: &Path) -> Result<Option<PathBuf>, ModuleError> {
+///
+/// # Errors
+/// What is neither a model's file nor its folder.
+pub fn gguf_of(path: &Path) -> Result<Option<PathBuf>, ModuleError> {
     let is_gguf = |p: &Path| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     if path.is_file() {
         return if is_gguf(path) {

@@ -205,6 +205,7 @@ mod tests {
             keep_checkpoints: 0,
             work: dir.join("work"),
             programs: None,
+            memory: Default::default(),
         }
     }
 

@@ -32,6 +32,7 @@ use crate::{
         session::{self, training_error},
         start,
     },
+    memory::{self, sizes::Sizes},
     online::{self, mean_and_deviation, prompts::Prompts},
     origin::Origin,
     reward::Judges,
@@ -62,6 +63,8 @@ impl Module for Grpo {
         let answer = grpo.max_completion_length;
         let prompts = Prompts::read(ctx, tokenizer, &base.model, &training, grpo.given_order, answer)?;
         let plan = Plan::of(&prompts, &training, &grpo)?;
+        let sizes = Sizes::answers(&training, prompts.longest(), answer);
+        memory::before_first_step(ctx, &base.model.config, &sizes)?;
         let objective = objective(&grpo)?;
         let ends = online::end_tokens(&base.model, tokenizer);
         let method = Online {

@@ -9,6 +9,7 @@
 //! | `ppo` | proximal policy optimisation on a reward model's scores |
 //! | `grpo` | group-relative policy optimisation on reward functions |
 //! | `pretrain` | a tokenizer and a small Llama from nothing |
+//! | `bench` | how fast and in how much memory this machine trains |
 //! | `command` | a program of the user's own |
 //! | `adapter` | what `model.adapter` and the precision come to: settings, how weights are held, what is computed in |
 //! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
@@ -20,6 +21,7 @@
 //! | `steering` | how a task's settings move the weights: schedule, optimizer, noise, smoothing |
 //! | `training_log` | `training_log.jsonl` |
 //! | `tensorboard` | its figures as a TensorBoard event file |
+//! | `memory` | what a task will need of memory, and what would fit |
 //! | `model_card` | `README.md` beside the weights |
 //! | `measure` | how fast this machine multiplies, and whether a GPU multiplies right |
 //!
@@ -27,12 +29,14 @@
 
 mod adapter;
 mod base_model;
+pub mod bench;
 mod command;
 mod dpo;
 mod echo;
 mod finetune;
 mod grpo;
 mod measure;
+mod memory;
 mod model_card;
 mod online;
 mod origin;
@@ -56,6 +60,7 @@ pub use self::{
     echo::Echo,
     grpo::Grpo,
     measure::{GpuCheck, check_gpu, measure_matmul},
+    memory::{foretell as foretell_memory, trains},
     ppo::Ppo,
     pretrain::Pretrain,
     rm::Rm,

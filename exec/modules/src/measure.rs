@@ -24,7 +24,7 @@ const ERROR_MAX: f64 = 1e-2;
 /// Multiplies two 512×512 matrices in f32 on the CPU a few times and gives the best rate in GFLOP/s, at least 1.
 pub fn measure_matmul() -> u32 {
     // The processor's device computes at once and reports no errors of its own.
-    rate(&Device::flex(), CPU_SIZE, FloatDType::F32).unwrap_or(1)
+    rate(&Device::flex(), CPU_SIZE, FloatDType::F32).map_or(1, whole)
 }
 
 /// What a GPU does with matrices.
@@ -71,13 +71,20 @@ fn check(device: &Device, size: usize) -> Result<GpuCheck, String> {
     }
     Ok(GpuCheck {
         error,
-        gflops_f32: rate(device, size, FloatDType::F32)?,
-        gflops_bf16: rate(device, size, FloatDType::BF16)?,
+        gflops_f32: whole(rate(device, size, FloatDType::F32)?),
+        gflops_bf16: whole(rate(device, size, FloatDType::BF16)?),
     })
 }
 
-/// The best rate of a few products, in GFLOP/s, at least 1.
-fn rate(device: &Device, size: usize, dtype: FloatDType) -> Result<u32, String> {
+fn whole(gflops: f64) -> u32 {
+    gflops.round().max(1.0) as u32
+}
+
+/// The best rate of a few products, in GFLOP/s.
+///
+/// # Errors
+/// The device's own.
+pub fn rate(device: &Device, size: usize, dtype: FloatDType) -> Result<f64, String> {
     let matrix = || Tensor::<2>::random([size, size], Distribution::Uniform(-1.0, 1.0), device).cast(dtype);
     let (a, b) = (matrix(), matrix());
     let done = || device.sync().map_err(|e| e.to_string());
@@ -96,7 +103,7 @@ fn rate(device: &Device, size: usize, dtype: FloatDType) -> Result<u32, String> 
         }
     }
     let operations = 2.0 * (size as f64).powi(3);
-    Ok((operations / best.as_secs_f64() / 1e9).round().max(1.0) as u32)
+    Ok(operations / best.as_secs_f64() / 1e9)
 }
 
 #[cfg(test)]

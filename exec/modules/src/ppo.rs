@@ -35,6 +35,7 @@ use crate::{
         session::{self, training_error},
         start,
     },
+    memory::{self, sizes::Sizes},
     online::{self, prompts::Prompts},
     origin::Origin,
     reward::{self, Judges},
@@ -70,6 +71,8 @@ impl Module for Ppo {
         let given_order = training.data_order == DataOrder::Given;
         let prompts = Prompts::read(ctx, tokenizer, &base.model, &training, given_order, ppo.response_length)?;
         let plan = Plan::of(&prompts, &training, &ppo)?;
+        let sizes = Sizes::answers(&training, prompts.longest(), ppo.response_length);
+        memory::before_first_step(ctx, &base.model.config, &sizes)?;
         plan.count_rollouts(&mut training);
         let method = Online {
             prompts,

@@ -14,7 +14,10 @@ use mloc_burn::{
     },
     model::{Decoder, DecoderConfig},
 };
-use mloc_core::task::settings::{Shape, Training};
+use mloc_core::task::{
+    TaskSpec,
+    settings::{Shape, Training},
+};
 use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 use serde_json::json;
 
@@ -53,7 +56,9 @@ impl Module for Pretrain {
         let tokenizer = start::with_chat_template(ctx, tokenizer)?;
         ctx.check()?;
 
-        let config = DecoderConfig::from_json(config(&shape, &tokenizer)).map_err(fatal)?;
+        let config =
+            DecoderConfig::from_json(config(&shape, tokenizer.vocab_size(), [tokenizer.bos_id(), tokenizer.eos_id()]))
+                .map_err(fatal)?;
         let mut model = Decoder::random(config, settings.seed, &devices.first);
         model.train_all();
         let data = examples::data(ctx, &tokenizer, &model, &settings)?;
@@ -103,12 +108,21 @@ fn tokenizer(ctx: &mut RunContext, training: &TokenizerTraining) -> Result<TextT
 /// Texts that are read before they are asked for.
 const TEXTS_AHEAD: usize = 64;
 
-/// The config.json of the model to be.
-fn config(shape: &Shape, tokenizer: &TextTokenizer) -> serde_json::Value {
+/// The shape of the model that a task will make, with all the tokens it asks for.
+///
+/// # Errors
+/// A shape that is none.
+pub fn config_of(spec: &TaskSpec) -> Result<DecoderConfig, ModuleError> {
+    let shape = Shape::of(spec);
+    DecoderConfig::from_json(config(&shape, shape.vocab_size, [None, None])).map_err(fatal)
+}
+
+/// The config.json of the model to be, with so many tokens, of which one begins texts and one ends them.
+fn config(shape: &Shape, vocab_size: usize, [begin, end]: [Option<u32>; 2]) -> serde_json::Value {
     json!({
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": tokenizer.vocab_size(),
+        "vocab_size": vocab_size,
         "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size,
         "num_hidden_layers": shape.num_hidden_layers,
@@ -120,8 +134,8 @@ fn config(shape: &Shape, tokenizer: &TextTokenizer) -> serde_json::Value {
         "tie_word_embeddings": shape.tie_word_embeddings,
         "initializer_range": shape.initializer_range,
         "hidden_act": "silu",
-        "bos_token_id": tokenizer.bos_id(),
-        "eos_token_id": tokenizer.eos_id(),
+        "bos_token_id": begin,
+        "eos_token_id": end,
         "torch_dtype": "float32",
     })
 }

@@ -23,7 +23,8 @@ pub fn train_settings(settings: &Training, total_steps: u64) -> TrainSettings {
     }
 }
 
-fn optimizer(settings: &Training) -> OptimizerSettings {
+/// The optimizer of a task.
+pub fn optimizer(settings: &Training) -> OptimizerSettings {
     let weight_decay = settings.weight_decay;
     let adamw = AdamWSettings {
         adam_beta1: settings.adam_beta1,

@@ -33,6 +33,7 @@ use crate::{
     disk::DiskWatch,
     ending::{exit_of, unsaid},
     folders::Folders,
+    host,
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
     relay::{Local, Relay, Said, copy},
@@ -292,6 +293,9 @@ impl Start {
         let path = folders.run_file(id);
         let spec = self.assign.spec.clone();
         let keep = spec.hyperparameters.get("save_total_limit").and_then(serde_json::Value::as_u64);
+        let gpus = self.assign.grant.gpus.clone();
+        // Without figures nobody refuses a task for want of memory.
+        let memory = tokio::task::spawn_blocking(move || host::memory(&gpus)).await.unwrap_or_default();
         let run = Run {
             v: RUN_VERSION,
             attempt: id.clone(),
@@ -307,6 +311,7 @@ impl Start {
             work: folders.work(id),
             programs: self.bench.tools.programs(),
             cpu_devices: 1,
+            memory,
             keep_checkpoints: keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(0),
         };
         run.write(&path).map_err(|e| disk("write", &path, &e))?;
@@ -420,7 +425,7 @@ impl Start {
             log.line("mloc: something still holds the child's pipes");
         }
         drop(relaying);
-        let Relay { said, push, .. } = relay;
+        let Relay { said, push, needs, .. } = relay;
         // The last checkpoint still goes out, unless nobody needs it any more.
         drop(push);
         let needed = !matches!(said, Some(Said::Result));
@@ -438,13 +443,14 @@ impl Start {
             Some(failure) if !matches!(said, Some(Said::Result)) => Some(Said::Error(failure)),
             _ => said,
         };
-        self.conclude(said, &exit, oom_before, log).await;
+        let unsaid = unsaid(&exit, oom_before, needs.as_ref());
+        self.conclude(said, unsaid, log).await;
         info!(attempt = %id, ?exit, "child gone");
         exit
     }
 
     /// Says how it ended, as well as can be known.
-    async fn conclude(&self, said: Option<Said>, exit: &Exit, oom_before: Option<u64>, log: &LogFile) {
+    async fn conclude(&self, said: Option<Said>, unsaid: Option<String>, log: &LogFile) {
         let outlet = &self.outlet;
         match said {
             Some(Said::Result) => outlet.say(ChildEvent::Computed).await,
@@ -455,7 +461,7 @@ impl Start {
             Some(Said::Stopped) => log.line("mloc: stopped as asked"),
             None if *self.wish.borrow() > Wish::Go => log.line("mloc: stopped"),
             None => {
-                if let Some(message) = unsaid(exit, oom_before) {
+                if let Some(message) = unsaid {
                     log.line(&format!("mloc: {message}"));
                     outlet.say(ChildEvent::Failed(Failure { class: FailureClass::Retryable, message })).await;
                 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use mloc_exec::Memory;
 use nix::sys::statvfs::statvfs;
 
 use crate::{gpu, probe::Kernel};
@@ -60,6 +61,19 @@ pub fn host(data_dir: &Path) -> HostFigures {
         disk_free_bytes: disk(|s| s.blocks_available()),
         own_memory_bytes: kernel.kib("self/status", "VmRSS:").unwrap_or(0) * 1024,
         gpus: gpu::figures(),
+    }
+}
+
+/// Memory for an attempt that starts now on these GPUs. Blocks for some milliseconds.
+pub(crate) fn memory(gpus: &[u32]) -> Memory {
+    let kernel = Kernel::here();
+    let host_bytes = kernel.memory_bytes();
+    let free = |gpu: &GpuFigures| gpu.memory_bytes.saturating_sub(gpu.memory_used_bytes);
+    let granted = gpu::figures().into_iter().filter(|gpu| gpus.contains(&gpu.index));
+    Memory {
+        host_bytes,
+        host_free_bytes: host_bytes.saturating_sub(kernel.memory_used_bytes()),
+        gpu_free_bytes: granted.map(|gpu| free(&gpu)).min().unwrap_or(0),
     }
 }
 

@@ -37,6 +37,13 @@ pub(crate) enum Said {
     Error(Failure),
 }
 
+/// What a child said that it needs of memory, and what would need less.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    pub bytes: u64,
+    pub advice: String,
+}
+
 /// Turns lines into what the worker understands.
 pub(crate) struct Relay<'a> {
     outlet: Outlet,
@@ -45,6 +52,8 @@ pub(crate) struct Relay<'a> {
     pub push: watch::Sender<Option<Local>>,
     /// Where checkpoints are held while they are pushed.
     pushing: PathBuf,
+    /// What it said that it needs of memory.
+    pub needs: Option<Needs>,
     /// The last word so far.
     pub said: Option<Said>,
     phase: Phase,
@@ -53,7 +62,16 @@ pub(crate) struct Relay<'a> {
 
 impl<'a> Relay<'a> {
     pub fn new(outlet: Outlet, log: &'a LogFile, push: watch::Sender<Option<Local>>, pushing: PathBuf) -> Self {
-        Self { outlet, log, push, pushing, said: None, phase: Phase::Training, progress: Progress::default() }
+        Self {
+            outlet,
+            log,
+            push,
+            pushing,
+            needs: None,
+            said: None,
+            phase: Phase::Training,
+            progress: Progress::default(),
+        }
     }
 
     /// Reads events to their end, or to the first that cannot be understood.
@@ -98,6 +116,7 @@ impl<'a> Relay<'a> {
             }
             Event::Log { level: Level::Info, text } => self.log.line(&text),
             Event::Log { level: Level::Warn, text } => self.log.line(&format!("warning: {text}")),
+            Event::Needs { bytes, advice } => self.needs = Some(Needs { bytes, advice }),
             Event::Checkpoint { step, dir, keep, best } => {
                 info!(attempt = %self.outlet.attempt, step, "checkpoint saved");
                 // At once: the child may prune it as soon as it has saved the next one.

@@ -87,6 +87,23 @@ impl Store {
         self.bring(source, pin, &shelf, tell).await
     }
 
+    /// A source that is on this disk already: a `local` one where it lies, another one as it was pulled last. Asks nobody.
+    ///
+    /// # Errors
+    /// Those of the disk, and a `local` source that is none.
+    pub async fn here(&self, source: &Location) -> Result<Option<Pulled>, StoreError> {
+        match source {
+            Location::Local { .. } => match mirror::way(self, source)? {
+                Way::Folder(place) => {
+                    let untold: OnMoved = Arc::new(|_| {});
+                    off_thread(move || place.use_in_place(&untold)).await.map(Some)
+                }
+                Way::Git(_) | Way::Origin(_) | Way::Beside(_) | Way::Instead { .. } => Ok(None),
+            },
+            _ => Shelf::of(&self.cache, source, Arc::new(|_: &str| {})).newest().await,
+        }
+    }
+
     async fn bring(
         &self,
         source: &Location,

@@ -66,7 +66,10 @@ pub async fn submit(args: SubmitArgs) -> Done {
         query.push(("dry_run", "true".to_owned()));
     }
     let key = args.idempotency_key.unwrap_or_else(fresh_key);
-    let accepted = beside.submit(&client, query, &key, body).await?;
+    let mut accepted = beside.submit(&client, query, &key, body.clone()).await?;
+    if args.dry_run {
+        accepted.notes.extend(beside.memory(&args.file, &body));
+    }
     if !args.wait || args.dry_run {
         return out(&args.remote, &accepted, show::accepted);
     }

@@ -2,6 +2,7 @@
 
 pub mod artifacts;
 pub mod backup;
+pub mod bench;
 pub mod cache;
 pub mod client;
 pub mod doctor;

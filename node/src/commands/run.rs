@@ -110,6 +110,13 @@ impl LastRun {
 
 async fn watched(node: &Node, args: &RunArgs, body: bytes::Bytes, beside: Beside) -> Result<(), Refusal> {
     let client = Client::at(&node.rest.to_string(), None)?;
+    if args.dry_run {
+        let query = vec![("file", args.file.display().to_string()), ("dry_run", "true".to_owned())];
+        let mut checked = beside.submit(&client, query, &fresh_key(), body.clone()).await?;
+        checked.notes.extend(beside.memory(&args.file, &body));
+        show::accepted(&checked);
+        return Ok(());
+    }
     // Other data beside the same file is another run.
     let brought = serde_json::to_vec(&beside.trees()).context("describe what lies beside the task")?;
     let sha256 = hex::encode(Sha256::new_with_prefix(&body).chain_update(brought).finalize());

@@ -16,6 +16,7 @@ use burn::tensor::FloatDType;
 
 pub use self::config::{ALL_LINEAR, Bias, Init, LoraConfig, Modules};
 pub use self::files::{load, load_trainable, save};
+pub(crate) use self::targets::plan;
 use self::targets::{Planned, last_parts};
 use crate::model::adapter::{Dora, LoraPair};
 use crate::model::linear::Linear;

@@ -10,14 +10,14 @@ use crate::model::Decoder;
 
 /// An adapter to be: its rank, and what the product of its factors is multiplied by.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Planned {
+pub(crate) struct Planned {
     pub r: usize,
     pub scale: f64,
 }
 
 /// What settings come to for a model.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// By the module's name.
     pub adapters: BTreeMap<String, Planned>,
     /// Names of parameters that are trained whole.
@@ -25,7 +25,7 @@ pub(super) struct Plan {
 }
 
 /// Checks the settings against the model.
-pub(super) fn plan(model: &Decoder, config: &LoraConfig) -> Result<Plan, LoraError> {
+pub(crate) fn plan(model: &Decoder, config: &LoraConfig) -> Result<Plan, LoraError> {
     check(model, config)?;
     let targets = Which::of("target_modules", &config.target_modules)?;
     let excluded = config.exclude_modules.as_ref().map(|m| Which::of("exclude_modules", m)).transpose()?;

@@ -106,6 +106,16 @@ impl Decoder {
         }
     }
 
+    /// A model of which only names and shapes ([`Parameter::shape`]) are there: every value is a single zero. What a model
+    /// is made of can be asked before there is room for it.
+    pub(crate) fn outline(config: DecoderConfig) -> Self {
+        let device = Device::flex();
+        match Self::build(config, &device, Recorder { wanted: &mut BTreeMap::new(), device: &device }) {
+            Ok(model) => model,
+            Err(never) => match never {},
+        }
+    }
+
     fn build<M: Maker>(config: DecoderConfig, device: &Device, mut maker: M) -> Result<Self, M::Error> {
         let c = &config;
         let embedding = maker.parameter(EMBEDDING.into(), &[c.vocab_size, c.hidden_size])?;
@@ -436,7 +446,7 @@ impl Maker for Recorder<'_> {
 
     fn parameter(&mut self, name: String, shape: &[usize]) -> Result<Parameter, Infallible> {
         self.wanted.insert(name.clone(), shape.to_vec());
-        Ok(Parameter::new(name, &[1], vec![0.0], self.device))
+        Ok(Parameter { shape: shape.to_vec(), ..Parameter::new(name, &[1], vec![0.0], self.device) })
     }
 
     fn weight(&mut self, name: String, dims: [usize; 2]) -> Result<Weight, Infallible> {

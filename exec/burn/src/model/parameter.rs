@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 /// A weight. Vectors (norms, biases) are held as one row, `[1, n]`, so that everything is a matrix.
 #[derive(Debug, Clone)]
@@ -86,6 +86,16 @@ pub fn on_device<const D: usize>(tensor: &Tensor<D>, device: &Device) -> Tensor<
     match tensor.device() == *device {
         true => tensor.clone(),
         false => Tensor::from_data(tensor.clone().into_data(), (device, tensor.dtype())),
+    }
+}
+
+/// As [`host_values`] of a tensor that is given away: its own memory, where it is on the host and nobody else's.
+pub fn into_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let data = tensor.into_data();
+    match data.dtype() {
+        // Fails for formats that are none of f32.
+        DType::F32 => data.try_into_vec::<f32>().unwrap_or_default(),
+        _ => data.iter::<f32>().collect(),
     }
 }
 

@@ -8,7 +8,6 @@ use std::sync::LazyLock;
 
 use rayon::prelude::*;
 
-use crate::model::Parameter;
 use crate::quant::levels::dynamic_map;
 
 /// Elements that share a scale.
@@ -18,8 +17,8 @@ pub const ELEMENTS_MIN: usize = 4096;
 
 /// Whether the moments of a parameter are kept in blocks. Embeddings are not: most of their rows have no gradient at a
 /// step, and their moments span more magnitudes than a block can hold (section 2.3 there, "stable embedding").
-pub fn fit(parameter: &Parameter) -> bool {
-    parameter.shape.iter().product::<usize>() >= ELEMENTS_MIN && !parameter.name.ends_with("embed_tokens.weight")
+pub fn fit(name: &str, shape: &[usize]) -> bool {
+    shape.iter().product::<usize>() >= ELEMENTS_MIN && !name.ends_with("embed_tokens.weight")
 }
 
 /// Which levels.

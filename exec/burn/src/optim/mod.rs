@@ -95,7 +95,7 @@ impl Optimizer {
             let gradient = gradient.mul_scalar(gradient_scale);
             let before = self.states.remove(&parameter.name);
             let after = match &self.settings {
-                OptimizerSettings::AdamW8bit(settings) if blocks::fit(parameter) => {
+                OptimizerSettings::AdamW8bit(settings) if blocks::fit(&parameter.name, &parameter.shape) => {
                     Some(adamw::step_in_blocks(settings, parameter, gradient, before, update))
                 }
                 OptimizerSettings::AdamW(settings) | OptimizerSettings::AdamW8bit(settings) => {
@@ -115,6 +115,21 @@ impl Optimizer {
     /// Bytes of what it remembers.
     pub fn state_bytes(&self) -> usize {
         self.states.values().map(State::bytes).sum()
+    }
+}
+
+impl OptimizerSettings {
+    /// Bytes that it remembers of a parameter of this name and shape, from its first update on.
+    pub fn state_bytes_of(&self, name: &str, shape: &[usize]) -> usize {
+        let count = shape.iter().product::<usize>();
+        match self {
+            Self::AdamW8bit(_) if blocks::fit(name, shape) => 2 * (count + 4 * count.div_ceil(blocks::BLOCK)),
+            Self::AdamW(_) | Self::AdamW8bit(_) => 8 * count,
+            Self::Adafactor { .. } if shape.len() < 2 => 4 * count,
+            Self::Adafactor { .. } => 4 * shape.iter().sum::<usize>(),
+            Self::Sgd(settings) if settings.momentum == 0.0 => 0,
+            Self::Sgd(_) => 4 * count,
+        }
     }
 }
 

@@ -122,7 +122,9 @@ impl Reader<'_> {
     fn state(&mut self, settings: &OptimizerSettings, parameter: &Parameter) -> Result<Option<State>, WeightsError> {
         let (shape, device) = (parameter.shape.as_slice(), parameter.value.device());
         let expected: &[&str] = match settings {
-            OptimizerSettings::AdamW8bit(_) if blocks::fit(parameter) => &[FIRST, FIRST_SCALES, SECOND, SECOND_SCALES],
+            OptimizerSettings::AdamW8bit(_) if blocks::fit(&parameter.name, &parameter.shape) => {
+                &[FIRST, FIRST_SCALES, SECOND, SECOND_SCALES]
+            }
             OptimizerSettings::AdamW(_) | OptimizerSettings::AdamW8bit(_) => &[FIRST, SECOND],
             OptimizerSettings::Adafactor { .. } if shape.len() < 2 => &[SECOND],
             OptimizerSettings::Adafactor { .. } => &[ROWS, COLUMNS],
@@ -138,7 +140,7 @@ impl Reader<'_> {
             Ok(Some(matrix(values, shape, &device)))
         };
         Ok(match settings {
-            OptimizerSettings::AdamW8bit(_) if blocks::fit(parameter) => {
+            OptimizerSettings::AdamW8bit(_) if blocks::fit(&parameter.name, &parameter.shape) => {
                 let m = self.blocks(FIRST, FIRST_SCALES, Levels::Signed, parameter)?;
                 let v = self.blocks(SECOND, SECOND_SCALES, Levels::Unsigned, parameter)?;
                 m.zip(v).map(|(m, v)| State::Blocks(m, v))

@@ -48,6 +48,18 @@ pub struct FourBitSettings {
     pub double_quant: bool,
 }
 
+impl FourBitSettings {
+    /// Bytes that so many elements take.
+    pub fn bytes_of(self, elements: usize) -> usize {
+        let blocks = elements.div_ceil(self.block_size);
+        let scales = match self.double_quant {
+            true => blocks + 4 * (1 + blocks.div_ceil(SCALES_BLOCK)),
+            false => 4 * blocks,
+        };
+        elements.div_ceil(2) + scales
+    }
+}
+
 /// A matrix in 4 bits.
 #[derive(Debug, Clone)]
 pub struct FourBitMatrix {

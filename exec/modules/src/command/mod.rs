@@ -279,6 +279,7 @@ impl Hearing {
             Event::Progress(progress) => ctx.progress(progress),
             Event::Log { level: mloc_exec::event::Level::Info, text } => ctx.log(text),
             Event::Log { level: mloc_exec::event::Level::Warn, text } => ctx.warn(text),
+            Event::Needs { bytes, advice } => ctx.needs(bytes, advice),
             Event::Checkpoint { step, dir, keep, best } => self.checkpoint(ctx, step, &dir, keep, best),
             Event::Result(output) => self.outcome.result = Some(output),
             Event::Error { class, message } => self.outcome.error = Some((class, message)),

@@ -42,8 +42,8 @@ impl Samples for Stored {
 }
 
 impl Sample for Sequences {
-    fn tokens(&self) -> usize {
-        self.0.iter().map(TokenizedExample::len).max().unwrap_or(0)
+    fn rows(&self) -> Vec<usize> {
+        self.0.iter().map(TokenizedExample::len).collect()
     }
 
     fn bytes(&self) -> Vec<u8> {

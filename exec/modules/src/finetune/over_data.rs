@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use mloc_burn::{
     formats::tokenizer::TextTokenizer,
+    memory::Rows as BatchRows,
     model::Decoder,
     objective::{Evaluate, Figures, Objective},
     train::{StepReport, TrainError, Trainer},
@@ -18,6 +19,7 @@ use super::{
     session::training_error,
 };
 use crate::{
+    memory::{self, sizes::Sizes},
     origin::{self, Origin, Rows},
     plan::Plan,
 };
@@ -32,8 +34,8 @@ pub struct Data<S> {
 
 /// One sample in tokens.
 pub trait Sample {
-    /// Tokens of its longest row.
-    fn tokens(&self) -> usize;
+    /// Tokens of each of its rows.
+    fn rows(&self) -> Vec<usize>;
 
     /// All that training depends on, for a digest.
     fn bytes(&self) -> Vec<u8>;
@@ -145,7 +147,8 @@ impl<'a, R: Recipe> OverData<'a, R> {
         devices: usize,
     ) -> Result<Self, ModuleError> {
         artifacts::check(ctx, model, tokenizer)?;
-        let lengths = lengths(ctx, &data.train, model)?;
+        let lengths = Lengths::of(ctx, &data.train, settings.per_device_train_batch_size)?;
+        lengths.warn_of_positions(ctx, model);
         let (count, step) = (data.train.count(), samples_of_step(settings, devices));
         if count < step {
             ctx.warn(format!(
@@ -154,7 +157,12 @@ impl<'a, R: Recipe> OverData<'a, R> {
                 if devices > 1 { " × devices" } else { "" }
             ));
         }
-        let plan = Plan::new(data.train.count(), settings, devices).with_lengths(lengths);
+        let Lengths { longest, each, heaviest } = lengths;
+        let mut plan = Plan::new(data.train.count(), settings, devices).with_lengths(longest);
+        let batch = settings.per_device_train_batch_size.max(1);
+        let worst = worst(&mut plan, &each, &heaviest);
+        let measured = Lengths::of(ctx, &data.eval, settings.per_device_eval_batch_size)?.heaviest;
+        memory::before_first_step(ctx, &model.config, &Sizes::of(worst, batch, heaviest, measured))?;
         Ok(Self { recipe, data, plan, tokenizer, settings })
     }
 
@@ -263,22 +271,64 @@ fn of_samples(error: TrainError, rows: &[Vec<usize>], all: usize) -> ModuleError
     ModuleError::Fatal(format!("{said}\nits batch: samples {} of the {all} that are trained on", shown.join(", ")))
 }
 
-/// Tokens of each sample. Past the positions that a model was made for its answers are noise, and so is what it learns
-/// there: that is said.
-fn lengths<S: Samples>(ctx: &mut RunContext, samples: &S, model: &Decoder) -> Result<Vec<u32>, ModuleError> {
-    let made_for = model.config.max_position_embeddings;
-    let (mut too_long, mut lengths) = (0, Vec::with_capacity(samples.count()));
-    for number in 0..samples.count() {
-        ctx.check()?;
-        let tokens = samples.get(number)?.tokens();
-        too_long += usize::from(tokens > made_for);
-        lengths.push(u32::try_from(tokens).unwrap_or(u32::MAX));
+/// Tokens of samples.
+struct Lengths {
+    /// Of each one's longest row.
+    longest: Vec<u32>,
+    /// Of each one, as a batch.
+    each: Vec<BatchRows>,
+    /// Rows of those with the most tokens, the largest first.
+    heaviest: Vec<Vec<usize>>,
+}
+
+impl Lengths {
+    /// Looks at all samples, and keeps so many of the heaviest.
+    fn of<S: Samples>(ctx: &RunContext, samples: &S, heaviest: usize) -> Result<Self, ModuleError> {
+        let (mut longest, mut each) = (Vec::with_capacity(samples.count()), Vec::with_capacity(samples.count()));
+        for number in 0..samples.count() {
+            ctx.check()?;
+            let rows = samples.get(number)?.rows();
+            longest.push(u32::try_from(rows.iter().copied().max().unwrap_or(0)).unwrap_or(u32::MAX));
+            each.push(BatchRows::lengths(rows));
+        }
+        let mut order: Vec<usize> = (0..each.len()).collect();
+        order.sort_by_key(|number| std::cmp::Reverse(each[*number].tokens));
+        let first = order.into_iter().take(heaviest.max(1));
+        let heaviest = first.map(|number| Ok(samples.get(number)?.rows())).collect::<Result<_, ModuleError>>()?;
+        Ok(Self { longest, each, heaviest })
     }
-    if too_long > 0 {
-        ctx.warn(format!(
-            "{too_long} samples are longer than the {made_for} tokens that the model's positions are made for \
-             (max_position_embeddings)\nhint: set max_length to {made_for} or less"
-        ));
+
+    /// Past the positions that a model was made for its answers are noise, and so is what it learns there: that is said.
+    fn warn_of_positions(&self, ctx: &mut RunContext, model: &Decoder) {
+        let made_for = model.config.max_position_embeddings;
+        let too_long = self.longest.iter().filter(|tokens| **tokens as usize > made_for).count();
+        if too_long > 0 {
+            ctx.warn(format!(
+                "{too_long} samples are longer than the {made_for} tokens that the model's positions are made for \
+                 (max_position_embeddings)\nhint: set max_length to {made_for} or less"
+            ));
+        }
     }
-    Ok(lengths)
+}
+
+/// Micro-batches that are looked at for the largest one: seconds, also of a run of months.
+const LOOKED_AT: u64 = 4 << 20;
+
+/// The largest micro-batch of a run; of one with very many what the heaviest samples would come to.
+fn worst(plan: &mut Plan, each: &[BatchRows], heaviest: &[Vec<usize>]) -> BatchRows {
+    let bound = BatchRows::lengths(heaviest.iter().flatten().copied());
+    let samples = plan.total_steps.saturating_mul((each.len() as u64).div_ceil(plan.steps_per_epoch));
+    if samples > LOOKED_AT {
+        return bound;
+    }
+    let batch = |numbers: &Vec<usize>| {
+        numbers.iter().map(|number| each[*number]).fold(BatchRows::default(), |sum, rows| BatchRows {
+            tokens: sum.tokens + rows.tokens,
+            squares: sum.squares + rows.squares,
+        })
+    };
+    (0..plan.total_steps)
+        .flat_map(|done| plan.step(done))
+        .map(|numbers| batch(&numbers))
+        .fold(BatchRows::default(), BatchRows::max)
 }

@@ -29,8 +29,8 @@ pub struct Judged {
 }
 
 impl Sample for Judged {
-    fn tokens(&self) -> usize {
-        self.pair.chosen.ids.len().max(self.pair.rejected.ids.len())
+    fn rows(&self) -> Vec<usize> {
+        vec![self.pair.chosen.ids.len(), self.pair.rejected.ids.len()]
     }
 
     fn bytes(&self) -> Vec<u8> {

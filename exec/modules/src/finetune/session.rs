@@ -23,7 +23,7 @@ use super::{
     over_data::samples_of_step,
 };
 use crate::{
-    fatal, model_card,
+    fatal, memory, model_card,
     origin::Origin,
     steering::train_settings,
     tensorboard,
@@ -167,7 +167,7 @@ pub fn run<M: Method>(
         note: None,
         settings,
     };
-    let ended = session.train(ctx).and_then(|()| session.finish(ctx));
+    let ended = memory::device::unless_full(ctx, |ctx| session.train(ctx).and_then(|()| session.finish(ctx)));
     if matches!(ended, Err(ModuleError::Cancelled)) {
         session.keep(ctx)?;
     }

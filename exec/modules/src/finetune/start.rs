@@ -8,7 +8,7 @@ use mloc_exec::{ModuleError, RunContext};
 use crate::{
     adapter,
     base_model::{self, BaseModel},
-    fatal,
+    fatal, memory,
 };
 
 /// Loads `model.source` onto a device, held and computed as the task says.
@@ -19,7 +19,8 @@ pub fn load(ctx: &mut RunContext, settings: &Training, device: &Device) -> Resul
     let formats = adapter::formats(ctx, adapter_of(ctx).as_ref(), settings.precision, device)?;
     let path = ctx.run().inputs.model.clone();
     let path = path.ok_or_else(|| ModuleError::Fatal("model.source was not pulled".into()))?;
-    let mut base = base_model::load_held(ctx, &path, formats.held, device)?;
+    memory::before_weights(ctx, &path)?;
+    let mut base = memory::device::unless_full(ctx, |ctx| base_model::load_held(ctx, &path, formats.held, device))?;
     base.model.set_compute(formats.compute);
     base.model.checkpointing = settings.gradient_checkpointing;
     base.tokenizer = with_chat_template(ctx, base.tokenizer)?;
@@ -48,7 +49,7 @@ pub fn prepare(ctx: &mut RunContext, model: &mut Decoder, settings: &Training) -
     match (adapter_of(ctx), folder) {
         (Some(asked), Some(folder)) => {
             lora::load(model, &folder).map_err(fatal)?;
-            let asked = adapter::lora_config(&asked, model).spelled_out(model);
+            let asked = adapter::lora_config(&asked, model.score.is_some()).spelled_out(model);
             let differences = model.adapter.as_ref().map(|found| adapter::differences(found, &asked));
             if let Some(differences) = differences.filter(|d| !d.is_empty()) {
                 ctx.warn(format!(
@@ -58,7 +59,7 @@ pub fn prepare(ctx: &mut RunContext, model: &mut Decoder, settings: &Training) -
             }
         }
         (Some(adapter), None) => {
-            let config = adapter::lora_config(&adapter, model);
+            let config = adapter::lora_config(&adapter, model.score.is_some());
             lora::attach(model, &config, settings.seed).map_err(fatal)?;
         }
         (None, _) => model.train_all(),

@@ -98,6 +98,11 @@ impl Prompts {
         self.all.len()
     }
 
+    /// Tokens of the longest.
+    pub fn longest(&self) -> usize {
+        self.all.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0)
+    }
+
     /// The prompts of a generation: `count` of them, each `times` times in a row. An epoch has as many generations as there
     /// are whole ones; what is left over waits for another epoch's order.
     ///

@@ -16,7 +16,7 @@ use mloc_core::{
     id::{AttemptId, TaskId},
     task::{self, TaskSpec},
 };
-use mloc_exec::{Event, Inputs, ModuleError, ModuleOutput, Programs, Run, child, run::RUN_VERSION};
+use mloc_exec::{Event, Inputs, Memory, ModuleError, ModuleOutput, Programs, Run, child, run::RUN_VERSION};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -77,6 +77,8 @@ pub struct Bench {
     pub programs: Option<Programs>,
     /// As how many devices the processor counts.
     pub cpu_devices: usize,
+    /// What there is; nobody has looked unless said.
+    pub memory: Memory,
     pub folder: TempDir,
 }
 
@@ -89,7 +91,8 @@ pub struct Attempt {
 impl Bench {
     pub fn new(spec: TaskSpec, inputs: Inputs) -> Self {
         let folder = tempfile::tempdir().expect("folder");
-        Self { spec, inputs, grant: Grant::default(), programs: None, cpu_devices: 1, folder }
+        let memory = Memory::default();
+        Self { spec, inputs, grant: Grant::default(), programs: None, cpu_devices: 1, memory, folder }
     }
 
     pub fn artifacts(&self) -> PathBuf {
@@ -130,6 +133,7 @@ impl Bench {
             keep_checkpoints: 0,
             work: self.folder.path().join("work"),
             programs: self.programs.clone(),
+            memory: self.memory,
         }
     }
 
