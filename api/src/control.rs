@@ -11,8 +11,8 @@ use mloc_core::{
 use crate::{
     Caller, ControlError,
     view::{
-        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, StatsQuery, StatsView, TaskFilter, TaskPage,
-        TaskView,
+        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, ServiceView, StatsQuery, StatsView, TaskFilter,
+        TaskPage, TaskView,
     },
 };
 
@@ -75,6 +75,10 @@ pub trait Control: Send + Sync + 'static {
     ) -> Result<BoxStream<'static, std::io::Result<Bytes>>, ControlError>;
     /// What happened to a task, oldest first.
     async fn events(&self, fresh: Freshness, task: &TaskId) -> Result<Vec<Event>, ControlError>;
+    /// Services that have not ended, by name.
+    async fn services(&self, fresh: Freshness) -> Result<Vec<ServiceView>, ControlError>;
+    /// Gives a service that sleeps its replicas back.
+    async fn wake(&self, caller: &Caller, name: &str) -> Result<ServiceView, ControlError>;
     /// Members with their hardware and load.
     async fn nodes(&self, fresh: Freshness) -> Result<Vec<NodeView>, ControlError>;
     /// Lets a node finish what it has and take nothing new (or take work again).

@@ -124,7 +124,16 @@ impl Asking {
 
     /// The leader's answer to a GET.
     pub(crate) async fn get(&self, caller: &Caller, path: &str) -> Response {
-        let mut request = match Request::get(path).body(Body::empty()) {
+        self.ask(Method::GET, caller, path).await
+    }
+
+    /// The leader's answer to a POST without a body, which may be done more than once.
+    pub(crate) async fn post(&self, caller: &Caller, path: &str) -> Response {
+        self.ask(Method::POST, caller, path).await
+    }
+
+    async fn ask(&self, method: Method, caller: &Caller, path: &str) -> Response {
+        let mut request = match Request::builder().method(method).uri(path).body(Body::empty()) {
             Ok(request) => request,
             Err(error) => return ControlError::Internal(format!("{path}: {error}")).into_response(),
         };

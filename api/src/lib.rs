@@ -11,6 +11,7 @@
 //! | [`door`] | the first to answer: before the node has joined, and while it leaves |
 //! | [`files`] | bytes through the node that took the request: what comes along with a task, and artifacts |
 //! | [`forward`] | any node takes any request: HTTP/1 to the leader over a mesh stream, once |
+//! | [`services`] | requests to services through any node: which replica, again elsewhere, errors as clients know them |
 //! | [`dashboard`] | the page at `/` |
 //!
 //! Deliberately absent: the mesh, the ledger's rules, modules. A route that decides something belongs in core.
@@ -26,6 +27,7 @@ pub mod files;
 pub mod forward;
 mod range;
 pub mod routes;
+pub mod services;
 pub mod view;
 
 pub use access::Access;
@@ -34,7 +36,8 @@ pub use control::Control;
 pub use door::Door;
 pub use error::ControlError;
 pub use files::Files;
-pub use routes::{link_router, rest_router};
+pub use routes::{Parts, link_router, rest_router};
+pub use services::Services;
 
 /// The largest task.yaml that is taken, in bytes.
 pub const MAX_TASK_BYTES: usize = 256 * 1024;

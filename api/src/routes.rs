@@ -7,10 +7,10 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{Extension, FromRequestParts, Path, Query, Request, State},
-    http::{HeaderMap, Method, StatusCode, header, request::Parts},
+    http::{HeaderMap, Method, StatusCode, header, request},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, get, head, post, put},
+    routing::{MethodRouter, any, get, head, post, put},
 };
 use mloc_core::{
     files::Brought,
@@ -27,6 +27,7 @@ use crate::{
     door::not_ready,
     files::{self, Files, Here},
     forward::{self, Asking, Forward, Way},
+    services::{self, Services},
     view::{StatsQuery, TASK_STATES, TaskFilter},
 };
 
@@ -50,6 +51,8 @@ enum Answers {
     Leader,
     /// The leader, or with `?stale=true` the node that took the request.
     LeaderUnlessStale,
+    /// A replica of a service, wherever it is, to callers it knows.
+    Replica,
 }
 
 /// What [`Control::metrics`] is written in.
@@ -66,7 +69,7 @@ const TASKS: &str = "/api/v1/tasks";
 
 /// Every route. A test holds openapi.json to it.
 fn table() -> Vec<Route> {
-    use Answers::{Here, HereToCallers, Leader, LeaderUnlessStale};
+    use Answers::{Here, HereToCallers, Leader, LeaderUnlessStale, Replica};
     const GET: Method = Method::GET;
     const HEAD: Method = Method::HEAD;
     const POST: Method = Method::POST;
@@ -93,6 +96,12 @@ fn table() -> Vec<Route> {
         row(GET, "/api/v1/stats", LeaderUnlessStale, get(stats)),
         row(GET, "/api/v1/mesh", LeaderUnlessStale, get(mesh)),
         row(GET, "/api/v1/backup", Leader, get(backup)),
+        row(GET, "/api/v1/services", LeaderUnlessStale, get(services_list)),
+        row(POST, "/api/v1/services/wake", Leader, post(wake)),
+        row(GET, "/v1/models", Replica, get(services::models)),
+        row(POST, "/v1/{*path}", Replica, post(services::openai)),
+        row(GET, "/services/{name}/{*path}", Replica, any(services::plain)),
+        row(GET, "/services/{name}/", Replica, any(services::plain_top)),
         row(GET, "/", Here, get(dashboard::page)),
         row(GET, "/openapi.json", Here, get(dashboard::openapi)),
         row(GET, "/healthz", Here, get(|| async { "ok\n" })),
@@ -101,10 +110,24 @@ fn table() -> Vec<Route> {
     ]
 }
 
+/// What a node's routes are made of.
+pub struct Parts {
+    /// Answers while this node leads.
+    pub control: Arc<dyn Control>,
+    /// Bytes of this node.
+    pub files: Arc<dyn Files>,
+    /// The way to replicas of services.
+    pub services: Arc<dyn Services>,
+    /// The way to the leader.
+    pub forward: Arc<dyn Forward>,
+}
+
 /// What clients speak to.
-pub fn rest_router(control: App, files: Arc<dyn Files>, forward: Arc<dyn Forward>, access: Access) -> Router {
+pub fn rest_router(parts: Parts, access: Access) -> Router {
+    let Parts { control, files, services, forward } = parts;
     let (mut api, mut open) = (Router::new(), Router::new());
     let asking = Asking::new(control.clone(), forward.clone());
+    let replicas = services::Router::new(services, asking.clone());
     for Route { method, path, answers, handler } in table() {
         let stale_here = match answers {
             Answers::Here => {
@@ -114,6 +137,10 @@ pub fn rest_router(control: App, files: Arc<dyn Files>, forward: Arc<dyn Forward
             Answers::HereToCallers => {
                 let here = Here { files: files.clone(), asking: asking.clone() };
                 api = api.route(path, handler.layer(Extension(here)));
+                continue;
+            }
+            Answers::Replica => {
+                api = api.route(path, handler.layer(Extension(replicas.clone())));
                 continue;
             }
             Answers::Leader => false,
@@ -165,7 +192,7 @@ pub(crate) struct Params<T>(pub T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
     type Rejection = ControlError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+    async fn from_request_parts(parts: &mut request::Parts, state: &S) -> Result<Self, Self::Rejection> {
         let Query(params) = Query::<T>::from_request_parts(parts, state)
             .await
             .map_err(|e| ControlError::Invalid { detail: format!("query: {}", e.body_text()), problems: Vec::new() })?;
@@ -341,6 +368,24 @@ async fn brought(
     Params(params): Params<BroughtParams>,
 ) -> Result<Response, ControlError> {
     Ok(Json(app.brought(&caller, params.node.as_deref()).await?).into_response())
+}
+
+async fn services_list(State(app): State<App>, Params(read): Params<ReadParams>) -> Result<Response, ControlError> {
+    Ok(Json(app.services(freshness(read.stale)).await?).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WakeParams {
+    name: String,
+}
+
+async fn wake(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    Params(params): Params<WakeParams>,
+) -> Result<Response, ControlError> {
+    Ok(Json(app.wake(&caller, &params.name).await?).into_response())
 }
 
 async fn nodes(State(app): State<App>, Params(read): Params<ReadParams>) -> Result<Response, ControlError> {

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use mloc_core::{task::spec::Location, wire::Progress};
+use mloc_core::{
+    task::spec::Location,
+    wire::{Progress, Serving},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -21,6 +24,53 @@ pub struct Accepted {
     /// On a dry run: where it would go and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub explain: Option<ExplainView>,
+}
+
+/// One served name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// What it is called at the API.
+    pub name: String,
+    /// Whose it is.
+    pub owner: String,
+    /// The task that is wanted: the newest version.
+    pub task: String,
+    /// When that was accepted, in seconds since 1970.
+    pub created_unix: u64,
+    /// Replicas that are wanted.
+    pub desired: u32,
+    /// Replicas of all versions that are ready and not stopping.
+    pub ready: u32,
+    /// Whether it has none because nobody asked: a request wakes it.
+    pub sleeps: bool,
+    /// Whether it was woken and none is ready yet.
+    pub wakes: bool,
+    /// Every replica that runs or is to, older versions' included.
+    pub replicas: Vec<ReplicaView>,
+}
+
+/// One replica of a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReplicaView {
+    /// The task, for an update has two.
+    pub task: String,
+    /// Its attempt; absent while it waits for a node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<String>,
+    /// WAITING, STARTING, READY or STOPPING.
+    pub state: String,
+    /// Its node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// That node's name for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node_name: String,
+    /// Why it waits.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Its requests, as its worker last said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<Serving>,
 }
 
 /// One task.

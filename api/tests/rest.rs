@@ -324,7 +324,11 @@ async fn every_answer_is_what_openapi_says() {
     let mut held = 0;
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
-            let path = path.replace("{id}", "task-1").replace("{path}", "logs/f").replace("{sha256}", &"0a".repeat(32));
+            let path = path
+                .replace("{id}", "task-1")
+                .replace("{path}", "logs/f")
+                .replace("{name}", "chat")
+                .replace("{sha256}", &"0a".repeat(32));
             let line = format!("{} {path}", method.to_uppercase());
             let headers = [LOCAL, ("idempotency-key", "k"), ("content-length", "0")];
             let headers = if method == "put" { &headers[..] } else { &headers[..2] };

@@ -45,6 +45,8 @@ pub enum Command {
         #[command(subcommand)]
         verb: ArtifactsVerb,
     },
+    /// List services: their names at the API, their replicas and where those run
+    Services(ListArgs),
     /// List nodes with their hardware
     Nodes(ListArgs),
     /// Let a node finish what it has and take nothing new

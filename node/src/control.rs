@@ -9,8 +9,8 @@ use mloc_api::{
     Caller, Control, ControlError,
     control::{Freshness, LogsFrom, Submission},
     view::{
-        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, ResultView, StatsQuery, StatsView, TaskFilter,
-        TaskPage, TaskView,
+        Accepted, BroughtView, Event, ExplainView, MeshView, NodeView, ResultView, ServiceView, StatsQuery, StatsView,
+        TaskFilter, TaskPage, TaskView,
     },
 };
 use mloc_core::{
@@ -40,6 +40,7 @@ use crate::{
     logs::Logs,
     memory,
     metrics::{self, ConfigFigures},
+    services,
     views::{self, attempt_view, gpu_view, history, usage_rows},
 };
 
@@ -439,6 +440,29 @@ impl Control for MeshControl {
     async fn nodes(&self, fresh: Freshness) -> Result<Vec<NodeView>, ControlError> {
         self.fresh(fresh).await?;
         Ok(self.node_views())
+    }
+
+    async fn services(&self, fresh: Freshness) -> Result<Vec<ServiceView>, ControlError> {
+        self.fresh(fresh).await?;
+        Ok(self.mesh.read(|ledger| services::views(ledger, &self.mesh)))
+    }
+
+    async fn wake(&self, _caller: &Caller, name: &str) -> Result<ServiceView, ControlError> {
+        self.fresh(Freshness::Linearizable).await?;
+        let unknown = || ControlError::NotFound(format!("service {name}"));
+        let found = self.mesh.read(|ledger| {
+            let (id, task) = ledger.current_of(name)?;
+            Some((id.clone(), task.desired(), task.spec.service.as_ref()?.scale.min))
+        });
+        let (task, desired, replicas) = found.ok_or_else(unknown)?;
+        if desired == 0 {
+            let why = "a request woke it".to_owned();
+            let entry = Entry::Scaled { task, replicas, why, at: self.mesh.now() };
+            if let Outcome::Rejected(reason) = self.propose(entry).await? {
+                return Err(refused(reason));
+            }
+        }
+        self.mesh.read(|ledger| services::view(ledger, &self.mesh, name)).ok_or_else(unknown)
     }
 
     async fn drain(&self, caller: &Caller, node: &str, draining: bool) -> Result<NodeView, ControlError> {

@@ -20,6 +20,7 @@ mod node;
 mod offers;
 mod places;
 mod reload;
+mod services;
 mod settle;
 mod show;
 mod tail;
@@ -80,6 +81,7 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Explain(args) => ask::explain(args).await,
         Command::Artifacts { verb: ArtifactsVerb::Ls(args) } => artifacts::ls(args).await,
         Command::Artifacts { verb: ArtifactsVerb::Get(args) } => artifacts::get(args).await,
+        Command::Services(args) => ask::services(args).await,
         Command::Nodes(args) => ask::nodes(args).await,
         Command::Drain(args) => ask::drain(args).await,
         Command::Revoke(args) => ask::revoke(args).await,

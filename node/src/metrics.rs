@@ -244,10 +244,15 @@ pub fn of_leader(
 ) -> Vec<Family> {
     let gauge = Family::gauge;
     let mut tasks: BTreeMap<_, _> = TASK_STATES.into_iter().map(|state| (state, 0)).collect();
-    let mut oldest_wait_ms = 0;
+    let (mut oldest_wait_ms, mut asleep) = (0, 0);
     for task in ledger.tasks.values() {
         let state = TaskState::of(task);
         *tasks.entry(state.name()).or_default() += 1;
+        // It waits for a request, not for its turn.
+        if task.spec.service.is_some() && task.desired() == 0 {
+            asleep += u64::from(matches!(state, TaskState::Pending { .. }));
+            continue;
+        }
         if let TaskState::Pending { since, .. } = state {
             oldest_wait_ms = oldest_wait_ms.max(now.since(since));
         }
@@ -268,7 +273,7 @@ pub fn of_leader(
     for node in nodes {
         *states.entry(node.state.as_str()).or_default() += 1;
     }
-    let pending = tasks["PENDING"];
+    let pending = tasks["PENDING"] - asleep;
     let running = ledger.usage.values().filter(|row| row.end.is_none()).count();
     let members = ledger.members.values().filter(|m| m.revoked_at.is_none()).count();
     let mut families = vec![
@@ -287,8 +292,30 @@ pub fn of_leader(
             .is(survival.failures as u64),
     ];
     families.extend(gpus(nodes));
+    families.extend(services(ledger));
     families.extend(usage(ledger, now));
     families
+}
+
+/// Replicas by served name; no family without a service.
+fn services(ledger: &Ledger) -> Vec<Family> {
+    let (mut desired, mut ready) = (BTreeMap::<&str, u64>::new(), BTreeMap::<&str, u64>::new());
+    for task in ledger.tasks.values().filter(|task| task.ended.is_none()) {
+        let Some(service) = &task.spec.service else { continue };
+        let name = service.served_name.as_str();
+        let newest = ledger.current_of(name).map_or(0, |(_, task)| task.desired());
+        desired.insert(name, u64::from(newest));
+        let live = task.replicas.iter().filter_map(|replica| replica.live());
+        *ready.entry(name).or_default() += live.filter(|attempt| attempt.is_ready()).count() as u64;
+    }
+    if desired.is_empty() {
+        return Vec::new();
+    }
+    vec![
+        Family::gauge("mloc_service_replicas_desired", "Replicas that are wanted, by service.")
+            .each("service", desired),
+        Family::gauge("mloc_service_replicas_ready", "Replicas that can be asked, by service.").each("service", ready),
+    ]
 }
 
 fn gpus(nodes: &[NodeView]) -> Option<Family> {

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use mloc_api::{
-    Access, Control, UserTokens,
+    Access, Control, Parts, UserTokens,
     forward::{Asking, Forward},
 };
 use mloc_core::quantity;
@@ -37,6 +37,7 @@ use crate::{
     metrics::ConfigFigures,
     offers::{self, Offers},
     reload::{self, Reload},
+    services::{self, MeshServices},
     settle, telemetry,
     uploads::Uploads,
 };
@@ -180,6 +181,7 @@ impl Node {
         };
         let local_logs = worker.as_ref().map_or_else(|| Arc::new(AttemptLogs::new(&data_dir)), Worker::logs);
         let logs = Arc::new(Logs::new(local_logs));
+        let replicas = worker.as_ref().map(Worker::replicas).unwrap_or_default();
         let figures = watch::Sender::default();
         let host = Host { data_dir: data_dir.clone(), config: figures.subscribe() };
         let control: Arc<dyn Control> =
@@ -198,6 +200,8 @@ impl Node {
         own(Box::pin(members::serve_members(mesh.accept(StreamKind::Http)?, control.clone())));
         own(Box::pin(members::serve_logs(mesh.accept(StreamKind::Logs)?, logs)));
         own(Box::pin(mesh.handle.serve_files(files.clone())?));
+        own(Box::pin(services::announce(mesh.handle.clone(), replicas.clone())));
+        own(Box::pin(services::serve(mesh.accept(StreamKind::Services)?, replicas.clone())));
         let forward: Arc<dyn Forward> = Arc::new(MeshForward(mesh.handle.clone()));
         let asking = Asking::new(control.clone(), forward.clone());
         own(Box::pin(files::collect_uploads(uploads, mesh.handle.node().clone(), asking)));
@@ -205,7 +209,8 @@ impl Node {
         let rest = front.rest;
         let tokens = user_tokens(&mesh.token);
         let access = if rest.ip().is_loopback() { Access::Trusted(tokens) } else { Access::TokenOnly(tokens) };
-        let app = mloc_api::rest_router(control, files.clone(), forward, access);
+        let services = Arc::new(MeshServices { mesh: mesh.handle.clone(), replicas });
+        let app = mloc_api::rest_router(Parts { control, files: files.clone(), services, forward }, access);
         front.serve(app, mesh.handle.node(), mesh.gossip_address)?;
         Ok(Self { name, mesh, rest, front, files, data_dir, worker, offers, figures, tracker, cancel, _drop: dropped })
     }

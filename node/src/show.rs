@@ -3,7 +3,9 @@
 use std::io::{IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use mloc_api::view::{Accepted, MeshView, NodeView, ResultView, StatsView, TaskPage, TaskView, UsageRow};
+use mloc_api::view::{
+    Accepted, MeshView, NodeView, ReplicaView, ResultView, ServiceView, StatsView, TaskPage, TaskView, UsageRow,
+};
 use mloc_core::quantity::{show_bytes, show_cpu};
 
 /// `println!` for what a verb answers: a closed pipe (`mloc tasks | head`) is the reader's way to say enough.
@@ -30,6 +32,40 @@ fn print(table: &Table) {
     for line in table.to_string().lines() {
         say!("{}", line.trim_end().strip_prefix(' ').unwrap_or(line.trim_end()));
     }
+}
+
+/// `mloc services`: a row a replica, and one for a service without any.
+pub fn services(services: &[ServiceView]) {
+    if services.is_empty() {
+        return;
+    }
+    let mut rows = table(&["NAME", "OWNER", "READY", "REPLICA", "STATE", "NODE", "RUNNING", "ANSWERED"]);
+    let mut row = |service: &ServiceView, replica: Option<&ReplicaView>| {
+        let serving = replica.and_then(|replica| replica.serving.as_ref());
+        let figure = |of: Option<u64>| of.map_or_else(|| "-".to_owned(), |figure| figure.to_string());
+        let state = match replica {
+            Some(replica) => replica.state.as_str(),
+            None if service.sleeps => "ASLEEP",
+            None => "WAITING",
+        };
+        rows.add_row([
+            service.name.as_str(),
+            &service.owner,
+            &format!("{}/{}", service.ready, service.desired),
+            replica.and_then(|replica| replica.attempt.as_deref()).unwrap_or("-"),
+            state,
+            replica.map(|replica| replica.node_name.as_str()).filter(|name| !name.is_empty()).unwrap_or("-"),
+            &figure(serving.map(|serving| u64::from(serving.running))),
+            &figure(serving.map(|serving| serving.done)),
+        ]);
+    };
+    for service in services {
+        if service.replicas.is_empty() {
+            row(service, None);
+        }
+        service.replicas.iter().for_each(|replica| row(service, Some(replica)));
+    }
+    print(&rows);
 }
 
 /// `mloc cache ls`.

@@ -2,6 +2,7 @@
 //! through the command line as a user would. Waits are on conditions; a case that fails prints every node's log.
 
 pub mod command;
+pub mod http;
 pub mod python;
 pub mod s3;
 

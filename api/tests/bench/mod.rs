@@ -2,9 +2,10 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -18,22 +19,23 @@ use futures::{StreamExt, stream::BoxStream};
 use http_body_util::BodyExt;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use mloc_api::{
-    Access, Caller, Control, ControlError, UserTokens,
+    Access, Caller, Control, ControlError, Parts, Services, UserTokens,
     control::{Freshness, LogsFrom, Submission},
     files::{FileBytes, Files, Uploaded},
     forward::{Duplex, Forward, Leader},
+    services::Ready,
     view::{
-        Accepted, AttemptView, BroughtView, Event, ExplainView, GpuView, MeshView, Missing, NodeView, ResultView,
-        StatsQuery, StatsView, TaskFilter, TaskPage, TaskView, UsageRow,
+        Accepted, AttemptView, BroughtView, Event, ExplainView, GpuView, MeshView, Missing, NodeView, ReplicaView,
+        ResultView, ServiceView, StatsQuery, StatsView, TaskFilter, TaskPage, TaskView, UsageRow,
     },
 };
 use mloc_core::{
     files::BroughtTree,
-    id::{NodeId, TaskId},
+    id::{AttemptId, NodeId, TaskId},
     ledger::entry::Artifact,
     schedule::{Explanation, NodeExplanation, NodeReason},
     task::spec::Location,
-    wire::Progress,
+    wire::{Progress, Serving},
 };
 use serde_json::Value;
 use tokio::{io::DuplexStream, sync::watch};
@@ -152,6 +154,16 @@ impl Control for Fake {
             breakdown_by_gpu: BTreeMap::from([("nvidia-l40".into(), 1.5)]),
             total_cpu_core_hours: 0.0,
         })
+    }
+
+    async fn services(&self, fresh: Freshness) -> Result<Vec<ServiceView>, ControlError> {
+        self.note(format!("services {fresh:?}"));
+        Ok(vec![service()])
+    }
+
+    async fn wake(&self, caller: &Caller, name: &str) -> Result<ServiceView, ControlError> {
+        self.note(format!("wake {name} by {}", caller.user));
+        Ok(service())
     }
 
     async fn mesh(&self, fresh: Freshness) -> Result<MeshView, ControlError> {
@@ -291,6 +303,29 @@ pub fn task() -> TaskView {
     }
 }
 
+/// What [`Fake`] says is served.
+pub fn service() -> ServiceView {
+    ServiceView {
+        name: "chat".into(),
+        owner: "john-doe".into(),
+        task: "task-1".into(),
+        created_unix: 1,
+        desired: 1,
+        ready: 1,
+        sleeps: false,
+        wakes: false,
+        replicas: vec![ReplicaView {
+            task: "task-1".into(),
+            attempt: Some("task-1.0.1".into()),
+            state: "READY".into(),
+            node: Some("a".into()),
+            node_name: "a".into(),
+            reason: "why".into(),
+            serving: Some(Serving { ready: true, ..Serving::default() }),
+        }],
+    }
+}
+
 fn explain() -> ExplainView {
     let reason = NodeReason { text: "t".into(), remedy: "r".into(), passes: false, misfit: None };
     let node = NodeExplanation { node: NodeId::new("a"), name: "a".into(), fits: false, reasons: vec![reason] };
@@ -382,13 +417,49 @@ impl Forward for FakeMesh {
     }
 }
 
+/// Replicas of services, each a function from a request to its answer.
+#[async_trait]
+impl Services for Fake {
+    fn ready(&self, name: &str) -> Vec<Ready> {
+        let attempt = AttemptId { task: TaskId::new("task-1"), replica: 0, attempt: 1 };
+        if name == "chat" { vec![Ready { attempt, node: NodeId::new("a") }] } else { Vec::new() }
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        BTreeSet::from(["chat".to_owned()])
+    }
+
+    async fn changed(&self, _most: Duration) {}
+
+    async fn open(&self, _node: &NodeId) -> io::Result<Box<dyn Duplex>> {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let answer = axum::routing::any(|request: Request<Body>| async move {
+            axum::Json(serde_json::json!({"path": request.uri().to_string()}))
+        });
+        let service = TowerToHyperService::new(Router::new().fallback(answer));
+        tokio::spawn(async move {
+            // It breaks off when the asker gives up.
+            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).await;
+        });
+        Ok(Box::new(near))
+    }
+
+    async fn unheard(&self, _node: &NodeId) {
+        std::future::pending().await
+    }
+}
+
+fn parts(control: &Arc<Fake>, mesh: Arc<FakeMesh>) -> Parts {
+    Parts { control: control.clone(), files: control.clone(), services: control.clone(), forward: mesh }
+}
+
 pub fn token_only(control: &Arc<Fake>, mesh: Arc<FakeMesh>) -> Router {
-    mloc_api::rest_router(control.clone(), control.clone(), mesh, Access::TokenOnly(tokens()))
+    mloc_api::rest_router(parts(control, mesh), Access::TokenOnly(tokens()))
 }
 
 pub fn trusted(control: &Arc<Fake>) -> Router {
     let mesh = FakeMesh::new(Leader::Here, &[]);
-    mloc_api::rest_router(control.clone(), control.clone(), mesh, Access::Trusted(tokens()))
+    mloc_api::rest_router(parts(control, mesh), Access::Trusted(tokens()))
 }
 
 /// A request: `METHOD PATH`, headers, body.

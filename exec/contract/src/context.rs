@@ -182,6 +182,12 @@ impl RunContext {
         self.needed.as_ref().map(|(bytes, advice)| (*bytes, advice.as_str()))
     }
 
+    /// It listens there for HTTP/1.1, as a service does; its daemon asks for its health from now on.
+    pub fn serving(&mut self, port: Option<u16>, socket: Option<&Path>) {
+        self.flush();
+        (self.tell)(&Event::Serving { port, socket: socket.map(Path::to_owned) });
+    }
+
     /// How many checkpoints to keep from now on; 0 keeps all. The task's `save_total_limit` unless called.
     pub fn keep_checkpoints(&mut self, keep: usize) {
         self.retention.keep = keep;

@@ -8,6 +8,7 @@
 //! {"v":1,"event":"log","level":"warn","text":"checkpoint of step 4 is damaged: …"}
 //! {"v":1,"event":"needs","bytes":1234567890,"advice":"gradient_checkpointing: true needs 812.0 MiB"}
 //! {"v":1,"event":"checkpoint","step":5,"dir":"/…/step-0000000005","keep":2,"best":3}
+//! {"v":1,"event":"serving","port":41007}
 //! {"v":1,"event":"result","outputs":[{"path":"training_log.jsonl","kind":"training_logs"}],"summary":{}}
 //! {"v":1,"event":"error","class":"Fatal","message":"…"}
 //! ```
@@ -87,6 +88,15 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         best: Option<u64>,
     },
+    /// It is a service's and listens for HTTP/1.1; it is asked once its health is good. The newest one counts.
+    Serving {
+        /// A port of 127.0.0.1.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<u16>,
+        /// A Unix socket, which counts before a port.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        socket: Option<PathBuf>,
+    },
     /// It is done; the files are on disk.
     Result(ModuleOutput),
     /// It ended without a result.
@@ -109,7 +119,7 @@ pub enum Level {
     Warn,
 }
 
-const KNOWN: [&str; 8] = ["hello", "phase", "progress", "log", "needs", "checkpoint", "result", "error"];
+const KNOWN: [&str; 9] = ["hello", "phase", "progress", "log", "needs", "checkpoint", "serving", "result", "error"];
 
 /// A line that is no event.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -222,6 +232,8 @@ mod tests {
             Event::Needs { bytes: 3 << 30, advice: "bf16: true".into() },
             Event::Checkpoint { step: 5, dir: "/tmp/step-5".into(), keep: 2, best: None },
             Event::Checkpoint { step: 6, dir: "/tmp/step-6".into(), keep: 2, best: Some(3) },
+            Event::Serving { port: Some(41_007), socket: None },
+            Event::Serving { port: None, socket: Some("/run/x.sock".into()) },
             Event::Result(ModuleOutput::default()),
             Event::Error { class: None, message: "stopped".into() },
             Event::Error { class: Some(FailureClass::Fatal), message: "no".into() },

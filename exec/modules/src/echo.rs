@@ -178,6 +178,7 @@ mod tests {
             dataset: None,
             command: None,
             reward: None,
+            service: None,
             hyperparameters: hyperparameters.collect(),
             output: Default::default(),
             priority: 0,

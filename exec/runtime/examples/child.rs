@@ -7,9 +7,14 @@ mod support;
 use std::{
     collections::BTreeMap,
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixListener,
     path::Path,
     process::{Command, ExitCode},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -46,6 +51,16 @@ impl Module for Breakable {
                     ctx.check()?;
                     std::thread::sleep(Duration::from_millis(20));
                 }
+            }
+            "serve" => {
+                let socket = ctx.run().work.with_file_name("socket");
+                let answers = serve(&socket);
+                ctx.serving(None, Some(&socket));
+                while !ctx.stopping() {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                println!("asked to stop after {} answers", answers.load(Ordering::SeqCst));
+                return Err(ModuleError::Cancelled);
             }
             "die" => {
                 nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
@@ -106,6 +121,48 @@ impl Module for Breakable {
         }
         Ok(ModuleOutput { outputs: vec![Output { path: "text".into(), kind: "echo".into() }], summary })
     }
+}
+
+/// Answers on a socket, each connection on a thread of its own: `/health` well until `/ill` was asked, `/slow` once the
+/// file `go` lies beside the socket. Counts what is neither.
+fn serve(socket: &Path) -> Arc<AtomicU64> {
+    let (ill, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    // An earlier start's.
+    fs::remove_file(socket).ok();
+    let listener = UnixListener::bind(socket).unwrap();
+    let (go, counted) = (socket.with_file_name("go"), answers.clone());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let (ill, counted, go) = (ill.clone(), counted.clone(), go.clone());
+            std::thread::spawn(move || {
+                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                let Some(first) = lines.next() else { return };
+                let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                let status = match first.split(' ').nth(1).unwrap() {
+                    "/health" if ill.load(Ordering::SeqCst) => "500 Ill",
+                    "/health" => "200 OK",
+                    path => {
+                        if path == "/ill" {
+                            ill.store(true, Ordering::SeqCst);
+                        }
+                        while path == "/slow" && !go.exists() {
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        "200 OK"
+                    }
+                };
+                let body = head.join("\n");
+                write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                )
+                .ok();
+            });
+        }
+    });
+    answers
 }
 
 fn main() -> ExitCode {

@@ -37,6 +37,7 @@ use crate::{
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
     relay::{Local, Relay, Said, copy},
+    serving::{Replicas, health},
     tools::Tools,
 };
 
@@ -44,6 +45,10 @@ use crate::{
 const PIPES_CLOSE: Duration = Duration::from_secs(2);
 /// A process that does not go, even killed, waits for the kernel: a disk or a device.
 const KILL_AGAIN: Duration = Duration::from_secs(5);
+/// Of `timeouts.stop`, what a replica has to end what it has begun; the rest is for its program to stop.
+const DRAIN_SHARE: f64 = 0.75;
+/// `timeouts.stop` where a task does not say: the worker's own.
+const STOP_UNSAID: Duration = Duration::from_secs(10);
 /// Between two looks at the disk's free bytes.
 const LOOK_AT_DISK: Duration = Duration::from_secs(1);
 
@@ -67,6 +72,8 @@ pub(crate) struct Bench {
     pub program: PathBuf,
     pub tools: Arc<Tools>,
     pub disk: Arc<DiskWatch>,
+    /// Replicas of services that run here.
+    pub replicas: Arc<Replicas>,
 }
 
 /// One start.
@@ -85,6 +92,7 @@ pub(crate) struct Outlet {
     pub attempt: AttemptId,
     pub run: u64,
     pub events: mpsc::Sender<(AttemptId, u64, ChildEvent)>,
+    pub replicas: Arc<Replicas>,
 }
 
 impl Outlet {
@@ -100,7 +108,9 @@ impl Outlet {
         self.events.send((self.attempt.clone(), self.run, event)).await.ok();
     }
 
-    pub fn figures(&self, phase: Phase, progress: Progress) {
+    pub fn figures(&self, phase: Phase, mut progress: Progress) {
+        progress.serving = self.replicas.figures(&self.attempt);
+        let phase = if progress.serving.as_ref().is_some_and(|serving| serving.ready) { Phase::Serving } else { phase };
         self.events.try_send((self.attempt.clone(), self.run, ChildEvent::Progress { phase, progress })).ok();
     }
 }
@@ -353,7 +363,8 @@ impl Start {
         let id = self.id().clone();
         let oom_before = launch::oom_kills();
         let (push, pushes) = watch::channel(None);
-        let mut relay = Relay::new(self.outlet.clone(), log, push, self.bench.folders.pushing(&id));
+        let (listens, listening) = watch::channel(None);
+        let mut relay = Relay::new(self.outlet.clone(), log, push, self.bench.folders.pushing(&id), listens);
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut wish = self.wish.clone();
         let mut relaying = Box::pin(relay.events(stdout));
@@ -361,6 +372,13 @@ impl Start {
         let (mut relayed, mut copied, mut pushed) = (false, false, false);
         let pusher = self.push_all(pushes, log);
         let mut pushing = Box::pin(pusher);
+        let spec = &self.assign.spec;
+        let serves = spec.service.is_some();
+        let _entry = spec.service.as_ref().map(|service| self.bench.replicas.enter(&id, &service.served_name));
+        let mut looking = Box::pin(health::look_after(&self.bench.replicas, spec, &self.outlet, listening));
+        let mut leaving =
+            Box::pin(leave(self.bench.replicas.clone(), id.clone(), self.wish.clone(), spec.timeouts.stop_ms));
+        let mut left = !serves;
         let mut look = tokio::time::interval(LOOK_AT_DISK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut full = None;
@@ -372,12 +390,23 @@ impl Start {
                     let wanted = *wish.borrow();
                     match wanted {
                         Wish::Go => {}
+                        // It answers first what it has begun.
+                        Wish::Stop | Wish::Drop if serves => {}
                         Wish::Stop => child.ask_to_stop(true).await,
                         Wish::Drop => child.ask_to_stop(false).await,
                         Wish::Kill => kill(&child, &id, log).await,
                     }
                 }
                 status = child.wait() => break status,
+                () = &mut leaving, if !left => {
+                    left = true;
+                    child.ask_to_stop(false).await;
+                }
+                failure = &mut looking, if serves && full.is_none() => {
+                    log.line(&format!("mloc: {}", failure.message));
+                    full = Some(failure);
+                    kill(&child, &id, log).await;
+                }
                 () = &mut relaying, if !relayed => {
                     relayed = true;
                     // It lives on and says nothing more, or nothing that can be understood.
@@ -424,7 +453,7 @@ impl Start {
         if timeout(PIPES_CLOSE, rest).await.is_err() {
             log.line("mloc: something still holds the child's pipes");
         }
-        drop(relaying);
+        drop((relaying, looking));
         let Relay { said, push, needs, .. } = relay;
         // The last checkpoint still goes out, unless nobody needs it any more.
         drop(push);
@@ -440,7 +469,7 @@ impl Start {
         let exit = exit_of(status);
         log.finish();
         let said = match full {
-            Some(failure) if !matches!(said, Some(Said::Result)) => Some(Said::Error(failure)),
+            Some(failure) if !matches!(said, Some(Said::Result | Said::Stopped)) => Some(Said::Error(failure)),
             _ => said,
         };
         let unsaid = unsaid(&exit, oom_before, needs.as_ref());
@@ -543,6 +572,17 @@ fn name(input: Input) -> &'static str {
         Input::Reward => "reward model",
         Input::Reference => "reference model",
         Input::Value => "value model",
+    }
+}
+
+/// Returns when a replica that is to stop has answered what it had begun, or its time for that is over.
+async fn leave(replicas: Arc<Replicas>, id: AttemptId, mut wish: watch::Receiver<Wish>, stop_ms: Option<u64>) {
+    // The sender outlives its attempts.
+    wish.wait_for(|wish| *wish > Wish::Go).await.ok();
+    replicas.drain(&id);
+    let time = stop_ms.map_or(STOP_UNSAID, Duration::from_millis).mul_f64(DRAIN_SHARE);
+    if timeout(time, replicas.drained(&id)).await.is_err() {
+        info!(attempt = %id, "requests are under way still: it is asked to stop all the same");
     }
 }
 

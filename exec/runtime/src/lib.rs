@@ -5,6 +5,7 @@
 //!             ├─ journal    redb, one writer thread, group commit: inbox and outbox
 //!             ├─ attempt    one start of a child: pull, launch, relay its events, push its checkpoints
 //!             │    ├─ launch   `mloc __attempt run.json` in a process group of its own
+//!             ├─ serving    replicas of services: their health, who may ask them, requests to them
 //!             ├─ publish    Transfers::publish, again and again while the right is held
 //!             ├─ logs       attempt.log: bounded, readable, followable
 //!             ├─ tools       what the node's owner gives attempts, changed while they run
@@ -33,6 +34,7 @@ mod probe;
 mod publish;
 mod relay;
 mod service;
+pub mod serving;
 mod tidy;
 mod tools;
 

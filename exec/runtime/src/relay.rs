@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::info;
 
-use crate::{attempt::Outlet, held::Held, logs::LogFile};
+use crate::{attempt::Outlet, held::Held, logs::LogFile, serving::Listens};
 
 /// A checkpoint on this disk, to be pushed.
 #[derive(Clone, Debug)]
@@ -54,6 +54,8 @@ pub(crate) struct Relay<'a> {
     pushing: PathBuf,
     /// What it said that it needs of memory.
     pub needs: Option<Needs>,
+    /// Where it says it listens, for whoever looks after its health; closed with this value.
+    listens: watch::Sender<Option<Listens>>,
     /// The last word so far.
     pub said: Option<Said>,
     phase: Phase,
@@ -61,13 +63,20 @@ pub(crate) struct Relay<'a> {
 }
 
 impl<'a> Relay<'a> {
-    pub fn new(outlet: Outlet, log: &'a LogFile, push: watch::Sender<Option<Local>>, pushing: PathBuf) -> Self {
+    pub fn new(
+        outlet: Outlet,
+        log: &'a LogFile,
+        push: watch::Sender<Option<Local>>,
+        pushing: PathBuf,
+        listens: watch::Sender<Option<Listens>>,
+    ) -> Self {
         Self {
             outlet,
             log,
             push,
             pushing,
             needs: None,
+            listens,
             said: None,
             phase: Phase::Training,
             progress: Progress::default(),
@@ -135,6 +144,9 @@ impl<'a> Relay<'a> {
                     self.push.send_replace(Some(Local { step, held: Arc::new(held), retention }));
                 }
             }
+            Event::Serving { socket: Some(path), .. } => drop(self.listens.send_replace(Some(Listens::Socket(path)))),
+            Event::Serving { port: Some(port), .. } => drop(self.listens.send_replace(Some(Listens::Port(port)))),
+            Event::Serving { port: None, socket: None } => self.log.line("mloc: it serves, and does not say where"),
             Event::Result(_) => self.said = Some(Said::Result),
             Event::Error { class: None, .. } => self.said = Some(Said::Stopped),
             Event::Error { class: Some(class), message } => self.said = Some(Said::Error(Failure { class, message })),

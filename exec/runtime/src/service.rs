@@ -31,6 +31,7 @@ use crate::{
     launch,
     logs::AttemptLogs,
     publish::Publication,
+    serving::Replicas,
     tidy,
     tools::Tools,
 };
@@ -110,6 +111,7 @@ pub enum WorkerStartError {
 pub struct Worker {
     logs: Arc<AttemptLogs>,
     tools: Arc<Tools>,
+    replicas: Arc<Replicas>,
     failed: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
     tracker: TaskTracker,
@@ -164,6 +166,7 @@ impl Worker {
         let (events, heard) = mpsc::channel(EVENTS);
         let (sayings, said) = mpsc::channel(EVENTS);
         let (tell_failed, failed) = watch::channel(None);
+        let replicas = Arc::new(Replicas::default());
         let cancel = CancellationToken::new();
         let tracker = TaskTracker::new();
         let service = Service {
@@ -174,6 +177,7 @@ impl Worker {
                 program: settings.program,
                 disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, room)),
                 tools: tools.clone(),
+                replicas: replicas.clone(),
             }),
             link,
             journal: Some(journal),
@@ -197,7 +201,8 @@ impl Worker {
         tracker.spawn(tidy_now_and_then(service.bench.folders.clone(), cancel.clone()));
         let span = info_span!("worker");
         tracker.spawn(service.run(actions, inbox, heard, said, cancel.clone()).instrument(span));
-        Ok(Self { logs, tools, failed, cancel: cancel.clone(), tracker, stop_grace, _drop: cancel.drop_guard() })
+        let drop_guard = cancel.clone().drop_guard();
+        Ok(Self { logs, tools, replicas, failed, cancel, tracker, stop_grace, _drop: drop_guard })
     }
 
     /// Logs of the attempts that ran here.
@@ -208,6 +213,11 @@ impl Worker {
     /// What attempts are given, to be changed while they run.
     pub fn tools(&self) -> Arc<Tools> {
         self.tools.clone()
+    }
+
+    /// Replicas of services that run here.
+    pub fn replicas(&self) -> Arc<Replicas> {
+        self.replicas.clone()
     }
 
     /// Returns when the worker cannot go on, with the reason: its journal is lost to it.
@@ -421,7 +431,8 @@ impl Service {
     fn start_child(&mut self, attempt: AttemptId, run: u64, assign: Box<mloc_core::wire::Assign>) {
         let (wish, wished) = watch::channel(Wish::Go);
         self.logs.set_live(&attempt, true);
-        let outlet = Outlet { attempt: attempt.clone(), run, events: self.events.clone() };
+        let replicas = self.bench.replicas.clone();
+        let outlet = Outlet { attempt: attempt.clone(), run, events: self.events.clone(), replicas };
         let start = Start { bench: self.bench.clone(), assign, wish: wished, outlet, held: Vec::new() };
         let done = self.own(&attempt, attempt::run(start));
         self.runs.insert(attempt, Started { run, wish, done });

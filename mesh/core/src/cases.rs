@@ -29,6 +29,7 @@ pub fn spec(name: &str) -> TaskSpec {
         dataset: None,
         command: None,
         reward: None,
+        service: None,
         hyperparameters: BTreeMap::new(),
         output: spec::Output::default(),
         priority: 0,
@@ -40,6 +41,17 @@ pub fn spec(name: &str) -> TaskSpec {
         env: BTreeMap::new(),
         secrets_from: Vec::new(),
     }
+}
+
+/// A service of `alice` with so many replicas, called as the task is.
+pub fn service(name: &str, replicas: u32) -> TaskSpec {
+    let service = spec::Service {
+        served_name: name.to_owned(),
+        health: spec::Health::default(),
+        scale: spec::Scale::fixed(replicas),
+        update: spec::Update::default(),
+    };
+    TaskSpec { kind: Kind::ServiceTask, replicas, service: Some(service), ..spec(name) }
 }
 
 /// The same with GPUs.

@@ -15,6 +15,7 @@
 //! | [`task`] | what was typed (`raw`), what it means (`spec`), every problem at once (`validate`) |
 //! | [`files`] | files by their digests: what a submission brings along, what a node asks another for |
 //! | [`ledger`] | the replicated state: `apply` is total, usage is integers |
+//! | [`service`] | tasks that stay up: which replicas come and go, how many, and which one a request goes to |
 //! | [`schedule`] | `solve(problem)`, and `explain`: why a task does not run |
 //! | [`survival`] | which losses a mesh survives, in words |
 //! | [`leader`] | what the orchestrator does next, from ledger, members and time |
@@ -34,6 +35,7 @@ pub mod leader;
 pub mod ledger;
 pub mod quantity;
 pub mod schedule;
+pub mod service;
 pub mod survival;
 pub mod task;
 pub mod time;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Version of these types: a node of another version is told so instead of being misread.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 /// From the leader to a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -162,6 +162,24 @@ pub struct Progress {
     pub bytes_total: Option<u64>,
     /// A word for people: what is being waited for.
     pub note: Option<String>,
+    /// Requests to a replica of a service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serving: Option<Serving>,
+}
+
+/// Requests to one replica of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// Whether it is asked now: its health is good and it does not stop.
+    pub ready: bool,
+    /// Under way.
+    pub running: u32,
+    /// Answered since it started, with whatever status.
+    pub done: u64,
+    /// Broken off since it started, before the end of the answer.
+    pub broken: u64,
+    /// Since the last of them ended, or since it became ready, in milliseconds; 0 while some are under way.
+    pub idle_ms: u64,
 }
 
 /// What happened to an attempt.
@@ -169,6 +187,8 @@ pub struct Progress {
 pub enum Report {
     /// It is journalled and starts.
     Started,
+    /// It is a service's and can be asked.
+    Ready,
     /// Its inputs are there, and this is what they were.
     Pinned(BTreeMap<Input, Pin>),
     /// A checkpoint is whole at the shared place.

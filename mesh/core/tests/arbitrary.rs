@@ -61,17 +61,18 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
     let place =
         |n: u32| spec::Location::S3 { bucket: n.to_string(), path: String::new(), endpoint: None, region: None };
     let destination = proptest::option::of((0..2u32).prop_map(place));
-    (replicas, 0..3_000u64, gpu_request(), retry, depends_on, -1..2i32, destination).prop_map(
-        |(replicas, cpu_millis, gpu, retry, depends_on, priority, destination)| TaskSpec {
+    (replicas, 0..3_000u64, gpu_request(), retry, depends_on, -1..2i32, destination, service()).prop_map(
+        |(replicas, cpu_millis, gpu, retry, depends_on, priority, destination, service)| TaskSpec {
             kind: Kind::TrainingTask,
             metadata: spec::Metadata { owner: "o".to_owned(), ..spec::Metadata::default() },
             task_type: TaskType::Echo,
-            replicas,
+            replicas: service.as_ref().map_or(replicas, |service| service.scale.min),
             request: Request { cpu_millis, memory_bytes: 1, disk_bytes: 0, gpu },
             model: None,
             dataset: None,
             command: None,
             reward: None,
+            service,
             hyperparameters: BTreeMap::new(),
             output: spec::Output { destination, artifacts: Vec::new(), keep_ms: None },
             priority,
@@ -111,6 +112,24 @@ fn failure() -> impl Strategy<Value = Failure> {
     class.prop_map(|class| Failure { class, message: "m".to_owned() })
 }
 
+/// Of replicas.
+fn numbers() -> impl Strategy<Value = Vec<u32>> {
+    proptest::collection::vec(prop_oneof![9 => 0..4u32, 1 => any::<u32>()], 0..3)
+}
+
+fn service() -> impl Strategy<Value = Option<spec::Service>> {
+    let one =
+        (0..2u32, 1..3u32, 0..2u32, 0..2u32, 0..2u32).prop_map(|(name, min, more, max_surge, max_unavailable)| {
+            spec::Service {
+                served_name: name.to_string(),
+                health: spec::Health::default(),
+                scale: spec::Scale { min, max: min + more, ..spec::Scale::default() },
+                update: spec::Update { max_surge, max_unavailable },
+            }
+        });
+    prop_oneof![2 => Just(None), 1 => one.prop_map(Some)]
+}
+
 fn entry() -> impl Strategy<Value = Entry> {
     prop_oneof![
         4 => (task_id(), task_spec(), 0..6u32, 0..2u32, at()).prop_map(|(task, spec, request, digest, at)| {
@@ -125,6 +144,20 @@ fn entry() -> impl Strategy<Value = Entry> {
             at,
         }),
         6 => (attempt(), at()).prop_map(|(attempt, at)| Entry::Started { attempt, at }),
+        3 => (attempt(), at()).prop_map(|(attempt, at)| Entry::Ready { attempt, at }),
+        1 => (task_id(), 0..4u32, at()).prop_map(|(task, replicas, at)| Entry::Scaled {
+            task,
+            replicas,
+            why: String::new(),
+            at,
+        }),
+        3 => (task_id(), numbers(), numbers(), at()).prop_map(|(task, start, stop, at)| Entry::Replicas {
+            task,
+            start,
+            stop,
+            why: String::new(),
+            at,
+        }),
         2 => (attempt(), 0..9u64, at()).prop_map(|(attempt, step, at)| Entry::Checkpointed {
             attempt,
             checkpoint: CheckpointRef { step, manifest_sha256: String::new() },
@@ -204,6 +237,7 @@ proptest! {
         for entry in &entries {
             let before = ledger.clone();
             let outcome = ledger.apply(entry);
+            prop_assert_eq!(invariants::exchange(&before, &ledger, entry), Ok(()));
             match outcome {
                 Outcome::Applied => prop_assert_ne!(&before, &ledger, "{:?} was applied to no effect", entry),
                 Outcome::Duplicate(_) | Outcome::Stale | Outcome::Rejected(_) => {
@@ -319,7 +353,8 @@ proptest! {
         prop_assert_eq!(invariants::slots_within(&ledger, &has), Ok(()));
         prop_assert_eq!(ask(&ledger), [], "S1 solving twice changes nothing");
         // What was left behind is explained: no node has room for it.
-        for id in ledger.tasks.keys() {
+        // A later version of a service waits for its turn.
+        for (id, _) in ledger.tasks.iter().filter(|(_, task)| !task.replicas.iter().all(|replica| replica.retired)) {
             let problem = Problem { ledger: &ledger, nodes: &nodes, leader: None, now: Millis(1) };
             let explanation = explain(&problem, id).unwrap();
             prop_assert!(explanation.nodes.iter().all(|n| !n.fits && !n.reasons.is_empty()), "{}", explanation);

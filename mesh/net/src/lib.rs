@@ -15,6 +15,7 @@
 //! | `orchestrator`   | the leader's loop around `mloc_core::leader`                      | every decision                  |
 //! | `founding`       | which of the nodes that start together founds the mesh             | asking: `gathering`             |
 //! | `gathering`      | coming to a mesh: joining one, or founding it with others          | letting in: `membership`        |
+//! | `services`       | gossip of the replicas of services that can be asked              | asking them: api, node          |
 //! | `handle`         | the mesh as the rest of the node sees it                          | REST                            |
 //! | `start`          | files, sockets and tasks in the order that works                  | configuration                   |
 //! | `restore`        | a mesh founded anew from a backup, a backup from a stopped node    | what a restored ledger is: mloc-core |
@@ -39,6 +40,7 @@ pub mod orchestrator;
 pub mod quic_transport;
 pub mod raft;
 pub mod restore;
+pub mod services;
 pub mod start;
 pub mod tls;
 pub mod token;

@@ -4,7 +4,7 @@ use std::{io::Read, path::Path, time::Duration};
 
 use anyhow::Context;
 use bytes::Bytes;
-use mloc_api::view::{ExplainView, MeshView, NodeView, StatsView, TaskPage, TaskView};
+use mloc_api::view::{ExplainView, MeshView, NodeView, ServiceView, StatsView, TaskPage, TaskView};
 use serde::Serialize;
 
 use crate::{
@@ -118,6 +118,12 @@ pub async fn explain(args: TaskArgs) -> Done {
     let explain: ExplainView =
         Client::new(&args.remote)?.get(&format!("/api/v1/tasks/{}/explain", args.id), &[]).await?;
     out(&args.remote, &explain, |e| say!("{}", e.text))
+}
+
+/// `mloc services`.
+pub async fn services(args: ListArgs) -> Done {
+    let services: Vec<ServiceView> = Client::new(&args.remote)?.get("/api/v1/services", &[]).await?;
+    out(&args.remote, &services, |services| show::services(services))
 }
 
 /// `mloc nodes`.

@@ -9,11 +9,13 @@
 //! | `program` | its processes, from the first to the last |
 //! | `speech` | what it says, told apart from what it prints |
 //! | `handed` | what it hands over: checkpoints and artifacts |
+//! | `service` | one that answers requests: its port, and that it has no end |
 
 pub(crate) mod code;
 mod handed;
 mod program;
 pub mod sandbox;
+mod service;
 mod speech;
 mod unpack;
 
@@ -82,6 +84,8 @@ impl Module for Command {
         let mut process = Process::new(&command.argv[0]);
         process.args(&command.argv[1..]).current_dir(&start_in);
         process.env_clear().envs(environment(ctx, &folders));
+        let port = service::port(ctx)?;
+        process.envs(port.iter().map(|port| ("MLOC_PORT", port.to_string())));
         let processes = programs.processes;
         let fence = fence(ctx, &folders, programs);
         let may_write = folders.said(&fence);
@@ -90,9 +94,13 @@ impl Module for Command {
             None => ctx.log(format_args!("mloc: the program may write in {may_write}, and nowhere else")),
             Some(why) => ctx.warn(format_args!("the program is not held to its folders: {why}")),
         }
-        ctx.phase(Phase::Training);
+        if port.is_some() {
+            ctx.serving(port, None);
+        } else {
+            ctx.phase(Phase::Training);
+        }
         let heard = Hearing::new(folders.checkpoints.clone()).hear(ctx, &program)?;
-        conclude(ctx, heard)
+        if ctx.run().spec.service.is_some() { service::conclude_service(ctx, heard) } else { conclude(ctx, heard) }
     }
 }
 
@@ -281,6 +289,11 @@ impl Hearing {
             Event::Log { level: mloc_exec::event::Level::Warn, text } => ctx.warn(text),
             Event::Needs { bytes, advice } => ctx.needs(bytes, advice),
             Event::Checkpoint { step, dir, keep, best } => self.checkpoint(ctx, step, &dir, keep, best),
+            // One that chose for itself where it listens.
+            Event::Serving { port, socket } if ctx.run().spec.service.is_some() => {
+                ctx.serving(port, socket.as_deref());
+            }
+            Event::Serving { .. } => self.odd(ctx, "it says that it serves, and its task is no service"),
             Event::Result(output) => self.outcome.result = Some(output),
             Event::Error { class, message } => self.outcome.error = Some((class, message)),
         }
@@ -395,7 +408,7 @@ mod tests {
                 events += 1;
             }
         }
-        assert_eq!((events, asks), (8, 2));
+        assert_eq!((events, asks), (9, 2));
         let unpack::Bounds { bytes, entries } = unpack::Bounds::CODE;
         assert!(page.contains(&format!("{} GiB or {},000 files", bytes >> 30, entries / 1000)));
         assert!(page.contains(&format!("else {KEEP}) newest ones")));

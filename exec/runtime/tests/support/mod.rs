@@ -45,6 +45,7 @@ pub fn spec(steps: u64, mode: &str) -> TaskSpec {
         dataset: None,
         command: None,
         reward: None,
+        service: None,
         hyperparameters: BTreeMap::from([
             number("steps", steps),
             number("save_steps", 2),

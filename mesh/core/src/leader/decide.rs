@@ -10,6 +10,7 @@ use crate::{
         state::{Attempt, AttemptState},
     },
     schedule::{NodeView, Problem, solve},
+    service,
     time::Millis,
     wire::{Assign, StopReason, ToWorker},
 };
@@ -25,6 +26,8 @@ impl Leader {
         self.forget_the_dead(ledger);
         self.expire_leases(ledger, now, &mut decisions);
         self.sweep_keys(ledger, now, &mut decisions);
+        decisions.propose.extend(self.watch.scale(ledger, &self.progress, now));
+        decisions.propose.extend(service::plan(ledger, now));
         let problem = Problem { ledger, nodes, leader: Some(&self.node), now };
         decisions.propose.extend(solve(&problem).into_iter().map(|assignment| assignment.entry(now)));
         self.deliver(ledger, now, term, &mut decisions);

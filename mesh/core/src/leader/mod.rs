@@ -30,6 +30,7 @@ use crate::{
         entry::{Failure, FailureClass},
         state::AttemptState,
     },
+    service::scale::Watch,
     time::Millis,
     wire::{AttemptProgress, FromLeader, FromWorker, Heartbeat, Report, StopReason},
 };
@@ -72,6 +73,8 @@ pub struct Leader {
     given_up: BTreeSet<AttemptId>,
     progress: BTreeMap<AttemptId, AttemptProgress>,
     deliveries: BTreeMap<AttemptId, Delivery>,
+    /// What the load of services has asked for, and since when.
+    watch: Watch,
     /// When idempotency keys are looked through next.
     next_key_sweep: Millis,
 }
@@ -113,6 +116,7 @@ impl Leader {
             given_up: BTreeSet::new(),
             progress: BTreeMap::new(),
             deliveries: BTreeMap::new(),
+            watch: Watch::default(),
             next_key_sweep: Millis::default(),
         }
     }
@@ -123,6 +127,7 @@ impl Leader {
         self.given_up.clear();
         self.progress.clear();
         self.deliveries.clear();
+        self.watch = Watch::default();
         // By then a key from before is that old whatever clock stamped it: a retry across a failover, which keys are for,
         // must find it.
         self.next_key_sweep = now + std::time::Duration::from_millis(self.settings.keys_kept_ms);
@@ -175,6 +180,7 @@ impl Leader {
         let committed = Reaction::Answer(FromLeader::Committed { term });
         match (&report, &known.state) {
             // The answer was lost on its way: no need to commit it again.
+            (Report::Ready, AttemptState::Running { .. }) if known.ready_at.is_some() => return committed,
             (Report::Started, AttemptState::Running { .. } | AttemptState::Publishing { .. })
             | (Report::Publish, AttemptState::Publishing { .. }) => return committed,
             // Asked again every second, it is not worth a commit.
@@ -188,6 +194,7 @@ impl Leader {
         let at = now;
         Reaction::Propose(match report {
             Report::Started => Entry::Started { attempt, at },
+            Report::Ready => Entry::Ready { attempt, at },
             Report::Pinned(pins) => Entry::Pinned { attempt, pins, at },
             Report::Checkpointed(checkpoint) => Entry::Checkpointed { attempt, checkpoint, at },
             Report::Publish => Entry::Publishing { attempt, at },

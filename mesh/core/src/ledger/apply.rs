@@ -4,10 +4,11 @@
 //! Assigned ─Started→ Running ─Publishing→ Publishing ─Finished→ Ended
 //!     └────────────────┴── Failed, Stopped, LeaseExpired ──────→ Ended   (and the replica waits, or the task failed)
 //!     └────────────────┴── Cancelled, or the task failed → Stopping ─Failed, Stopped, LeaseExpired→ Ended
+//!     └────────────────┴── Replicas (of a service: retired) → Stopping → Ended
 //! ```
 //!
 //! An attempt is live until it has ended; its slots count as held so long. What each entry does stands in
-//! `submit`, `attempts` and `members`.
+//! `submit`, `attempts`, `services` and `members`.
 
 use super::{
     entry::{Entry, Outcome},
@@ -26,11 +27,13 @@ pub struct Guards {
     pub slot_recheck: bool,
     /// Of attempts with one destination, one at a time may publish.
     pub publish_hold: bool,
+    /// Replicas of a service are exchanged within its bounds.
+    pub exchange_bounds: bool,
 }
 
 impl Default for Guards {
     fn default() -> Self {
-        Self { fence: true, slot_recheck: true, publish_hold: true }
+        Self { fence: true, slot_recheck: true, publish_hold: true, exchange_bounds: true }
     }
 }
 
@@ -54,6 +57,7 @@ impl Ledger {
                 self.assigned(attempt, node, grant, capacity, *at, guards)
             }
             Entry::Started { attempt, at } => self.started(attempt, *at, guards),
+            Entry::Ready { attempt, at } => self.became_ready(attempt, *at, guards),
             Entry::Pinned { attempt, pins, at: _ } => self.pinned(attempt, pins, guards),
             Entry::Checkpointed { attempt, checkpoint, at: _ } => self.checkpointed(attempt, checkpoint, guards),
             Entry::Publishing { attempt, at } => self.publishing(attempt, *at, guards),
@@ -62,6 +66,8 @@ impl Ledger {
             Entry::Stopped { attempt, at } => self.stopped(attempt, *at),
             Entry::LeaseExpired { attempt, last_heard, at } => self.lease_expired(attempt, *last_heard, *at),
             Entry::Cancelled { task, by, at } => self.cancelled(task, by, *at),
+            Entry::Scaled { task, replicas, why: _, at: _ } => self.scaled(task, *replicas),
+            Entry::Replicas { task, start, stop, why, at } => self.replicas(task, start, stop, why, *at, guards),
             Entry::MemberJoined { node, member } => self.member_joined(node, member),
             Entry::MemberRevoked { node, at } => self.member_revoked(node, *at),
             Entry::MemberDrained { node, draining, at } => self.member_drained(node, *draining, *at),

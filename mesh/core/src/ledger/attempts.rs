@@ -34,6 +34,7 @@ impl Ledger {
                         node: node.clone(),
                         grant: grant.clone(),
                         assigned_at: at,
+                        ready_at: None,
                         state: AttemptState::Assigned,
                     });
                 }
@@ -60,6 +61,9 @@ impl Ledger {
         };
         if let Some(live) = replica.live() {
             return Some(Reason::AttemptLive(live.id.clone()));
+        }
+        if replica.retired {
+            return Some(Reason::NotReady(id.task.clone()));
         }
         if replica.finished() || self.next_attempt(replica) != Some(id.attempt) {
             return Some(Reason::OutOfSequence(id.clone()));
@@ -210,6 +214,10 @@ impl Ledger {
             return refused;
         }
         self.end_attempt(id, how, at, at);
+        if self.tasks.get(&id.task).is_some_and(|task| task.spec.service.is_some()) {
+            self.restart_or_fail(id, failure, at);
+            return Outcome::Applied;
+        }
         match failure.class {
             FailureClass::Retryable => self.retry_or_fail(id, failure, at),
             FailureClass::Fatal | FailureClass::TimedOut => {
@@ -238,7 +246,11 @@ impl Ledger {
         self.end_attempt(id, AttemptEnd::Lost, at, last_heard);
         let silent = at.since(last_heard).div_ceil(1000);
         let message = format!("attempt {} was lost: nothing was heard of node {node} for {silent} s", id.attempt);
-        self.retry_or_fail(id, &Failure { class: FailureClass::Retryable, message }, at);
+        let failure = Failure { class: FailureClass::Retryable, message };
+        match self.tasks.get(&id.task).is_some_and(|task| task.spec.service.is_some()) {
+            true => self.restart_or_fail(id, &failure, at),
+            false => self.retry_or_fail(id, &failure, at),
+        }
         Outcome::Applied
     }
 
@@ -296,7 +308,7 @@ impl Ledger {
     }
 
     /// The attempt whose worker says something: there, live, and not of a revoked member.
-    fn speaking(&mut self, id: &AttemptId, guards: Guards) -> Result<&mut Attempt, Outcome> {
+    pub(super) fn speaking(&mut self, id: &AttemptId, guards: Guards) -> Result<&mut Attempt, Outcome> {
         let Some(attempt) = self.attempt(id) else {
             return Err(Outcome::Rejected(Reason::UnknownAttempt(id.clone())));
         };
@@ -313,13 +325,13 @@ impl Ledger {
         self.tasks.get_mut(&id.task)?.replicas.get_mut(id.replica as usize)
     }
 
-    fn attempt_mut(&mut self, id: &AttemptId) -> Option<&mut Attempt> {
+    pub(super) fn attempt_mut(&mut self, id: &AttemptId) -> Option<&mut Attempt> {
         self.replica_mut(id)?.attempts.iter_mut().rev().find(|attempt| attempt.id == *id)
     }
 }
 
 /// Wait before the next try after `failures` of them: doubles from `backoff_ms` up to `backoff_max_ms`.
-fn backoff(retry: &Retry, failures: u32) -> Duration {
+pub(super) fn backoff(retry: &Retry, failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(63);
     let wait = retry.backoff_ms.saturating_mul(1 << doublings).min(retry.backoff_max_ms);
     Duration::from_millis(wait)

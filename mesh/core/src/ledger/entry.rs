@@ -55,6 +55,13 @@ pub enum Entry {
         /// When.
         at: Millis,
     },
+    /// The attempt of a service answered its first health check: it can be asked. What it can right now is gossiped.
+    Ready {
+        /// The attempt.
+        attempt: AttemptId,
+        /// When.
+        at: Millis,
+    },
     /// The attempt has its inputs, and this is what they were: every later attempt gets the same.
     Pinned {
         /// The attempt.
@@ -121,6 +128,30 @@ pub enum Entry {
         task: TaskId,
         /// Who.
         by: String,
+        /// When.
+        at: Millis,
+    },
+    /// So many replicas of a service are wanted; [`Entry::Replicas`] make it so.
+    Scaled {
+        /// The task.
+        task: TaskId,
+        /// How many: within `autoscale`, or none where `timeouts.idle` allows that.
+        replicas: u32,
+        /// Why.
+        why: String,
+        /// When.
+        at: Millis,
+    },
+    /// Replicas of a service come and go: a step of [`crate::service::plan`].
+    Replicas {
+        /// The task.
+        task: TaskId,
+        /// Numbers of those that are wanted from now on: retired ones whose last attempt is over, or the next new ones.
+        start: Vec<u32>,
+        /// Numbers of those that are retired: their attempts stop.
+        stop: Vec<u32>,
+        /// Why.
+        why: String,
         /// When.
         at: Millis,
     },
@@ -280,4 +311,33 @@ pub enum Reason {
     /// A task of this id exists.
     #[error("task {0} exists")]
     TaskExists(TaskId),
+    /// Another owner's service has this name.
+    #[error("servedName: `{name}` is served by {owner} (hint: choose another `servedName`)")]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Whose it is.
+        owner: String,
+    },
+    /// The task is no service.
+    #[error("task {0} is no service")]
+    NotAService(TaskId),
+    /// The service does not allow so many, or so few.
+    #[error("task {task} has {min} to {max} replicas{}", if *.idle { ", or none while nobody asks" } else { "" })]
+    OutOfScale {
+        /// The task.
+        task: TaskId,
+        /// At least.
+        min: u32,
+        /// At most.
+        max: u32,
+        /// Whether it may have none.
+        idle: bool,
+    },
+    /// There would be more replicas of this name than its most and its surge.
+    #[error("`{0}` would have more replicas than its most and `update.maxSurge`")]
+    TooManyReplicas(String),
+    /// Fewer replicas of this name would be ready than are wanted.
+    #[error("`{0}` would have fewer ready replicas than are wanted, less `update.maxUnavailable`")]
+    TooFewReady(String),
 }

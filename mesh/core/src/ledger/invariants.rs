@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use super::{
     entry::Entry,
+    services::{least_ready, most, ready_of},
     state::{AttemptEnd, AttemptState, Ledger, Task, TaskEnd},
 };
 use crate::{
     capability::Grant,
     id::{AttemptId, NodeId, TaskId},
+    service::plan::wanted_of,
     task::spec::Location,
 };
 
@@ -36,6 +38,7 @@ pub fn all(ledger: &Ledger) -> Holds {
     ledger.tasks.iter().try_for_each(|(id, task)| of_task(ledger, id, task))?;
     slots_never_oversubscribed(ledger)?;
     one_publisher_at_a_place(ledger)?;
+    services(ledger)?;
     usage_is_the_sum_of_attempts(ledger)
 }
 
@@ -45,7 +48,11 @@ pub fn all(ledger: &Ledger) -> Holds {
 /// The first that does not hold.
 pub fn of_entry(ledger: &Ledger, entry: &Entry) -> Holds {
     let id = match entry {
-        Entry::Submit { task, .. } | Entry::Cancelled { task, .. } => task,
+        Entry::Submit { task, .. } | Entry::Replicas { task, .. } => {
+            services(ledger)?;
+            task
+        }
+        Entry::Cancelled { task, .. } | Entry::Scaled { task, .. } => task,
         Entry::Assigned { attempt, .. } => {
             slots_never_oversubscribed(ledger)?;
             &attempt.task
@@ -55,6 +62,7 @@ pub fn of_entry(ledger: &Ledger, entry: &Entry) -> Holds {
             &attempt.task
         }
         Entry::Started { attempt, .. }
+        | Entry::Ready { attempt, .. }
         | Entry::Pinned { attempt, .. }
         | Entry::Checkpointed { attempt, .. }
         | Entry::Finished { attempt, .. }
@@ -216,14 +224,74 @@ fn no_task_lost(id: &TaskId, task: &Task) -> Holds {
     }
 }
 
-/// L5: attempts of an ended task are stopping or over, and only those stop.
+/// L5: attempts of an ended task, and of a retired replica, are stopping or over, and only those stop.
 fn ended_tasks_publish_nothing(id: &TaskId, task: &Task) -> Holds {
-    for attempt in task.replicas.iter().flat_map(|r| &r.attempts).filter(|a| a.is_live()) {
+    for replica in &task.replicas {
+        let Some(attempt) = replica.live() else { continue };
         let stopping = matches!(attempt.state, AttemptState::Stopping { .. });
-        if stopping != task.ended.is_some() {
-            let detail = format!("{} is {:?} and {id} has ended: {}", attempt.id, attempt.state, task.ended.is_some());
+        if stopping != (task.ended.is_some() || replica.retired) {
+            let detail = format!(
+                "{} is {:?}, {id} has ended: {}, its replica is retired: {}",
+                attempt.id,
+                attempt.state,
+                task.ended.is_some(),
+                replica.retired
+            );
             return broken("L5 ended tasks hold no right to publish", detail);
         }
+    }
+    Ok(())
+}
+
+/// SV1 and SV2, and that only services have what services have.
+///
+/// # Errors
+/// The first that does not hold.
+pub fn services(ledger: &Ledger) -> Holds {
+    let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
+    for (id, task) in ledger.tasks.iter().filter(|(_, task)| task.ended.is_none()) {
+        let Some(service) = &task.spec.service else {
+            let odd = |r: &super::state::Replica| r.retired || r.attempts.iter().any(|a| a.ready_at.is_some());
+            if task.scaled_to.is_some() || task.replicas.iter().any(odd) {
+                return broken("SV0 only services scale", format!("{id} is none"));
+            }
+            continue;
+        };
+        let (wanted, most) = (wanted_of(task).count(), service.scale.max as usize + service.update.max_surge as usize);
+        if wanted > most.max(task.spec.replicas as usize) {
+            let detail = format!("{id} has {wanted} replicas, {most} are its most with the surge");
+            return broken("SV2 replicas never exceed max and surge", detail);
+        }
+        let owner = owners.entry(&service.served_name).or_insert(&task.spec.metadata.owner);
+        if *owner != task.spec.metadata.owner {
+            let detail = format!("`{}` is {owner}'s and {}'s", service.served_name, task.spec.metadata.owner);
+            return broken("SV1 a served name has one owner", detail);
+        }
+    }
+    Ok(())
+}
+
+/// What a step may do to all versions of a name together. SV2: with it there are not more replicas than the most of any
+/// version and the surge. SV3: fewer are ready after it than before only while as many are as are wanted, less
+/// `maxUnavailable`.
+///
+/// # Errors
+/// The first that does not hold.
+pub fn exchange(before: &Ledger, after: &Ledger, entry: &Entry) -> Holds {
+    let Entry::Replicas { task, .. } = entry else { return Ok(()) };
+    let Some(service) = after.tasks.get(task).and_then(|task| task.spec.service.as_ref()) else { return Ok(()) };
+    let (name, wanted) = (&service.served_name, |task: &Task| wanted_of(task).count());
+    let (was, is) = (before.versions_of(name), after.versions_of(name));
+    let count = |versions: &[(&TaskId, &Task)]| versions.iter().map(|(_, task)| wanted(task)).sum::<usize>();
+    if count(&is) > count(&was) && count(&is) > most(&is) {
+        let detail =
+            format!("`{name}` has {} replicas, {} are its most with the surge: {entry:?}", count(&is), most(&is));
+        return broken("SV2 replicas never exceed max and surge", detail);
+    }
+    let (had, has, least) = (ready_of(&was), ready_of(&is), least_ready(&is));
+    if has < had && has < least {
+        let detail = format!("`{name}` had {had} ready and has {has} of {least}: {entry:?}");
+        return broken("SV3 no ready replica is stopped before its replacement is ready", detail);
     }
     Ok(())
 }

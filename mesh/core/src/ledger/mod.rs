@@ -11,6 +11,7 @@ pub mod invariants;
 mod members;
 mod resolve;
 pub mod restore;
+mod services;
 pub mod state;
 pub mod submit;
 pub mod task_state;

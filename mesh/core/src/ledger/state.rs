@@ -67,6 +67,9 @@ pub struct Task {
     /// What its sources were as they were first met.
     #[serde(default)]
     pub pins: BTreeMap<Input, Pin>,
+    /// How many replicas are wanted of a service by now; as many as it began with when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaled_to: Option<u32>,
 }
 
 /// How a task ended.
@@ -117,6 +120,9 @@ pub struct Replica {
     pub pending_reason: String,
     /// The newest checkpoint at a shared place, of whichever attempt.
     pub checkpoint: Option<CheckpointRef>,
+    /// Whether it is wanted no more: a service's alone, and only while it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
 }
 
 /// One attempt.
@@ -130,6 +136,9 @@ pub struct Attempt {
     pub grant: Grant,
     /// When it was assigned.
     pub assigned_at: Millis,
+    /// When it could first be asked; a service's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_at: Option<Millis>,
     /// Where it stands.
     pub state: AttemptState,
 }
@@ -151,7 +160,8 @@ pub enum AttemptState {
         /// Since when.
         since: Millis,
     },
-    /// The task ended without it (cancelled): it holds its slots until the worker has stopped or its lease is over.
+    /// The task ended without it (cancelled), or its replica is retired: it holds its slots until the worker has stopped or
+    /// its lease is over.
     Stopping {
         /// When it started to run, if it did.
         started_at: Option<Millis>,
@@ -253,9 +263,33 @@ impl Replica {
             |a: &&Attempt| matches!(a.state, AttemptState::Ended { how: AttemptEnd::Failed(_) | AttemptEnd::Lost, .. });
         u32::try_from(self.attempts.iter().filter(counts).count()).unwrap_or(u32::MAX)
     }
+
+    /// Those in a row since one was ready, that one included: what the backoff of a service grows by.
+    pub fn failures_in_a_row(&self) -> u32 {
+        let mut failures = 0;
+        for attempt in self.attempts.iter().rev() {
+            failures += u32::from(matches!(attempt.how(), Some(AttemptEnd::Failed(_) | AttemptEnd::Lost)));
+            if attempt.ready_at.is_some() {
+                break;
+            }
+        }
+        failures
+    }
+}
+
+impl Task {
+    /// How many replicas are wanted.
+    pub fn desired(&self) -> u32 {
+        self.scaled_to.unwrap_or(self.spec.replicas)
+    }
 }
 
 impl Attempt {
+    /// Whether it became ready and is to go on.
+    pub fn is_ready(&self) -> bool {
+        self.ready_at.is_some() && matches!(self.state, AttemptState::Running { .. })
+    }
+
     /// Whether it still holds its slots.
     pub fn is_live(&self) -> bool {
         self.how().is_none()

@@ -57,6 +57,11 @@ impl Ledger {
             replicas: vec![replica; spec.replicas.clamp(1, REPLICAS_MAX) as usize],
             ended: None,
             pins: BTreeMap::new(),
+            scaled_to: None,
+        };
+        let task = match self.takes_its_name(task) {
+            Ok(task) => task,
+            Err(reason) => return Outcome::Rejected(reason),
         };
         if let Some(on) = spec.waits_for().find(|on| self.dependency(&task, on) == Dependency::Unknown) {
             return Outcome::Rejected(Reason::UnknownDependency(on.to_owned()));

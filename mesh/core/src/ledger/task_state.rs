@@ -111,11 +111,20 @@ impl TaskState {
                         since: attempt.assigned_at,
                     });
                 }
-                // Stopping attempts belong to ended tasks; ended ones are not live.
+                // Stopping attempts belong to ended tasks and to retired replicas; ended ones are not live.
                 AttemptState::Stopping { .. } | AttemptState::Ended { .. } => {}
             }
         }
-        let waiting = task.replicas.iter().find(|replica| !replica.finished());
+        let waiting = task.replicas.iter().find(|replica| !replica.finished() && !replica.retired);
+        if waiting.is_none() && task.spec.service.is_some() {
+            let reason = match task.desired() {
+                0 => "it has no replicas, for nobody asked: a request wakes it",
+                _ => "its replicas are being exchanged",
+            };
+            let since = task.replicas.iter().map(|replica| replica.pending_since).max().unwrap_or(task.submitted_at);
+            let not_before = Millis::default();
+            return scheduled.unwrap_or(TaskState::Pending { since, reason: reason.to_owned(), not_before });
+        }
         scheduled.unwrap_or_else(|| TaskState::Pending {
             since: waiting.map_or(task.submitted_at, |r| r.pending_since),
             reason: waiting.map(|r| r.pending_reason.clone()).unwrap_or_default(),

@@ -90,7 +90,13 @@ fn name(problem: &Problem<'_>, node: &NodeId) -> String {
 
 fn waits_for(problem: &Problem<'_>, task: &crate::ledger::state::Task) -> Vec<String> {
     let mut waits = Vec::new();
-    let waiting = task.replicas.iter().filter(|r| r.live().is_none() && !r.finished());
+    if task.spec.service.is_some() && task.replicas.iter().all(|replica| replica.retired) {
+        waits.push(match task.desired() {
+            0 => "a request: it has no replicas, for nobody asked for `timeouts.idle`".to_owned(),
+            _ => "its turn: replicas of an older version are exchanged step by step".to_owned(),
+        });
+    }
+    let waiting = task.replicas.iter().filter(|r| r.live().is_none() && !r.finished() && !r.retired);
     if let Some(replica) = waiting.min_by_key(|r| r.not_before)
         && !replica.may_go(problem.now)
     {

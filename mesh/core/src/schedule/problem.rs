@@ -51,7 +51,7 @@ impl<'a> Problem<'a> {
         let mut queue: Vec<Waiting<'a>> = Vec::new();
         for (id, task) in self.ledger.tasks.iter().filter(|(_, task)| task.ended.is_none()) {
             for (number, replica) in (0..).zip(&task.replicas) {
-                if replica.live().is_none() && !replica.finished() {
+                if replica.live().is_none() && !replica.finished() && !replica.retired {
                     queue.push(Waiting { id, task, number, replica });
                 }
             }

@@ -70,6 +70,8 @@ pub fn solve(problem: &Problem<'_>) -> Vec<Assignment> {
 struct Rank<'a> {
     /// Where this replica failed or was lost before: another node may do.
     failed_here: usize,
+    /// Replicas of the same service: what one node takes with it should be few.
+    siblings: usize,
     /// Memory of the GPUs it would take; without GPUs, whether it would sit on a node that has some.
     gpu_waste: u64,
     /// Training must not cost the orchestrator its attention.
@@ -104,8 +106,14 @@ fn rank<'a>(
     };
     let cores = capability.cpu_millis.max(1);
     let held_cores = on.iter().fold(0u64, |sum, h| sum.saturating_add(h.grant.cpu_millis));
+    // Those of an older version leave.
+    let siblings = match &waiting.task.spec.service {
+        Some(_) => on.iter().filter(|held| held.attempt.task == *waiting.id).count(),
+        None => 0,
+    };
     Rank {
         failed_here: failed_here.count(),
+        siblings,
         gpu_waste,
         leads: problem.leader == Some(node),
         load: held_cores.saturating_mul(1000) / cores,

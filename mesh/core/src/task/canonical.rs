@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     reward::{Judge, Reward},
-    spec::{Adapter, AdapterInit, AdapterKind, Code, Location, Model, Modules, TaskSpec, TestSize},
+    spec::{Adapter, AdapterInit, AdapterKind, Code, Location, Model, Modules, Service, TaskSpec, TestSize},
     yaml,
 };
 use crate::{capability::Request, quantity};
@@ -22,7 +22,10 @@ pub fn value(spec: &TaskSpec) -> Value {
     let metadata = &spec.metadata;
     let mut body = Map::new();
     body.insert("taskType".into(), json!(spec.task_type.name()));
-    body.insert("resources".into(), json!({ "replicas": spec.replicas, "hardware": hardware(&spec.request) }));
+    let mut resources = json!({ "hardware": hardware(&spec.request) });
+    let scales = spec.service.as_ref().is_some_and(|service| service.scale.min < service.scale.max);
+    set(&mut resources, "replicas", (!scales).then_some(json!(spec.replicas)));
+    body.insert("resources".into(), resources);
     if let Some(model) = &spec.model {
         body.insert("model".into(), self::model(model));
     }
@@ -50,6 +53,9 @@ pub fn value(spec: &TaskSpec) -> Value {
     if let Some(reward) = &spec.reward {
         body.insert("reward".into(), self::reward(reward));
     }
+    if let Some(service) = &spec.service {
+        body.extend(self::service(service));
+    }
     body.insert("hyperparameters".into(), json!(spec.hyperparameters));
     let mut output = json!({ "artifacts": spec.output.artifacts });
     set(&mut output, "destination", spec.output.destination.as_ref().map(location));
@@ -68,6 +74,8 @@ pub fn value(spec: &TaskSpec) -> Value {
     let mut timeouts = json!({});
     set(&mut timeouts, "run", spec.timeouts.run_ms.map(time));
     set(&mut timeouts, "stop", spec.timeouts.stop_ms.map(time));
+    set(&mut timeouts, "ready", spec.timeouts.ready_ms.map(time));
+    set(&mut timeouts, "idle", spec.timeouts.idle_ms.map(time));
     body.insert("timeouts".into(), timeouts);
     let mut placement = json!({ "nodeSelector": spec.placement.node_selector, "nodes": spec.placement.nodes });
     set(&mut placement, "offlineFor", spec.placement.offline_for_ms.map(time));
@@ -92,6 +100,32 @@ fn set(object: &mut Value, key: &str, value: Option<Value>) {
 
 fn time(ms: u64) -> Value {
     Value::from(format!("{ms}ms"))
+}
+
+fn service(service: &Service) -> Map<String, Value> {
+    let Service { served_name, health, scale, update } = service;
+    let mut body = Map::new();
+    body.insert("servedName".into(), json!(served_name));
+    let looks = json!({
+        "path": health.path,
+        "every": time(health.every_ms),
+        "timeout": time(health.timeout_ms),
+        "failures": health.failures,
+    });
+    body.insert("health".into(), looks);
+    if scale.min < scale.max {
+        let follows = json!({
+            "min": scale.min,
+            "max": scale.max,
+            "queueDepth": scale.queue_depth,
+            "upAfter": time(scale.up_after_ms),
+            "downAfter": time(scale.down_after_ms),
+        });
+        body.insert("autoscale".into(), follows);
+    }
+    let exchange = json!({ "maxSurge": update.max_surge, "maxUnavailable": update.max_unavailable });
+    body.insert("update".into(), exchange);
+    body
 }
 
 fn hardware(request: &Request) -> Value {

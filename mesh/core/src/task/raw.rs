@@ -63,6 +63,12 @@ pub struct RawSpec {
     pub retry_backoff_max: Text,
     pub timeout_run: Text,
     pub timeout_stop: Text,
+    pub timeout_ready: Text,
+    pub timeout_idle: Text,
+    pub served_name: Text,
+    pub health: Option<RawHealth>,
+    pub autoscale: Option<RawAutoscale>,
+    pub update: Option<RawUpdate>,
     pub node_selector: Pairs,
     pub nodes: Vec<Typed<String>>,
     pub offline_for: Text,
@@ -187,6 +193,35 @@ pub struct RawCode {
     pub workdir: Text,
 }
 
+/// `health`.
+#[derive(Debug)]
+pub struct RawHealth {
+    pub at: At,
+    pub path: Text,
+    pub every: Text,
+    pub timeout: Text,
+    pub failures: Option<Typed<i64>>,
+}
+
+/// `autoscale`.
+#[derive(Debug)]
+pub struct RawAutoscale {
+    pub at: At,
+    pub min: Option<Typed<i64>>,
+    pub max: Option<Typed<i64>>,
+    pub queue_depth: Option<Typed<i64>>,
+    pub up_after: Text,
+    pub down_after: Text,
+}
+
+/// `update`.
+#[derive(Debug)]
+pub struct RawUpdate {
+    pub at: At,
+    pub max_surge: Option<Typed<i64>>,
+    pub max_unavailable: Option<Typed<i64>>,
+}
+
 /// A source or a destination.
 #[derive(Debug)]
 pub struct RawLocation {
@@ -216,8 +251,8 @@ enum Use {
 
 /// Keys of the contract that this build does not implement: refused by name, never taken in silence.
 const SPEC_NOT_YET: &[(&str, &str)] = &[
-    ("autoscale", "replicas that follow the load are not in this build: set `resources.replicas`"),
-    ("service", "settings of a running service are not in this build"),
+    ("service", "its settings stand by themselves: `servedName`, `health`, `autoscale`, `update`"),
+    ("port", "the program of a service listens where `MLOC_PORT` says, so that several fit on a node"),
     ("args", "`command` is the program with its arguments, all in one list"),
     ("image", "tasks run as child processes of the mesh's own binary; containers are not in this build"),
     ("retrieval", "retrieval is not in this build"),
@@ -357,8 +392,11 @@ fn spec(mut fields: Fields<'_>, problems: &mut Problems) -> RawSpec {
     if let Some(mut timeouts) = fields.section("timeouts", problems) {
         raw.timeout_run = timeouts.text("run", problems);
         raw.timeout_stop = timeouts.text("stop", problems);
+        raw.timeout_ready = timeouts.text("ready", problems);
+        raw.timeout_idle = timeouts.text("idle", problems);
         timeouts.finish(&[("queue", "a bound on waiting is not in this build")], problems);
     }
+    service(&mut fields, &mut raw, problems);
     if let Some(mut placement) = fields.section("placement", problems) {
         raw.node_selector = placement.text_map("nodeSelector", problems);
         raw.nodes = placement.texts("nodes", problems).map_or(Vec::new(), |list| list.value);
@@ -377,6 +415,43 @@ fn spec(mut fields: Fields<'_>, problems: &mut Problems) -> RawSpec {
     }
     fields.finish(SPEC_NOT_YET, problems);
     raw
+}
+
+/// What only a service has.
+fn service(fields: &mut Fields<'_>, raw: &mut RawSpec, problems: &mut Problems) {
+    raw.served_name = fields.text("servedName", problems);
+    if let Some(mut health) = fields.section("health", problems) {
+        raw.health = Some(RawHealth {
+            at: health.at,
+            path: health.text("path", problems),
+            every: health.text("every", problems),
+            timeout: health.text("timeout", problems),
+            failures: health.integer("failures", problems),
+        });
+        health.finish(&[("port", "it is asked where the service listens")], problems);
+    }
+    if let Some(mut autoscale) = fields.section("autoscale", problems) {
+        raw.autoscale = Some(RawAutoscale {
+            at: autoscale.at,
+            min: autoscale.integer("min", problems),
+            max: autoscale.integer("max", problems),
+            queue_depth: autoscale.integer("queueDepth", problems),
+            up_after: autoscale.text("upAfter", problems),
+            down_after: autoscale.text("downAfter", problems),
+        });
+        if autoscale.get("max").is_none() {
+            autoscale.missing("max", "the most replicas there may be", problems);
+        }
+        autoscale.finish(&[("idle", "set `timeouts.idle`")], problems);
+    }
+    if let Some(mut update) = fields.section("update", problems) {
+        raw.update = Some(RawUpdate {
+            at: update.at,
+            max_surge: update.integer("maxSurge", problems),
+            max_unavailable: update.integer("maxUnavailable", problems),
+        });
+        update.finish(NONE, problems);
+    }
 }
 
 fn model(mut fields: Fields<'_>, problems: &mut Problems) -> RawModel {

@@ -33,7 +33,7 @@ pub struct TaskSpec {
     pub metadata: Metadata,
     /// Which module runs it.
     pub task_type: TaskType,
-    /// How many workers run it: 1 for training.
+    /// How many workers run it: 1 for training. Of a service: how many it begins with.
     pub replicas: u32,
     /// What each replica asks of its node.
     pub request: Request,
@@ -47,6 +47,9 @@ pub struct TaskSpec {
     /// What is rewarded; there with `ppo` and `grpo`, and only then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward: Option<Reward>,
+    /// How it is served; there with a ServiceTask, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<Service>,
     /// Settings under the reference's names.
     pub hyperparameters: BTreeMap<String, Value>,
     /// What to keep and where it goes.
@@ -195,8 +198,92 @@ impl Default for Retry {
 pub struct Timeouts {
     /// Longest run of one attempt, in milliseconds.
     pub run_ms: Option<u64>,
-    /// Time a child has to stop after it was asked, in milliseconds; 10 s when absent.
+    /// Time a child has to stop after it was asked, in milliseconds; 10 s when absent. A replica of a service answers what
+    /// it has begun in the first three quarters of it.
     pub stop_ms: Option<u64>,
+    /// Longest time from the start of a service's program to its first good health check, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_ms: Option<u64>,
+    /// A service that nobody asked anything for so long has no replicas until it is asked again, in milliseconds; it
+    /// always has some when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_ms: Option<u64>,
+}
+
+/// How a service is served. See [`crate::service`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// What it is called at the API; one owner's in the whole mesh.
+    pub served_name: String,
+    /// How it shows that it can answer.
+    pub health: Health,
+    /// How many replicas it has, by its load.
+    pub scale: Scale,
+    /// How one version of it follows another.
+    pub update: Update,
+}
+
+/// How a replica shows that it can answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Path of a GET that is answered with 200.
+    pub path: String,
+    /// Between two looks, in milliseconds.
+    pub every_ms: u64,
+    /// Longest wait for one answer, in milliseconds.
+    pub timeout_ms: u64,
+    /// So many looks in a row that fail end a replica that was ready.
+    pub failures: u32,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { path: "/health".to_owned(), every_ms: 2_000, timeout_ms: 5_000, failures: 3 }
+    }
+}
+
+/// Bounds of the number of replicas, and what moves it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scale {
+    /// At least so many, 1 or more; none only after `timeouts.idle`.
+    pub min: u32,
+    /// At most so many.
+    pub max: u32,
+    /// Requests under way that one replica is to have at most, on average: with more there is one replica more.
+    pub queue_depth: u32,
+    /// The load must be above that for so long before replicas are added, in milliseconds.
+    pub up_after_ms: u64,
+    /// And below what fewer could carry for so long before some are taken away, in milliseconds.
+    pub down_after_ms: u64,
+}
+
+impl Scale {
+    /// Always so many.
+    pub fn fixed(replicas: u32) -> Self {
+        Self { min: replicas, max: replicas, ..Self::default() }
+    }
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self { min: 1, max: 1, queue_depth: 4, up_after_ms: 5_000, down_after_ms: 60_000 }
+    }
+}
+
+/// How far a service may be from its number of replicas while they are exchanged: for an update, and for a drain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Update {
+    /// So many more than wanted.
+    pub max_surge: u32,
+    /// So many fewer that are ready.
+    pub max_unavailable: u32,
+}
+
+impl Default for Update {
+    /// The new one first: no request meets fewer replicas than before.
+    fn default() -> Self {
+        Self { max_surge: 1, max_unavailable: 0 }
+    }
 }
 
 /// Where a task may run.

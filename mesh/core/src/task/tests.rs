@@ -253,6 +253,31 @@ fn rewards_bring_models_and_programs_with_them() {
 }
 
 #[test]
+fn a_service_is_called_and_scaled_as_it_says() {
+    use spec::{Health, Scale, Service, Update};
+    let read = |name: &str| {
+        let bytes = fs::read(repository().join("tests/fixtures/tasks/good").join(name)).unwrap();
+        parse_bytes(&bytes, name).unwrap().spec
+    };
+    let spec = read("service_command.yaml");
+    let service = Service {
+        served_name: "org/llama-3:8b".into(),
+        health: Health { path: "/healthz?full=1".into(), every_ms: 500, timeout_ms: 2_000, failures: 5 },
+        scale: Scale { min: 2, max: 5, queue_depth: 8, up_after_ms: 1_000, down_after_ms: 30_000 },
+        update: Update { max_surge: 2, max_unavailable: 1 },
+    };
+    assert_eq!((spec.replicas, spec.service), (2, Some(service)));
+    assert_eq!((spec.timeouts.stop_ms, spec.timeouts.ready_ms), (Some(45_000), Some(300_000)));
+    assert_eq!((spec.timeouts.idle_ms, spec.timeouts.run_ms), (Some(600_000), None));
+
+    let spec = read("service.yaml");
+    let service = spec.service.unwrap();
+    assert_eq!((service.served_name.as_str(), service.scale), ("chat", Scale::fixed(3)));
+    assert_eq!((service.health, service.update), (Health::default(), Update::default()));
+    assert_eq!((spec.timeouts.stop_ms, spec.timeouts.idle_ms), (Some(30_000), None));
+}
+
+#[test]
 fn settings_that_steer_a_run_are_typed() {
     use settings::{Best, Curve, EarlyStopping, Evaluation, Interval, Optimizer, Schedule, Span, Training};
     let bytes = fs::read(repository().join("tests/fixtures/tasks/good/steering.yaml")).unwrap();

@@ -5,6 +5,7 @@ mod command;
 mod hardware;
 mod model;
 mod reward;
+mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +18,7 @@ use super::{
     places::{self, Use},
     problem::{At, Note, Problem, Problems, nearest},
     raw::{Pairs, RawLocation, RawSpec, RawTask, Text},
-    spec::{Checkpointing, Location, Metadata, Output, Placement, Retry, TaskSpec, Timeouts},
+    spec::{Checkpointing, Location, Metadata, Output, Placement, Retry, TaskSpec},
 };
 use crate::{
     capability::{Request, SIMULATED},
@@ -77,7 +78,7 @@ impl Validation<'_> {
         let replicas = self.replicas(spec, kind);
         let model = self.model(spec);
         let dataset = spec.dataset.as_ref().map(|dataset| self.dataset(dataset));
-        let command = self.command(spec, row, kind);
+        let command = self.command(spec, row);
         let read = match row {
             Some(row) => {
                 self.needs(spec, row, &request);
@@ -90,8 +91,8 @@ impl Validation<'_> {
         let reward = self.reward(spec, row, &read);
         let output = self.output(spec, row);
         let retry = self.retry(spec);
-        let timeouts =
-            Timeouts { run_ms: self.time(&spec.timeout_run, true), stop_ms: self.time(&spec.timeout_stop, false) };
+        let timeouts = self.timeouts(spec, kind);
+        let service = self.service(raw, kind, replicas);
         let placement = self.placement(spec);
         let checkpoint = Checkpointing { destination: self.checkpoints(&spec.checkpoint) };
         let priority = self.priority(spec);
@@ -102,12 +103,13 @@ impl Validation<'_> {
             kind: kind?,
             metadata,
             task_type: row?.task_type,
-            replicas,
+            replicas: service.as_ref().map_or(replicas, |service| service.scale.min),
             request,
             model: model.flatten(),
             dataset: dataset.flatten(),
             command,
             reward,
+            service,
             hyperparameters: read.values,
             output,
             priority,

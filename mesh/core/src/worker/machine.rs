@@ -176,6 +176,13 @@ impl Worker {
                 running.row.outbox.push_back(Report::Checkpointed(checkpoint));
                 self.write_row(id, now, actions);
             }
+            ChildEvent::Ready => {
+                // A run after the first says it again; the ledger keeps the first.
+                if running.row.stage == Stage::Running && !running.row.outbox.contains(&Report::Ready) {
+                    running.row.outbox.push_back(Report::Ready);
+                    self.write_row(id, now, actions);
+                }
+            }
             ChildEvent::Computed => {
                 if running.row.stage == Stage::Running {
                     running.row.stage = Stage::Computed;

@@ -138,6 +138,8 @@ pub enum ChildEvent {
     Pinned(BTreeMap<Input, Pin>),
     /// A checkpoint is whole at the shared place.
     Pushed(CheckpointRef),
+    /// It is a service's and answered its first health check of this run.
+    Ready,
     /// Everything is computed and on this node's disk, ready to publish. The child may go.
     Computed,
     /// It ends with an error of its own.

@@ -2,7 +2,7 @@
 //!
 //! A seed decides everything: nodes, tasks, message delays, losses, repetitions, partitions, crashes with and without
 //! reboot, restarts in good order, changes of leader with and without a deposed one that does not know it yet and to
-//! clocks that are minutes off, members shut out, destinations that several tasks share, proposals that are lost or
+//! clocks that are minutes off, members shut out, destinations that several tasks share, services and their newer versions, proposals that are lost or
 //! whose answer is. Raft itself is modelled as one ordered log. Every invariant is looked at after every entry, every byte
 //! that is published is checked against the ledger, and after the faults everything has to come to an end.
 //!
@@ -110,6 +110,12 @@ fn a_missing_slot_recheck_is_caught() {
 fn two_publishers_at_one_destination_are_caught() {
     let why = is_caught(Planted { no_publish_hold: true, ..Planted::default() });
     assert!(why.contains("P2"), "{why}");
+}
+
+#[test]
+fn exchanges_without_bounds_are_caught() {
+    let why = is_caught(Planted { no_exchange_bounds: true, ..Planted::default() });
+    assert!(why.contains("SV2") || why.contains("SV3"), "{why}");
 }
 
 #[test]

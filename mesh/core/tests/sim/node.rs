@@ -6,7 +6,7 @@ use mloc_core::{
     capability::Capability,
     id::{AttemptId, NodeId},
     ledger::entry::{CheckpointRef, Failure, FailureClass, TaskResult},
-    wire::{FromLeader, Phase, Progress, Report, ToWorker},
+    wire::{FromLeader, Phase, Progress, Report, Serving, ToWorker},
     worker::{Action, ChildEvent, Event, Exit, JournalRows, LocalCheckpoint, Settings, Stage, Worker, Write},
 };
 use rand::{Rng, rngs::SmallRng};
@@ -50,6 +50,8 @@ struct Child {
     run: u64,
     step: u64,
     shared: bool,
+    /// It goes on until it is asked to stop.
+    serves: bool,
     gpus: Vec<u32>,
     stopping: bool,
 }
@@ -314,7 +316,8 @@ impl World {
         let local = resume.map_or(0, |c| c.step);
         let step = assign.checkpoint.as_ref().map_or(0, |c| c.step).max(local);
         let shared = assign.spec.checkpoint.destination.is_some();
-        self.nodes[node].children.insert(attempt.clone(), Child { run, step, shared, gpus, stopping: false });
+        let serves = assign.spec.service.is_some();
+        self.nodes[node].children.insert(attempt.clone(), Child { run, step, shared, serves, gpus, stopping: false });
         self.after(100, Happening::ChildStep { node, life, attempt, run });
         Ok(())
     }
@@ -328,7 +331,10 @@ impl World {
             return Ok(());
         }
         child.step += 1;
-        let (step, shared) = (child.step, child.shared);
+        let (step, shared, serves) = (child.step, child.shared, child.serves);
+        if serves {
+            return self.service_step(node, attempt, run, step);
+        }
         let say = |event| Event::Child { attempt: attempt.clone(), run, event };
         if step > STEPS {
             child.stopping = true;
@@ -349,6 +355,25 @@ impl World {
                 self.feed(node, say(ChildEvent::Pushed(CheckpointRef { step, manifest_sha256: digest })))?;
             }
         }
+        let ms = self.rng.random_range(200..900);
+        self.after(ms, Happening::ChildStep { node, life, attempt, run });
+        Ok(())
+    }
+
+    /// Ready after a while, then asked now and then.
+    fn service_step(&mut self, node: usize, attempt: AttemptId, run: u64, step: u64) -> Result<(), String> {
+        let life = self.nodes[node].life;
+        if self.faulty() && self.rng.random_bool(0.03) {
+            return self.child_dies(node, attempt, run);
+        }
+        let say = |event| Event::Child { attempt: attempt.clone(), run, event };
+        if step == 3 {
+            self.feed(node, say(ChildEvent::Ready))?;
+        }
+        let running = if self.faulty() { self.rng.random_range(0..8) } else { 0 };
+        let serving = Some(Serving { ready: step >= 3, running, ..Serving::default() });
+        let progress = Progress { serving, ..Progress::default() };
+        self.feed(node, say(ChildEvent::Progress { phase: Phase::Serving, progress }))?;
         let ms = self.rng.random_range(200..900);
         self.after(ms, Happening::ChildStep { node, life, attempt, run });
         Ok(())

@@ -22,6 +22,15 @@ pub struct Tally {
     pub revoked: u64,
     /// Changes of leader to a clock that was behind.
     pub backwards: u64,
+    /// Replicas of services that became ready.
+    pub served: u64,
+    /// Steps of an exchange that were applied, and that came too late.
+    pub exchanged: u64,
+    pub exchange_refused: u64,
+    /// Services whose number of replicas was changed.
+    pub scaled: u64,
+    /// Versions of services that gave way to a newer one.
+    pub replaced: u64,
     pub entries: u64,
 }
 
@@ -43,10 +52,15 @@ impl Tally {
         self.restarts += more.restarts;
         self.revoked += more.revoked;
         self.backwards += more.backwards;
+        self.served += more.served;
+        self.exchanged += more.exchanged;
+        self.exchange_refused += more.exchange_refused;
+        self.scaled += more.scaled;
+        self.replaced += more.replaced;
         self.entries += more.entries;
     }
 
-    pub fn counts(&self) -> [(&'static str, u64); 15] {
+    pub fn counts(&self) -> [(&'static str, u64); 20] {
         [
             ("a completed task", self.completed),
             ("a failed task", self.failed),
@@ -63,6 +77,11 @@ impl Tally {
             ("a restart in good order", self.restarts),
             ("a revoked member", self.revoked),
             ("a leader whose clock was behind its predecessor's", self.backwards),
+            ("a replica that became ready", self.served),
+            ("an exchange of replicas", self.exchanged),
+            ("an exchange that was refused", self.exchange_refused),
+            ("a service that was scaled", self.scaled),
+            ("a version that gave way to a newer one", self.replaced),
         ]
     }
 }

@@ -41,8 +41,45 @@ pub fn capability(node: &NodeId, gpus: u32) -> Capability {
     }
 }
 
-/// A task; it may depend on one of its owner's among those `before` it.
+/// A service of some owner, called as every other one of that owner is: a later one is its newer version.
+fn service(rng: &mut SmallRng, name: String) -> TaskSpec {
+    let owner = format!("user-{}", rng.random_range(0..2));
+    let min = rng.random_range(1..4);
+    let max_surge = rng.random_range(0..3);
+    let service = spec::Service {
+        served_name: format!("service of {owner}"),
+        health: spec::Health::default(),
+        scale: spec::Scale {
+            min,
+            max: min + rng.random_range(0..2),
+            queue_depth: 2,
+            up_after_ms: 1_000,
+            down_after_ms: 3_000,
+        },
+        update: spec::Update { max_surge, max_unavailable: rng.random_range(0..2).max(u32::from(max_surge == 0)) },
+    };
+    TaskSpec {
+        kind: Kind::ServiceTask,
+        replicas: min,
+        // So small that all of them fit beside what trains now and then.
+        request: Request { cpu_millis: 50, memory_bytes: GIB / 16, disk_bytes: 0, gpu: None },
+        output: spec::Output::default(),
+        depends_on: Vec::new(),
+        timeouts: spec::Timeouts::default(),
+        checkpoint: spec::Checkpointing::default(),
+        service: Some(service),
+        metadata: spec::Metadata { name: name.clone(), owner, ..spec::Metadata::default() },
+        ..training(rng, name, &[])
+    }
+}
+
+/// A task of either kind.
 pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
+    if rng.random_bool(0.3) { service(rng, name) } else { training(rng, name, before) }
+}
+
+/// A task; it may depend on one of its owner's among those `before` it.
+fn training(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
     let gpus = rng.random_range(0..3u32);
     let shared = rng.random_bool(0.6);
     let place = |path: &str| spec::Location::S3 {
@@ -57,7 +94,7 @@ pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
         spec::Location::S3 { bucket: "b".to_owned(), path: "everybody".to_owned(), endpoint: None, region: None };
     let output = if rng.random_bool(0.3) { shared_output } else { place("out") };
     let owner = format!("user-{}", rng.random_range(0..2));
-    let depends_on = match before.iter().rfind(|other| other.metadata.owner == owner) {
+    let depends_on = match before.iter().rfind(|other| other.metadata.owner == owner && other.service.is_none()) {
         Some(last) if rng.random_bool(0.2) => vec![last.metadata.name.clone()],
         _ => Vec::new(),
     };
@@ -75,12 +112,13 @@ pub fn task(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
         dataset: None,
         command: None,
         reward: None,
+        service: None,
         hyperparameters: BTreeMap::new(),
         output: spec::Output { destination: (replicas == 1).then_some(output), artifacts: Vec::new(), keep_ms: None },
         priority: rng.random_range(0..3),
         depends_on,
         retry: spec::Retry { limit: rng.random_range(1..7), backoff_ms: 200, backoff_max_ms: 2_000 },
-        timeouts: spec::Timeouts { run_ms: rng.random_bool(0.05).then_some(3_000), stop_ms: None },
+        timeouts: spec::Timeouts { run_ms: rng.random_bool(0.05).then_some(3_000), ..spec::Timeouts::default() },
         placement: spec::Placement {
             offline_for_ms: rng.random_bool(0.3).then_some(30_000),
             ..spec::Placement::default()

@@ -1,6 +1,6 @@
 //! The simulated world: its clock, its happenings, the ledger as raft would have it, the destination.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use mloc_core::{
     capability::Grant,
@@ -42,6 +42,7 @@ pub struct Planted {
     pub publish_without_ledger: bool,
     pub no_freeze: bool,
     pub no_publish_hold: bool,
+    pub no_exchange_bounds: bool,
 }
 
 /// Something that will happen at its time.
@@ -113,6 +114,8 @@ pub struct World {
     queue: BTreeMap<(u64, u64), Happening>,
     order: u64,
     trace: Option<VecDeque<String>>,
+    /// When services are looked at next.
+    next_close: u64,
 }
 
 impl World {
@@ -138,6 +141,7 @@ impl World {
             queue: BTreeMap::new(),
             order: 0,
             trace: tracing.then(VecDeque::new),
+            next_close: 0,
         };
         for at in 0..count {
             let member = Member {
@@ -187,6 +191,7 @@ impl World {
             if self.now > FAULTS_UNTIL && self.at_rest() {
                 break;
             }
+            self.close_services();
         }
         self.judge()?;
         Ok(self.tally.clone())
@@ -298,8 +303,10 @@ impl World {
             fence: !self.planted.no_fence,
             slot_recheck: !self.planted.no_slot_recheck,
             publish_hold: !self.planted.no_publish_hold,
+            exchange_bounds: !self.planted.no_exchange_bounds,
         };
-        let before = self.trace.is_some().then(|| self.ledger.clone());
+        let exchange = matches!(entry, Entry::Replicas { .. });
+        let before = (exchange || self.trace.is_some()).then(|| self.ledger.clone());
         let outcome = self.ledger.apply_with(entry, guards);
         self.note(|| format!("    applied: {outcome:?}"));
         self.tally.entries += 1;
@@ -311,11 +318,19 @@ impl World {
         }
         match (entry, &outcome) {
             (Entry::MemberRevoked { .. }, Outcome::Applied) => self.tally.revoked += 1,
+            (Entry::Ready { .. }, Outcome::Applied) => self.tally.served += 1,
+            (Entry::Scaled { .. }, Outcome::Applied) => self.tally.scaled += 1,
+            (Entry::Replicas { .. }, Outcome::Applied) => self.tally.exchanged += 1,
+            (Entry::Replicas { .. }, Outcome::Rejected(_)) => self.tally.exchange_refused += 1,
+            (Entry::Cancelled { by, .. }, Outcome::Applied) if by.contains("newer") => self.tally.replaced += 1,
             (_, Outcome::Rejected(Reason::PublishHeld(_))) => self.tally.held += 1,
             _ => {}
         }
-        if outcome != Outcome::Applied && before.is_some_and(|before| before != self.ledger) {
-            return Err(format!("{outcome:?} changed the ledger: {entry:?}"));
+        if let Some(before) = before {
+            if outcome != Outcome::Applied && before != self.ledger {
+                return Err(format!("{outcome:?} changed the ledger: {entry:?}"));
+            }
+            invariants::exchange(&before, &self.ledger, entry).map_err(|broken| broken.to_string())?;
         }
         match invariants::all(&self.ledger) {
             // What comes of it is to show at the destination.
@@ -356,6 +371,30 @@ impl World {
             && self.ledger.tasks.values().all(|task| task.ended.is_some())
             && self.ledger.live_attempts().next().is_none()
             && (0..self.nodes.len()).all(|node| self.is_revoked(node) || self.nodes[node].at_rest())
+    }
+
+    /// A service has no end of its own. Once everything else has ended, every one has as many ready replicas as it is to
+    /// have, of its newest version alone; then its user cancels it.
+    fn close_services(&mut self) {
+        let over = |task: &Task| task.ended.is_some() || task.spec.service.is_some();
+        let early = self.now <= FAULTS_UNTIL + 6_000 || self.now < self.next_close;
+        if early || !self.requests.iter().all(|r| r.answered.is_some()) || !self.ledger.tasks.values().all(over) {
+            return;
+        }
+        self.next_close = self.now + 2_000;
+        let services = self.ledger.tasks.values().filter(|task| task.ended.is_none());
+        let names: BTreeSet<String> =
+            services.filter_map(|task| Some(task.spec.service.as_ref()?.served_name.clone())).collect();
+        for name in names {
+            let versions = self.ledger.versions_of(&name);
+            let [(id, task)] = versions[..] else { continue };
+            let ready = task.replicas.iter().filter_map(|replica| replica.live()).filter(|a| a.is_ready()).count();
+            let id = id.clone();
+            if ready == task.desired() as usize {
+                let at = self.requests_clock();
+                self.propose(Entry::Cancelled { task: id, by: "user".to_owned(), at }, Then::Nobody);
+            }
+        }
     }
 
     fn unfinished(&self) -> String {

@@ -15,6 +15,9 @@ pub const MESH: &str = "mesh";
 /// JSON list of link addresses (multiaddr text).
 pub const ADDRESSES: &str = "addrs";
 
+/// JSON list of the replicas of services that can be asked here, see [`crate::services`]; a number follows.
+pub const SERVICES: &str = "svc";
+
 /// Which mesh, and which member table of it a node has: whoever has an older one asks for the newer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshMark {

@@ -24,11 +24,13 @@ pub enum StreamKind {
     Logs,
     /// Bytes of files: what came with a submission, artifacts. See [`super::files`].
     Files,
+    /// HTTP/1 of requests to replicas of services.
+    Services,
 }
 
 impl StreamKind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Http, Self::Logs, Self::Files];
+    pub const ALL: [Self; 4] = [Self::Http, Self::Logs, Self::Files, Self::Services];
 
     /// For figures.
     pub fn name(self) -> &'static str {
@@ -36,6 +38,7 @@ impl StreamKind {
             Self::Http => "http",
             Self::Logs => "logs",
             Self::Files => "files",
+            Self::Services => "services",
         }
     }
 
@@ -44,6 +47,7 @@ impl StreamKind {
             Self::Http => StreamProtocol::new("/mloc/http/1"),
             Self::Logs => StreamProtocol::new("/mloc/logs/1"),
             Self::Files => StreamProtocol::new("/mloc/files/1"),
+            Self::Services => StreamProtocol::new("/mloc/services/1"),
         }
     }
 }

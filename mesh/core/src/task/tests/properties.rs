@@ -214,6 +214,7 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                 dataset: Some(dataset),
                 command: None,
                 reward: None,
+                service: None,
                 hyperparameters,
                 output: Output {
                     keep_ms: out.is_none().then_some(ms),
@@ -223,7 +224,7 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                 priority,
                 depends_on: vec![],
                 retry: Retry { limit, backoff_ms: ms, backoff_max_ms: 2 * ms },
-                timeouts: Timeouts { run_ms: Some(ms), stop_ms: None },
+                timeouts: Timeouts { run_ms: Some(ms), ..Timeouts::default() },
                 placement: Placement { offline_for_ms: Some(ms), ..Placement::default() },
                 checkpoint: Checkpointing { destination: checkpoint },
                 env,

@@ -3,7 +3,7 @@
 use super::Validation;
 use crate::task::{
     fields::Typed,
-    kind::{Kind, TaskType, TaskTypeRow},
+    kind::{TaskType, TaskTypeRow},
     names,
     problem::{At, Problem},
     raw::{RawCode, RawCommand, RawSpec},
@@ -16,17 +16,11 @@ const ARGUMENT_MAX: usize = (128 << 10) - 1;
 const SHELL: [&str; 2] = ["/bin/sh", "-ec"];
 
 impl Validation<'_> {
-    pub(super) fn command(&mut self, spec: &RawSpec, row: Option<&TaskTypeRow>, kind: Option<Kind>) -> Option<Command> {
+    pub(super) fn command(&mut self, spec: &RawSpec, row: Option<&TaskTypeRow>) -> Option<Command> {
         let row = row?;
         if row.task_type != TaskType::Command {
             self.without_a_program(spec, row);
             return None;
-        }
-        if kind == Some(Kind::ServiceTask)
-            && let Some(task_type) = &spec.task_type
-        {
-            let problem = task_type.problem("a program that ends by itself: one that serves is not in this build");
-            self.problems.push(problem.hint("write `kind: TrainingTask`"));
         }
         let code = spec.code.as_ref().and_then(|code| self.code(code));
         let Some(command) = &spec.command else {
