@@ -16,6 +16,7 @@
 //! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! parallel  a step's micro-batches dealt to the devices of one machine
 //! train     Trainer: step, save, resume, export
+//! embedding texts as vectors and scores of pairs, by an encoder, with sentence-transformers' files
 //! logprobs  log-probabilities of given tokens, and the gradient of what is made of them
 //! rl        PPO's and GRPO's arithmetic on such log-probabilities
 //! generate  greedy and sampled continuation with a key-value cache
@@ -28,6 +29,7 @@
 
 pub mod batch;
 pub mod device;
+pub mod embedding;
 pub mod export;
 pub mod formats;
 pub mod generate;

@@ -2,11 +2,11 @@
 //!
 //! As in [`crate::loss`] the logits exist for a few hundred positions at a time, and once more in the backward pass.
 
-use burn::tensor::{IndexingUpdateOp, Tensor};
+use burn::tensor::Tensor;
 
 use crate::loss::{self, Targets};
 use crate::model::parameter::matrix;
-use crate::model::{Gradients, Parameter};
+use crate::model::{Gradients, Head};
 
 /// One number a target, in the order of the targets.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -27,8 +27,8 @@ pub struct Slopes {
 }
 
 /// Log-probabilities and entropies of the targets, logits divided by `temperature` (above 0).
-pub fn score(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, temperature: f64) -> Scores {
-    let each = loss::each(&tempered(hidden, temperature), head, targets);
+pub fn score(hidden: &Tensor<2>, head: Head<'_>, targets: &Targets, temperature: f64) -> Scores {
+    let each = loss::each(&tempered(hidden, temperature), head.tempered(temperature), targets);
     Scores {
         logprobs: each.iter().map(|target| target.log_probability).collect(),
         entropies: each.iter().map(|target| target.entropy).collect(),
@@ -39,13 +39,13 @@ pub fn score(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, temperatur
 /// the head is trainable.
 pub fn backward(
     hidden: &Tensor<2>,
-    head: &Parameter,
+    head: Head<'_>,
     targets: &Targets,
     temperature: f64,
     slopes: &Slopes,
     gradients: &mut Gradients,
 ) -> Tensor<2> {
-    let hidden = tempered(hidden, temperature);
+    let (hidden, head) = (tempered(hidden, temperature), head.tempered(temperature));
     let weights: Vec<f32> = slopes.logprobs.iter().map(|slope| -*slope as f32).collect();
     let mut d_hidden = loss::backward_each(&hidden, head, targets, &weights, gradients);
     if !slopes.entropies.is_empty() {
@@ -56,7 +56,7 @@ pub fn backward(
 
 fn entropies_backward(
     hidden: &Tensor<2>,
-    head: &Parameter,
+    head: Head<'_>,
     targets: &Targets,
     slopes: &[f64],
     gradients: &mut Gradients,
@@ -74,19 +74,16 @@ fn entropies_backward(
             matrix(values, &[count, 1], &device)
         };
         // d H / d logits = −p · (log p + H), which is 0 where p is.
-        let surprise = chunk.probabilities.clone().clamp_min(f32::MIN_POSITIVE).log() + column(entropies);
-        let d_logits = chunk.probabilities * surprise * column(own).neg();
-        if head.trainable {
-            gradients.add(&head.name, d_logits.clone().transpose().matmul(chunk.hidden));
-        }
-        // Each row occurs once, so adding to zero is placing.
-        let d = d_logits.matmul(head.value.clone());
-        d_hidden = d_hidden.select_assign(0, chunk.rows, d, IndexingUpdateOp::Add);
+        let d_logits = |probabilities: Tensor<2>| {
+            let surprise = probabilities.clone().clamp_min(f32::MIN_POSITIVE).log() + column(entropies);
+            probabilities * surprise * column(own).neg()
+        };
+        d_hidden = chunk.backward_of(head, d_logits, d_hidden, gradients);
     }
     d_hidden
 }
 
-/// Logits are linear in the hidden states, the narrower of the two.
+/// Logits are linear in the hidden states, the narrower of the two, or are once the cap is tempered too.
 fn tempered(hidden: &Tensor<2>, temperature: f64) -> Tensor<2> {
     if temperature == 1.0 { hidden.clone() } else { hidden.clone().mul_scalar(1.0 / temperature) }
 }
@@ -96,14 +93,17 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::model::Parameter;
     use crate::model::parameter::host_values;
     use crate::random::Random;
 
     const WIDTH: usize = 6;
     const VOCABULARY: usize = 11;
     const TEMPERATURE: f64 = 0.7;
+    const CAPS: [Option<f64>; 2] = [None, Some(1.5)];
 
     struct Case {
+        softcap: Option<f64>,
         hidden: Vec<f32>,
         head: Vec<f32>,
         targets: Targets,
@@ -111,16 +111,21 @@ mod tests {
     }
 
     impl Case {
-        fn drawn() -> Self {
+        fn drawn(softcap: Option<f64>) -> Self {
             let mut random = Random::new(4);
             let mut drawn = |n: usize| (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
             let slopes = |values: Vec<f32>| values.into_iter().map(f64::from).collect();
             Self {
+                softcap,
                 hidden: drawn(4 * WIDTH),
                 head: drawn(VOCABULARY * WIDTH),
                 targets: Targets { rows: vec![0, 2, 3], ids: vec![7, 0, 10] },
                 slopes: Slopes { logprobs: slopes(drawn(3)), entropies: slopes(drawn(3)) },
             }
+        }
+
+        fn head<'a>(&self, weight: &'a Parameter) -> Head<'a> {
+            Head { weight, softcap: self.softcap }
         }
 
         fn parts(&self) -> (Tensor<2>, Parameter) {
@@ -133,7 +138,7 @@ mod tests {
         /// The linear loss whose derivatives the slopes are.
         fn loss(&self) -> f64 {
             let (hidden, head) = self.parts();
-            let scores = score(&hidden, &head, &self.targets, TEMPERATURE);
+            let scores = score(&hidden, self.head(&head), &self.targets, TEMPERATURE);
             let sum = |values: &[f64], slopes: &[f64]| values.iter().zip(slopes).map(|(v, s)| v * s).sum::<f64>();
             sum(&scores.logprobs, &self.slopes.logprobs) + sum(&scores.entropies, &self.slopes.entropies)
         }
@@ -141,9 +146,13 @@ mod tests {
 
     #[test]
     fn scores_are_those_of_a_softmax_written_out() {
-        let case = Case::drawn();
+        CAPS.into_iter().for_each(check_scores);
+    }
+
+    fn check_scores(softcap: Option<f64>) {
+        let case = Case::drawn(softcap);
         let (hidden, head) = case.parts();
-        let scores = score(&hidden, &head, &case.targets, TEMPERATURE);
+        let scores = score(&hidden, case.head(&head), &case.targets, TEMPERATURE);
         for (index, (row, id)) in case.targets.rows.iter().zip(&case.targets.ids).enumerate() {
             let at = |row: &[f32], from: usize| row[from * WIDTH..][..WIDTH].to_vec();
             let state = at(&case.hidden, *row as usize);
@@ -151,7 +160,7 @@ mod tests {
                 .map(|token| {
                     let weights = at(&case.head, token);
                     let dot = state.iter().zip(&weights).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-                    dot / TEMPERATURE
+                    softcap.map_or(dot, |cap| cap * (dot / cap).tanh()) / TEMPERATURE
                 })
                 .collect();
             let partition = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
@@ -163,10 +172,14 @@ mod tests {
 
     #[test]
     fn gradients_are_the_slopes_of_the_loss() {
-        let case = Case::drawn();
+        CAPS.into_iter().for_each(check_gradients);
+    }
+
+    fn check_gradients(softcap: Option<f64>) {
+        let case = Case::drawn(softcap);
         let (hidden, head) = case.parts();
         let mut gradients = Gradients::default();
-        let d_hidden = backward(&hidden, &head, &case.targets, TEMPERATURE, &case.slopes, &mut gradients);
+        let d_hidden = backward(&hidden, case.head(&head), &case.targets, TEMPERATURE, &case.slopes, &mut gradients);
         let d_head = host_values(gradients.take("head").expect("trainable"));
         let step = 1e-2_f32;
         let check = |found: f32, moved: &dyn Fn(f32) -> f64, what: &str| {
@@ -175,7 +188,7 @@ mod tests {
         };
         for (i, found) in host_values(d_hidden).into_iter().enumerate() {
             let moved = |by: f32| {
-                let mut case = Case::drawn();
+                let mut case = Case::drawn(softcap);
                 case.hidden[i] += by;
                 case.loss()
             };
@@ -183,7 +196,7 @@ mod tests {
         }
         for (i, found) in d_head.into_iter().enumerate() {
             let moved = |by: f32| {
-                let mut case = Case::drawn();
+                let mut case = Case::drawn(softcap);
                 case.head[i] += by;
                 case.loss()
             };

@@ -13,7 +13,7 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 use crate::batch::{Batch, IGNORED};
 use crate::model::packed::int_tensor;
 use crate::model::parameter::{host_values, matrix};
-use crate::model::{Gradients, Packed, Parameter};
+use crate::model::{Gradients, Head, Packed};
 
 /// The logits alive at a time hold at most this many elements (64 MiB in f32), in forward and again in backward.
 pub(crate) const CHUNK_ELEMENTS: usize = 16 << 20;
@@ -77,14 +77,14 @@ pub struct TargetFigures {
 }
 
 /// Each target by itself, in their order, without gradients.
-pub fn each(hidden: &Tensor<2>, head: &Parameter, targets: &Targets) -> Vec<TargetFigures> {
+pub fn each(hidden: &Tensor<2>, head: Head<'_>, targets: &Targets) -> Vec<TargetFigures> {
     chunks(hidden, head, targets, 0.0)
         .flat_map(|chunk| chunk.figures().into_iter().map(|(figures, _)| figures))
         .collect()
 }
 
 /// Evaluates without gradients, with a label smoothing (0 for none).
-pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, smoothing: f64) -> LossSums {
+pub fn evaluate(hidden: &Tensor<2>, head: Head<'_>, targets: &Targets, smoothing: f64) -> LossSums {
     let mut sums = LossSums::default();
     for chunk in chunks(hidden, head, targets, smoothing) {
         sums += chunk.sums(smoothing);
@@ -96,7 +96,7 @@ pub fn evaluate(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, smoothi
 /// is trainable. The mean over all targets of a step has `weight` = 1 / their number.
 pub fn backward(
     hidden: &Tensor<2>,
-    head: &Parameter,
+    head: Head<'_>,
     targets: &Targets,
     smoothing: f64,
     weight: f64,
@@ -115,7 +115,7 @@ pub fn backward(
 /// the head is trainable. What a loss over [`each`] target's log-probability needs, whatever it is.
 pub fn backward_each(
     hidden: &Tensor<2>,
-    head: &Parameter,
+    head: Head<'_>,
     targets: &Targets,
     weights: &[f32],
     gradients: &mut Gradients,
@@ -131,11 +131,27 @@ pub fn backward_each(
     d_hidden
 }
 
+/// At each target, in their order, the mean logit over the vocabulary.
+pub fn mean_logits(hidden: &Tensor<2>, head: Head<'_>, targets: &Targets) -> Vec<f32> {
+    if head.softcap.is_some() {
+        return chunks(hidden, head, targets, 0.0)
+            .filter_map(|chunk| chunk.logits)
+            .flat_map(|logits| host_values(logits.mean_dim(1)))
+            .collect();
+    }
+    // The mean of h·w over all w is h times the mean w.
+    let mean_weight = head.weight.value.clone().mean_dim(0).transpose();
+    let at_targets = hidden.clone().select(0, int_tensor(targets.rows.clone(), &hidden.device()));
+    host_values(at_targets.matmul(mean_weight))
+}
+
 /// A few hundred targets at a time.
 pub(crate) struct Chunk {
-    pub(crate) rows: Tensor<1, Int>,
-    pub(crate) hidden: Tensor<2>,
+    rows: Tensor<1, Int>,
+    hidden: Tensor<2>,
     ids: Tensor<2, Int>,
+    /// Where the head caps them.
+    logits: Option<Tensor<2>>,
     pub(crate) probabilities: Tensor<2>,
     /// Per position: logit of the target, highest logit, highest probability, expected logit, and the mean logit where
     /// labels are smoothed.
@@ -176,13 +192,13 @@ impl Chunk {
     /// Puts the gradient at this chunk's hidden states into `d_hidden`; `weigh` multiplies a target's row by its weight.
     fn backward(
         self,
-        head: &Parameter,
+        head: Head<'_>,
         smoothing: f64,
         weigh: impl Fn(Tensor<2>) -> Tensor<2>,
         d_hidden: Tensor<2>,
         gradients: &mut Gradients,
     ) -> Tensor<2> {
-        let Chunk { rows, hidden, ids, probabilities, .. } = self;
+        let Chunk { rows, hidden, ids, logits, probabilities, .. } = self;
         let [count, vocabulary] = probabilities.dims();
         // d/dlogits of −log softmax = softmax − one-hot. The weight goes onto the narrow factors: one pass less over the
         // widest tensor there is.
@@ -191,38 +207,74 @@ impl Chunk {
         if smoothing > 0.0 {
             d_logits = d_logits.sub_scalar(smoothing / vocabulary as f64);
         }
-        if head.trainable {
-            gradients.add(&head.name, d_logits.clone().transpose().matmul(weigh(hidden)));
-        }
-        let d = weigh(d_logits.matmul(head.value.clone()));
-        // Each row occurs once, so adding to zero is placing.
-        d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add)
+        place(head, Below { rows, hidden, logits }, d_logits, weigh, d_hidden, gradients)
     }
+
+    /// As a loss whose slopes at the logits are made of the probabilities: `d_logits` is given these.
+    pub(crate) fn backward_of(
+        self,
+        head: Head<'_>,
+        d_logits: impl FnOnce(Tensor<2>) -> Tensor<2>,
+        d_hidden: Tensor<2>,
+        gradients: &mut Gradients,
+    ) -> Tensor<2> {
+        let Chunk { rows, hidden, logits, probabilities, .. } = self;
+        place(head, Below { rows, hidden, logits }, d_logits(probabilities), |x| x, d_hidden, gradients)
+    }
+}
+
+/// What is below a chunk's logits.
+struct Below {
+    rows: Tensor<1, Int>,
+    hidden: Tensor<2>,
+    logits: Option<Tensor<2>>,
+}
+
+/// Puts the gradient at the hidden states into `d_hidden`, and adds the head's if it is trainable.
+fn place(
+    head: Head<'_>,
+    Below { rows, hidden, logits }: Below,
+    mut d_logits: Tensor<2>,
+    weigh: impl Fn(Tensor<2>) -> Tensor<2>,
+    d_hidden: Tensor<2>,
+    gradients: &mut Gradients,
+) -> Tensor<2> {
+    if let Some(logits) = logits {
+        d_logits = head.through_cap(&logits, d_logits);
+    }
+    let weight = head.weight;
+    if weight.trainable {
+        gradients.add(&weight.name, d_logits.clone().transpose().matmul(weigh(hidden)));
+    }
+    let d = weigh(d_logits.matmul(weight.value.clone()));
+    // Each row occurs once, so adding to zero is placing.
+    d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add)
 }
 
 /// The targets in chunks whose logits fit [`CHUNK_ELEMENTS`].
 pub(crate) fn chunks<'a>(
     hidden: &'a Tensor<2>,
-    head: &'a Parameter,
+    head: Head<'a>,
     targets: &'a Targets,
     smoothing: f64,
 ) -> impl Iterator<Item = Chunk> + 'a {
-    let size = (CHUNK_ELEMENTS / head.shape[0].max(1)).max(1);
+    let size = (CHUNK_ELEMENTS / head.weight.shape[0].max(1)).max(1);
     let device = hidden.device();
     targets.rows.chunks(size).zip(targets.ids.chunks(size)).map(move |(rows, ids)| {
         let rows = int_tensor(rows.to_vec(), &device);
         let ids = int_tensor(ids.to_vec(), &device).reshape([ids.len(), 1]);
         let hidden = hidden.clone().select(0, rows.clone());
-        let logits = hidden.clone().matmul(head.value.clone().transpose());
+        let logits = head.logits(hidden.clone());
         let probabilities = softmax(logits.clone(), 1);
         let mean = (smoothing > 0.0).then(|| logits.clone().mean_dim(1));
         let mut columns = vec![
             logits.clone().gather(1, ids.clone()),
             logits.clone().max_dim(1),
             probabilities.clone().max_dim(1),
-            (logits * probabilities.clone()).sum_dim(1),
+            (logits.clone() * probabilities.clone()).sum_dim(1),
         ];
         columns.extend(mean);
-        Chunk { rows, hidden, ids, probabilities, columns: Tensor::cat(columns, 1) }
+        let logits = head.softcap.map(|_| logits);
+        Chunk { rows, hidden, ids, logits, probabilities, columns: Tensor::cat(columns, 1) }
     })
 }

@@ -91,13 +91,63 @@ impl Pass<'_> {
         packed: &Packed,
         loss: impl FnOnce(&Tensor<2>, &mut Gradients) -> (T, Tensor<2>),
     ) -> Result<T, TrainError> {
+        self.balanced(model, packed, None, loss).map(|(report, _)| report)
+    }
+
+    /// As [`Self::through`] for a batch of this weight, and a model with experts is also trained to spread tokens over them,
+    /// if its config asks for it: `coefficient · load-balancing loss` is added to the batch's loss.
+    ///
+    /// # Errors
+    /// As [`Self::through`].
+    pub fn through_balanced<T>(
+        &mut self,
+        model: &Decoder,
+        packed: &Packed,
+        weight: f64,
+        loss: impl FnOnce(&Tensor<2>, &mut Gradients) -> (T, Tensor<2>),
+    ) -> Result<(T, Balanced), TrainError> {
+        self.balanced(model, packed, Some(weight), loss)
+    }
+
+    fn balanced<T>(
+        &mut self,
+        model: &Decoder,
+        packed: &Packed,
+        weight: Option<f64>,
+        loss: impl FnOnce(&Tensor<2>, &mut Gradients) -> (T, Tensor<2>),
+    ) -> Result<(T, Balanced), TrainError> {
         let stop = self.stop;
         let mut go_on = || if stop() { Err(TrainError::Interrupted) } else { Ok(()) };
-        let (hidden, tape) = model.forward_unless(packed, &mut go_on)?;
+        let (hidden, mut tape) = model.forward_unless(packed, &mut go_on)?;
         let (report, d_hidden) = loss(&hidden, self.gradients);
         drop(hidden);
+        let mut balanced = Balanced::default();
+        let coefficient = model.config.experts.as_ref().and_then(|experts| experts.balance);
+        if let (Some(weight), Some(coefficient), Some(balance)) = (weight, coefficient, tape.balance()) {
+            balanced = Balanced { added: weight * coefficient * balance.loss, aux_loss: Some(balance.loss) };
+            tape = tape.with_balance(self.scale * weight * coefficient, balance);
+        }
         model.backward_unless(packed, tape, d_hidden, self.gradients, &mut go_on)?;
-        Ok(report)
+        Ok((report, balanced))
+    }
+}
+
+/// What spreading tokens over experts came to; nothing where it is not trained.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Balanced {
+    /// What it adds to the batch's weight times its loss.
+    pub added: f64,
+    /// The load-balancing loss itself.
+    pub aux_loss: Option<f64>,
+}
+
+impl Balanced {
+    /// Adds it to what is reported.
+    #[must_use]
+    pub fn report(self, mut report: BatchReport) -> BatchReport {
+        report.loss += self.added;
+        report.figures.extend(self.aux_loss.map(|loss| ("aux_loss".to_owned(), loss)));
+        report
     }
 }
 
@@ -145,7 +195,8 @@ impl Evaluation {
     }
 }
 
-/// Cross-entropy over the target positions of a [`Batch`]; the mean over a step is over its targets.
+/// Cross-entropy over the target positions of a [`Batch`]; the mean over a step is over its targets. Training also balances
+/// experts where the model's config asks for it ([`Pass::through_balanced`]); held-out figures are of the cross-entropy alone.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CrossEntropy {
     /// The share of the loss that is spread over the vocabulary ([`loss`]); 0 = none.
@@ -173,11 +224,11 @@ impl Objective for CrossEntropy {
         pass.prepare(&mut packed, batch, model);
         let targets = Targets::of(batch, &packed);
         let (scale, smoothing) = (pass.scale, self.label_smoothing);
-        let sums = pass.through(model, &packed, |hidden, gradients| {
+        let (sums, balanced) = pass.through_balanced(model, &packed, self.weight(batch), |hidden, gradients| {
             loss::backward(hidden, model.head(), &targets, smoothing, scale, gradients)
         })?;
         let figures = figures_of(&sums).map(|(name, sum)| (name, sum / sums.targets as f64)).into();
-        Ok(BatchReport { loss: sums.loss, figures })
+        Ok(balanced.report(BatchReport { loss: sums.loss, figures }))
     }
 }
 

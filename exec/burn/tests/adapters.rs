@@ -69,7 +69,7 @@ fn kinds() -> Vec<(&'static str, Held, LoraConfig)> {
     ]
 }
 
-const FAMILIES: [&str; 2] = ["llama", "qwen2"];
+const FAMILIES: [&str; 4] = ["llama", "qwen2", "gemma3", "qwen3_moe"];
 
 /// Moves everything that is trained away from where it began, so that nothing is zero.
 fn disturb(model: &mut Decoder) {
@@ -199,6 +199,30 @@ fn names_in_files_are_pefts() {
     assert_eq!(names(&saved), ["base_model.model.lm_head.weight".to_owned(), embedding, a, b]);
 }
 
+/// Experts are layers like others; a router is none, as in transformers 5, where it is no `nn.Linear`.
+#[test]
+fn experts_are_among_all_linear_layers_and_routers_are_not() {
+    let all = LoraConfig { r: 2, target_modules: Modules::AllLinear, ..LoraConfig::default() };
+    let model = attached("mixtral", NF4, &all);
+    // Two layers of q, k, v, o and four experts, each with two factors.
+    assert_eq!(trained(&model).len(), 2 * (4 + 4 * 3) * 2);
+    let expert = "base_model.model.model.layers.1.block_sparse_moe.experts.3.w2.lora_A.weight";
+    assert!(trained(&model).contains(&expert), "{:?}", trained(&model));
+    assert_eq!(model.four_bit().count(), 2 * (4 + 4 * 3));
+    let written = model.adapter.expect("adapter").target_modules;
+    assert_eq!(written, ["q_proj", "k_proj", "v_proj", "o_proj", "w1", "w3", "w2"].into());
+    let router = LoraConfig { target_modules: ["gate"].into(), ..LoraConfig::default() };
+    let error = lora::attach(&mut base("mixtral", Held::F32), &router, 1).expect_err("no such layer").to_string();
+    assert_eq!(
+        error,
+        "adapter_config.json: target_modules: [\"gate\"] match no layer; known are q_proj, k_proj, v_proj, o_proj, w1, w3, w2 \
+         and all-linear"
+    );
+    let saved = LoraConfig { modules_to_save: vec!["gate".into()], ..all };
+    let model = attached("mixtral", NF4, &saved);
+    assert!(trained(&model).contains(&"model.layers.0.block_sparse_moe.gate.weight"));
+}
+
 #[test]
 fn dropout_counts_in_training_only() {
     for (kind, held, config) in kinds() {
@@ -249,8 +273,11 @@ fn training_on_packed_weights_is_training_on_what_they_unpack_to() {
 #[test]
 fn gradients_through_packed_weights_are_differences_of_the_loss() {
     let batch = batch();
-    for (kind, held, config) in kinds().into_iter().filter(|(_, _, config)| !config.use_dora) {
-        let mut model = attached("qwen2", held, &config);
+    // Not with experts: a step may change which of them compute a token.
+    let families = ["qwen2", "gemma3"];
+    let cases = families.into_iter().flat_map(|family| kinds().into_iter().map(move |kind| (family, kind)));
+    for (family, (kind, held, config)) in cases.filter(|(_, (_, _, config))| !config.use_dora) {
+        let mut model = attached(family, held, &config);
         disturb(&mut model);
         let (_, gradients) = backward(&model, &batch);
         for name in trained(&model).into_iter().map(str::to_owned).collect::<Vec<_>>() {
@@ -265,7 +292,7 @@ fn gradients_through_packed_weights_are_differences_of_the_loss() {
             };
             const STEP: f32 = 1e-2;
             let slope = (at(STEP) - at(-STEP)) / f64::from(2.0 * STEP);
-            let what = format!("{kind} {name}");
+            let what = format!("{family} {kind} {name}");
             Close { relative: 2e-2, absolute: 2e-3 }.check(&what, &[slope as f32], &[norm]);
         }
     }
@@ -274,8 +301,9 @@ fn gradients_through_packed_weights_are_differences_of_the_loss() {
 /// Checkpointing trades time for memory and changes no bit, dropout included.
 #[test]
 fn layers_that_are_computed_anew_give_the_same_gradients() {
-    for (kind, held, config) in kinds() {
-        let mut model = attached("qwen2", held, &LoraConfig { lora_dropout: 0.3, ..config });
+    let cases = FAMILIES.into_iter().flat_map(|family| kinds().into_iter().map(move |kind| (family, kind)));
+    for (family, (kind, held, config)) in cases {
+        let mut model = attached(family, held, &LoraConfig { lora_dropout: 0.3, ..config });
         disturb(&mut model);
         let batch = batch();
         let mut gradients_of = |checkpointing| {
@@ -289,7 +317,7 @@ fn layers_that_are_computed_anew_give_the_same_gradients() {
             (host_values(hidden), all.collect::<Vec<_>>())
         };
         let (kept, anew) = (gradients_of(false), gradients_of(true));
-        assert!(!kept.1.is_empty() && kept == anew, "{kind}");
+        assert!(!kept.1.is_empty() && kept == anew, "{family} {kind}");
     }
 }
 

@@ -10,11 +10,11 @@ use std::process::Command;
 use burn::tensor::Device;
 use golden::fixture;
 use mloc_burn::batch::Batch;
-use mloc_burn::export::{GgufStorage, Storage, write_gguf, write_model};
+use mloc_burn::export::{GgufStorage, Storage, check_gguf, write_gguf, write_model};
 use mloc_burn::formats::gguf::{GgufError, GgufModel};
 use mloc_burn::formats::tokenizer::TextTokenizer;
 use mloc_burn::model::parameter::host_values;
-use mloc_burn::model::{Decoder, DecoderConfig, Packed};
+use mloc_burn::model::{Activation, Decoder, DecoderConfig, Packed};
 use mloc_burn::weights::SafetensorsSource;
 
 const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
@@ -78,6 +78,15 @@ fn what_gguf_has_no_words_for_is_said() {
     other.config.windows[1] = Some(8);
     let error = write_gguf(&other, &tokenizer, &path, GgufStorage::F16, &|| false).unwrap_err().to_string();
     assert!(error.contains("a window of attention in some layers of Qwen2ForCausalLM cannot be written"), "{error}");
+
+    let mut gelu = model("llama");
+    gelu.config.activation = Activation::GeluTanh;
+    let error = check_gguf(&gelu, &tokenizer).unwrap_err().to_string();
+    assert!(error.contains("hidden_act GeluTanh cannot be written as GGUF in this build"), "{error}");
+    for (family, class) in [("gemma3", "Gemma3ForCausalLM"), ("qwen3_moe", "Qwen3MoeForCausalLM")] {
+        let error = check_gguf(&model(family), &tokenizer).unwrap_err().to_string();
+        assert!(error.contains(&format!("{class} cannot be written as GGUF in this build")), "{error}");
+    }
 
     let json = std::fs::read_to_string(fixture("models/llama/tokenizer.json")).expect("tokenizer");
     let split = json.replace("1,3}", "1,2}");

@@ -3,15 +3,13 @@
 mod golden;
 
 use burn::tensor::Device;
-use golden::{Close, Expected, fixture, tensors};
+use golden::{Close, Expected, FAMILIES, fixture, tensors};
 use mloc_burn::batch::Batch;
 use mloc_burn::loss::{self, Targets};
 use mloc_burn::model::parameter::host_values;
 use mloc_burn::model::{Decoder, DecoderConfig, Gradients, Packed};
 use mloc_burn::weights::SafetensorsSource;
 use serde_json::Value;
-
-const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 fn model(family: &str) -> (Decoder, Expected) {
     let folder = fixture(&format!("models/{family}"));
@@ -69,33 +67,46 @@ fn losses_and_the_gradient_of_every_parameter() {
         let (mut model, expected) = model(family);
         model.train_all();
         for targets_of in ["all_tokens", "completion_only"] {
-            let at = |key: &str| format!("/sft/{targets_of}/{key}");
+            let at = |key: &str| format!("/sft/{targets_of}{key}");
             let batch = Batch {
                 input_ids: expected.rows("/sft/input_ids"),
                 attention_mask: expected.rows("/sft/attention_mask"),
-                labels: expected.rows(&at("labels")),
+                labels: expected.rows(&at("/labels")),
             };
             let packed = Packed::new(&batch, &model.config, model.device());
             let targets = Targets::of(&batch, &packed);
             assert_eq!(targets.ids.len(), batch.num_targets());
-            assert_eq!(targets.ids.len() as f64, expected.number(&at("num_target_tokens")));
-            let (hidden, tape) = model.forward(&packed);
-            let mut gradients = Gradients::default();
+            assert_eq!(targets.ids.len() as f64, expected.number(&at("/num_target_tokens")));
             let weight = 1.0 / targets.ids.len() as f64;
-            let (sums, d_hidden) = loss::backward(&hidden, model.head(), &targets, 0.0, weight, &mut gradients);
-            model.backward(&packed, tape, d_hidden, &mut gradients);
-            let what = format!("{family} {targets_of}");
-            Close::default().check(
-                &format!("{what} loss"),
-                &[(sums.loss * weight) as f32],
-                &[expected.number(&at("loss")) as f32],
-            );
-            let wanted = expected.value(&at("grad_norms")).as_object().expect("map");
-            let found = gradients.norms();
-            assert_eq!(found.len(), wanted.len(), "{what}: number of gradients");
-            for (name, norm) in found {
-                let wanted = wanted.get(&name).and_then(Value::as_f64).expect(&name);
-                Close::relative(1e-3).check(&format!("{what} {name}"), &[norm as f32], &[wanted as f32]);
+            let check = |key: &str, balance: Option<f64>| {
+                let (hidden, mut tape) = model.forward(&packed);
+                let mut gradients = Gradients::default();
+                let (sums, d_hidden) = loss::backward(&hidden, model.head(), &targets, 0.0, weight, &mut gradients);
+                let mut loss = sums.loss * weight;
+                let wanted = expected.value(&at(key));
+                let what = format!("{family} {targets_of} {key}");
+                if let Some(coefficient) = balance {
+                    let balance = tape.balance().expect("experts");
+                    let aux_loss = wanted["aux_loss"].as_f64().expect("a number");
+                    Close::default().check(&format!("{what} aux_loss"), &[balance.loss as f32], &[aux_loss as f32]);
+                    loss += coefficient * balance.loss;
+                    tape = tape.with_balance(coefficient, balance);
+                }
+                model.backward(&packed, tape, d_hidden, &mut gradients);
+                let wanted_loss = wanted["loss"].as_f64().expect("a number");
+                Close::default().check(&format!("{what} loss"), &[loss as f32], &[wanted_loss as f32]);
+                let wanted = wanted["grad_norms"].as_object().expect("map");
+                let found = gradients.norms();
+                assert_eq!(found.len(), wanted.len(), "{what}: number of gradients");
+                for (name, norm) in found {
+                    let wanted = wanted.get(&name).and_then(Value::as_f64).expect(&name);
+                    Close::relative(1e-3).check(&format!("{what} {name}"), &[norm as f32], &[wanted as f32]);
+                }
+            };
+            check("", None);
+            if model.config.experts.is_some() {
+                let coefficient = model.config.raw["router_aux_loss_coef"].as_f64().expect("a number");
+                check("/balanced", Some(coefficient));
             }
         }
     }

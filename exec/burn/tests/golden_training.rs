@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::Device;
-use golden::{Close, Expected, fixture, settings, tensors};
+use golden::{Close, Expected, FAMILIES, fixture, settings, tensors};
 use mloc_burn::batch::Batch;
 use mloc_burn::export::{Storage, write_model};
 use mloc_burn::lora::{self, LoraConfig, Modules};
@@ -122,7 +122,7 @@ fn full_training_follows_the_reference() {
 #[test]
 fn greedy_generation_with_a_cache_gives_the_reference_tokens() {
     use mloc_burn::generate::{Limits, Sampling, generate};
-    for family in ["llama", "mistral", "qwen2", "qwen3"] {
+    for family in FAMILIES {
         let model = base(family);
         let expected = Expected::open(&fixture(&format!("models/{family}")).join("expected.json"));
         let wanted = expected.ids("/greedy/new_ids");
@@ -130,6 +130,41 @@ fn greedy_generation_with_a_cache_gives_the_reference_tokens() {
         let prompt = expected.ids("/greedy/prompt_ids");
         let found = generate(&model, &prompt, Sampling::Greedy, &limits, |_| true);
         assert_eq!(found, wanted, "{family}");
+    }
+}
+
+#[test]
+fn spreading_tokens_over_experts_is_trained_where_the_config_asks_for_it() {
+    for family in ["mixtral", "qwen3_moe"] {
+        let folder = fixture(&format!("models/{family}"));
+        let expected = Expected::open(&folder.join("expected.json"));
+        let batch = Batch {
+            input_ids: expected.rows("/sft/input_ids"),
+            attention_mask: expected.rows("/sft/attention_mask"),
+            labels: expected.rows("/sft/all_tokens/labels"),
+        };
+        let step = |balanced: bool| {
+            let mut raw = DecoderConfig::from_folder(&folder).expect("config").raw;
+            raw["output_router_logits"] = balanced.into();
+            let source = SafetensorsSource::open_folder(&folder).expect("weights");
+            let config = DecoderConfig::from_json(raw).expect("config");
+            let mut model = Decoder::load(config, &source, &Device::flex()).expect("model");
+            model.train_all();
+            let settings = settings(&Expected::open(&fixture("sft_full/expected.json")));
+            Trainer::new(model, settings).step(std::slice::from_ref(&batch)).expect("step")
+        };
+        for (balanced, at) in [(false, "/sft/all_tokens"), (true, "/sft/all_tokens/balanced")] {
+            let report = step(balanced);
+            let wanted = |key: &str| expected.number(&format!("{at}/{key}")) as f32;
+            let what = format!("{family} {balanced}");
+            Close::default().check(&what, &[report.loss as f32], &[wanted("loss")]);
+            Close::relative(1e-3).check(&what, &[report.grad_norm as f32], &[wanted("grad_norm_total")]);
+            let aux_loss = report.figures.get("aux_loss").map(|loss| *loss as f32);
+            assert_eq!(aux_loss.is_some(), balanced);
+            if let Some(aux_loss) = aux_loss {
+                Close::default().check(&what, &[aux_loss], &[wanted("aux_loss")]);
+            }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use mloc_burn::batch::{Batch, IGNORED};
 use mloc_burn::loss::{self, Targets};
 use mloc_burn::model::packed::EmbeddingNoise;
 use mloc_burn::model::parameter::{host_values, matrix};
-use mloc_burn::model::{Decoder, DecoderConfig, Gradients, Packed, Parameter};
+use mloc_burn::model::{Decoder, DecoderConfig, Gradients, Head, Packed, Parameter};
 use mloc_burn::objective::CrossEntropy;
 use mloc_burn::optim::blocks::Levels;
 use mloc_burn::optim::{AdamWSettings, Optimizer, OptimizerSettings, SgdSettings};
@@ -262,12 +262,13 @@ fn smoothed_losses_are_the_references() {
     }
     let weight = 1.0 / targets.ids.len() as f64;
     let mut gradients = Gradients::default();
-    let (sums, gradient) = loss::backward(&hidden, &head(11, &device), &targets, smoothing, weight, &mut gradients);
+    let (sums, gradient) =
+        loss::backward(&hidden, Head::plain(&head(11, &device)), &targets, smoothing, weight, &mut gradients);
     let wanted = expected.number("/label_smoothing/loss");
     Close::relative(1e-5).check("loss", &[(sums.loss * weight) as f32], &[wanted as f32]);
     let wanted = floats(expected.value("/label_smoothing/gradient"));
     Close { relative: 1e-4, absolute: 1e-7 }.check("gradient", &host_values(gradient), &wanted);
-    assert_eq!(loss::evaluate(&hidden, &head(11, &device), &targets, smoothing), sums);
+    assert_eq!(loss::evaluate(&hidden, Head::plain(&head(11, &device)), &targets, smoothing), sums);
 }
 
 #[test]
@@ -279,12 +280,12 @@ fn a_smoothed_loss_falls_along_its_gradient() {
     let targets = Targets { rows: vec![0, 1, 3], ids: vec![4, 0, 8] };
     let at = |hidden: &[f32], head: &Parameter| {
         let hidden = matrix(hidden.to_vec(), &[tokens, width], &device);
-        loss::evaluate(&hidden, head, &targets, 0.3).loss / 3.0
+        loss::evaluate(&hidden, Head::plain(head), &targets, 0.3).loss / 3.0
     };
     let hidden = formula(tokens * width, 1);
     let mut gradients = Gradients::default();
     let states = matrix(hidden.clone(), &[tokens, width], &device);
-    let (_, d_hidden) = loss::backward(&states, &head, &targets, 0.3, 1.0 / 3.0, &mut gradients);
+    let (_, d_hidden) = loss::backward(&states, Head::plain(&head), &targets, 0.3, 1.0 / 3.0, &mut gradients);
     // Central differences in f32, over a step that its rounding does not drown.
     let step = 1e-2_f32;
     for (index, gradient) in host_values(d_hidden).into_iter().enumerate() {

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::Stored;
 use crate::formats::gguf::{GgufError, GgufModel, GgufWriter, OutTensor, TensorType, gguf_name, write_tokenizer};
 use crate::formats::tokenizer::TextTokenizer;
-use crate::model::{Decoder, DecoderConfig, RopeScaling};
+use crate::model::{Activation, Decoder, DecoderConfig, RopeScaling};
 
 /// How matrices are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +121,10 @@ fn architecture(config: &DecoderConfig) -> Result<&'static str, GgufError> {
     {
         // The reading back takes no others: better said before training than after.
         return refused(format!("llama3 rope scaling with factors {low_freq_factor} and {high_freq_factor}"));
+    }
+    if config.activation != Activation::Silu {
+        // Readers of the format take SiLU for granted in these architectures.
+        return refused(format!("hidden_act {:?}", config.activation));
     }
     let first = config.windows.first().copied().flatten();
     if config.windows.iter().any(|window| *window != first) || (first.is_some() && name != "llama") {

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer;
+use tokenizers::{Tokenizer, TruncationParams};
 
 use self::config::{Frame, add_missing_tokens, frame_of, named_template, template_text, token_text};
 pub use self::stream::TextStream;
@@ -148,6 +148,35 @@ impl TextTokenizer {
             }
         }
         Ok(ids)
+    }
+
+    /// Token ids of a text, or of two beside one another, with the special tokens of tokenizer.json; and of each token which
+    /// text it is of (0, 1), as that file says.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Use`] when the tokenizer cannot represent a text.
+    pub fn encode_pair(&self, first: &str, second: Option<&str>) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
+        let encoding = match second {
+            Some(second) => self.inner.encode_fast((first, second), true),
+            None => self.inner.encode_fast(first, true),
+        };
+        let encoding = encoding.map_err(used)?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_type_ids().to_vec()))
+    }
+
+    /// This tokenizer, giving no more than `length` tokens, special ones included: of two texts the longer is cut first.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Use`] when the special tokens alone are more.
+    pub fn cutting_at(mut self, length: usize) -> Result<Self, TokenizerError> {
+        let truncation = TruncationParams { max_length: length, ..TruncationParams::default() };
+        self.inner.with_truncation(Some(truncation)).map_err(used)?;
+        Ok(self)
+    }
+
+    /// The longest text that its configuration names, in tokens. Where none was meant it has a number beyond all texts.
+    pub fn model_max_length(&self) -> Option<usize> {
+        self.config.get("model_max_length").and_then(Value::as_u64).map(|length| length as usize)
     }
 
     /// The text of token ids. Ids outside the vocabulary are left out.

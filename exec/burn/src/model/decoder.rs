@@ -1,24 +1,30 @@
 //! The whole decoder: embedding, layers, last norm, head.
+//!
+//! ```text
+//! build   from files or at random: which tensors a config asks for
+//! ```
 
-use std::collections::BTreeMap;
+mod build;
+
 use std::convert::Infallible;
 
 use burn::tensor::{Device, Tensor};
 
-use super::attention::Attention;
+use self::build::{HEAD, SCORE};
 use super::cache::KeyValueCache;
 use super::config::DecoderConfig;
-use super::layer::{Layer, LayerTape, Mlp};
+use super::experts::{Balance, Routing};
+use super::head::Head;
+use super::layer::{Layer, LayerTape};
 use super::linear::Linear;
-use super::norm::RmsNorm;
+use super::norm::{NormTape, RmsNorm};
 use super::packed::Packed;
 use super::parameter::{Gradients, Parameter, Parameters, on_device};
 use super::score::ScoreHead;
-use super::weight::{Compute, Held, Weight};
+use super::weight::{Compute, Weight};
 use crate::lora::LoraConfig;
 use crate::quant::FourBitMatrix;
 use crate::random::Random;
-use crate::weights::{TensorSource, WeightsError};
 
 /// A decoder-only transformer: a language model, or with a score head a classifier. A clone shares the values of its
 /// parameters until one of the two changes them.
@@ -48,8 +54,23 @@ pub struct Decoder {
 #[derive(Debug)]
 pub struct Tape {
     layers: Vec<Kept>,
-    x: Tensor<2>,
-    reciprocal: Tensor<2>,
+    norm: NormTape,
+    routings: Vec<Routing>,
+    /// What the load-balancing loss counts for, and it.
+    balance: Option<(f64, Balance)>,
+}
+
+impl Tape {
+    /// The load-balancing loss of the pass; `None` in a model without experts.
+    pub fn balance(&self) -> Option<Balance> {
+        Balance::of(&self.routings)
+    }
+
+    /// Has the backward pass add the gradient of `weight` times the load-balancing loss.
+    #[must_use]
+    pub fn with_balance(self, weight: f64, balance: Balance) -> Self {
+        Self { balance: Some((weight, balance)), ..self }
+    }
 }
 
 /// What is kept of a layer.
@@ -62,89 +83,6 @@ enum Kept {
 }
 
 impl Decoder {
-    /// A model with the weights of `source`. Every missing, unknown or mis-shaped tensor is reported at once.
-    pub fn load(config: DecoderConfig, source: &dyn TensorSource, device: &Device) -> Result<Self, WeightsError> {
-        Self::load_held(config, source, Held::F32, device)
-    }
-
-    /// As [`Self::load`] with the linear weights held as said. They are read one after another, so that never more than
-    /// one of them is there in f32.
-    pub fn load_held(
-        config: DecoderConfig,
-        source: &dyn TensorSource,
-        held: Held,
-        device: &Device,
-    ) -> Result<Self, WeightsError> {
-        check_fit(&config, source, device)?;
-        let values = |name: &str, _: &[usize]| source.read_f32(name);
-        Self::build(config, device, Reader { values, held, device })
-    }
-
-    /// A model with fresh weights: normal with the config's `initializer_range`, norms 1, biases 0. Each parameter
-    /// draws from a stream of its own, so the result depends on `seed` and the config only.
-    pub fn random(config: DecoderConfig, seed: u64, device: &Device) -> Self {
-        Self::random_held(config, seed, Held::F32, device)
-    }
-
-    /// As [`Self::random`] with the linear weights held as said.
-    pub fn random_held(config: DecoderConfig, seed: u64, held: Held, device: &Device) -> Self {
-        let deviation = config.initializer_range as f32;
-        let values = |name: &str, shape: &[usize]| {
-            let count = shape.iter().product();
-            Ok::<_, Infallible>(if name.ends_with("norm.weight") {
-                vec![1.0; count]
-            } else if name.ends_with(".bias") {
-                vec![0.0; count]
-            } else {
-                let mut random = Random::stream(seed, name);
-                (0..count).map(|_| deviation * random.normal()).collect()
-            })
-        };
-        match Self::build(config, device, Reader { values, held, device }) {
-            Ok(model) => model,
-            Err(never) => match never {},
-        }
-    }
-
-    /// A model of which only names and shapes ([`Parameter::shape`]) are there: every value is a single zero. What a model
-    /// is made of can be asked before there is room for it.
-    pub(crate) fn outline(config: DecoderConfig) -> Self {
-        let device = Device::flex();
-        match Self::build(config, &device, Recorder { wanted: &mut BTreeMap::new(), device: &device }) {
-            Ok(model) => model,
-            Err(never) => match never {},
-        }
-    }
-
-    fn build<M: Maker>(config: DecoderConfig, device: &Device, mut maker: M) -> Result<Self, M::Error> {
-        let c = &config;
-        let embedding = maker.parameter(EMBEDDING.into(), &[c.vocab_size, c.hidden_size])?;
-        let mut layers = Vec::with_capacity(c.num_layers);
-        for index in 0..c.num_layers {
-            layers.push(build_layer(c, index, &mut maker)?);
-        }
-        let norm = RmsNorm { weight: maker.parameter(LAST_NORM.into(), &[c.hidden_size])?, eps: c.rms_norm_eps };
-        let lm_head = match c.tie_word_embeddings || c.num_labels.is_some() {
-            true => None,
-            false => Some(maker.parameter(HEAD.into(), &[c.vocab_size, c.hidden_size])?),
-        };
-        let score = match c.num_labels {
-            Some(labels) => Some(ScoreHead { weight: maker.parameter(SCORE.into(), &[labels, c.hidden_size])? }),
-            None => None,
-        };
-        Ok(Self {
-            embedding,
-            layers,
-            norm,
-            lm_head,
-            score,
-            adapter: None,
-            checkpointing: false,
-            device: device.clone(),
-            config,
-        })
-    }
-
     /// This model with a fresh score head of `labels` outputs in place of the vocabulary's: normal with the config's
     /// `initializer_range`, from a stream of `seed`, and trainable.
     #[must_use]
@@ -164,9 +102,9 @@ impl Decoder {
         &self.device
     }
 
-    /// The output head: `logits = hidden · headᵀ`. A model with a score head has none that was trained.
-    pub fn head(&self) -> &Parameter {
-        self.lm_head.as_ref().unwrap_or(&self.embedding)
+    /// The output head. A model with a score head has none that was trained.
+    pub fn head(&self) -> Head<'_> {
+        Head { weight: self.lm_head.as_ref().unwrap_or(&self.embedding), softcap: self.config.logit_softcap }
     }
 
     /// The normalised hidden states, `[tokens, hidden]`. Keeps nothing for a backward pass.
@@ -188,8 +126,7 @@ impl Decoder {
             // The tape is dropped at once: one layer's activations are alive at a time.
             x = layer.forward(x, packed, None).0;
         }
-        let reciprocal = self.norm.reciprocal(&x);
-        Ok(self.norm.apply(&x, &reciprocal))
+        Ok(self.norm.forward(x).0)
     }
 
     /// As [`Self::hidden`] for the next tokens of the texts in `cache`, of which `packed` is a continuation, group by
@@ -200,8 +137,7 @@ impl Decoder {
             x = layer.forward(x, packed, Some(cache.layer(index))).0;
         }
         cache.advance(packed);
-        let reciprocal = self.norm.reciprocal(&x);
-        self.norm.apply(&x, &reciprocal)
+        self.norm.forward(x).0
     }
 
     /// The normalised hidden states and what the backward pass needs.
@@ -220,17 +156,17 @@ impl Decoder {
     ) -> Result<(Tensor<2>, Tape), E> {
         let mut x = self.embed(packed);
         let mut layers = Vec::with_capacity(self.layers.len());
+        let mut routings = Vec::new();
         for layer in &self.layers {
             go_on()?;
             let input = self.checkpointing.then(|| x.clone());
             let (out, tape) = layer.forward(x, packed, None);
+            routings.extend(tape.routing());
             layers.push(input.map_or_else(|| Kept::Tape(Box::new(tape)), Kept::Input));
             x = out;
         }
-        let reciprocal = self.norm.reciprocal(&x);
-        let hidden = self.norm.apply(&x, &reciprocal);
-        let tape = Tape { layers, x, reciprocal };
-        Ok((hidden, tape))
+        let (hidden, norm) = self.norm.forward(x);
+        Ok((hidden, Tape { layers, norm, routings, balance: None }))
     }
 
     /// Adds the gradients of all trainable parameters below the head, given the gradient at the hidden states.
@@ -251,9 +187,9 @@ impl Decoder {
         gradients: &mut Gradients,
         go_on: &mut impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
-        let Tape { layers, x, reciprocal } = tape;
-        let mut d = self.norm.backward(&x, &reciprocal, d_hidden, gradients);
-        drop((x, reciprocal));
+        let Tape { layers, norm, balance, .. } = tape;
+        let balance = balance.map(|(weight, balance)| balance.gradient(weight, &d_hidden));
+        let mut d = self.norm.backward(norm, d_hidden, gradients);
         // Below the lowest trainable layer there is nothing to compute.
         let lowest = match self.embedding.trainable {
             true => 0,
@@ -269,12 +205,13 @@ impl Decoder {
                 Kept::Input(x) => self.layers[index].forward(x, packed, None).1,
             };
             let input_needed = index > lowest || self.embedding.trainable;
-            match self.layers[index].backward(d, tape, packed, input_needed, gradients) {
+            match self.layers[index].backward(d, tape, packed, input_needed, balance.as_ref(), gradients) {
                 Some(dx) => d = dx,
                 None => return Ok(()),
             }
         }
         if self.embedding.trainable {
+            let d = self.scaled(d);
             let zeros = Tensor::zeros(self.embedding.value.dims(), &self.device);
             let scattered = zeros.select_assign(0, packed.ids.clone(), d, burn::tensor::IndexingUpdateOp::Add);
             gradients.add(&self.embedding.name, scattered);
@@ -284,11 +221,11 @@ impl Decoder {
 
     /// Logits of given hidden states, `[n, vocab]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        hidden.matmul(self.head().value.clone().transpose())
+        self.head().logits(hidden)
     }
 
     fn embed(&self, packed: &Packed) -> Tensor<2> {
-        let embedded = self.embedding.value.clone().select(0, packed.ids.clone());
+        let embedded = self.scaled(self.embedding.value.clone().select(0, packed.ids.clone()));
         match &packed.embedding_noise {
             Some(noise) => {
                 let dims = embedded.dims();
@@ -296,6 +233,12 @@ impl Decoder {
             }
             None => embedded,
         }
+    }
+
+    /// Embeddings, or the gradient at them, by the scale that some families have.
+    fn scaled(&self, embedded: Tensor<2>) -> Tensor<2> {
+        let scale = self.config.embedding_scale;
+        if scale == 1.0 { embedded } else { embedded.mul_scalar(scale) }
     }
 
     /// Computes the layers' matrix products in another format from now on. The head's are in f32 always, as the loss is.
@@ -396,130 +339,5 @@ impl Parameters for Decoder {
         model.linears_mut().for_each(|linear| linear.move_the_rest(device));
         model.device = device.clone();
         model
-    }
-}
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const LAST_NORM: &str = "model.norm.weight";
-const HEAD: &str = "lm_head.weight";
-const SCORE: &str = "score.weight";
-
-/// Where the builder's tensors come from.
-trait Maker {
-    /// Why there is none.
-    type Error;
-    /// A tensor of one or two dimensions.
-    fn parameter(&mut self, name: String, shape: &[usize]) -> Result<Parameter, Self::Error>;
-    /// The weight of a linear layer, `[out, in]`.
-    fn weight(&mut self, name: String, dims: [usize; 2]) -> Result<Weight, Self::Error>;
-}
-
-/// Tensors from values by name and shape.
-struct Reader<'a, F> {
-    values: F,
-    held: Held,
-    device: &'a Device,
-}
-
-impl<E, F: FnMut(&str, &[usize]) -> Result<Vec<f32>, E>> Maker for Reader<'_, F> {
-    type Error = E;
-
-    fn parameter(&mut self, name: String, shape: &[usize]) -> Result<Parameter, E> {
-        let values = (self.values)(&name, shape)?;
-        Ok(Parameter::new(name, shape, values, self.device))
-    }
-
-    fn weight(&mut self, name: String, dims: [usize; 2]) -> Result<Weight, E> {
-        let values = (self.values)(&name, &dims)?;
-        Ok(Weight::new(name, dims, values, self.held, self.device))
-    }
-}
-
-/// Writes down what is asked for, and makes nothing of it.
-struct Recorder<'a> {
-    wanted: &'a mut BTreeMap<String, Vec<usize>>,
-    device: &'a Device,
-}
-
-impl Maker for Recorder<'_> {
-    type Error = Infallible;
-
-    fn parameter(&mut self, name: String, shape: &[usize]) -> Result<Parameter, Infallible> {
-        self.wanted.insert(name.clone(), shape.to_vec());
-        Ok(Parameter { shape: shape.to_vec(), ..Parameter::new(name, &[1], vec![0.0], self.device) })
-    }
-
-    fn weight(&mut self, name: String, dims: [usize; 2]) -> Result<Weight, Infallible> {
-        self.parameter(name, &dims).map(Weight::Plain)
-    }
-}
-
-fn build_layer<M: Maker>(c: &DecoderConfig, index: usize, maker: &mut M) -> Result<Layer, M::Error> {
-    let prefix = format!("model.layers.{index}");
-    let mut linear = |name: &str, out: usize, input: usize, bias: bool| {
-        let weight = maker.weight(format!("{prefix}.{name}.weight"), [out, input])?;
-        let bias = match bias {
-            true => Some(maker.parameter(format!("{prefix}.{name}.bias"), &[out])?),
-            false => None,
-        };
-        Ok(Linear::new(weight, bias))
-    };
-    let (h, f) = (c.hidden_size, c.intermediate_size);
-    let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
-    let attention = [
-        linear("self_attn.q_proj", q, h, c.qkv_bias)?,
-        linear("self_attn.k_proj", kv, h, c.qkv_bias)?,
-        linear("self_attn.v_proj", kv, h, c.qkv_bias)?,
-        linear("self_attn.o_proj", h, q, c.o_bias)?,
-    ];
-    let mlp = Mlp {
-        gate_proj: linear("mlp.gate_proj", f, h, c.mlp_bias)?,
-        up_proj: linear("mlp.up_proj", f, h, c.mlp_bias)?,
-        down_proj: linear("mlp.down_proj", h, f, c.mlp_bias)?,
-    };
-    let mut norm = |name: &str, width: usize| {
-        Ok(RmsNorm { weight: maker.parameter(format!("{prefix}.{name}.weight"), &[width])?, eps: c.rms_norm_eps })
-    };
-    let qk_norm = match c.qk_norm {
-        true => Some((norm("self_attn.q_norm", c.head_dim)?, norm("self_attn.k_norm", c.head_dim)?)),
-        false => None,
-    };
-    Ok(Layer {
-        input_norm: norm("input_layernorm", h)?,
-        post_norm: norm("post_attention_layernorm", h)?,
-        attention: Attention::new(c, index, attention, qk_norm),
-        mlp,
-    })
-}
-
-/// Compares names and shapes of a source with what the config asks for, before anything is read.
-fn check_fit(config: &DecoderConfig, source: &dyn TensorSource, device: &Device) -> Result<(), WeightsError> {
-    // The builder itself says what it wants, so that the list cannot drift from it.
-    let mut wanted = BTreeMap::new();
-    match Decoder::build(config.clone(), device, Recorder { wanted: &mut wanted, device }) {
-        Ok(_) => {}
-        Err(never) => match never {},
-    }
-    let mut problems = Vec::new();
-    for (name, shape) in &wanted {
-        match source.shape(name) {
-            None => problems.push(format!("{name}: missing; expected shape {shape:?}")),
-            Some(found) if found != *shape => {
-                problems.push(format!("{name}: found shape {found:?}, expected {shape:?}"));
-            }
-            Some(_) => {}
-        }
-    }
-    for name in source.names() {
-        // A tied head is often stored all the same, and old checkpoints carry rotary tables.
-        let harmless = name == HEAD || name.ends_with("rotary_emb.inv_freq");
-        if !harmless && !wanted.contains_key(&name) {
-            let shape = source.shape(&name).unwrap_or_default();
-            problems.push(format!("{name}: unknown to this architecture; its shape is {shape:?}"));
-        }
-    }
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(WeightsError::Mismatch(problems)),
     }
 }

@@ -1,14 +1,14 @@
-//! One transformer layer: attention and feed-forward, each behind a norm and beside a residual.
-
-use std::cell::LazyCell;
+//! One transformer layer: attention and feed-forward, each behind a norm (in some families also before one) and beside a
+//! residual.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::sigmoid;
 
 use super::attention::{Attention, AttentionTape};
 use super::cache::LayerCache;
+use super::experts::Routing;
+use super::feed_forward::{FeedForward, FeedForwardTape};
 use super::linear::Linear;
-use super::norm::RmsNorm;
+use super::norm::{NormTape, RmsNorm};
 use super::packed::Packed;
 use super::parameter::{Gradients, Parameter};
 
@@ -22,92 +22,79 @@ pub struct Layer {
     /// Before the feed-forward block.
     pub post_norm: RmsNorm,
     /// The feed-forward block.
-    pub mlp: Mlp,
-}
-
-/// SwiGLU: `down(silu(gate(x)) · up(x))`.
-#[derive(Debug, Clone)]
-pub struct Mlp {
-    /// `[intermediate, hidden]`.
-    pub gate_proj: Linear,
-    /// `[intermediate, hidden]`.
-    pub up_proj: Linear,
-    /// `[hidden, intermediate]`.
-    pub down_proj: Linear,
+    pub mlp: FeedForward,
+    /// Of what attention gives and of what the feed-forward block gives, in the families that have them.
+    pub output_norms: Option<[RmsNorm; 2]>,
 }
 
 /// What a layer's backward needs of its forward. Everything cheap to recompute is left out.
 #[derive(Debug)]
 pub struct LayerTape {
-    x: Tensor<2>,
-    x_reciprocal: Tensor<2>,
+    input_norm: NormTape,
     attention: AttentionTape,
-    middle: Tensor<2>,
-    middle_reciprocal: Tensor<2>,
-    gate: Tensor<2>,
-    up: Tensor<2>,
+    post_norm: NormTape,
+    mlp: FeedForwardTape,
+    output_norms: Option<[NormTape; 2]>,
 }
 
 impl Layer {
     /// `[tokens, hidden]` to the same.
     pub fn forward(&self, x: Tensor<2>, packed: &Packed, caches: Option<&mut [LayerCache]>) -> (Tensor<2>, LayerTape) {
-        let x_reciprocal = self.input_norm.reciprocal(&x);
-        let normal = self.input_norm.apply(&x, &x_reciprocal);
-        let (attended, attention) = self.attention.forward(&normal, packed, caches);
+        let (normal, input_norm) = self.input_norm.forward(x.clone());
+        let (mut attended, attention) = self.attention.forward(&normal, packed, caches);
         drop(normal);
-        let middle = attended + x.clone();
-        let middle_reciprocal = self.post_norm.reciprocal(&middle);
-        let normal = self.post_norm.apply(&middle, &middle_reciprocal);
-        let gate = self.mlp.gate_proj.forward(&normal, packed);
-        let up = self.mlp.up_proj.forward(&normal, packed);
+        let attended_norm = self.output_norms.as_ref().map(|[norm, _]| through(norm, &mut attended));
+        let middle = attended + x;
+        let (normal, post_norm) = self.post_norm.forward(middle.clone());
+        let (mut out, mlp) = self.mlp.forward(&normal, packed);
         drop(normal);
-        let out = self.mlp.down_proj.forward(&gated(&gate, &up), packed) + middle.clone();
-        let tape = LayerTape { x, x_reciprocal, attention, middle, middle_reciprocal, gate, up };
-        (out, tape)
+        let out_norm = self.output_norms.as_ref().map(|[_, norm]| through(norm, &mut out));
+        let output_norms = attended_norm.zip(out_norm).map(|(attended, out)| [attended, out]);
+        (out + middle, LayerTape { input_norm, attention, post_norm, mlp, output_norms })
     }
 
-    /// The gradient at the layer's input, or `None` if it is not needed.
+    /// The gradient at the layer's input, or `None` if it is not needed. `balance` is for routers: [`FeedForward::backward`].
     pub fn backward(
         &self,
         dy: Tensor<2>,
         tape: LayerTape,
         packed: &Packed,
         input_needed: bool,
+        balance: Option<&Tensor<2>>,
         gradients: &mut Gradients,
     ) -> Option<Tensor<2>> {
-        let LayerTape { x, x_reciprocal, attention, middle, middle_reciprocal, gate, up } = tape;
-        let d_gated = self.mlp.down_proj.backward(|| gated(&gate, &up), dy.clone(), packed, gradients);
-        let (d_gate, d_up) = gated_backward(gate, up, d_gated);
-        let normal = LazyCell::new(|| self.post_norm.apply(&middle, &middle_reciprocal));
-        let d_normal = self.mlp.gate_proj.backward(|| normal.clone(), d_gate, packed, gradients)
-            + self.mlp.up_proj.backward(|| normal.clone(), d_up, packed, gradients);
-        let d_middle = self.post_norm.backward(&middle, &middle_reciprocal, d_normal, gradients) + dy;
-        drop(normal);
+        let LayerTape { input_norm, attention, post_norm, mlp, output_norms } = tape;
+        let (attended_norm, out_norm) = match (&self.output_norms, output_norms) {
+            (Some([of_attended, of_out]), Some([attended, out])) => {
+                (Some((of_attended, attended)), Some((of_out, out)))
+            }
+            _ => (None, None),
+        };
+        let d_out = back_through(out_norm, dy.clone(), gradients);
+        let d_normal = self.mlp.backward(|| self.post_norm.again(&post_norm), d_out, mlp, packed, balance, gradients);
+        let d_middle = self.post_norm.backward(post_norm, d_normal, gradients) + dy;
+        let d_attended = back_through(attended_norm, d_middle.clone(), gradients);
         let input_norm_trains = self.input_norm.weight.trainable;
         let d_normal = self.attention.backward(
-            || self.input_norm.apply(&x, &x_reciprocal),
-            d_middle.clone(),
+            || self.input_norm.again(&input_norm),
+            d_attended,
             attention,
             packed,
             input_needed || input_norm_trains,
             gradients,
         )?;
-        let dx = self.input_norm.backward(&x, &x_reciprocal, d_normal, gradients) + d_middle;
+        let dx = self.input_norm.backward(input_norm, d_normal, gradients) + d_middle;
         Some(dx)
     }
 
-    /// The linear layers with their names within the layer, in the checkpoint's order.
+    /// The linear layers, in the checkpoint's order.
     pub fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.attention.linears().into_iter().chain([&self.mlp.gate_proj, &self.mlp.up_proj, &self.mlp.down_proj])
+        self.attention.linears().into_iter().chain(self.mlp.linears())
     }
 
     /// As [`Self::linears`], to be changed.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.attention.linears_mut().into_iter().chain([
-            &mut self.mlp.gate_proj,
-            &mut self.mlp.up_proj,
-            &mut self.mlp.down_proj,
-        ])
+        self.attention.linears_mut().into_iter().chain(self.mlp.parts_mut().1)
     }
 
     /// All parameters of the layer.
@@ -116,32 +103,44 @@ impl Layer {
             .flat_map(Linear::parameters)
             .chain(self.attention.norm_weights())
             .chain([&self.input_norm.weight, &self.post_norm.weight])
+            .chain(self.mlp.router())
+            .chain(self.output_norms.iter().flatten().map(|norm| &norm.weight))
     }
 
     /// As [`Self::parameters`], to be changed.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        let Self { input_norm, attention, post_norm, mlp } = self;
+        let Self { input_norm, attention, post_norm, mlp, output_norms } = self;
         let Attention { q_proj, k_proj, v_proj, o_proj, qk_norm, .. } = attention;
-        let linears = [q_proj, k_proj, v_proj, o_proj, &mut mlp.gate_proj, &mut mlp.up_proj, &mut mlp.down_proj];
+        let (router, of_mlp) = mlp.parts_mut();
+        let linears = [q_proj, k_proj, v_proj, o_proj].into_iter().chain(of_mlp);
         linears
-            .into_iter()
             .flat_map(Linear::parameters_mut)
             .chain(qk_norm.iter_mut().flat_map(|(q, k)| [&mut q.weight, &mut k.weight]))
             .chain([&mut input_norm.weight, &mut post_norm.weight])
+            .chain(router)
+            .chain(output_norms.iter_mut().flatten().map(|norm| &mut norm.weight))
             .collect()
     }
 }
 
-fn gated(gate: &Tensor<2>, up: &Tensor<2>) -> Tensor<2> {
-    sigmoid(gate.clone()) * gate.clone() * up.clone()
+impl LayerTape {
+    /// How tokens were spread over experts, where there are any.
+    pub fn routing(&self) -> Option<Routing> {
+        self.mlp.routing()
+    }
 }
 
-/// The gradients at gate and up of `silu(gate) · up`.
-fn gated_backward(gate: Tensor<2>, up: Tensor<2>, d: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-    let s = sigmoid(gate.clone());
-    let silu = s.clone() * gate.clone();
-    let d_up = d.clone() * silu.clone();
-    // silu' = s + silu·(1 − s)
-    let slope = s.clone() + silu.clone() - silu * s;
-    (d * up * slope, d_up)
+/// Normalises `x` in place.
+fn through(norm: &RmsNorm, x: &mut Tensor<2>) -> NormTape {
+    let (normal, tape) = norm.forward(x.clone());
+    *x = normal;
+    tape
+}
+
+/// The gradient before a norm, where there is one.
+fn back_through(norm: Option<(&RmsNorm, NormTape)>, d: Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
+    match norm {
+        Some((norm, tape)) => norm.backward(tape, d, gradients),
+        None => d,
+    }
 }

@@ -4,41 +4,54 @@ use burn::tensor::Tensor;
 
 use super::parameter::{Gradients, Parameter};
 
-/// `y = x / sqrt(mean(x²) + eps) · weight`, row by row.
+/// `y = x / sqrt(mean(x²) + eps) · (offset + weight)`, row by row.
 #[derive(Debug, Clone)]
 pub struct RmsNorm {
     /// `[width]`.
     pub weight: Parameter,
     /// Added to the mean square.
     pub eps: f64,
+    /// What the stored weight is counted from: 0, or 1 in Gemma.
+    pub offset: f64,
+}
+
+/// What the backward pass needs of one forward.
+#[derive(Debug)]
+pub struct NormTape {
+    x: Tensor<2>,
+    /// The reciprocal root mean square of each row, `[n, 1]`.
+    reciprocal: Tensor<2>,
 }
 
 impl RmsNorm {
-    /// The reciprocal root mean square of each row, `[n, 1]`: all that the backward pass keeps beside `x`.
-    pub fn reciprocal(&self, x: &Tensor<2>) -> Tensor<2> {
-        x.clone().square().mean_dim(1).add_scalar(self.eps).sqrt().recip()
+    /// The normalised rows, `[n, width]`.
+    pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, NormTape) {
+        let reciprocal = x.clone().square().mean_dim(1).add_scalar(self.eps).sqrt().recip();
+        let tape = NormTape { x, reciprocal };
+        (self.again(&tape), tape)
     }
 
-    /// The normalised rows, given [`Self::reciprocal`].
-    pub fn apply(&self, x: &Tensor<2>, reciprocal: &Tensor<2>) -> Tensor<2> {
-        x.clone() * reciprocal.clone() * self.weight.value.clone()
+    /// What [`Self::forward`] gave, computed anew.
+    pub fn again(&self, NormTape { x, reciprocal }: &NormTape) -> Tensor<2> {
+        x.clone() * reciprocal.clone() * self.gain()
     }
 
-    /// The gradient at `x`; adds that of the weight if it is trainable.
-    pub fn backward(
-        &self,
-        x: &Tensor<2>,
-        reciprocal: &Tensor<2>,
-        dy: Tensor<2>,
-        gradients: &mut Gradients,
-    ) -> Tensor<2> {
-        let normal = x.clone() * reciprocal.clone();
+    /// The gradient at the input; adds that of the weight if it is trainable.
+    pub fn backward(&self, tape: NormTape, dy: Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
+        let NormTape { x, reciprocal } = tape;
+        let normal = x * reciprocal.clone();
         if self.weight.trainable {
             gradients.add(&self.weight.name, (dy.clone() * normal.clone()).sum_dim(0));
         }
-        // With n = x·r: dx = r · (g − n · mean(g·n)), g = dy·weight.
-        let g = dy * self.weight.value.clone();
+        // With n = x·r: dx = r · (g − n · mean(g·n)), g = dy·gain.
+        let g = dy * self.gain();
         let along = (g.clone() * normal.clone()).mean_dim(1);
-        (g - normal * along) * reciprocal.clone()
+        (g - normal * along) * reciprocal
+    }
+
+    /// `[1, width]`.
+    fn gain(&self) -> Tensor<2> {
+        let weight = self.weight.value.clone();
+        if self.offset == 0.0 { weight } else { weight.add_scalar(self.offset) }
     }
 }

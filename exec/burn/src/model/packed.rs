@@ -37,8 +37,6 @@ impl Group {
 pub struct Packed {
     /// Token ids, `[tokens]`.
     pub ids: Tensor<1, Int>,
-    /// Their rotary positions.
-    pub rotation: Rotation,
     /// Rows for attention, in order, covering all tokens.
     pub groups: Vec<Group>,
     /// Where each token stood in the batch: row and column.
@@ -47,6 +45,8 @@ pub struct Packed {
     pub dropout_seed: Option<u64>,
     /// What is added to the embeddings; `None` outside training, or when nobody asked for it.
     pub embedding_noise: Option<EmbeddingNoise>,
+    /// Of all layers, or of those without a window and those with one; none in an encoder.
+    rotations: Vec<Rotation>,
     /// By length, past and window.
     masks: BTreeMap<(usize, usize, Option<usize>), Tensor<4>>,
 }
@@ -54,33 +54,18 @@ pub struct Packed {
 impl Packed {
     /// Packs a batch for a model. Rows without a real token vanish.
     pub fn new(batch: &Batch, config: &DecoderConfig, device: &Device) -> Self {
-        let mut ids = Vec::new();
-        let mut positions = Vec::new();
-        let mut slots = Vec::new();
-        let mut groups: Vec<Group> = Vec::new();
-        for (row, (row_ids, mask)) in batch.input_ids.iter().zip(&batch.attention_mask).enumerate() {
-            let start = ids.len();
-            for (column, (&id, _)) in row_ids.iter().zip(mask).enumerate().filter(|(_, (_, m))| **m != 0) {
-                positions.push(ids.len() - start);
-                ids.push(id);
-                slots.push((row, column));
-            }
-            let length = ids.len() - start;
-            match groups.last_mut() {
-                _ if length == 0 => {}
-                Some(last) if last.length == length => last.rows += 1,
-                _ => groups.push(Group { start, rows: 1, length, past: 0 }),
-            }
-        }
-        Self {
-            rotation: Rotation::new(&frequencies(config), &positions, device),
-            ids: int_tensor(ids, device),
-            masks: masks(&groups, config, device),
-            groups,
-            slots,
-            dropout_seed: None,
-            embedding_noise: None,
-        }
+        let real = |(ids, mask): (&Vec<i64>, &Vec<i64>)| -> Vec<(usize, i64)> {
+            let columns = ids.iter().zip(mask).enumerate();
+            columns.filter(|(_, (_, mask))| **mask != 0).map(|(column, (id, _))| (column, *id)).collect()
+        };
+        Layout::of(batch.input_ids.iter().zip(&batch.attention_mask).map(real)).packed(Some(config), device)
+    }
+
+    /// Packs rows of ids for an encoder, which sees all of a row and has no rotary positions; and each token's position.
+    pub(super) fn unmasked<'a>(rows: impl Iterator<Item = &'a [i64]>, device: &Device) -> (Self, Vec<usize>) {
+        let layout = Layout::of(rows.map(|row| row.iter().copied().enumerate().collect()));
+        let positions = layout.positions.clone();
+        (layout.packed(None, device), positions)
     }
 
     /// New tokens of one text of which `past` tokens are already cached.
@@ -91,33 +76,35 @@ impl Packed {
     /// New tokens of many texts: groups of (tokens that are already cached, new tokens of each text), where the texts of
     /// a group have as many new tokens each.
     pub fn continuations(texts: &[(usize, Vec<Vec<i64>>)], config: &DecoderConfig, device: &Device) -> Self {
-        let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
-        let mut groups = Vec::with_capacity(texts.len());
+        let mut layout = Layout::default();
         for (past, rows) in texts {
             let length = rows.first().map_or(0, Vec::len);
-            groups.push(Group { start: ids.len(), rows: rows.len(), length, past: *past });
+            layout.groups.push(Group { start: layout.ids.len(), rows: rows.len(), length, past: *past });
             for row in rows {
-                let text = slots.last().map_or(0, |(text, _)| text + 1);
-                slots.extend((0..length).map(|column| (text, column)));
-                positions.extend(*past..past + length);
-                ids.extend(row);
+                let text = layout.slots.last().map_or(0, |(text, _)| text + 1);
+                layout.slots.extend((0..length).map(|column| (text, column)));
+                layout.positions.extend(*past..past + length);
+                layout.ids.extend(row);
             }
         }
-        Self {
-            rotation: Rotation::new(&frequencies(config), &positions, device),
-            ids: int_tensor(ids, device),
-            masks: masks(&groups, config, device),
-            groups,
-            slots,
-            dropout_seed: None,
-            embedding_noise: None,
-        }
+        layout.packed(Some(config), device)
+    }
+
+    /// Each row's first real token, as indices into the packed tokens; rows without any have none.
+    pub fn first_of_rows(&self) -> Vec<i64> {
+        let rows = self.groups.iter().flat_map(|group| (0..group.rows).map(|row| group.start + row * group.length));
+        rows.map(|index| index as i64).collect()
     }
 
     /// Each row's last real token, as indices into the packed tokens; rows without any have none.
     pub fn last_of_rows(&self) -> Vec<i64> {
         let row_of = |index: usize| self.slots.get(index).map(|(row, _)| *row);
         (0..self.slots.len()).filter(|index| row_of(*index) != row_of(index + 1)).map(|index| index as i64).collect()
+    }
+
+    /// The rotary positions of layers with a window, or of those without.
+    pub fn rotation(&self, windowed: bool) -> Option<&Rotation> {
+        if windowed { self.rotations.last() } else { self.rotations.first() }
     }
 
     /// How many tokens.
@@ -128,6 +115,51 @@ impl Packed {
     /// What is added to the scores of a group, `[1, 1, queries, keys]`; `None` = nothing is hidden.
     pub fn mask(&self, group: &Group, window: Option<usize>) -> Option<&Tensor<4>> {
         self.masks.get(&(group.length, group.past, window))
+    }
+}
+
+/// Tokens side by side, before they are on a device.
+#[derive(Default)]
+struct Layout {
+    ids: Vec<i64>,
+    positions: Vec<usize>,
+    slots: Vec<(usize, usize)>,
+    groups: Vec<Group>,
+}
+
+impl Layout {
+    /// Of rows of real tokens with their columns.
+    fn of(rows: impl Iterator<Item = Vec<(usize, i64)>>) -> Self {
+        let mut layout = Self::default();
+        for (row, tokens) in rows.enumerate() {
+            let (start, length) = (layout.ids.len(), tokens.len());
+            for (position, (column, id)) in tokens.into_iter().enumerate() {
+                layout.positions.push(position);
+                layout.ids.push(id);
+                layout.slots.push((row, column));
+            }
+            match layout.groups.last_mut() {
+                _ if length == 0 => {}
+                Some(last) if last.length == length => last.rows += 1,
+                _ => layout.groups.push(Group { start, rows: 1, length, past: 0 }),
+            }
+        }
+        layout
+    }
+
+    /// With what a decoder's layers need, or an encoder's.
+    fn packed(self, decoder: Option<&DecoderConfig>, device: &Device) -> Packed {
+        let Self { ids, positions, slots, groups } = self;
+        let rotations = decoder.map(frequencies).unwrap_or_default();
+        Packed {
+            ids: int_tensor(ids, device),
+            rotations: rotations.iter().map(|of| Rotation::new(of, &positions, device)).collect(),
+            masks: decoder.map(|config| masks(&groups, config, device)).unwrap_or_default(),
+            groups,
+            slots,
+            dropout_seed: None,
+            embedding_noise: None,
+        }
     }
 }
 

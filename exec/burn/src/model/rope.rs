@@ -4,7 +4,7 @@ use std::f64::consts::TAU;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::config::{DecoderConfig, RopeScaling};
+use super::config::{DecoderConfig, Rope, RopeScaling};
 
 /// How fast what turns, and how far.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,17 +15,23 @@ pub struct Frequencies {
     pub scale: f64,
 }
 
-/// Those of a model.
-pub fn frequencies(config: &DecoderConfig) -> Frequencies {
-    let half = config.head_dim / 2;
-    let scale = match config.rope_scaling {
+/// Those of all layers of a model; or, where layers with a window turn otherwise, first those of layers without and then
+/// those of layers with one.
+pub fn frequencies(config: &DecoderConfig) -> Vec<Frequencies> {
+    let all = Rope { theta: config.rope_theta, scaling: config.rope_scaling };
+    [Some(all), config.windowed_rope].into_iter().flatten().map(|rope| of(rope, config.head_dim)).collect()
+}
+
+fn of(Rope { theta, scaling }: Rope, head_dim: usize) -> Frequencies {
+    let half = head_dim / 2;
+    let scale = match scaling {
         RopeScaling::Yarn { attention_factor, .. } => attention_factor,
         RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => 1.0,
     };
     let radians = (0..half)
         .map(|i| {
-            let plain = config.rope_theta.powf(-(i as f64) / half as f64);
-            match config.rope_scaling {
+            let plain = theta.powf(-(i as f64) / half as f64);
+            match scaling {
                 RopeScaling::None => plain,
                 RopeScaling::Linear { factor } => plain / factor,
                 RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_length } => {
@@ -42,13 +48,12 @@ pub fn frequencies(config: &DecoderConfig) -> Frequencies {
                 }
                 RopeScaling::Yarn { factor, beta_fast, beta_slow, original_length, truncate, .. } => {
                     // The dimension, of head_dim, whose frequency turns so often in the first training's length.
-                    let dimension =
-                        |turns: f64| half as f64 * (original_length / (turns * TAU)).ln() / config.rope_theta.ln();
+                    let dimension = |turns: f64| half as f64 * (original_length / (turns * TAU)).ln() / theta.ln();
                     let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
                     if truncate {
                         (low, high) = (low.floor(), high.ceil());
                     }
-                    (low, high) = (low.max(0.0), high.min(config.head_dim as f64 - 1.0));
+                    (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
                     // As the reference: a ramp without length would divide by zero.
                     let length = if low == high { 0.001 } else { high - low };
                     let divided = ((i as f64 - low) / length).clamp(0.0, 1.0);
@@ -114,7 +119,7 @@ mod tests {
             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
             "rope_theta": theta, "rope_scaling": scaling,
         });
-        frequencies(&DecoderConfig::from_json(config).unwrap())
+        frequencies(&DecoderConfig::from_json(config).unwrap()).remove(0)
     }
 
     /// Against the numbers of `_compute_yarn_parameters` of transformers 5.23.0 for the same settings.

@@ -9,9 +9,7 @@ use super::losses::{Preference, Side};
 use super::{check_pairs, mean};
 use crate::batch::Batch;
 use crate::loss::{self, Targets};
-use crate::model::packed::int_tensor;
-use crate::model::parameter::host_values;
-use crate::model::{Decoder, Packed, Parameter};
+use crate::model::{Decoder, Head, Packed};
 use crate::objective::{BatchReport, Evaluate, Evaluation, Figures, Objective, Pass};
 use crate::train::TrainError;
 
@@ -75,11 +73,8 @@ struct RowSums {
     logits: f64,
 }
 
-fn sums_by_row(hidden: &Tensor<2>, head: &Parameter, targets: &Targets, packed: &Packed, rows: usize) -> Vec<RowSums> {
-    // The mean of h·w over all w is h times the mean w.
-    let mean_weight = head.value.clone().mean_dim(0).transpose();
-    let at_targets = hidden.clone().select(0, int_tensor(targets.rows.clone(), &hidden.device()));
-    let logits = host_values(at_targets.matmul(mean_weight));
+fn sums_by_row(hidden: &Tensor<2>, head: Head<'_>, targets: &Targets, packed: &Packed, rows: usize) -> Vec<RowSums> {
+    let logits = loss::mean_logits(hidden, head, targets);
     let mut sums = vec![RowSums::default(); rows];
     let each = loss::each(hidden, head, targets);
     for ((index, target), logit) in targets.rows.iter().zip(each).zip(logits) {
@@ -181,7 +176,7 @@ impl Objective for Dpo {
         packed.dropout_seed = packed.dropout_seed.filter(|_| self.dropout);
         let targets = Targets::of(&batch.rows, &packed);
         let scale = pass.scale;
-        let judged = pass.through(model, &packed, |hidden, gradients| {
+        let (judged, balanced) = pass.through_balanced(model, &packed, self.weight(batch), |hidden, gradients| {
             let sums = sums_by_row(hidden, model.head(), &targets, &packed, reference.len());
             let judged = self.judge(&sums, &reference);
             let weight = |index: &i64| (-scale * judged.slopes[packed.slots[*index as usize].0]) as f32;
@@ -189,7 +184,7 @@ impl Objective for Dpo {
             let d_hidden = loss::backward_each(hidden, model.head(), &targets, &weights, gradients);
             (judged, d_hidden)
         })?;
-        Ok(BatchReport { loss: judged.loss, figures: judged.figures })
+        Ok(balanced.report(BatchReport { loss: judged.loss, figures: judged.figures }))
     }
 }
 

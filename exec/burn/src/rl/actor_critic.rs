@@ -10,7 +10,7 @@ use crate::logprobs::{self, Slopes};
 use crate::loss::Targets;
 use crate::model::packed::int_tensor;
 use crate::model::parameter::{Parameters, host_values, matrix, on_device};
-use crate::model::{Decoder, Gradients, Packed, Parameter, ScoreHead};
+use crate::model::{Decoder, Gradients, Head, Packed, Parameter, ScoreHead};
 use crate::objective::{BatchReport, Figures, Objective, Pass, check_rows};
 use crate::train::TrainError;
 
@@ -280,7 +280,7 @@ impl Part<'_> {
 
     fn policy(
         &self,
-        head: &Parameter,
+        head: Head<'_>,
         targets: &Targets,
         hidden: &Tensor<2>,
         gradients: &mut Gradients,

@@ -10,6 +10,9 @@ use mloc_burn::train::TrainSettings;
 use mloc_burn::weights::{SafetensorsSource, TensorSource};
 use serde_json::Value;
 
+/// The decoders in `models`.
+pub const FAMILIES: [&str; 8] = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "mixtral", "qwen3_moe"];
+
 pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden").join(path)
 }

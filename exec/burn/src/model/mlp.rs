@@ -1,0 +1,71 @@
+//! The gated feed-forward block, forward and backward.
+
+use std::cell::LazyCell;
+
+use burn::tensor::Tensor;
+
+use super::activation::Activation;
+use super::linear::Linear;
+use super::packed::Packed;
+use super::parameter::Gradients;
+
+/// `down(f(gate(x)) · up(x))`: SwiGLU, or GeGLU, by what `f` is.
+#[derive(Debug, Clone)]
+pub struct Mlp {
+    /// `[intermediate, hidden]`.
+    pub gate_proj: Linear,
+    /// `[intermediate, hidden]`.
+    pub up_proj: Linear,
+    /// `[hidden, intermediate]`.
+    pub down_proj: Linear,
+    /// `f`.
+    pub activation: Activation,
+}
+
+/// What the backward pass needs of one forward.
+#[derive(Debug)]
+pub struct MlpTape {
+    gate: Tensor<2>,
+    up: Tensor<2>,
+}
+
+impl Mlp {
+    /// `[n, hidden]` to the same.
+    pub fn forward(&self, x: &Tensor<2>, packed: &Packed) -> (Tensor<2>, MlpTape) {
+        let tape = MlpTape { gate: self.gate_proj.forward(x, packed), up: self.up_proj.forward(x, packed) };
+        (self.down_proj.forward(&self.gated(&tape), packed), tape)
+    }
+
+    /// The gradient at `x`, given that at the output. `x` recomputes the input.
+    pub fn backward(
+        &self,
+        x: impl Fn() -> Tensor<2>,
+        dy: Tensor<2>,
+        tape: MlpTape,
+        packed: &Packed,
+        gradients: &mut Gradients,
+    ) -> Tensor<2> {
+        let d_gated = self.down_proj.backward(|| self.gated(&tape), dy, packed, gradients);
+        let MlpTape { gate, up } = tape;
+        let (opened, slope) = self.activation.with_slope(gate);
+        let d_up = d_gated.clone() * opened;
+        let d_gate = d_gated * up * slope;
+        let x = LazyCell::new(x);
+        self.gate_proj.backward(|| x.clone(), d_gate, packed, gradients)
+            + self.up_proj.backward(|| x.clone(), d_up, packed, gradients)
+    }
+
+    fn gated(&self, tape: &MlpTape) -> Tensor<2> {
+        self.activation.apply(tape.gate.clone()) * tape.up.clone()
+    }
+
+    /// The three linear layers, in the checkpoint's order.
+    pub fn linears(&self) -> [&Linear; 3] {
+        [&self.gate_proj, &self.up_proj, &self.down_proj]
+    }
+
+    /// The three linear layers, to be changed.
+    pub fn linears_mut(&mut self) -> [&mut Linear; 3] {
+        [&mut self.gate_proj, &mut self.up_proj, &mut self.down_proj]
+    }
+}
