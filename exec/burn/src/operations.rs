@@ -11,6 +11,7 @@
 //!             where something below it learns
 //! attention   2 products forward and 4 backward, 2·n²·h·d each in every layer: whole squares, also above the diagonal
 //! head        2·T·V·H forward and backward, as much again where it is trained: logits at targets only
+//! experts     as linear layers that k of E tokens go through, on average over the E experts
 //! ```
 //!
 //! What is computed a second time by choice is not counted: layers with gradient checkpointing, weights that are unpacked.
@@ -35,7 +36,11 @@ pub fn of_step(model: &Decoder, lengths: &[usize], targets: usize) -> f64 {
         for linear in layer.linears() {
             // Of the lowest layer that learns, only what feeds its own residual needs a gradient at its input.
             let first = ["q_proj", "k_proj", "v_proj"].iter().any(|name| linear.module().ends_with(name));
-            operations += tokens * of_linear(linear, reached, reached && (below || !first));
+            let passing = match model.config.experts.as_ref() {
+                Some(experts) if linear.module().contains(".experts.") => of(experts.per_token) / of(experts.count),
+                _ => 1.0,
+            };
+            operations += passing * tokens * of_linear(linear, reached, reached && (below || !first));
         }
         let heads = of(model.config.num_heads * model.config.head_dim);
         let products = if reached { 6.0 } else { 2.0 };

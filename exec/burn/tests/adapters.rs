@@ -50,7 +50,7 @@ fn kinds() -> Vec<(&'static str, Held, LoraConfig)> {
             LoraConfig {
                 target_modules: Modules::Matching(r".*\.layers\.(0|1)\..*_proj".into()),
                 exclude_modules: Some(["k_proj"].into()),
-                rank_pattern: [("0.mlp.up_proj".to_owned(), 2)].into(),
+                rank_pattern: [("0.self_attn.v_proj".to_owned(), 2)].into(),
                 alpha_pattern: [("q_proj".to_owned(), 2.0)].into(),
                 ..lora()
             },
@@ -273,11 +273,8 @@ fn training_on_packed_weights_is_training_on_what_they_unpack_to() {
 #[test]
 fn gradients_through_packed_weights_are_differences_of_the_loss() {
     let batch = batch();
-    // Not with experts: a step may change which of them compute a token.
-    let families = ["qwen2", "gemma3"];
-    let cases = families.into_iter().flat_map(|family| kinds().into_iter().map(move |kind| (family, kind)));
-    for (family, (kind, held, config)) in cases.filter(|(_, (_, _, config))| !config.use_dora) {
-        let mut model = attached(family, held, &config);
+    for (kind, held, config) in kinds().into_iter().filter(|(_, _, config)| !config.use_dora) {
+        let mut model = attached("qwen2", held, &config);
         disturb(&mut model);
         let (_, gradients) = backward(&model, &batch);
         for name in trained(&model).into_iter().map(str::to_owned).collect::<Vec<_>>() {
@@ -292,7 +289,7 @@ fn gradients_through_packed_weights_are_differences_of_the_loss() {
             };
             const STEP: f32 = 1e-2;
             let slope = (at(STEP) - at(-STEP)) / f64::from(2.0 * STEP);
-            let what = format!("{family} {kind} {name}");
+            let what = format!("{kind} {name}");
             Close { relative: 2e-2, absolute: 2e-3 }.check(&what, &[slope as f32], &[norm]);
         }
     }

@@ -118,6 +118,20 @@ fn the_newest_is_thrown_out_and_answers_the_same() {
 }
 
 #[test]
+fn what_is_set_aside_is_enough_for_all_answers() {
+    let settings = Settings { cache: Cache::Static, prefix_cache: false, ..Settings::default() };
+    // 5 blocks an answer, the first of which all share: 13 of 18.
+    let mut env = Env::new(shape(18, 2), settings);
+    let three = Request { choices: 3, best_of: 3, sampling: warm(3), ..request(&[1, 2, 3], 7) };
+    (0..2).for_each(|_| _ = env.submit(three.clone()));
+    (0..2).for_each(|_| env.step());
+    assert_eq!((env.engine.stats().running, env.engine.stats().waiting), (3, 1));
+    env.run();
+    assert_eq!(env.engine.stats().preemptions, 0);
+    assert_eq!(env.heard(0).answers, env.heard(1).answers);
+}
+
+#[test]
 fn guesses_save_steps_and_change_nothing() {
     let prompt = [3, 7, 4, 1, 8, 10, 9, 4];
     let run = |guessing| {

@@ -9,7 +9,12 @@
 //! q, k, v and the heads' mix   T·(2·Q + 2·K)
 //! q and k before norms         T·(Q + K), where there are such
 //! attention's probabilities    h·Σ n²
+//! outputs before norms         2·T·(H + 1), where there are such
 //! ```
+//!
+//! In a mixture of E experts, k of which compute a token, I is k times an expert's width, and there are the experts'
+//! outputs, T·k·H, and what the router says of each token, T·(3·E + 1). Where some layers are dense all count as the
+//! larger kind.
 
 use super::Rows;
 use crate::loss::CHUNK_ELEMENTS;
@@ -24,6 +29,11 @@ pub(super) struct Layers {
     pub count: u64,
     hidden: u64,
     inner: u64,
+    /// Experts, and outputs of them for each token; 0 where there are none.
+    experts: u64,
+    chosen: u64,
+    /// Norms behind a layer's two blocks.
+    output_norms: bool,
     queries: u64,
     keys: u64,
     heads: u64,
@@ -41,10 +51,16 @@ impl Layers {
         windows.sort_unstable();
         windows.dedup();
         let of = |size: usize| size as u64;
+        let experts = config.experts.as_ref().filter(|experts| experts.sparse.contains(&true));
+        let dense = experts.is_none_or(|experts| experts.sparse.contains(&false));
+        let mixed = experts.map_or(0, |experts| experts.per_token * experts.intermediate_size);
         Self {
             count: of(config.num_layers),
             hidden: of(config.hidden_size),
-            inner: of(config.intermediate_size),
+            inner: of(mixed.max(if dense { config.intermediate_size } else { 0 })),
+            experts: experts.map_or(0, |experts| of(experts.count)),
+            chosen: experts.map_or(0, |experts| of(experts.per_token)),
+            output_norms: config.output_norms,
             queries: of(config.num_heads * config.head_dim),
             keys: of(config.num_kv_heads * config.head_dim),
             heads: of(config.num_heads),
@@ -64,7 +80,9 @@ impl Layers {
     pub fn tape(&self, rows: Rows) -> u64 {
         let wide = 2 * (self.hidden + self.inner + self.queries + self.keys) + 2;
         let before_norms = (self.queries + self.keys) + (self.queries + self.keys) / self.head.max(1);
-        let each = wide + if self.qk_norm { before_norms } else { 0 };
+        let routed = if self.experts > 0 { self.chosen * self.hidden + 3 * self.experts + 1 } else { 0 };
+        let outputs = if self.output_norms { 2 * (self.hidden + 1) } else { 0 };
+        let each = wide + if self.qk_norm { before_norms } else { 0 } + routed + outputs;
         FLOAT * rows.tokens as u64 * each + self.scores(rows)
     }
 

@@ -209,7 +209,7 @@ fn room(ctx: &RunContext) -> Option<Room> {
     let (run, memory) = (ctx.run(), ctx.run().memory);
     let all = match ctx.device() {
         DeviceChoice::Cuda { .. } => vec![Room { bytes: memory.gpu_free_bytes, whose: "free on the granted GPU" }],
-        DeviceChoice::Cpu | DeviceChoice::Simulated { .. } => vec![
+        DeviceChoice::Cpu { .. } | DeviceChoice::Simulated { .. } => vec![
             Room { bytes: memory.host_bytes, whose: "what this node has" },
             Room { bytes: run.grant.memory_bytes, whose: "resources.hardware.memory" },
         ],

@@ -1,7 +1,10 @@
 """langchain-openai and litellm against a server over a script. usage: more_clients.py URL"""
 
+import os
 import sys
 
+# Its table of prices comes from outside otherwise.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 url = sys.argv[1] + "/v1"
 
 

@@ -96,7 +96,6 @@ fn notes_tell_what_has_no_effect() {
     let parsed = parse_bytes(&bytes, "sft_mistral_7b.yaml").unwrap();
     let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
     insta::assert_snapshot!(notes.join("\n"), @"
-    20:16: spec.resources.hardware.gpu.count: data parallelism is not in this build: the task waits for a node that has it; write 1
     40:24: spec.dataset.preprocessing.prompt_template: `...` stands for the data set's own format
     44:5: spec.hyperparameters.output_dir: has no effect: the worker chooses its own folder, and artifacts go to `output.destination`
     ");
