@@ -259,7 +259,12 @@ pub fn task() -> TaskView {
         since: at(),
         submitted_at: at(),
         node: Some("a".into()),
-        progress: Some(Progress { step: 1, note: Some("n".into()), ..Progress::default() }),
+        progress: Some(Progress {
+            step: 1,
+            note: Some("n".into()),
+            serving: Some(Serving::default()),
+            ..Progress::default()
+        }),
         attempts: vec![AttemptView {
             id: "task-1.0.1".into(),
             node: "a".into(),

@@ -46,8 +46,8 @@ pub fn of_step(model: &Decoder, lengths: &[usize], targets: usize) -> f64 {
         let products = if reached { 6.0 } else { 2.0 };
         operations += lengths.iter().map(|n| products * 2.0 * of(n * n) * heads).sum::<f64>();
     }
-    let head = of(targets) * of(model.head().count());
-    operations + 2.0 * head * if model.head().trainable { 3.0 } else { 2.0 }
+    let head = of(targets) * of(model.head().weight.count());
+    operations + 2.0 * head * if model.head().weight.trainable { 3.0 } else { 2.0 }
 }
 
 /// Of one token.

@@ -141,7 +141,7 @@ fn pairs_are_not_held(folder: &Path, tokenizer: &TextTokenizer) {
     let whole = |TokenizedPair { prompt, chosen, rejected, margin }: TokenizedPair| {
         let text = |answer| PairText { ids: [prompt.as_slice(), answer].concat(), given: prompt.len() };
         // Every tenth is left out.
-        let kept = margin.is_some_and(|margin| (4.0 * margin) as u64 % 10 != 0);
+        let kept = margin.is_some_and(|margin| !((4.0 * margin) as u64).is_multiple_of(10));
         kept.then(|| Pair { chosen: text(&chosen), rejected: text(&rejected), margin })
     };
     let stored = |path: &Path| {

@@ -162,7 +162,7 @@ fn other_settings_are_named_one_by_one() {
     assert!(said.starts_with("the checkpoint of step 2 cannot be gone on from: "), "{said}");
     assert!(
         said.contains(
-            "made with other settings: optimizer.weight_decay was 0.0, is now 0.1; schedule.peak was 0.005, is now 0.001\n"
+            "made with other settings: schedule.peak was 0.005, is now 0.001; optimizer.weight_decay was 0.0, is now 0.1\n"
         ),
         "{said}"
     );

@@ -288,6 +288,7 @@ mod tests {
             folders,
             node: NodeId::new("n"),
             program: PathBuf::new(),
+            replicas: Arc::default(),
         });
         let (events, mut said) = mpsc::channel(1);
         let stopped = CancellationToken::new();

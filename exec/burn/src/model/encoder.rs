@@ -20,7 +20,7 @@ use self::layer::{EncoderLayer, EncoderLayerTape};
 use super::layer_norm::{LayerNorm, LayerNormTape};
 use super::linear::Linear;
 use super::packed::{Packed, int_tensor};
-use super::parameter::{Gradients, Parameter, Parameters};
+use super::parameter::{Gradients, Parameter, Parameters, on_device};
 
 /// An encoder. A clone shares the values of its parameters until one of the two changes them.
 #[derive(Debug, Clone)]
@@ -217,5 +217,18 @@ impl Parameters for Encoder {
             .chain(self.norm.parameters_mut())
             .chain(self.layers.iter_mut().flat_map(EncoderLayer::parameters_mut))
             .chain(self.pooler.iter_mut().chain(&mut self.classifier).flat_map(Linear::parameters_mut))
+    }
+
+    fn on_device(&self, device: &Device) -> Self {
+        let mut model = self.clone();
+        model.parameters_mut().for_each(|p| p.value = on_device(&p.value, device));
+        let layers = model
+            .layers
+            .iter_mut()
+            .flat_map(|layer| layer.qkv.iter_mut().chain([&mut layer.attention_out, &mut layer.up, &mut layer.down]));
+        let ends = model.pooler.iter_mut().chain(&mut model.classifier);
+        layers.chain(ends).for_each(|linear| linear.move_the_rest(device));
+        model.device = device.clone();
+        model
     }
 }

@@ -408,7 +408,7 @@ mod tests {
                 events += 1;
             }
         }
-        assert_eq!((events, asks), (9, 2));
+        assert_eq!((events, asks), (10, 2));
         let unpack::Bounds { bytes, entries } = unpack::Bounds::CODE;
         assert!(page.contains(&format!("{} GiB or {},000 files", bytes >> 30, entries / 1000)));
         assert!(page.contains(&format!("else {KEEP}) newest ones")));

@@ -238,7 +238,8 @@ mod tests {
         assert_eq!(listens, Listens::Port(1));
         replicas.drain(&attempt());
         assert_eq!((refused(&replicas), replicas.shown()), (Refused::Draining, vec![]));
-        let drained = replicas.drained(&attempt());
+        let id = attempt();
+        let drained = replicas.drained(&id);
         let ending = async {
             tokio::task::yield_now().await;
             ticket.whole();

@@ -75,7 +75,8 @@ impl Ledger {
             return Outcome::Rejected(Reason::TaskEnded(id.clone()));
         }
         let (min, max, idle) = (service.scale.min, service.scale.max, task.spec.timeouts.idle_ms.is_some());
-        if !(min..=max).contains(&replicas) && !(replicas == 0 && idle) {
+        let sleeps = replicas == 0 && idle;
+        if !sleeps && !(min..=max).contains(&replicas) {
             return Outcome::Rejected(Reason::OutOfScale { task: id.clone(), min, max, idle });
         }
         if task.desired() == replicas {

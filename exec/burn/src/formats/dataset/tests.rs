@@ -309,7 +309,7 @@ fn prompts_come_with_the_other_columns_of_their_rows() {
         json,
         [
             r#""1 + 1 = " {"answer":2,"from":{"book":7}}"#,
-            r#"[{"content":"q","role":"user"}] {"completion":[{"content":"a","role":"assistant"}]}"#,
+            r#"[{"role":"user","content":"q"}] {"completion":[{"role":"assistant","content":"a"}]}"#,
         ]
     );
     let options =
