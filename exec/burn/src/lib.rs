@@ -5,6 +5,7 @@
 //! ```text
 //! weights   a folder of safetensors (or a GGUF file) as named f32 tensors
 //! model     config.json -> a decoder; forward, and a backward pass written by hand
+//! kernels   where tensors lie on a GPU: operations of the model as kernels of mloc-kernels
 //! quant     matrices in 4 bits, NF4 and FP4
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
@@ -33,6 +34,8 @@ pub mod embedding;
 pub mod export;
 pub mod formats;
 pub mod generate;
+#[cfg(feature = "kernels")]
+pub(crate) mod kernels;
 pub mod logprobs;
 pub mod lora;
 pub mod loss;

@@ -80,6 +80,12 @@ impl Attention {
         if let Some(rotation) = packed.rotation(self.window.is_some()) {
             (q, k) = (rotation.apply(q), rotation.apply(k));
         }
+        #[cfg(feature = "kernels")]
+        if caches.is_none()
+            && let Some((mixed, heads)) = self.heads.forward_by_kernel([&q, &k, &v], packed, self.window, self.compute)
+        {
+            return (self.o_proj.forward(&mixed, packed), AttentionTape { norms, heads });
+        }
         let mask = |group: &_| packed.mask(group, self.window);
         let (mixed, heads) = self.heads.forward([q, k, v], &packed.groups, mask, self.compute, caches);
         (self.o_proj.forward(&mixed, packed), AttentionTape { norms, heads })

@@ -2,6 +2,11 @@
 //!
 //! The query heads that share a key head are stacked along the rows of one matrix, so that keys and values are never
 //! repeated and their gradients sum over the sharing heads inside the matrix product.
+//!
+//! `by_kernel` has the same without probabilities in memory, for what a kernel can do.
+
+#[cfg(feature = "kernels")]
+mod by_kernel;
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
@@ -29,6 +34,9 @@ pub struct DotProduct {
 #[derive(Debug)]
 pub struct DotProductTape {
     groups: Vec<GroupTape>,
+    /// In place of groups, where a kernel did it.
+    #[cfg(feature = "kernels")]
+    kernel: Option<by_kernel::KernelTape>,
     /// What it gave, `[tokens, heads · dim]`.
     pub mixed: Tensor<2>,
 }
@@ -93,12 +101,22 @@ impl DotProduct {
             kept.push(GroupTape { q, k, v, capped, probabilities });
         }
         let mixed = joined_rows(outputs);
-        (mixed.clone(), DotProductTape { groups: kept, mixed })
+        let tape = DotProductTape {
+            groups: kept,
+            #[cfg(feature = "kernels")]
+            kernel: None,
+            mixed,
+        };
+        (tape.mixed.clone(), tape)
     }
 
     /// The gradients at what [`Self::forward`] was given, given that at its result.
     pub fn backward(&self, d_mixed: Tensor<2>, tape: DotProductTape, groups: &[Group], compute: Compute) -> Slopes {
-        let DotProductTape { groups: kept, mixed } = tape;
+        #[cfg(feature = "kernels")]
+        if let Some(kernel) = &tape.kernel {
+            return self.backward_by_kernel(kernel, &tape.mixed, &d_mixed);
+        }
+        let DotProductTape { groups: kept, mixed, .. } = tape;
         // Σ dO·O per query: what the softmax's backward subtracts, without a pass over the probabilities.
         let inner = self.inner_products(&d_mixed, mixed);
         let mut dq = Vec::with_capacity(kept.len());

@@ -8,6 +8,8 @@ use super::activation::Activation;
 use super::linear::Linear;
 use super::packed::Packed;
 use super::parameter::Gradients;
+#[cfg(feature = "kernels")]
+use crate::kernels;
 
 /// `down(f(gate(x)) · up(x))`: SwiGLU, or GeGLU, by what `f` is.
 #[derive(Debug, Clone)]
@@ -46,17 +48,30 @@ impl Mlp {
         gradients: &mut Gradients,
     ) -> Tensor<2> {
         let d_gated = self.down_proj.backward(|| self.gated(&tape), dy, packed, gradients);
-        let MlpTape { gate, up } = tape;
-        let (opened, slope) = self.activation.with_slope(gate);
-        let d_up = d_gated.clone() * opened;
-        let d_gate = d_gated * up * slope;
+        let (d_gate, d_up) = self.gated_backward(tape, d_gated);
         let x = LazyCell::new(x);
         self.gate_proj.backward(|| x.clone(), d_gate, packed, gradients)
             + self.up_proj.backward(|| x.clone(), d_up, packed, gradients)
     }
 
     fn gated(&self, tape: &MlpTape) -> Tensor<2> {
+        #[cfg(feature = "kernels")]
+        if self.activation == Activation::Silu && kernels::take([&tape.gate, &tape.up]) {
+            return kernels::swiglu(&tape.gate, &tape.up);
+        }
         self.activation.apply(tape.gate.clone()) * tape.up.clone()
+    }
+
+    /// The gradients at gate and up, given that at what [`Self::gated`] gave.
+    fn gated_backward(&self, MlpTape { gate, up }: MlpTape, d_gated: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        #[cfg(feature = "kernels")]
+        if self.activation == Activation::Silu && kernels::take([&gate, &up, &d_gated]) {
+            return kernels::swiglu_backward(gate, up, d_gated);
+        }
+        let (opened, slope) = self.activation.with_slope(gate);
+        let d_up = d_gated.clone() * opened;
+        let d_gate = d_gated * up * slope;
+        (d_gate, d_up)
     }
 
     /// The three linear layers, in the checkpoint's order.

@@ -3,6 +3,8 @@
 use burn::tensor::Tensor;
 
 use super::parameter::{Gradients, Parameter};
+#[cfg(feature = "kernels")]
+use crate::kernels;
 
 /// `y = x / sqrt(mean(x²) + eps) · (offset + weight)`, row by row.
 #[derive(Debug, Clone)]
@@ -26,6 +28,11 @@ pub struct NormTape {
 impl RmsNorm {
     /// The normalised rows, `[n, width]`.
     pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, NormTape) {
+        #[cfg(feature = "kernels")]
+        if kernels::take([&x, &self.weight.value]) {
+            let (normal, reciprocal) = kernels::rms_norm(&x, &self.gain(), self.eps);
+            return (normal, NormTape { x, reciprocal });
+        }
         let reciprocal = x.clone().square().mean_dim(1).add_scalar(self.eps).sqrt().recip();
         let tape = NormTape { x, reciprocal };
         (self.again(&tape), tape)
@@ -39,6 +46,13 @@ impl RmsNorm {
     /// The gradient at the input; adds that of the weight if it is trainable.
     pub fn backward(&self, tape: NormTape, dy: Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
         let NormTape { x, reciprocal } = tape;
+        #[cfg(feature = "kernels")]
+        if kernels::take([&x, &self.weight.value, &reciprocal, &dy]) {
+            if self.weight.trainable {
+                gradients.add(&self.weight.name, kernels::rms_norm_backward_weight(&x, &reciprocal, &dy));
+            }
+            return kernels::rms_norm_backward(&x, &self.gain(), &reciprocal, &dy);
+        }
         let normal = x * reciprocal.clone();
         if self.weight.trainable {
             gradients.add(&self.weight.name, (dy.clone() * normal.clone()).sum_dim(0));

@@ -4,12 +4,16 @@
 //! Positions count real tokens of a row from 0, wherever its padding stood.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "kernels")]
+use std::collections::BTreeSet;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::config::DecoderConfig;
 use super::rope::{Rotation, frequencies};
 use crate::batch::Batch;
+#[cfg(feature = "kernels")]
+use crate::kernels::SightTensors;
 use crate::random::Random;
 
 /// Rows of equal length that are attended over together.
@@ -49,6 +53,9 @@ pub struct Packed {
     rotations: Vec<Rotation>,
     /// By length, past and window.
     masks: BTreeMap<(usize, usize, Option<usize>), Tensor<4>>,
+    /// What a kernel needs to know in their place, by window; none where a kernel must not be asked.
+    #[cfg(feature = "kernels")]
+    sights: BTreeMap<Option<usize>, SightTensors>,
 }
 
 impl Packed {
@@ -116,6 +123,12 @@ impl Packed {
     pub fn mask(&self, group: &Group, window: Option<usize>) -> Option<&Tensor<4>> {
         self.masks.get(&(group.length, group.past, window))
     }
+
+    /// What each token sees, for a kernel; `None` where it must not be asked.
+    #[cfg(feature = "kernels")]
+    pub(super) fn sight(&self, window: Option<usize>) -> Option<&SightTensors> {
+        self.sights.get(&window)
+    }
 }
 
 /// Tokens side by side, before they are on a device.
@@ -155,6 +168,8 @@ impl Layout {
             ids: int_tensor(ids, device),
             rotations: rotations.iter().map(|of| Rotation::new(of, &positions, device)).collect(),
             masks: decoder.map(|config| masks(&groups, config, device)).unwrap_or_default(),
+            #[cfg(feature = "kernels")]
+            sights: decoder.map(|config| sights(&groups, config, device)).unwrap_or_default(),
             groups,
             slots,
             dropout_seed: None,
@@ -192,6 +207,17 @@ impl EmbeddingNoise {
 pub fn int_tensor(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
     let length = values.len();
     Tensor::from_data(TensorData::new(values, [length]), device)
+}
+
+/// What tokens see in each of the model's layers, where a kernel may want to know it: on a GPU, with no past in a cache.
+#[cfg(feature = "kernels")]
+fn sights(groups: &[Group], config: &DecoderConfig, device: &Device) -> BTreeMap<Option<usize>, SightTensors> {
+    if *device == Device::flex() || groups.iter().any(|group| group.past > 0) {
+        return BTreeMap::new();
+    }
+    let lengths = || groups.iter().flat_map(|group| std::iter::repeat_n(group.length, group.rows));
+    let windows: BTreeSet<Option<usize>> = config.windows.iter().copied().collect();
+    windows.into_iter().map(|window| (window, SightTensors::packed(lengths(), window, device))).collect()
 }
 
 /// The masks that some group and some layer need.

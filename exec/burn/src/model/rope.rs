@@ -5,6 +5,8 @@ use std::f64::consts::TAU;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::config::{DecoderConfig, Rope, RopeScaling};
+#[cfg(feature = "kernels")]
+use crate::kernels;
 
 /// How fast what turns, and how far.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,11 +89,19 @@ impl Rotation {
 
     /// Rotates each head of `x`, `[tokens, heads · head_dim]`.
     pub fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+        #[cfg(feature = "kernels")]
+        if kernels::take([&x]) {
+            return kernels::rotate(x, &self.cos, &self.sin, false);
+        }
         rotate(x, &self.cos, self.sin.clone())
     }
 
     /// The gradient at the input of [`Self::apply`]: the rotation backwards, by the same scale.
     pub fn backward(&self, dy: Tensor<2>) -> Tensor<2> {
+        #[cfg(feature = "kernels")]
+        if kernels::take([&dy]) {
+            return kernels::rotate(dy, &self.cos, &self.sin, true);
+        }
         rotate(dy, &self.cos, self.sin.clone().neg())
     }
 }

@@ -10,6 +10,8 @@ pub(crate) mod levels;
 use burn::tensor::{DType, Device, Int, IntDType, Tensor, TensorData};
 
 use self::levels::{FP4, NF4, Rounding, dynamic_map};
+#[cfg(feature = "kernels")]
+use crate::kernels;
 use crate::model::parameter::{host_values, matrix, on_device};
 
 /// The block sizes that there are, in elements.
@@ -153,6 +155,13 @@ impl FourBitMatrix {
 
     /// The matrix in f32.
     pub fn dequantize(&self) -> Tensor<2> {
+        #[cfg(feature = "kernels")]
+        if self.device != Device::flex() && mloc_kernels::four_bit::Matrix::fits(self.dims[1], self.settings.block_size)
+        {
+            let levels = row(self.settings.quant_type.levels().to_vec(), &self.device);
+            let scales = self.scales.by_tensors(&self.device);
+            return kernels::unpack_four_bit(&self.packed, levels, scales, self.dims, self.settings.block_size);
+        }
         match self.device == Device::flex() {
             true => matrix(self.to_vec(), &self.dims, &self.device),
             false => self.dequantize_by_tensors(),
