@@ -78,7 +78,7 @@ struct Here {
 /// All of them, once they are there.
 fn here(sandbox: &mut Sandbox, id: &str) -> anyhow::Result<Vec<Here>> {
     let mut all = Vec::new();
-    sandbox.until("all of them are there", |s| {
+    let there = sandbox.until("all of them are there", |s| {
         let log = s.run(0, &["logs", id])?.out;
         let numbers = |line: &str| Some(line.strip_prefix("here ")?.split(' ').skip(1).flat_map(str::parse).collect());
         let said = log.lines().filter_map(numbers).filter_map(|numbers: Vec<i32>| match numbers[..] {
@@ -87,7 +87,11 @@ fn here(sandbox: &mut Sandbox, id: &str) -> anyhow::Result<Vec<Here>> {
         });
         all = said.collect();
         Ok(all.len() == 4)
-    })?;
+    });
+    if let Err(error) = there {
+        let (task, log) = (sandbox.run(0, &["task", id])?.out, sandbox.run(0, &["logs", id])?.out);
+        return Err(error.context(format!("the task:\n{task}\nits log:\n{log}")));
+    }
     Ok(all)
 }
 
