@@ -51,7 +51,10 @@ fn page(bench: &TrainBench, report: &TrainReport) -> String {
     let sizes: Vec<String> = report.matmul.iter().map(|rate| format!("{:.1} at {}²", rate.gflops, rate.size)).collect();
     let memory = match report.peak_memory_bytes {
         0 => "not known here".to_owned(),
-        bytes => show_bytes(bytes),
+        // Its number stands below those of the other rows.
+        bytes => {
+            show_bytes(bytes).split_once(' ').map_or_else(String::new, |(number, unit)| format!("{number:>9} {unit}"))
+        }
     };
     let rows = [
         ("model", format!("{}, {:.1} million weights", report.model, report.parameters as f64 / 1e6)),
@@ -60,7 +63,7 @@ fn page(bench: &TrainBench, report: &TrainReport) -> String {
         ("", String::new()),
         ("speed", format!("{:>9.1} real tokens/s", report.tokens_per_second)),
         ("step", format!("{:>9.3} s, {:.1} real tokens", report.seconds / steps, report.tokens as f64 / steps)),
-        ("memory", format!("{memory:>9} at the fullest; planned {}", show_bytes(report.planned_memory_bytes))),
+        ("memory", format!("{memory} at the fullest; planned {}", show_bytes(report.planned_memory_bytes))),
         ("arithmetic", format!("{:>9.1} GFLOP/s, {:.1} GFLOP a step", report.gflops, report.operations / steps / 1e9)),
         (
             "products",
@@ -119,7 +122,7 @@ data        mloc_qa.jsonl in its order; 4 samples a step of at most 256 tokens
 
 speed           250.0 real tokens/s
 step            2.000 s, 500.0 real tokens
-memory         1.1 GiB at the fullest; planned 1.2 GiB
+memory            1.1 GiB at the fullest; planned 1.2 GiB
 arithmetic      150.0 GFLOP/s, 300.0 GFLOP a step
 products        200.0 GFLOP/s, f32, 2 threads: 180.0 at 512², 200.0 at 1024²
 share            75.0 % of the rate of products
