@@ -126,6 +126,6 @@ fn prompt_of(row: &Value, options: &LoadOptions) -> Result<PromptRow, String> {
             Prompt::Messages(example::surrounded(talk, row)?)
         }
     };
-    columns.remove("prompt");
+    columns.shift_remove("prompt");
     Ok(PromptRow { prompt, columns })
 }
