@@ -1,10 +1,10 @@
 //! What a run is said to need is what an allocator counts: models are made, trained for two steps, and the most that was
 //! held at once is held against the plan.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod counting;
 
 use burn::tensor::Device;
+use counting::most_held;
 use mloc_burn::batch::Batch;
 use mloc_burn::generate::many::{Prompt, generate_many};
 use mloc_burn::generate::{Limits, Sampler};
@@ -24,40 +24,6 @@ use mloc_burn::rl::ppo::{Episode, Estimate, KlEstimator, PpoSettings};
 use mloc_burn::schedule::{Schedule, ScheduleKind};
 use mloc_burn::train::{TrainSettings, Trainer};
 use serde_json::json;
-
-/// The system's allocator, which counts what is allocated.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-#[allow(unsafe_code, reason = "an allocator is one")]
-// SAFETY: every call is handed on as it came; the numbers beside it touch no memory of anybody's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        MOST.fetch_max(held, Ordering::Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The most that `work` held beyond what was held before it.
-fn most_held<T>(work: impl FnOnce() -> T) -> usize {
-    let before = HELD.load(Ordering::Relaxed);
-    MOST.store(before, Ordering::Relaxed);
-    drop(work());
-    MOST.load(Ordering::Relaxed) - before
-}
 
 /// A model of 3.4 million weights.
 fn config(tied: bool) -> DecoderConfig {
@@ -256,7 +222,7 @@ impl<'a> Case<'a> {
     /// Measured and planned, in KiB.
     fn check(&self, wrong: &mut Vec<String>) -> Plan {
         let plan = plan(&self.setup).expect("plan");
-        let measured = most_held(|| self.run());
+        let (measured, _) = most_held(|| self.run());
         let planned = plan.peak() as usize;
         let ratio = planned as f64 / measured as f64;
         let fits = measured <= planned + workspace() && planned as f64 <= ABOVE * measured as f64 + workspace() as f64;

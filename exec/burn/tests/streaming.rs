@@ -1,51 +1,18 @@
 //! A data set is read, tokenized and trained from without being held: what is allocated is counted, and does not grow with
 //! the data.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+mod counting;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use counting::most_held;
 use mloc_burn::formats::dataset::{
     DatasetError, LoadOptions, Pair, PairText, ReadSoFar, Selection, TokenizeOptions, TokenizedExample, TokenizedPair,
     load, tokenize_all, tokenize_files, tokenize_pair_files,
 };
 use mloc_burn::formats::tokenizer::TextTokenizer;
-
-/// The system's allocator, which counts what is allocated.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-#[allow(unsafe_code, reason = "an allocator is one")]
-// SAFETY: every call is handed on as it came; the numbers beside it touch no memory of anybody's.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        MOST.fetch_max(held, Ordering::Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is the same.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The most that `work` held beyond what was held before it.
-fn most_held<T>(work: impl FnOnce() -> T) -> (usize, T) {
-    let before = HELD.load(Ordering::Relaxed);
-    MOST.store(before, Ordering::Relaxed);
-    let done = work();
-    (MOST.load(Ordering::Relaxed) - before, done)
-}
 
 /// Words between spaces: what is counted here is not the tokenizer's.
 fn tokenizer() -> TextTokenizer {

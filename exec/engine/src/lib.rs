@@ -20,7 +20,7 @@
 //! sample     a row of logits to a token; draw: chance as a function of seed, answer and place
 //! constrain  what an answer must match, by llguidance
 //! text       tokens to text as it comes; stop strings
-//! stats      what is counted, and Prometheus' page
+//! stats      what is counted
 //! ```
 //!
 //! An answer depends on its request alone: not on what else is in a step, how its prompt was cut, what was found in the

@@ -1,6 +1,5 @@
-//! What the engine counts, and the page that Prometheus reads, under vLLM's names so that its dashboards work.
+//! What the engine counts. A page for Prometheus is the server's to write.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 /// Bounds of vLLM's histograms (vllm/v1/metrics/loggers.py): seconds to the first token, seconds between tokens, seconds
@@ -36,6 +35,15 @@ impl Histogram {
         let place = self.bounds.iter().position(|bound| value <= *bound).unwrap_or(self.bounds.len());
         self.counts[place] += 1;
         self.sum += value;
+    }
+
+    /// Each bound with the values up to it; the last bound is infinite.
+    pub fn below(&self) -> impl Iterator<Item = (f64, u64)> {
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
+        bounds.zip(&self.counts).scan(0, |below, (bound, count)| {
+            *below += count;
+            Some((bound, *below))
+        })
     }
 
     /// Values seen.
@@ -138,105 +146,17 @@ pub(crate) fn seconds(from: Duration, to: Duration) -> f64 {
     to.saturating_sub(from).as_secs_f64()
 }
 
-impl Stats {
-    /// The page in Prometheus' text format (version 0.0.4), for a model of this name.
-    pub fn page(&self, model: &str) -> String {
-        let mut page = Page { out: String::new(), label: format!("model_name=\"{}\"", escaped(model)) };
-        let usage = self.resident_blocks as f64 / self.blocks.max(1) as f64;
-        page.one("num_requests_running", "gauge", "Sequences in the cache.", self.running as f64);
-        page.one("num_requests_waiting", "gauge", "Sequences that wait.", self.waiting as f64);
-        page.one("kv_cache_usage_perc", "gauge", "Share of the cache's blocks in use, 1 = all.", usage);
-        page.one("kv_cache_blocks_resident", "gauge", "Cache blocks in use.", self.resident_blocks as f64);
-        page.one("step_tokens_limit", "gauge", "Tokens a step may have now.", self.step_tokens_limit as f64);
-        let counters = [
-            ("prefix_cache_queries", "Tokens looked for in the cache.", self.prefix_queries),
-            ("prefix_cache_hits", "Tokens found in the cache.", self.prefix_hits),
-            ("num_preemptions", "Sequences thrown out of the cache.", self.preemptions),
-            ("out_of_memory_steps", "Steps for which the device had no memory.", self.out_of_memory),
-            ("prompt_tokens", "Tokens of prompts.", self.prompt_tokens),
-            ("generation_tokens", "Tokens of answers.", self.generation_tokens),
-            ("spec_decode_num_drafts", "Guesses.", self.drafts),
-            ("spec_decode_num_draft_tokens", "Tokens guessed.", self.draft_tokens),
-            ("spec_decode_num_accepted_tokens", "Guessed tokens that were right.", self.accepted_tokens),
-        ];
-        for (name, help, value) in counters {
-            page.one(&format!("{name}_total"), "counter", help, value as f64);
-        }
-        let Endings { stop, length, abort, error } = self.endings;
-        page.head("request_success_total", "counter", "Answers that ended, by reason.");
-        for (reason, value) in [("stop", stop), ("length", length), ("abort", abort), ("error", error)] {
-            page.row("request_success_total", &format!("finished_reason=\"{reason}\""), value as f64);
-        }
-        page.histogram("iteration_tokens_total", "Tokens a step.", &self.tokens_per_step);
-        page.histogram("time_to_first_token_seconds", "Time to the first token.", &self.first_token);
-        page.histogram("inter_token_latency_seconds", "Time between tokens.", &self.between_tokens);
-        page.histogram("e2e_request_latency_seconds", "Time of a whole request.", &self.whole);
-        page.out
-    }
-}
-
-struct Page {
-    out: String,
-    label: String,
-}
-
-impl Page {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
-        self.line(format_args!("# HELP vllm:{name} {help}\n# TYPE vllm:{name} {kind}"));
-    }
-
-    fn one(&mut self, name: &str, kind: &str, help: &str, value: f64) {
-        self.head(name, kind, help);
-        self.row(name, "", value);
-    }
-
-    fn row(&mut self, name: &str, more: &str, value: f64) {
-        let comma = if more.is_empty() { "" } else { "," };
-        let label = std::mem::take(&mut self.label);
-        self.line(format_args!("vllm:{name}{{{label}{comma}{more}}} {value}"));
-        self.label = label;
-    }
-
-    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
-        self.head(name, "histogram", help);
-        let mut below = 0;
-        let bounds = histogram.bounds.iter().map(f64::to_string).chain(["+Inf".to_owned()]);
-        for (bound, count) in bounds.zip(&histogram.counts) {
-            below += count;
-            self.row(&format!("{name}_bucket"), &format!("le=\"{bound}\""), below as f64);
-        }
-        self.row(&format!("{name}_sum"), "", histogram.sum);
-        self.row(&format!("{name}_count"), "", below as f64);
-    }
-
-    fn line(&mut self, line: std::fmt::Arguments<'_>) {
-        // Writing to a string doesn't fail.
-        let _ = writeln!(self.out, "{line}");
-    }
-}
-
-fn escaped(label: &str) -> String {
-    label.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_page_has_vllms_names_and_histograms_that_add_up() {
-        let mut stats = Stats { running: 3, blocks: 8, resident_blocks: 2, generation_tokens: 7, ..Stats::default() };
+    fn a_histogram_counts_every_value_once() {
+        let mut stats = Stats::default();
         [0.003, 0.5, 9000.0].into_iter().for_each(|value| stats.first_token.observe(value));
-        let page = stats.page("a \"b\"");
-        let has = |line: &str| assert!(page.lines().any(|other| other == line), "{line} in {page}");
-        has("# TYPE vllm:num_requests_running gauge");
-        has(r#"vllm:num_requests_running{model_name="a \"b\""} 3"#);
-        has(r#"vllm:kv_cache_usage_perc{model_name="a \"b\""} 0.25"#);
-        has(r#"vllm:generation_tokens_total{model_name="a \"b\""} 7"#);
-        has(r#"vllm:time_to_first_token_seconds_bucket{model_name="a \"b\"",le="0.001"} 0"#);
-        has(r#"vllm:time_to_first_token_seconds_bucket{model_name="a \"b\"",le="0.5"} 2"#);
-        has(r#"vllm:time_to_first_token_seconds_bucket{model_name="a \"b\"",le="+Inf"} 3"#);
-        has(r#"vllm:time_to_first_token_seconds_count{model_name="a \"b\""} 3"#);
-        has(r#"vllm:request_success_total{model_name="a \"b\"",finished_reason="stop"} 0"#);
+        let below: Vec<(f64, u64)> = stats.first_token.below().collect();
+        let at = |wanted: f64| below.iter().find(|(bound, _)| *bound == wanted).map(|(_, count)| *count);
+        assert_eq!((at(0.001), at(0.005), at(0.5), at(2560.0)), (Some(0), Some(1), Some(2), Some(2)));
+        assert_eq!((at(f64::INFINITY), stats.first_token.count(), stats.first_token.sum()), (Some(3), 3, 9000.503));
     }
 }

@@ -10,12 +10,12 @@ use std::{
 };
 
 use axum::http::StatusCode;
-use mloc_engine::request::{Event, FinishReason, Request, Sink};
+use mloc_engine::request::{Event, FinishReason, Request, RequestId, Sink};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::{
     metrics::{Measure, Metrics},
-    model::{Model, RequestId},
+    model::Model,
     refusal::Refusal,
 };
 

@@ -4,15 +4,11 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use mloc_engine::{
     forward::AdapterId,
-    request::{Request, RequestError, Sampling, Sink},
+    request::{Request, RequestError, RequestId, Sampling, Sink},
 };
 use serde_json::{Map, Value};
 
 use crate::calls::Format;
-
-/// A request on its way, for [`Model::cancel`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestId(pub u64);
 
 /// What a model says of itself, once.
 #[derive(Debug, Clone, PartialEq)]

@@ -20,12 +20,15 @@ use axum::{
 use http_body_util::BodyExt;
 use mloc_engine::{
     forward::{AdapterId, ForwardError},
-    request::{Constraint, Event, FinishReason, Logprobs, Request, RequestError, Sampling, Sink, TokenLogprob, Usage},
+    request::{
+        Constraint, Event, FinishReason, Logprobs, Request, RequestError, RequestId, Sampling, Sink, TokenLogprob,
+        Usage,
+    },
 };
 use mloc_openai::{
     Limits, Server,
     calls::Format,
-    model::{Adapter, Card, Chat, Load, Model, ModelError, Prompt, RequestId, Token},
+    model::{Adapter, Card, Chat, Load, Model, ModelError, Prompt, Token},
     router, serve_tcp,
 };
 use serde_json::Value;

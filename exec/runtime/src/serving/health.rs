@@ -60,6 +60,8 @@ pub(crate) async fn look_after(
                         if !was_ready {
                             was_ready = true;
                             outlet.say(ChildEvent::Ready).await;
+                            // Nobody is to read any longer what it waited for.
+                            tell.reset_immediately();
                         }
                     }
                     (Ok(()), None) => {}
