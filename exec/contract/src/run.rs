@@ -117,7 +117,7 @@ pub struct Inputs {
     pub model: Option<PathBuf>,
     /// The adapter to start from: a folder in PEFT layout.
     pub adapter: Option<PathBuf>,
-    /// The data: a file or a folder of files.
+    /// The data, or the documents: a file or a folder of files.
     pub dataset: Option<PathBuf>,
     /// Held-out data.
     pub eval: Option<PathBuf>,
@@ -133,6 +133,12 @@ pub struct Inputs {
     /// What values start from: as `model`.
     #[serde(default)]
     pub value: Option<PathBuf>,
+    /// What makes vectors of texts: a folder in Hugging Face layout.
+    #[serde(default)]
+    pub embedder: Option<PathBuf>,
+    /// What puts passages in order: as `embedder`.
+    #[serde(default)]
+    pub reranker: Option<PathBuf>,
 }
 
 impl Inputs {
@@ -147,6 +153,8 @@ impl Inputs {
             Input::Reward => &mut self.reward,
             Input::Reference => &mut self.reference,
             Input::Value => &mut self.value,
+            Input::Embedder => &mut self.embedder,
+            Input::Reranker => &mut self.reranker,
         }
     }
 }

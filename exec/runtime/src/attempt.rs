@@ -572,6 +572,8 @@ fn name(input: Input) -> &'static str {
         Input::Reward => "reward model",
         Input::Reference => "reference model",
         Input::Value => "value model",
+        Input::Embedder => "embedding model",
+        Input::Reranker => "reranking model",
     }
 }
 

@@ -1,5 +1,5 @@
 //! Prints what becomes of every hyperparameter, as Markdown:
-//! `cargo run -p mloc-core --example hyperparameters -- sft` (or rm, dpo, grpo, ppo, pretrain, echo).
+//! `cargo run -p mloc-core --example hyperparameters -- sft` (or rm, dpo, grpo, ppo, pretrain, echo, inference).
 
 use std::{collections::BTreeSet, process::ExitCode};
 

@@ -29,6 +29,8 @@ pub fn spec(name: &str) -> TaskSpec {
         dataset: None,
         command: None,
         reward: None,
+        retrieval: None,
+        agent: None,
         service: None,
         hyperparameters: BTreeMap::new(),
         output: spec::Output::default(),

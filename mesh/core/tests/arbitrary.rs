@@ -72,6 +72,8 @@ fn task_spec() -> impl Strategy<Value = TaskSpec> {
             dataset: None,
             command: None,
             reward: None,
+            retrieval: None,
+            agent: None,
             service,
             hyperparameters: BTreeMap::new(),
             output: spec::Output { destination, artifacts: Vec::new(), keep_ms: None },

@@ -45,6 +45,8 @@ pub fn spec(steps: u64, mode: &str) -> TaskSpec {
         dataset: None,
         command: None,
         reward: None,
+        retrieval: None,
+        agent: None,
         service: None,
         hyperparameters: BTreeMap::from([
             number("steps", steps),

@@ -3,8 +3,9 @@
 use serde_json::{Map, Value, json};
 
 use super::{
+    kind::Kind,
     reward::{Judge, Reward},
-    spec::{Adapter, AdapterInit, AdapterKind, Code, Location, Model, Modules, Service, TaskSpec, TestSize},
+    spec::{Adapter, AdapterInit, AdapterKind, Code, Location, Model, Modules, Retrieval, Service, TaskSpec, TestSize},
     yaml,
 };
 use crate::{capability::Request, quantity};
@@ -27,7 +28,7 @@ pub fn value(spec: &TaskSpec) -> Value {
     set(&mut resources, "replicas", (!scales).then_some(json!(spec.replicas)));
     body.insert("resources".into(), resources);
     if let Some(model) = &spec.model {
-        body.insert("model".into(), self::model(model));
+        body.insert("model".into(), self::model(model, spec.kind));
     }
     if let Some(dataset) = &spec.dataset {
         let mut preprocessing = json!({});
@@ -52,6 +53,12 @@ pub fn value(spec: &TaskSpec) -> Value {
     }
     if let Some(reward) = &spec.reward {
         body.insert("reward".into(), self::reward(reward));
+    }
+    if let Some(retrieval) = &spec.retrieval {
+        body.insert("retrieval".into(), self::retrieval(retrieval));
+    }
+    if let Some(agent) = &spec.agent {
+        body.insert("agent".into(), json!(agent));
     }
     if let Some(service) = &spec.service {
         body.extend(self::service(service));
@@ -142,8 +149,12 @@ fn hardware(request: &Request) -> Value {
     hardware
 }
 
-fn model(model: &Model) -> Value {
+fn model(model: &Model, kind: Kind) -> Value {
     let mut value = json!({ "source": location(&model.source) });
+    let adapter = |of: &Adapter| match kind {
+        Kind::TrainingTask => adapter(of),
+        Kind::ServiceTask => served_adapter(of),
+    };
     set(&mut value, "adapter", model.adapter.as_ref().map(adapter));
     for (name, beside) in [("reference", &model.reference), ("value", &model.value)] {
         set(&mut value, name, beside.as_ref().map(|beside| json!({ "source": location(beside) })));
@@ -180,6 +191,22 @@ fn reward(reward: &Reward) -> Value {
     value
 }
 
+fn retrieval(retrieval: &Retrieval) -> Value {
+    let mut value = json!({
+        "embedder": { "source": location(&retrieval.embedder) },
+        "mode": retrieval.mode,
+        "topK": retrieval.top_k,
+        "candidates": retrieval.candidates,
+        "chunkTokens": retrieval.chunk_tokens,
+        "chunkOverlap": retrieval.chunk_overlap,
+    });
+    let reranker = retrieval.reranker.as_ref().map(|reranker| json!({ "source": location(reranker) }));
+    set(&mut value, "reranker", reranker);
+    set(&mut value, "scoreFloor", retrieval.score_floor_milli.map(|milli| json!(f64::from(milli) / 1e3)));
+    set(&mut value, "watch", retrieval.watch_ms.map(time));
+    value
+}
+
 fn adapter(adapter: &Adapter) -> Value {
     let alphas =
         adapter.alpha_pattern_milli.iter().map(|(pattern, milli)| (pattern.clone(), json!(*milli as f64 / 1e3)));
@@ -210,6 +237,13 @@ fn adapter(adapter: &Adapter) -> Value {
         set(&mut value, "bnb_4bit_blocksize", Some(json!(four_bit.block_size)));
     }
     set(&mut value, "source", adapter.source.as_ref().map(location));
+    value
+}
+
+fn served_adapter(adapter: &Adapter) -> Value {
+    let mut value = json!({});
+    set(&mut value, "source", adapter.source.as_ref().map(location));
+    set(&mut value, "name", adapter.name.as_deref().map(Value::from));
     value
 }
 

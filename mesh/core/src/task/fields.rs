@@ -81,6 +81,12 @@ impl<'a> Fields<'a> {
         self.entries
     }
 
+    /// Every key that has a value, and where it stands.
+    pub fn given(&self) -> Vec<(String, At)> {
+        let given = self.entries.iter().filter(|(_, node)| !node.is_null());
+        given.map(|(key, _)| (key.text.clone(), key.at)).collect()
+    }
+
     /// Where a key stands.
     fn key_at(&self, name: &str) -> At {
         self.entries.iter().find(|(key, _)| key.text == name).map_or(self.at, |(key, _)| key.at)

@@ -357,7 +357,7 @@ fn bucket_name(typed: &Typed<String>) -> Result<String, Problem> {
 }
 
 /// What of a place would end up as a secret in the ledger and in listings: a user that may be a token, a signed query.
-fn credentials(text: &str) -> Option<&'static str> {
+pub fn credentials(text: &str) -> Option<&'static str> {
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     if let Some((user, _)) = authority.rsplit_once('@') {
@@ -371,28 +371,33 @@ fn credentials(text: &str) -> Option<&'static str> {
     }
     let (_, parameters) = rest.split_once(['?', '#'])?;
     parameters.split(['&', ';', '?', '#']).find_map(|parameter| {
-        let name = parameter.split('=').next().unwrap_or_default().to_ascii_lowercase().replace('-', "_");
-        let secret = SECRET_NAMES.contains(&name.as_str()) || SECRET_ENDS.iter().any(|end| name.ends_with(end));
-        (secret && parameter.len() > name.len() + 1).then_some("a query with a signature or a token")
+        let name = parameter.split('=').next().unwrap_or_default();
+        (names_a_secret(name) && parameter.len() > name.len() + 1).then_some("a query with a signature or a token")
     })
 }
 
-/// How names of query parameters end that sign or let in: `X-Amz-Signature`, `access_token`.
-const SECRET_ENDS: [&str; 6] = ["signature", "token", "credential", "secret", "password", "passwd"];
-/// Names that do so whole. `sig` is Azure's, the ids are of signed URLs of older kinds.
-const SECRET_NAMES: [&str; 11] = [
-    "sig",
-    "key",
-    "apikey",
+/// Whether what stands under a name, of a query or of a map, most likely is a secret.
+pub fn names_a_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase().replace('-', "_");
+    SECRET_NAMES.contains(&name.as_str()) || SECRET_ENDS.iter().any(|end| name.ends_with(end))
+}
+
+/// How names end that sign or let in: `X-Amz-Signature`, `access_token`, `OPENAI_API_KEY`.
+const SECRET_ENDS: [&str; 10] = [
+    "signature",
+    "token",
+    "credential",
+    "secret",
+    "password",
+    "passwd",
     "api_key",
-    "accesskey",
     "access_key",
-    "awsaccesskeyid",
-    "googleaccessid",
-    "auth",
-    "authorization",
-    "jwt",
+    "secret_key",
+    "private_key",
 ];
+/// Names that do so whole. `sig` is Azure's, the ids are of signed URLs of older kinds.
+const SECRET_NAMES: [&str; 9] =
+    ["sig", "key", "apikey", "accesskey", "awsaccesskeyid", "googleaccessid", "auth", "authorization", "jwt"];
 
 /// Google's rules: 3 to 222 lower-case letters, digits, `.`, `_` and `-`.
 fn gcs_bucket_name(typed: &Typed<String>) -> Result<String, Problem> {

@@ -40,6 +40,8 @@ pub struct RawMetadata {
 pub struct RawSpec {
     /// Where `spec` stands; what is missing in it is missed there.
     pub at: Option<At>,
+    /// Every key that has a value, right or wrong.
+    pub keys: Vec<(String, At)>,
     pub task_type: Text,
     pub replicas: Option<Typed<i64>>,
     pub cpu: Text,
@@ -51,6 +53,8 @@ pub struct RawSpec {
     pub command: Option<RawCommand>,
     pub code: Option<RawCode>,
     pub reward: Option<RawReward>,
+    pub retrieval: Option<RawRetrieval>,
+    pub agent: Option<RawAgent>,
     /// Names and values as typed; the table of hyperparameters knows what they may be.
     pub hyperparameters: Vec<(Key, Node)>,
     pub destination: Option<RawLocation>,
@@ -75,6 +79,13 @@ pub struct RawSpec {
     pub checkpoint: Option<RawLocation>,
     pub env: Pairs,
     pub secrets_from: Vec<Typed<String>>,
+}
+
+impl RawSpec {
+    /// Whether a key has a value, right or wrong.
+    pub fn has(&self, name: &str) -> bool {
+        self.keys.iter().any(|(key, _)| key == name)
+    }
 }
 
 /// `resources.hardware.gpu`.
@@ -128,11 +139,36 @@ pub struct RawRewardFunc {
     pub command: Option<RawCommand>,
 }
 
+/// `retrieval`.
+#[derive(Debug)]
+pub struct RawRetrieval {
+    pub at: At,
+    pub embedder: Option<RawSource>,
+    pub reranker: Option<RawSource>,
+    pub mode: Text,
+    pub top_k: Option<Typed<i64>>,
+    pub candidates: Option<Typed<i64>>,
+    pub chunk_tokens: Option<Typed<i64>>,
+    pub chunk_overlap: Option<Typed<i64>>,
+    pub score_floor: Option<Typed<f64>>,
+    pub watch: Text,
+}
+
+/// `agent`: its keys as typed; the agent knows what they may be.
+#[derive(Debug)]
+pub struct RawAgent {
+    pub at: At,
+    pub entries: Vec<(Key, Node)>,
+}
+
 /// `model.adapter`.
 #[derive(Debug)]
 pub struct RawAdapter {
     pub at: At,
+    /// Every key that has a value, right or wrong: a training and a service have different ones.
+    pub keys: Vec<(String, At)>,
     pub kind: Text,
+    pub name: Text,
     pub r: Option<Typed<i64>>,
     pub lora_alpha: Option<Typed<f64>>,
     pub lora_dropout: Option<Typed<f64>>,
@@ -151,6 +187,13 @@ pub struct RawAdapter {
     pub source: Option<RawLocation>,
 }
 
+impl RawAdapter {
+    /// Whether a key has a value, right or wrong.
+    pub fn has(&self, name: &str) -> bool {
+        self.keys.iter().any(|(key, _)| key == name)
+    }
+}
+
 /// What `model.adapter` says of 4-bit weights.
 #[derive(Debug)]
 pub struct RawFourBit {
@@ -165,6 +208,7 @@ pub struct RawFourBit {
 /// `dataset`.
 #[derive(Debug)]
 pub struct RawDataset {
+    pub at: At,
     pub source: Option<RawLocation>,
     pub eval: Option<RawLocation>,
     /// How much of the data is held out.
@@ -255,20 +299,26 @@ const SPEC_NOT_YET: &[(&str, &str)] = &[
     ("port", "the program of a service listens where `MLOC_PORT` says, so that several fit on a node"),
     ("args", "`command` is the program with its arguments, all in one list"),
     ("image", "tasks run as child processes of the mesh's own binary; containers are not in this build"),
-    ("retrieval", "retrieval is not in this build"),
-    ("tools", "the agent module is not in this build"),
+    ("tools", "requests to a model bring their own; those of an agent are `agent.tools`"),
+    ("documents", "write them as `dataset.source`"),
     ("preemptible", "preemption is not in this build"),
     ("schedule", "tasks on a timetable are not in this build"),
 ];
 const HARDWARE_NOT_YET: &[(&str, &str)] = &[("network", "bandwidth is not something this build schedules by")];
 const LOAD_4BIT: &str = "weights in 4 bits cannot be trained themselves, only an adapter on them can: write \
-                         `adapter: {type: qlora}`";
+                         `adapter: {type: qlora}`; a service has `hyperparameters.quantization: int4`";
+const HELD_IN: &str =
+    "`hyperparameters` say what weights are held in: `bf16` and `fp16` of a training, `dtype` of a service";
 const MODEL_NOT_YET: &[(&str, &str)] = &[
     ("load_in_4bit", LOAD_4BIT),
     ("quantization_config", LOAD_4BIT),
-    ("load_in_8bit", "weights in 8 bits are not in this build: `adapter: {type: qlora}` holds them in 4"),
-    ("torch_dtype", "`hyperparameters.bf16` and `fp16` say what weights are held in"),
-    ("dtype", "`hyperparameters.bf16` and `fp16` say what weights are held in"),
+    (
+        "load_in_8bit",
+        "a training has 4, with `adapter: {type: qlora}`, and a service 8, with `hyperparameters.quantization: int8`",
+    ),
+    ("quantization", "a service has `hyperparameters.quantization`"),
+    ("torch_dtype", HELD_IN),
+    ("dtype", HELD_IN),
 ];
 const ADAPTER_NOT_YET: &[(&str, &str)] = &[
     ("peft_type", "`type` says it: lora or qlora"),
@@ -350,7 +400,8 @@ fn metadata(mut fields: Fields<'_>, problems: &mut Problems) -> RawMetadata {
 }
 
 fn spec(mut fields: Fields<'_>, problems: &mut Problems) -> RawSpec {
-    let mut raw = RawSpec { at: Some(fields.at), task_type: fields.text("taskType", problems), ..RawSpec::default() };
+    let task_type = fields.text("taskType", problems);
+    let mut raw = RawSpec { at: Some(fields.at), keys: fields.given(), task_type, ..RawSpec::default() };
     if let Some(mut resources) = fields.section("resources", problems) {
         raw.replicas = resources.integer("replicas", problems);
         if let Some(mut hardware) = resources.section("hardware", problems) {
@@ -374,6 +425,9 @@ fn spec(mut fields: Fields<'_>, problems: &mut Problems) -> RawSpec {
     raw.command = command(&mut fields, problems);
     raw.code = fields.section("code", problems).map(|section| code(section, problems));
     raw.reward = fields.section("reward", problems).map(|section| reward(section, problems));
+    raw.retrieval = fields.section("retrieval", problems).map(|section| retrieval(section, problems));
+    let agent = fields.section("agent", problems);
+    raw.agent = agent.map(|agent| RawAgent { at: agent.at, entries: agent.all().to_vec() });
     raw.hyperparameters = fields.section("hyperparameters", problems).map_or(Vec::new(), |s| s.all().to_vec());
     if let Some(mut output) = fields.section("output", problems) {
         raw.destination = location(&mut output, "destination", Use::Destination, problems);
@@ -459,7 +513,9 @@ fn model(mut fields: Fields<'_>, problems: &mut Problems) -> RawModel {
     let adapter = fields.section("adapter", problems).map(|mut adapter| {
         let raw = RawAdapter {
             at: adapter.at,
+            keys: adapter.given(),
             kind: adapter.text("type", problems),
+            name: adapter.text("name", problems),
             r: adapter.integer("r", problems),
             lora_alpha: adapter.number("lora_alpha", problems),
             lora_dropout: adapter.number("lora_dropout", problems),
@@ -484,9 +540,6 @@ fn model(mut fields: Fields<'_>, problems: &mut Problems) -> RawModel {
             },
             source: location(&mut adapter, "source", Use::Model, problems),
         };
-        if adapter.get("type").is_none() {
-            adapter.missing("type", "`lora` or `qlora`", problems);
-        }
         adapter.finish(ADAPTER_NOT_YET, problems);
         raw
     });
@@ -570,7 +623,28 @@ fn reward_func(mut fields: Fields<'_>, problems: &mut Problems) -> RawRewardFunc
     raw
 }
 
+fn retrieval(mut fields: Fields<'_>, problems: &mut Problems) -> RawRetrieval {
+    let raw = RawRetrieval {
+        at: fields.at,
+        embedder: beside(&mut fields, "embedder", problems),
+        reranker: beside(&mut fields, "reranker", problems),
+        mode: fields.text("mode", problems),
+        top_k: fields.integer("topK", problems),
+        candidates: fields.integer("candidates", problems),
+        chunk_tokens: fields.integer("chunkTokens", problems),
+        chunk_overlap: fields.integer("chunkOverlap", problems),
+        score_floor: fields.number("scoreFloor", problems),
+        watch: fields.text("watch", problems),
+    };
+    if fields.get("embedder").is_none() {
+        fields.missing("embedder", "the model that makes vectors of texts: a map with `source`", problems);
+    }
+    fields.finish(&[("documents", "write them as `spec.dataset.source`")], problems);
+    raw
+}
+
 fn dataset(mut fields: Fields<'_>, problems: &mut Problems) -> RawDataset {
+    let at = fields.at;
     let source = location(&mut fields, "source", Use::Data, problems);
     let eval = fields.section("eval", problems).and_then(|mut eval| {
         let source = location(&mut eval, "source", Use::Data, problems);
@@ -593,7 +667,7 @@ fn dataset(mut fields: Fields<'_>, problems: &mut Problems) -> RawDataset {
         fields.missing("source", "where the data is: a map with `type` and `identifier`", problems);
     }
     fields.finish(DATASET_NOT_YET, problems);
-    RawDataset { source, eval, test_size, prompt_template, chat_template, columns, max_seq_length }
+    RawDataset { at, source, eval, test_size, prompt_template, chat_template, columns, max_seq_length }
 }
 
 fn command(fields: &mut Fields<'_>, problems: &mut Problems) -> Option<RawCommand> {

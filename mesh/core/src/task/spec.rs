@@ -1,19 +1,22 @@
 //! What a task means, after every check. The ledger stores this; workers run it.
 //!
 //! Hyperparameters stay a map from the reference's names to JSON values here: `validate` has checked names and
-//! types, and each module reads them into its own settings. Places are in `location`, the adapter is in `adapter`.
+//! types, and each module reads them into its own settings. Places are in `location`, the adapter is in `adapter`,
+//! what finds passages is in `retrieval`.
 
 mod adapter;
 mod location;
+mod retrieval;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use self::{
     adapter::{Adapter, AdapterBias, AdapterInit, AdapterKind, FourBit, Modules, QuantType},
     location::{HubRepo, Input, Location, Pin},
+    retrieval::{Retrieval, RetrievalMode},
 };
 use super::{
     kind::{Kind, TaskType},
@@ -39,7 +42,7 @@ pub struct TaskSpec {
     pub request: Request,
     /// The base model and adapter.
     pub model: Option<Model>,
-    /// The data.
+    /// The data; of `rag_inference` the documents.
     pub dataset: Option<Dataset>,
     /// The program to run; there with `command`, and only then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,6 +50,12 @@ pub struct TaskSpec {
     /// What is rewarded; there with `ppo` and `grpo`, and only then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reward: Option<Reward>,
+    /// How passages are found; there with `rag_inference`, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<Retrieval>,
+    /// What the agent is, as its module reads it; there with `agent`, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Map<String, Value>>,
     /// How it is served; there with a ServiceTask, and only then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<Service>,
@@ -92,7 +101,7 @@ pub struct Metadata {
 pub struct Model {
     /// A folder in Hugging Face layout, or a GGUF file.
     pub source: Location,
-    /// The adapter to train, when not all weights are.
+    /// The adapter to train, when not all weights are; of a service, the one that is served beside the model.
     pub adapter: Option<Adapter>,
     /// What the trained model is held to; the model as it was before training when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -319,6 +328,8 @@ impl TaskSpec {
             (Input::Reward, reward.and_then(|r| r.model.as_ref())),
             (Input::Reference, model.and_then(|m| m.reference.as_ref())),
             (Input::Value, model.and_then(|m| m.value.as_ref())),
+            (Input::Embedder, self.retrieval.as_ref().map(|r| &r.embedder)),
+            (Input::Reranker, self.retrieval.as_ref().and_then(|r| r.reranker.as_ref())),
         ];
         sources.into_iter().filter_map(|(input, source)| Some((input, source?)))
     }
@@ -341,6 +352,10 @@ impl TaskSpec {
             sources.extend(&mut reward.model);
             sources.extend(reward.code.as_mut().map(|code| &mut code.source));
         }
+        if let Some(retrieval) = &mut self.retrieval {
+            sources.push(&mut retrieval.embedder);
+            sources.extend(&mut retrieval.reranker);
+        }
         sources.into_iter()
     }
 
@@ -354,8 +369,8 @@ impl TaskSpec {
         self.depends_on.iter().map(String::as_str).chain(taken)
     }
 
-    /// The features a node must offer to run this: the module, its sources, destinations and volumes, its adapter, its
-    /// secrets, and data parallelism where it asks for several GPUs.
+    /// The features a node must offer to run this: the module, its sources, destinations and volumes, the kind of adapter
+    /// it trains, its secrets, and data parallelism where it asks for several GPUs.
     pub fn needs(&self) -> BTreeSet<String> {
         let mut needs = BTreeSet::from([self.task_type.name().to_owned()]);
         let sources: Vec<&Location> = self.sources().map(|(_, source)| source).collect();
@@ -365,8 +380,10 @@ impl TaskSpec {
         needs.extend(sources.into_iter().chain(destinations.into_iter().flatten()).filter_map(Location::volume));
         // What a program makes of its settings is its own affair.
         let own_program = self.task_type == TaskType::Command;
+        // And what serves a model serves adapters of it.
         if let Some(adapter) = self.model.as_ref().and_then(|m| m.adapter.as_ref())
             && !own_program
+            && self.kind == Kind::TrainingTask
         {
             needs.insert(format!("adapter:{}", adapter.kind.name()));
         }

@@ -277,6 +277,149 @@ fn a_service_is_called_and_scaled_as_it_says() {
 }
 
 #[test]
+fn an_engine_is_set_by_the_names_of_vllm() {
+    use settings::{CacheDtype, CacheLayout, Dtype, Inference, Quantization, Reasoning, ToolCalls};
+    let read = |name: &str| {
+        let bytes = fs::read(repository().join("tests/fixtures/tasks/good").join(name)).unwrap();
+        parse_bytes(&bytes, name).unwrap()
+    };
+    let parsed = read("inference.yaml");
+    let all = Inference {
+        max_model_len: Some(4096),
+        max_num_seqs: 16,
+        max_num_batched_tokens: 256,
+        max_num_waiting: 64,
+        enable_prefix_caching: false,
+        block_size: 64,
+        kv_cache_layout: CacheLayout::Static,
+        kv_cache_memory_bytes: Some(1 << 30),
+        kv_cache_dtype: CacheDtype::Float16,
+        dtype: Dtype::Float32,
+        quantization: Quantization::Int8,
+        num_speculative_tokens: 5,
+        prompt_lookup_max: 6,
+        prompt_lookup_min: 3,
+        seed: 7,
+        tool_call_parser: ToolCalls::Hermes,
+        reasoning_parser: Reasoning::Think,
+        chat_template: Some("{% for m in messages %}{{ m.content }}\n{% endfor %}".into()),
+        generation_config_of_model: false,
+    };
+    assert_eq!(Inference::of(&parsed.spec), all);
+    let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notes.join("\n"), @"
+    23:5: spec.hyperparameters.spec_tokens: an old name: read as `num_speculative_tokens: 5`
+    24:5: spec.hyperparameters.ngram_prompt_lookup_max: an old name: read as `prompt_lookup_max: 6`
+    33:5: spec.hyperparameters.gpu_memory_utilization: has no effect: the cache has its part of what `resources.hardware` grants, or `kv_cache_memory_bytes`
+    34:5: spec.hyperparameters.enforce_eager: has no effect: there are no graphs to capture here
+    35:5: spec.hyperparameters.enable_lora: has no effect: as many adapters are served as are loaded, each with the rank that it has
+    36:5: spec.hyperparameters.port: has no effect: a service is reached through every node, by `spec.servedName`
+    ");
+
+    let parsed = read("rag_inference.yaml");
+    let defaults = Inference {
+        max_model_len: None,
+        max_num_seqs: 8,
+        max_num_batched_tokens: 512,
+        max_num_waiting: 1024,
+        enable_prefix_caching: true,
+        block_size: 32,
+        kv_cache_layout: CacheLayout::Paged,
+        kv_cache_memory_bytes: None,
+        kv_cache_dtype: CacheDtype::Auto,
+        dtype: Dtype::Auto,
+        quantization: Quantization::None,
+        num_speculative_tokens: 0,
+        prompt_lookup_max: 8,
+        prompt_lookup_min: 2,
+        seed: 0,
+        tool_call_parser: ToolCalls::Auto,
+        reasoning_parser: Reasoning::Auto,
+        chat_template: None,
+        generation_config_of_model: true,
+    };
+    assert_eq!(Inference::of(&parsed.spec), defaults);
+    let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notes.join("\n"), @"10:57: spec.hyperparameters.prompt_lookup_max: has no effect without `num_speculative_tokens`");
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/service.yaml")).unwrap();
+    let service = parse_bytes(&bytes, "service.yaml").unwrap().spec;
+    assert_eq!(Inference::of(&service), Inference { max_num_seqs: 64, prompt_lookup_max: 4, ..defaults });
+}
+
+#[test]
+fn documents_are_found_as_a_task_says() {
+    use spec::{Input, Location, Retrieval, RetrievalMode};
+    let read = |name: &str| {
+        let bytes = fs::read(repository().join("tests/fixtures/tasks/good").join(name)).unwrap();
+        parse_bytes(&bytes, name).unwrap()
+    };
+    let parsed = read("retrieval.yaml");
+    let inputs: Vec<Input> = parsed.spec.sources().map(|(input, _)| input).collect();
+    assert_eq!(inputs, [Input::Model, Input::Dataset, Input::Embedder, Input::Reranker]);
+    assert_eq!(parsed.spec.clone().sources_mut().count(), inputs.len());
+    assert_eq!(parsed.spec.waits_for().collect::<Vec<_>>(), ["reranker"]);
+    assert!(parsed.spec.needs().contains("source:huggingface"));
+    let retrieval = parsed.spec.retrieval.unwrap();
+    assert_eq!((retrieval.mode, retrieval.top_k, retrieval.candidates), (RetrievalMode::Dense, 80, 80));
+    assert_eq!((retrieval.chunk_tokens, retrieval.chunk_overlap), (128, 16));
+    assert_eq!((retrieval.score_floor_milli, retrieval.watch_ms), (Some(350), Some(60_000)));
+    let notes: Vec<_> = parsed.notes.iter().map(ToString::to_string).collect();
+    insta::assert_snapshot!(notes.join("\n"), @"15:12: spec.retrieval.watch: has no effect: documents that are not `local` are pulled once, as they are then");
+
+    let defaults = Retrieval {
+        embedder: Location::Local { path: "models/embedder".into() },
+        reranker: None,
+        mode: RetrievalMode::Hybrid,
+        top_k: 5,
+        candidates: 50,
+        chunk_tokens: 256,
+        chunk_overlap: 32,
+        score_floor_milli: None,
+        watch_ms: None,
+    };
+    assert_eq!(read("rag_inference.yaml").spec.retrieval, Some(defaults));
+}
+
+#[test]
+fn an_agents_section_is_kept_as_it_is() {
+    let bytes = fs::read(repository().join("tests/fixtures/tasks/good/agent.yaml")).unwrap();
+    let agent = parse_bytes(&bytes, "agent.yaml").unwrap().spec.agent.unwrap();
+    assert_eq!(agent["system"], "You answer from the handbook.\n");
+    let budgets = serde_json::json!({ "steps": 8, "tokens": 20_000, "answer_tokens": null });
+    assert_eq!((&agent["budgets"], &agent["allow"]), (&budgets, &serde_json::json!(["*"])));
+    assert_eq!(agent["tools"][0]["headers_from_env"]["Authorization"], "MESH_TOKEN");
+
+    let head = "apiVersion: mloc/v1\nkind: ServiceTask\nmetadata: {name: x}\nspec:\n  taskType: agent\n  \
+                model: {source: {type: local, path: models/tiny}}\n";
+    let of = |bytes: usize| format!("{head}  agent: {{system: {}}}\n", "x".repeat(bytes - r#"{"system":""}"#.len()));
+    assert!(parse(&of(64 << 10), "task.yaml").is_ok());
+    insta::assert_snapshot!(parse(&of((64 << 10) + 1), "task.yaml").unwrap_err().to_string(), @"
+    task.yaml:7:3: spec.agent: found 65537 bytes, expected at most 65536 bytes as JSON
+      hint: what an agent is to know it finds with its tools
+    ");
+}
+
+#[test]
+fn a_served_adapter_is_a_place_and_a_name() {
+    use spec::{Adapter, Input, Location};
+    let read = |name: &str| {
+        let bytes = fs::read(repository().join("tests/fixtures/tasks/good").join(name)).unwrap();
+        parse_bytes(&bytes, name).unwrap().spec
+    };
+    let spec = read("inference.yaml");
+    let adapter = spec.model.as_ref().unwrap().adapter.as_ref().unwrap();
+    let source = Some(Location::Task { identifier: "sft".into(), path: None });
+    assert_eq!(*adapter, Adapter { source, name: Some("pirate".into()), ..Adapter::default() });
+    assert_eq!(spec.sources().map(|(input, _)| input).collect::<Vec<_>>(), [Input::Model, Input::Adapter]);
+    assert_eq!(spec.waits_for().collect::<Vec<_>>(), ["sft"]);
+    // Any node with the module takes it, whether it trains adapters or not.
+    assert_eq!(spec.needs().into_iter().collect::<Vec<_>>(), ["inference", "source:huggingface", "source:task"]);
+
+    let spec = read("rag_inference.yaml");
+    assert_eq!(spec.model.unwrap().adapter.unwrap().name.as_deref(), Some(Adapter::NAME));
+}
+
+#[test]
 fn settings_that_steer_a_run_are_typed() {
     use settings::{Best, Curve, EarlyStopping, Evaluation, Interval, Optimizer, Schedule, Span, Training};
     let bytes = fs::read(repository().join("tests/fixtures/tasks/good/steering.yaml")).unwrap();

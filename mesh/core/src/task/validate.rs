@@ -1,9 +1,11 @@
 //! From what was typed to what it means. Every problem is collected; past this file nobody checks again.
 
 mod adapter;
+mod agent;
 mod command;
 mod hardware;
 mod model;
+mod retrieval;
 mod reward;
 mod service;
 
@@ -76,7 +78,7 @@ impl Validation<'_> {
         let row = self.task_type(&spec.task_type, kind);
         let request = self.request(spec);
         let replicas = self.replicas(spec, kind);
-        let model = self.model(spec);
+        let model = self.model(spec, kind, row);
         let dataset = spec.dataset.as_ref().map(|dataset| self.dataset(dataset));
         let command = self.command(spec, row);
         let read = match row {
@@ -89,10 +91,12 @@ impl Validation<'_> {
         self.lengths(spec, &read);
         self.evaluations(spec, &read);
         let reward = self.reward(spec, row, &read);
+        let retrieval = self.retrieval(spec, row);
+        let agent = self.agent(spec, row);
         let output = self.output(spec, row);
         let retry = self.retry(spec);
         let timeouts = self.timeouts(spec, kind);
-        let service = self.service(raw, kind, replicas);
+        let service = self.service(raw, kind, row, replicas);
         let placement = self.placement(spec);
         let checkpoint = Checkpointing { destination: self.checkpoints(&spec.checkpoint) };
         let priority = self.priority(spec);
@@ -109,6 +113,8 @@ impl Validation<'_> {
             dataset: dataset.flatten(),
             command,
             reward,
+            retrieval,
+            agent,
             service,
             hyperparameters: read.values,
             output,
@@ -229,6 +235,13 @@ impl Validation<'_> {
         if row.needs_dataset && spec.dataset.is_none() {
             let expected = format!("a map with `source`, for {name} learns from data");
             self.problems.push(Problem::new("spec.dataset", at, "nothing", expected));
+        }
+        if let Some(dataset) = &spec.dataset
+            && matches!(row.task_type, TaskType::Inference | TaskType::Agent)
+        {
+            let expected = format!("no data with {name}, which answers requests");
+            let problem = Problem::new("spec.dataset", dataset.at, "a map", expected);
+            self.problems.push(problem.hint("leave the key out; `taskType: rag_inference` answers from documents"));
         }
         if row.task_type == TaskType::Pretrain
             && let Some(model) = &spec.model

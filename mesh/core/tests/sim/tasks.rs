@@ -112,6 +112,8 @@ fn training(rng: &mut SmallRng, name: String, before: &[TaskSpec]) -> TaskSpec {
         dataset: None,
         command: None,
         reward: None,
+        retrieval: None,
+        agent: None,
         service: None,
         hyperparameters: BTreeMap::new(),
         output: spec::Output { destination: (replicas == 1).then_some(output), artifacts: Vec::new(), keep_ms: None },

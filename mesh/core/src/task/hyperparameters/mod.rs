@@ -1,13 +1,16 @@
 //! Hyperparameters: one table of names per task type ([`rows`]), read against what was typed here, and turned into
 //! typed settings in [`settings`], so that no module parses again.
 //!
-//! Names and defaults are those of TRL 1.16.0's config classes (PPO: 0.29.1) and transformers' `TrainingArguments`.
-//! A name is supported, an old name of a supported one, without effect here (told as a note), or takes its default
-//! only (told with the reason). Our own names, which the reference lacks, stand last in each table.
+//! Names and defaults are those of TRL 1.16.0's config classes (PPO: 0.29.1) and transformers' `TrainingArguments`;
+//! names of what has an engine in it are those of vLLM's engine arguments. A name is supported, an old name of a
+//! supported one, without effect here (told as a note), or takes its default only (told with the reason).
+//! Our own names, which the reference lacks, stand last in each table.
 
 mod arguments;
 pub mod dpo;
+mod engine_args;
 pub mod grpo;
+pub mod inference;
 mod online;
 mod optimizer;
 pub mod ppo;
@@ -117,6 +120,9 @@ pub fn read(task_type: TaskType, typed: &[(Key, Node)], problems: &mut Problems,
     }
     together(task_type, &read, problems);
     steering::tell_unused(task_type, &read, notes);
+    if task_type.has_engine() {
+        inference::tell_unused(task_type, &read, notes);
+    }
     read
 }
 
@@ -133,6 +139,7 @@ fn unknown(task_type: TaskType, key: &Key, path: String) -> Problem {
     let working = rows().filter(|row| matches!(row.status, Status::Works | Status::OldName(..))).map(|row| row.name);
     match habit.or_else(|| nearest(&key.text, working)).or_else(|| nearest(&key.text, names)) {
         Some(name) => problem.hint(format!("did you mean `{name}`?")),
+        None if task_type.has_engine() => problem.hint("names are those of vLLM's engine arguments"),
         None => problem.hint("names are those of TRL's config classes and transformers' TrainingArguments"),
     }
 }
@@ -162,15 +169,22 @@ fn check(row: &Row, node: &Node, path: &str, problems: &mut Problems) -> Option<
         value = Value::from(number);
     }
     if row.kind.takes(&value) {
-        return Some(value);
+        return Some(row.kind.canonical(value));
     }
     let or_null = if row.nullable { ", or null" } else { "" };
     let mut problem = Problem::new(path, node.at, node.shown(), format!("{}{or_null}", row.kind.expected()));
     problem = with_unquoted_hint(problem, node, |v| v.is_number() || v.is_boolean());
-    if let (Type::Choice(choices), Tree::Scalar { text, .. }, None) = (row.kind, &node.tree, &problem.hint)
-        && let Some(near) = nearest(text, choices.iter().copied())
-    {
-        problem = problem.hint(format!("did you mean `{near}`?"));
+    let (choices, refused) = match row.kind {
+        Type::Choice(choices) => (choices, &[][..]),
+        Type::Word(words) => (words.choices, words.refused),
+        _ => (&[][..], &[][..]),
+    };
+    if let (Tree::Scalar { text, .. }, None) = (&node.tree, &problem.hint) {
+        if let Some((_, reason)) = refused.iter().find(|(word, _)| word == text) {
+            problem = problem.hint(*reason);
+        } else if let Some(near) = nearest(text, choices.iter().copied()) {
+            problem = problem.hint(format!("did you mean `{near}`?"));
+        }
     }
     problems.push(problem);
     None
@@ -192,6 +206,9 @@ fn together(task_type: TaskType, read: &Read, problems: &mut Problems) {
         TaskType::Dpo => dpo::together(read, problems),
         TaskType::Grpo => grpo::together(read, problems),
         TaskType::Ppo => ppo::together(read, problems),
+        TaskType::Inference | TaskType::RagInference | TaskType::Agent => {
+            inference::together(task_type, read, problems);
+        }
         _ => {}
     }
     if task_type == TaskType::Pretrain {
@@ -221,6 +238,12 @@ impl Read {
     fn value(&self, task_type: TaskType, name: &str) -> Value {
         let default = || find(task_type, name).map_or(Value::Null, |row| row.default.value());
         self.values.get(name).cloned().unwrap_or_else(default)
+    }
+
+    /// A note at the place where a name was typed.
+    fn note(&self, name: &str, text: &str) -> Note {
+        let (typed, at) = self.place(name);
+        Note { path: format!("{PATH}.{typed}"), at, text: text.to_owned() }
     }
 
     /// A problem at the place where a name was typed.

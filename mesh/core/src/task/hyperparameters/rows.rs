@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{dpo, grpo, online, optimizer, ppo, rm, schedule};
+use super::{dpo, engine_args, grpo, inference, online, optimizer, ppo, rm, schedule};
 use crate::task::kind::TaskType;
 
 /// One name.
@@ -43,6 +43,10 @@ pub enum Type {
     Text,
     /// One of some words.
     Choice(&'static [&'static str]),
+    /// One of some words that have other names too.
+    Word(&'static Words),
+    /// One of some whole numbers.
+    OneOf(&'static [i64]),
     /// One of some words, or a truth value that stands for one.
     ChoiceOrBool(&'static [&'static str]),
     /// A number of steps: a whole one, or below 1 a share of all of them.
@@ -63,6 +67,24 @@ pub enum Type {
     },
     /// Anything: the module checks.
     Any,
+}
+
+/// Words, and what else people write.
+#[derive(Clone, Copy, Debug)]
+pub struct Words {
+    /// Those that count.
+    pub choices: &'static [&'static str],
+    /// Other names, each with the word that it stands for.
+    pub same: &'static [(&'static str, &'static str)],
+    /// Words of the reference that are none here, each with the reason.
+    pub refused: &'static [(&'static str, &'static str)],
+}
+
+impl Words {
+    fn meant(&self, word: &str) -> Option<&'static str> {
+        let same = || self.same.iter().find(|(other, _)| *other == word).map(|(_, meant)| *meant);
+        self.choices.iter().copied().find(|choice| *choice == word).or_else(same)
+    }
 }
 
 /// A default.
@@ -136,6 +158,8 @@ impl Type {
             Type::Float { min, max } => value.as_f64().is_some_and(|v| (min..=max).contains(&v)),
             Type::Text => value.is_string(),
             Type::Choice(choices) => value.as_str().is_some_and(|v| choices.contains(&v)),
+            Type::Word(words) => value.as_str().is_some_and(|v| words.meant(v).is_some()),
+            Type::OneOf(numbers) => value.as_i64().is_some_and(|v| numbers.contains(&v)),
             Type::ChoiceOrBool(choices) => value.is_boolean() || Type::Choice(choices).takes(value),
             Type::Steps => value.as_f64().is_some_and(|v| 0.0 < v && (v < 1.0 || v.fract() == 0.0) && v <= STEPS_MOST),
             Type::Map => value.is_object(),
@@ -157,6 +181,14 @@ impl Type {
         }
     }
 
+    /// A right value in its canonical form, so that equal settings are equal values.
+    pub fn canonical(self, value: Value) -> Value {
+        match (self, value.as_str()) {
+            (Type::Word(words), Some(word)) => words.meant(word).map_or(value, Value::from),
+            _ => value,
+        }
+    }
+
     /// What a message says is expected.
     pub fn expected(self) -> String {
         match self {
@@ -172,6 +204,11 @@ impl Type {
             Type::Float { min, max } => format!("a number from {min} to {max}"),
             Type::Text => "a text".to_owned(),
             Type::Choice(choices) => format!("one of {}", choices.join(", ")),
+            Type::Word(words) => format!("one of {}", words.choices.join(", ")),
+            Type::OneOf(numbers) => {
+                let list: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+                format!("one of {}", list.join(", "))
+            }
             Type::ChoiceOrBool(choices) => format!("one of {}, or true or false", choices.join(", ")),
             Type::Steps => "a whole number of steps from 1, or a share of all steps, above 0 and below 1".to_owned(),
             Type::Map => "a map of names with values".to_owned(),
@@ -215,8 +252,12 @@ pub(super) const fn only(name: &'static str, default: Default, reason: &'static 
     Row { name, kind: Type::Any, default, nullable: true, status: Status::OnlyDefault(reason) }
 }
 
+pub(super) const fn secret(name: &'static str, reason: &'static str) -> Row {
+    Row { name, kind: Type::Any, default: Default::Null, nullable: true, status: Status::Secret(reason) }
+}
+
 /// What people write from habit, and what they mean: for hints only.
-pub(super) const HABITS: [(&str, &str); 16] = [
+pub(super) const HABITS: &[(&str, &str)] = &[
     ("lr", "learning_rate"),
     ("epochs", "num_train_epochs"),
     ("num_epochs", "num_train_epochs"),
@@ -233,6 +274,15 @@ pub(super) const HABITS: [(&str, &str); 16] = [
     ("label_smoothing", "label_smoothing_factor"),
     ("evaluation_strategy", "eval_strategy"),
     ("patience", "early_stopping_patience"),
+    ("max_length", "max_model_len"),
+    ("max_seq_len", "max_model_len"),
+    ("max_seq_length", "max_model_len"),
+    ("context_length", "max_model_len"),
+    ("n_ctx", "max_model_len"),
+    ("batch_size", "max_num_seqs"),
+    ("max_batch_size", "max_num_seqs"),
+    ("kv_cache_bytes", "kv_cache_memory_bytes"),
+    ("max_queue_size", "max_num_waiting"),
 ];
 
 pub(super) const fn old(name: &'static str, kind: Type, new: &'static str, translate: Translate) -> Row {
@@ -249,7 +299,8 @@ pub fn tables(task_type: TaskType) -> &'static [&'static [Row]] {
         TaskType::Dpo => &[dpo::NAMES, TRAINER],
         TaskType::Grpo => &[grpo::NAMES, online::NAMES, TRAINER],
         TaskType::Ppo => &[ppo::NAMES, online::NAMES, TRAINER],
-        TaskType::Command | TaskType::Inference | TaskType::RagInference | TaskType::Agent => &[],
+        TaskType::Inference | TaskType::RagInference | TaskType::Agent => &[inference::NAMES, engine_args::NAMES],
+        TaskType::Command => &[],
     }
 }
 
@@ -386,13 +437,7 @@ const TRAINER: &[Row] = &[
     only("resume_from_checkpoint", Default::Null, RESUMES),
     only("push_to_hub", Default::Bool(false), NO_HUB),
     only("hub_model_id", Default::Null, NO_HUB),
-    Row {
-        name: "hub_token",
-        kind: Type::Any,
-        default: Default::Null,
-        nullable: true,
-        status: Status::Secret("credentials come from the worker's environment, never from a task"),
-    },
+    secret("hub_token", "credentials come from the worker's environment, never from a task"),
     only("hub_revision", Default::Null, NO_HUB),
     only("hub_private_repo", Default::Null, NO_HUB),
     only("hub_always_push", Default::Bool(false), NO_HUB),

@@ -8,6 +8,7 @@ pub use super::schedule::{Curve, Plateau, Schedule};
 pub use super::{
     dpo::{Dpo, Truncation},
     grpo::Grpo,
+    inference::{CacheDtype, CacheLayout, Dtype, Inference, Quantization, Reasoning, ToolCalls},
     ppo::{Ppo, StopToken},
     rm::Reward,
 };
@@ -445,7 +446,7 @@ impl Values<'_> {
         self.of(name).as_i64()
     }
 
-    fn count(&self, name: &str) -> u64 {
+    pub(super) fn count(&self, name: &str) -> u64 {
         self.of(name).as_u64().unwrap_or_default()
     }
 

@@ -148,7 +148,7 @@ fn shown(value: &Value) -> String {
 
 impl Read {
     /// The name that was typed for a setting, and where.
-    fn place(&self, name: &str) -> (String, At) {
+    pub(super) fn place(&self, name: &str) -> (String, At) {
         self.typed.get(name).cloned().unwrap_or((name.to_owned(), At::START))
     }
 }

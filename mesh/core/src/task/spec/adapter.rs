@@ -1,4 +1,4 @@
-//! The adapter that a task trains in place of a model's own weights.
+//! The adapter that a task trains in place of a model's own weights, or that a service serves beside the model.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Location;
 
-/// A low-rank adapter's settings, named as in PEFT's LoraConfig and transformers' BitsAndBytesConfig.
+/// A low-rank adapter's settings, named as in PEFT's LoraConfig and transformers' BitsAndBytesConfig. Of a service only
+/// `source` and `name` count: the rest is as its adapter_config.json has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Adapter {
     /// LoRA over weights as they are, or over 4-bit ones.
@@ -51,8 +52,17 @@ pub struct Adapter {
     /// How the weights beneath are held; counts with `qlora` only.
     #[serde(default)]
     pub four_bit: FourBit,
-    /// An adapter to start from.
+    /// An adapter to start from; of a service, always there: the one that is served.
     pub source: Option<Location>,
+    /// What it is called at the API, after the service's own name and a colon; always there with an engine, and there
+    /// only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Adapter {
+    /// What a service calls its adapter when nobody says.
+    pub const NAME: &str = "adapter";
 }
 
 /// Layers of a model, by name.

@@ -134,7 +134,7 @@ pub enum Input {
     Model,
     /// The adapter to start from.
     Adapter,
-    /// The data.
+    /// The data, or the documents.
     Dataset,
     /// Held-out data.
     Eval,
@@ -146,6 +146,10 @@ pub enum Input {
     Reference,
     /// The model that values start from.
     Value,
+    /// The model that makes vectors of texts.
+    Embedder,
+    /// The model that puts passages in order.
+    Reranker,
 }
 
 impl Location {

@@ -10,8 +10,9 @@ use crate::{
         kind::Kind,
         reward::{Judge, LengthUnit, Reward, RewardFunc},
         spec::{
-            Adapter, AdapterBias, AdapterInit, AdapterKind, Checkpointing, Code, Command, Dataset, FourBit, HubRepo,
-            Location, Metadata, Model, Modules, Output, Placement, QuantType, Retry, TestSize, Timeouts,
+            Adapter, AdapterBias, AdapterInit, AdapterKind, Checkpointing, Code, Command, Dataset, FourBit, Health,
+            HubRepo, Location, Metadata, Model, Modules, Output, Placement, QuantType, Retrieval, RetrievalMode, Retry,
+            Scale, Service, TestSize, Timeouts, Update,
         },
     },
 };
@@ -159,6 +160,7 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                 init: if use_dora { AdapterInit::Gaussian } else { AdapterInit::Kaiming },
                 four_bit: if quantised { four_bit } else { FourBit::default() },
                 source: None,
+                name: None,
             }
         },
     );
@@ -214,6 +216,8 @@ fn spec() -> impl Strategy<Value = TaskSpec> {
                 dataset: Some(dataset),
                 command: None,
                 reward: None,
+                retrieval: None,
+                agent: None,
                 service: None,
                 hyperparameters,
                 output: Output {
@@ -260,6 +264,65 @@ fn reward() -> impl Strategy<Value = Reward> {
         let reward = Reward { model, funcs: judges.into_iter().enumerate().map(named).collect(), code: None };
         let code = code.filter(|_| reward.runs_programs()).map(|(source, workdir)| Code { source, workdir });
         Reward { code, ..reward }
+    })
+}
+
+/// A task of a service with an engine in it.
+fn served(task_type: TaskType, mut spec: TaskSpec) -> TaskSpec {
+    spec.request.gpu = spec.request.gpu.map(|gpu| GpuRequest { count: 1, ..gpu });
+    spec.model.as_mut().expect("a model").adapter = None;
+    TaskSpec {
+        kind: Kind::ServiceTask,
+        task_type,
+        dataset: None,
+        service: Some(Service {
+            served_name: "org/served".into(),
+            health: Health::default(),
+            scale: Scale::fixed(1),
+            update: Update::default(),
+        }),
+        hyperparameters: [("dtype".to_owned(), json!("float32"))].into(),
+        output: Output::default(),
+        timeouts: Timeouts { stop_ms: Some(1), ready_ms: Some(2), ..Timeouts::default() },
+        checkpoint: Checkpointing::default(),
+        ..spec
+    }
+}
+
+fn retrieval() -> impl Strategy<Value = Retrieval> {
+    let models = (location(Some(HubRepo::Model)), prop::option::of(location(Some(HubRepo::Model))));
+    let modes = [RetrievalMode::Hybrid, RetrievalMode::Dense, RetrievalMode::Bm25];
+    let numbers = (1..101u32, 0..900u32, 16..8193u32, 0..8192u32);
+    let rest = (prop::option::of(0..1001u32), prop::option::of(1_000..1_000_000_000u64));
+    (models, prop::sample::select(modes.to_vec()), numbers, rest).prop_map(
+        |((embedder, reranker), mode, (top_k, more, chunk_tokens, overlap), (score_floor_milli, watch_ms))| Retrieval {
+            embedder,
+            reranker,
+            mode,
+            top_k,
+            candidates: top_k + more,
+            chunk_tokens,
+            chunk_overlap: overlap % chunk_tokens,
+            score_floor_milli,
+            watch_ms,
+        },
+    )
+}
+
+/// A value of JSON.
+fn plain() -> impl Strategy<Value = serde_json::Value> {
+    let leaf = prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(|truth| json!(truth)),
+        any::<i64>().prop_map(|number| json!(number)),
+        (-1e9..1e9f64).prop_map(|number| json!(number)),
+        "[^\u{0}]{0,12}".prop_map(|text| json!(text)),
+    ];
+    leaf.prop_recursive(4, 24, 4, |below| {
+        prop_oneof![
+            prop::collection::vec(below.clone(), 0..4).prop_map(|list| json!(list)),
+            prop::collection::btree_map("[a-j0-9]{1,6}", below, 0..4).prop_map(|map| json!(map)),
+        ]
     })
 }
 
@@ -327,6 +390,62 @@ proptest! {
                 let value = given.clone().or_else(|| reward.model.is_none().then(|| value.clone()));
                 spec.model.as_mut().expect("a model").value = value;
             }
+            let canonical = canonical::write(&spec).map_err(TestCaseError::fail)?;
+            match parse(&canonical, "canonical") {
+                Ok(again) => prop_assert_eq!(again.spec, spec),
+                Err(problems) => return Err(TestCaseError::fail(format!("{problems}\n{canonical}"))),
+            }
+        }
+    }
+
+    #[test]
+    fn a_served_model_means_the_same_after_the_canonical_form(
+        spec in spec(),
+        adapter in prop::option::of((location(Some(HubRepo::Model)), name())),
+        (sequences, tokens, template) in (1..512u32, 512..4096u32, prop::option::of("\\PC{0,12}\\{\\{ m \\}\\}")),
+    ) {
+        let mut spec = TaskSpec {
+            hyperparameters: [
+                ("max_num_seqs".to_owned(), json!(sequences)),
+                ("max_num_batched_tokens".to_owned(), json!(tokens)),
+                ("chat_template".to_owned(), json!(template)),
+                ("dtype".to_owned(), json!("float32")),
+            ]
+            .into(),
+            ..served(TaskType::Inference, spec)
+        };
+        spec.model.as_mut().expect("a model").adapter =
+            adapter.map(|(source, name)| Adapter { source: Some(source), name: Some(name), ..Adapter::default() });
+        let canonical = canonical::write(&spec).map_err(TestCaseError::fail)?;
+        match parse(&canonical, "canonical") {
+            Ok(again) => prop_assert_eq!(again.spec, spec),
+            Err(problems) => return Err(TestCaseError::fail(format!("{problems}\n{canonical}"))),
+        }
+    }
+
+    #[test]
+    fn retrieval_and_agents_mean_the_same_after_the_canonical_form(
+        spec in spec(),
+        retrieval in retrieval(),
+        documents in prop::option::of(location(Some(HubRepo::Dataset))),
+        agent in prop::collection::btree_map("[a-j0-9]{1,6}", plain(), 0..4),
+    ) {
+        let documents = documents.map(|source| Dataset {
+            source,
+            eval: None,
+            test_size: None,
+            prompt_template: None,
+            chat_template: None,
+            columns: Default::default(),
+            max_seq_length: None,
+        });
+        let rag = TaskSpec {
+            retrieval: Some(retrieval),
+            dataset: documents,
+            ..served(TaskType::RagInference, spec.clone())
+        };
+        let agent = TaskSpec { agent: Some(agent.into_iter().collect()), ..served(TaskType::Agent, spec) };
+        for spec in [rag, agent] {
             let canonical = canonical::write(&spec).map_err(TestCaseError::fail)?;
             match parse(&canonical, "canonical") {
                 Ok(again) => prop_assert_eq!(again.spec, spec),

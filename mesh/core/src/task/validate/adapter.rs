@@ -1,10 +1,12 @@
-//! The adapter: which layers get one, what it is like, and how the weights beneath it are held.
+//! The adapter: which layers get one, what it is like, and how the weights beneath it are held. One that is served is
+//! there already, and has a place and a name.
 
 use std::collections::BTreeMap;
 
 use super::Validation;
 use crate::task::{
     fields::{TextOrTexts, Typed},
+    kind::{Kind, TaskTypeRow},
     names,
     problem::{Problem, nearest, show},
     raw::{RawAdapter, RawFourBit, Text},
@@ -12,13 +14,44 @@ use crate::task::{
 };
 
 const ALL_LINEAR: &str = "all-linear";
+/// Keys that say how an adapter is made.
+const OF_TRAINING: [&str; 15] = [
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "modules_to_save",
+    "use_rslora",
+    "use_dora",
+    "bias",
+    "init_lora_weights",
+    "load_in_4bit",
+];
+/// And those of the weights beneath it begin so.
+const FOUR_BIT: &str = "bnb_4bit_";
+const SERVED: &str = "its adapter_config.json says what an adapter is like: keep `source` and `name`";
+const SERVED_IN_4BITS: &str = "the weights beneath are held in 4 bits with `hyperparameters.quantization: int4`";
 /// As bitsandbytes has them.
 const BLOCK_SIZES: [i64; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 /// Longest pattern: a task is no place for a program.
 const LONGEST: usize = 1024;
 
 impl Validation<'_> {
-    pub(super) fn adapter(&mut self, raw: &RawAdapter) -> Option<Adapter> {
+    /// One that is to be trained.
+    pub(super) fn adapter(&mut self, raw: &RawAdapter, kind: Option<Kind>) -> Option<Adapter> {
+        if !raw.has("type") {
+            let path = "spec.model.adapter.type";
+            self.problems.push(Problem::new(path, raw.at, "nothing", "`lora` or `qlora`"));
+        }
+        if let (Some(name), Some(Kind::TrainingTask)) = (&raw.name, kind) {
+            let problem = name.problem("no name of an adapter in a TrainingTask");
+            self.problems.push(problem.hint("it gets one where it is served: leave the key out"));
+        }
         let kind = self.word(&raw.kind, &[("lora", AdapterKind::Lora), ("qlora", AdapterKind::Qlora)]);
         let r = raw.r.as_ref().map_or(8, |r| self.rank(&r.path, r, r.value as f64));
         let alpha = raw.lora_alpha.as_ref().map_or(8_000, |alpha| self.alpha(alpha));
@@ -67,7 +100,46 @@ impl Validation<'_> {
             init,
             four_bit,
             source,
+            name: None,
         })
+    }
+
+    /// One that is served.
+    pub(super) fn served_adapter(&mut self, raw: &RawAdapter, row: Option<&TaskTypeRow>) -> Option<Adapter> {
+        for (key, at) in &raw.keys {
+            let four_bit = key.starts_with(FOUR_BIT) || key == "load_in_4bit";
+            if four_bit || OF_TRAINING.contains(&key.as_str()) {
+                let path = format!("spec.model.adapter.{key}");
+                let expected = "no setting of training in a ServiceTask";
+                let problem = Problem::new(path, *at, format!("the key {}", show(key)), expected);
+                self.problems.push(problem.hint(if four_bit { SERVED_IN_4BITS } else { SERVED }));
+            }
+        }
+        match &raw.kind {
+            Some(kind) if kind.value == "qlora" => {
+                let problem = kind.problem("`lora`, or no type: an adapter is served as it is");
+                self.problems.push(problem.hint(SERVED_IN_4BITS));
+            }
+            kind => {
+                self.word(kind, &[("lora", ())]);
+            }
+        }
+        if !raw.has("source") {
+            let expected = "where the adapter is: a map with `type` and `identifier`";
+            self.problems.push(Problem::new("spec.model.adapter.source", raw.at, "nothing", expected));
+        }
+        let source = self.source(&raw.source);
+        let has_engine = row.is_some_and(|row| row.task_type.has_engine());
+        let name = match &raw.name {
+            Some(name) if row.is_some() && !has_engine => {
+                let problem = name.problem("no name: a program of one's own calls what it serves as it likes");
+                self.problems.push(problem.hint("leave the key out"));
+                None
+            }
+            Some(name) => self.told(names::name(name, "", 128)),
+            None => has_engine.then(|| Adapter::NAME.to_owned()),
+        };
+        Some(Adapter { source, name, ..Adapter::default() })
     }
 
     /// One of some words.

@@ -8,6 +8,7 @@ use super::Validation;
 use crate::task::{
     fields::Typed,
     hyperparameters::Read,
+    kind::{Kind, TaskTypeRow},
     problem::{Problem, nearest, show},
     raw::{Pairs, RawDataset, RawSource, RawSpec},
     spec::{Dataset, Model, TestSize},
@@ -32,10 +33,18 @@ const COLUMNS: [&str; 14] = [
 ];
 
 impl Validation<'_> {
-    pub(super) fn model(&mut self, spec: &RawSpec) -> Option<Option<Model>> {
+    pub(super) fn model(
+        &mut self,
+        spec: &RawSpec,
+        kind: Option<Kind>,
+        row: Option<&TaskTypeRow>,
+    ) -> Option<Option<Model>> {
         let raw = spec.model.as_ref()?;
         let source = self.source(&raw.source);
-        let adapter = raw.adapter.as_ref().map(|adapter| self.adapter(adapter));
+        let adapter = raw.adapter.as_ref().map(|adapter| match kind {
+            Some(Kind::ServiceTask) => self.served_adapter(adapter, row),
+            Some(Kind::TrainingTask) | None => self.adapter(adapter, kind),
+        });
         let mut beside = |raw: &Option<RawSource>| raw.as_ref().and_then(|raw| self.source(&raw.source));
         let (reference, value) = (beside(&raw.reference), beside(&raw.value));
         Some(source.map(|source| Model { source, adapter: adapter.flatten(), reference, value }))

@@ -3,11 +3,11 @@
 use super::Validation;
 use crate::task::{
     fields::Typed,
-    kind::Kind,
+    kind::{Kind, TaskTypeRow},
     names,
-    problem::{At, Problem},
+    problem::{At, Problem, show},
     raw::{RawAutoscale, RawHealth, RawSpec, RawTask, RawUpdate},
-    spec::{Health, Scale, Service, Timeouts, Update},
+    spec::{Adapter, Health, Scale, Service, Timeouts, Update},
 };
 
 /// Most replicas, as of `resources.replicas`.
@@ -47,7 +47,13 @@ impl Validation<'_> {
         timeouts
     }
 
-    pub(super) fn service(&mut self, raw: &RawTask, kind: Option<Kind>, replicas: u32) -> Option<Service> {
+    pub(super) fn service(
+        &mut self,
+        raw: &RawTask,
+        kind: Option<Kind>,
+        row: Option<&TaskTypeRow>,
+        replicas: u32,
+    ) -> Option<Service> {
         let spec = &raw.spec;
         if kind? == Kind::TrainingTask {
             self.without_a_service(spec);
@@ -70,6 +76,18 @@ impl Validation<'_> {
             // Checked there.
             None => raw.metadata.name.as_ref().map(|name| name.value.clone()),
         };
+        if let (Some(adapter), Some(served)) =
+            (spec.model.as_ref().and_then(|model| model.adapter.as_ref()), &served_name)
+            && row.is_some_and(|row| row.task_type.has_engine())
+            && served == adapter.name.as_ref().map_or(Adapter::NAME, |name| name.value.as_str())
+        {
+            let (path, at) = adapter
+                .name
+                .as_ref()
+                .map_or(("spec.model.adapter.name", adapter.at), |name| (name.path.as_str(), name.at));
+            let problem = Problem::new(path, at, show(served), "another name than the service's own");
+            self.problems.push(problem.hint("it is asked for as `servedName:name`"));
+        }
         Some(Service {
             served_name: served_name.unwrap_or_default(),
             health: spec.health.as_ref().map_or_else(Health::default, |health| self.health(health)),
@@ -152,7 +170,7 @@ impl Validation<'_> {
     }
 
     /// A number within bounds.
-    fn count(&mut self, typed: &Option<Typed<i64>>, least: i64, most: i64) -> Option<u32> {
+    pub(super) fn count(&mut self, typed: &Option<Typed<i64>>, least: i64, most: i64) -> Option<u32> {
         let typed = typed.as_ref()?;
         if !(least..=most).contains(&typed.value) {
             let found = format!("`{}`", typed.value);
