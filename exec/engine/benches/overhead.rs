@@ -143,17 +143,17 @@ fn main() {
             let mut request = request.clone();
             request.prompt[0] = place as u32;
             let admitted = engine.admission().admit(request).expect("it fits");
-            engine.submit(admitted, Box::new(|_| true), Duration::ZERO);
+            engine.submit(admitted, Box::new(|_| true));
         }
         // Prompts, and the memory that is used again.
         while engine.stats().prompt_tokens < (SEQUENCES * PROMPT) as u64 {
-            engine.step(&|| Duration::ZERO).expect("a device");
+            engine.step().expect("a device");
         }
         nanos.store(0, Ordering::Relaxed);
         let before = engine.stats().generation_tokens;
         let begun = processor_time();
         for _ in 0..TOKENS / 2 {
-            engine.step(&|| Duration::ZERO).expect("a device");
+            engine.step().expect("a device");
         }
         let took = (processor_time() - begun).saturating_sub(Duration::from_nanos(nanos.load(Ordering::Relaxed)));
         let tokens = engine.stats().generation_tokens - before;

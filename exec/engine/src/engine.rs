@@ -1,9 +1,8 @@
 //! The engine: requests in, a step at a time, events out. Plain and synchronous; who calls [`Engine::step`] has the
-//! clock and the thread.
+//! thread. Nothing here knows what time it is: who hears the events does.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::admission::{Admission, Admitted, BadSettings, Settings};
 use crate::answer::{Answer, Rules};
@@ -15,7 +14,7 @@ use crate::request::{Event, FinishReason, RequestError, RequestId, Sink, Usage};
 use crate::sample::Scratch;
 use crate::schedule::{Limits, Part, Scheduler, Step};
 use crate::sequence::{Key, Sequence, State};
-use crate::stats::{Stats, seconds};
+use crate::stats::Stats;
 use crate::vocabulary::Vocabulary;
 
 mod active;
@@ -89,7 +88,7 @@ impl Engine {
     }
 
     /// Takes a request that was admitted. All that becomes of it goes to the sink.
-    pub fn submit(&mut self, admitted: Admitted, sink: Sink, now: Duration) {
+    pub fn submit(&mut self, admitted: Admitted, sink: Sink) {
         let Admitted { id, request, most, grammar, adapter, place } = admitted;
         let prompt = request.prompt.len();
         let seed = request.sampling.seed.unwrap_or_else(|| draw::seed(self.admission.settings().seed, id.0));
@@ -100,7 +99,7 @@ impl Engine {
             let last = choice + 1 == choices;
             let own = if last { grammar.take() } else { grammar.as_ref().map(Grammar::fork) };
             let answer = Answer::new(choice, &rules, &request.prompt, own);
-            Progress { answer, newest: None, ended: false, kept: Vec::new() }
+            Progress { answer, ended: false, kept: Vec::new() }
         });
         let answers = answers.collect();
         let sequence = Sequence {
@@ -120,7 +119,6 @@ impl Engine {
             sink,
             place: Some(place),
             _adapter: adapter,
-            came: now,
             cached: None,
             prompt_logprobs: Vec::new(),
             answers,
@@ -132,14 +130,14 @@ impl Engine {
     }
 
     /// Ends a request's answers as they are; nothing if it has ended.
-    pub fn cancel(&mut self, id: RequestId, now: Duration) {
+    pub fn cancel(&mut self, id: RequestId) {
         let Some(active) = self.requests.get_mut(&id) else { return };
         for choice in 0..active.answers.len() {
             if !active.answers[choice].ended {
                 active.finish(choice, FinishReason::Cancelled, &mut self.stats);
             }
         }
-        self.conclude(id, now);
+        self.conclude(id);
         self.count_now();
     }
 
@@ -151,12 +149,12 @@ impl Engine {
         self.count_now();
     }
 
-    /// Computes a step. `clock` is time since any fixed moment, the same for all calls.
+    /// Computes a step.
     ///
     /// # Errors
     /// [`ForwardError::Device`]: nothing can be computed any more; requests are as they were. Lack of memory is none:
     /// the next step is smaller.
-    pub fn step(&mut self, clock: &dyn Fn() -> Duration) -> Result<(), ForwardError> {
+    pub fn step(&mut self) -> Result<(), ForwardError> {
         self.guess();
         let step = self.scheduler.plan();
         debug_assert_eq!(step.check(&self.scheduler), Ok(()));
@@ -182,9 +180,8 @@ impl Engine {
             return Err(ForwardError::Device(words));
         }
         self.stats.steps += 1;
-        self.stats.tokens_per_step.observe(step.tokens() as f64);
+        self.stats.step_tokens += step.tokens() as u64;
         self.grow();
-        let now = clock();
         let mut first = 0;
         for (part, chunk) in step.parts.iter().zip(&chunks) {
             let count = self::rows(chunk);
@@ -192,7 +189,7 @@ impl Engine {
             first += count;
             // Another answer of the same request may have been the last one that was listened to.
             if self.scheduler.sequence(part.key).is_some() {
-                self.take(part, chunk, rows, now);
+                self.take(part, chunk, rows);
             }
         }
         self.count_now();
@@ -245,16 +242,16 @@ impl Engine {
     }
 
     /// What a part's logits bring.
-    fn take(&mut self, part: &Part, chunk: &Chunk, rows: Rows<'_>, now: Duration) {
-        match self.try_take(part, chunk, rows, now) {
+    fn take(&mut self, part: &Part, chunk: &Chunk, rows: Rows<'_>) {
+        match self.try_take(part, chunk, rows) {
             Ok(true) => {}
             // Nobody listens any more.
-            Ok(false) => self.cancel(part.key.request, now),
+            Ok(false) => self.cancel(part.key.request),
             Err(error) => self.fail(part.key.request, error),
         }
     }
 
-    fn try_take(&mut self, part: &Part, chunk: &Chunk, rows: Rows<'_>, now: Duration) -> Result<bool, RequestError> {
+    fn try_take(&mut self, part: &Part, chunk: &Chunk, rows: Rows<'_>) -> Result<bool, RequestError> {
         let id = part.key.request;
         let (Some(active), Some(sequence)) = (self.requests.get_mut(&id), self.scheduler.sequence(part.key)) else {
             return Ok(true);
@@ -280,8 +277,7 @@ impl Engine {
             let keys = self.scheduler.fork(part.key);
             for key in std::iter::once(part.key).chain(keys) {
                 let row = rows.last();
-                let (token, ended) =
-                    active.next(key.choice, row, vocabulary, &mut self.scratch, &mut self.stats, now)?;
+                let (token, ended) = active.next(key.choice, row, vocabulary, &mut self.scratch, &mut self.stats)?;
                 if ended {
                     self.scheduler.end(key);
                 } else if let Some(token) = token {
@@ -294,7 +290,7 @@ impl Engine {
             for place in 0..=guesses.len() {
                 let row = rows.before_last(guesses.len() - place);
                 let (token, ended) =
-                    active.next(part.key.choice, row, vocabulary, &mut self.scratch, &mut self.stats, now)?;
+                    active.next(part.key.choice, row, vocabulary, &mut self.scratch, &mut self.stats)?;
                 next.extend(token);
                 over = ended;
                 if ended || token.is_none() || guesses.get(place) != token.as_ref() {
@@ -313,17 +309,16 @@ impl Engine {
             }
         }
         let listened = active.heard;
-        self.conclude(id, now);
+        self.conclude(id);
         Ok(listened)
     }
 
     /// Ends a request if all its answers have ended.
-    fn conclude(&mut self, id: RequestId, now: Duration) {
+    fn conclude(&mut self, id: RequestId) {
         if self.requests.get(&id).is_none_or(|active| active.answers.iter().any(|progress| !progress.ended)) {
             return;
         }
         if let Some(mut active) = self.remove(id) {
-            self.stats.whole.observe(seconds(active.came, now));
             active.tell_best();
             let usage = Usage {
                 prompt_tokens: active.request.prompt.len(),

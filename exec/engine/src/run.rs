@@ -132,7 +132,7 @@ impl Loop {
         // What came since is told the same.
         while let Ok(message) = self.messages.try_recv() {
             if let Message::Submit(admitted, sink) = message {
-                self.engine.submit(*admitted, sink, (self.clock)());
+                self.engine.submit(*admitted, sink);
                 self.engine.fail_all(&error);
             }
         }
@@ -143,12 +143,11 @@ impl Loop {
     fn serve(&mut self) -> Ended {
         loop {
             let connected = self.listen();
-            let now = (self.clock)();
-            let over = self.deadline.is_some_and(|deadline| now >= deadline);
+            let over = self.deadline.is_some_and(|deadline| (self.clock)() >= deadline);
             if over || (self.engine.is_idle() && (self.deadline.is_some() || !connected)) {
                 return Ended::Stopped { cut_off: self.engine.requests() };
             }
-            if let Err(error) = self.engine.step(&self.clock) {
+            if let Err(error) = self.engine.step() {
                 return Ended::Failed(error);
             }
             self.publish();
@@ -172,12 +171,11 @@ impl Loop {
     }
 
     fn hear(&mut self, message: Message) {
-        let now = (self.clock)();
         match message {
-            Message::Submit(admitted, sink) => self.engine.submit(*admitted, sink, now),
-            Message::Cancel(id) => self.engine.cancel(id, now),
+            Message::Submit(admitted, sink) => self.engine.submit(*admitted, sink),
+            Message::Cancel(id) => self.engine.cancel(id),
             Message::Shutdown(drain) => {
-                let deadline = now.saturating_add(drain);
+                let deadline = (self.clock)().saturating_add(drain);
                 self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
             }
         }

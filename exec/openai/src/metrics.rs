@@ -45,6 +45,14 @@ pub struct Metrics {
     prefix_queries: Counter,
     prefix_hits: Counter,
     preemptions: Counter,
+    blocks: Gauge,
+    resident_blocks: Gauge,
+    steps: Counter,
+    step_tokens: Counter,
+    out_of_memory: Counter,
+    drafts: Counter,
+    draft_tokens: Counter,
+    accepted_tokens: Counter,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     success: Family<Labels, Counter>,
@@ -74,6 +82,14 @@ impl Metrics {
             prefix_queries: Counter::default(),
             prefix_hits: Counter::default(),
             preemptions: Counter::default(),
+            blocks: Gauge::default(),
+            resident_blocks: Gauge::default(),
+            steps: Counter::default(),
+            step_tokens: Counter::default(),
+            out_of_memory: Counter::default(),
+            drafts: Counter::default(),
+            draft_tokens: Counter::default(),
+            accepted_tokens: Counter::default(),
             prompt_tokens: Counter::default(),
             generation_tokens: Counter::default(),
             success: Family::default(),
@@ -103,6 +119,22 @@ impl Metrics {
         );
         registry.register("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", m.prefix_hits.clone());
         registry.register("vllm:num_preemptions", "Requests put back from running to waiting", m.preemptions.clone());
+        registry.register("vllm:spec_decode_num_drafts", "Times that tokens were guessed ahead", m.drafts.clone());
+        registry.register("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead", m.draft_tokens.clone());
+        registry.register(
+            "vllm:spec_decode_num_accepted_tokens",
+            "Tokens guessed ahead that were right",
+            m.accepted_tokens.clone(),
+        );
+        registry.register("mloc:engine_steps", "Times that tokens went through the model", m.steps.clone());
+        registry.register("mloc:engine_step_tokens", "Tokens that went through the model", m.step_tokens.clone());
+        registry.register(
+            "mloc:engine_out_of_memory",
+            "Steps that were made smaller for want of memory",
+            m.out_of_memory.clone(),
+        );
+        registry.register("mloc:cache_blocks", "Blocks of the cache", m.blocks.clone());
+        registry.register("mloc:cache_blocks_resident", "Blocks that requests hold", m.resident_blocks.clone());
         registry.register("vllm:prompt_tokens", "Tokens of prompts", m.prompt_tokens.clone());
         registry.register("vllm:generation_tokens", "Tokens of answers", m.generation_tokens.clone());
         registry.register("vllm:request_success", "Answers by why they ended", m.success.clone());
@@ -141,11 +173,24 @@ impl Metrics {
         let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.running.set(whole(load.running));
         self.waiting.set(whole(load.waiting));
-        self.cache.set(load.cache_used);
-        self.cache_old.set(load.cache_used);
-        self.prefix_queries.inner().store(load.prefix_queries, Ordering::Relaxed);
-        self.prefix_hits.inner().store(load.prefix_hits, Ordering::Relaxed);
-        self.preemptions.inner().store(load.preemptions, Ordering::Relaxed);
+        let used = load.resident_blocks as f64 / load.blocks.max(1) as f64;
+        self.cache.set(used);
+        self.cache_old.set(used);
+        self.blocks.set(whole(load.blocks));
+        self.resident_blocks.set(whole(load.resident_blocks));
+        for (counter, now) in [
+            (&self.prefix_queries, load.prefix_queries),
+            (&self.prefix_hits, load.prefix_hits),
+            (&self.preemptions, load.preemptions),
+            (&self.steps, load.steps),
+            (&self.step_tokens, load.step_tokens),
+            (&self.out_of_memory, load.out_of_memory),
+            (&self.drafts, load.drafts),
+            (&self.draft_tokens, load.draft_tokens),
+            (&self.accepted_tokens, load.accepted_tokens),
+        ] {
+            counter.inner().store(now, Ordering::Relaxed);
+        }
         let mut text = String::new();
         // A String takes all that is written.
         let _: Result<(), std::fmt::Error> = text::encode(&mut text, &self.registry);
@@ -241,10 +286,17 @@ mod tests {
         let text = metrics.written(Load {
             running: 3,
             waiting: 2,
-            cache_used: 0.5,
+            blocks: 8,
+            resident_blocks: 4,
             prefix_queries: 40,
             prefix_hits: 10,
             preemptions: 1,
+            steps: 5,
+            step_tokens: 12,
+            out_of_memory: 2,
+            drafts: 3,
+            draft_tokens: 9,
+            accepted_tokens: 6,
         });
         let sums: Vec<&str> =
             text.lines().filter(|line| !line.contains("_bucket") && !line.starts_with("# HELP")).collect();

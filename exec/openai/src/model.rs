@@ -78,14 +78,28 @@ pub struct Load {
     pub running: usize,
     /// Requests that wait.
     pub waiting: usize,
-    /// Of the cache blocks, the part in use, 0 to 1.
-    pub cache_used: f64,
     /// Prompt tokens looked up in the prefix cache, ever.
     pub prefix_queries: u64,
     /// Of those, found.
     pub prefix_hits: u64,
     /// Requests put back from running to waiting, ever.
     pub preemptions: u64,
+    /// Cache blocks there are.
+    pub blocks: usize,
+    /// Of those, held by requests.
+    pub resident_blocks: usize,
+    /// Steps computed, ever.
+    pub steps: u64,
+    /// Tokens computed in them.
+    pub step_tokens: u64,
+    /// Steps for which the device had no memory, ever.
+    pub out_of_memory: u64,
+    /// Times that tokens were guessed ahead, ever.
+    pub drafts: u64,
+    /// Tokens guessed.
+    pub draft_tokens: u64,
+    /// And right.
+    pub accepted_tokens: u64,
 }
 
 /// Why something but a generation failed.

@@ -1,7 +1,6 @@
 //! A request that has not ended: what its answers come to, and who hears of it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
 use crate::adapters::InUse;
 use crate::admission::Place;
@@ -9,7 +8,7 @@ use crate::answer::{Answer, Rules, Token};
 use crate::forward::Logits;
 use crate::request::{Event, FinishReason, Logprobs, Request, RequestError, Sink};
 use crate::sample::{Scratch, prompt_logprobs};
-use crate::stats::{Stats, seconds};
+use crate::stats::Stats;
 use crate::vocabulary::Vocabulary;
 
 /// A request that has not ended.
@@ -21,7 +20,6 @@ pub(super) struct Active {
     pub(super) place: Option<Place>,
     /// As long as it is here the model has its adapter.
     pub(super) _adapter: Option<InUse>,
-    pub(super) came: Duration,
     pub(super) cached: Option<usize>,
     /// As far as the prompt is computed; taken when it is.
     pub(super) prompt_logprobs: Vec<Logprobs>,
@@ -33,7 +31,6 @@ pub(super) struct Active {
 
 pub(super) struct Progress {
     pub(super) answer: Answer,
-    pub(super) newest: Option<Duration>,
     pub(super) ended: bool,
     /// Of an answer that may not be among the best.
     pub(super) kept: Vec<Event>,
@@ -67,7 +64,6 @@ impl Active {
         vocabulary: &dyn Vocabulary,
         scratch: &mut Scratch,
         stats: &mut Stats,
-        now: Duration,
     ) -> Result<(Option<u32>, bool), RequestError> {
         let progress = &mut self.answers[choice];
         let (token, reason) = if progress.answer.is_full(&self.rules) {
@@ -77,11 +73,6 @@ impl Active {
         };
         let id = token.as_ref().map(|token| token.id);
         if let Some(Token { id, text, logprobs }) = token {
-            match progress.newest.replace(now) {
-                Some(before) => stats.between_tokens.observe(seconds(before, now)),
-                None if choice == 0 => stats.first_token.observe(seconds(self.came, now)),
-                None => {}
-            }
             stats.generation_tokens += 1;
             self.completion_tokens += 1;
             self.say(choice, Event::Token { choice, id, text, logprobs });
