@@ -8,11 +8,13 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use axum::{
+    Json,
     extract::{Request, State},
-    http::{HeaderMap, header, uri::Authority},
+    http::{HeaderMap, StatusCode, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use serde_json::json;
 
 use crate::{
     Caller, ControlError, UserTokens,
@@ -34,9 +36,15 @@ impl Access {
     /// # Errors
     /// [`ControlError::Unauthorized`] without a good token where one is needed, [`ControlError::Forbidden`] for what a
     /// web page of another site sent.
-    pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, ControlError> {
+    pub fn caller(&self, path: &str, headers: &HeaderMap) -> Result<Caller, ControlError> {
         let (Self::Trusted(tokens) | Self::TokenOnly(tokens)) = self;
-        if let Some(token) = bearer(headers)? {
+        // Clients of OpenAI's API can't be without a key: where none is needed, what is plainly none of ours says nothing.
+        let placeholder = |token: &&str| {
+            matches!(self, Self::Trusted(_))
+                && (path.starts_with("/v1/") || path.starts_with("/services/"))
+                && !UserTokens::looks_like_one(token)
+        };
+        if let Some(token) = bearer(headers)?.filter(|token| !placeholder(token)) {
             return tokens.check(token);
         }
         match self {
@@ -53,13 +61,25 @@ pub(crate) async fn authenticate(State(access): State<Access>, mut request: Requ
     // Only a member may say who called it and who holds what came along, and members don't come this way.
     request.headers_mut().remove(CALLER_HEADER);
     request.headers_mut().remove(TAKEN_BY_HEADER);
-    match access.caller(request.headers()) {
+    match access.caller(request.uri().path(), request.headers()) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
+        Err(refused) if request.uri().path().starts_with("/v1/") => openai_refusal(refused),
         Err(refused) => refused.into_response(),
     }
+}
+
+/// For clients of OpenAI's API, in its shape.
+fn openai_refusal(refused: ControlError) -> Response {
+    let (status, code, message) = match refused {
+        ControlError::Unauthorized(message) => (StatusCode::UNAUTHORIZED, "invalid_api_key", message),
+        ControlError::Forbidden(message) => (StatusCode::FORBIDDEN, "forbidden", message),
+        other => return other.into_response(),
+    };
+    let error = json!({"message": message, "type": "invalid_request_error", "param": null, "code": code});
+    (status, Json(json!({ "error": error }))).into_response()
 }
 
 /// The bearer token, if any. A header that holds something else is no "none": its sender meant to be somebody.

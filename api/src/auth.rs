@@ -86,6 +86,12 @@ impl UserTokens {
         Ok(Caller { user: user.to_owned() })
     }
 
+    /// Whether a text has the form of a token, right or wrong or damaged.
+    pub fn looks_like_one(token: &str) -> bool {
+        let mac = |mac: &str| mac.len() >= 32 && mac.bytes().all(|digit| digit.is_ascii_hexdigit());
+        token.rsplit_once('.').is_some_and(|(user, tail)| !user.is_empty() && mac(tail))
+    }
+
     fn mac(&self, user: &str) -> Hmac<Sha256> {
         // HMAC pads its key with zeros to a block: done here, the constructor cannot fail.
         let mut block = [0u8; 64];
@@ -108,6 +114,11 @@ mod tests {
         assert!(tokens.check(&forged).is_err());
         assert!(UserTokens::new([8; 32]).check(&token).is_err());
         assert!(tokens.check(&token[..token.len() - 2]).is_err());
+        assert!(UserTokens::looks_like_one(&token) && UserTokens::looks_like_one(&forged));
+        assert!(UserTokens::looks_like_one(&token[..token.len() - 1]), "a damaged one is nobody's placeholder");
+        for key in ["none", "sk-proj-1.2", "EMPTY", ".00"] {
+            assert!(!UserTokens::looks_like_one(key), "{key}");
+        }
         for junk in ["", ".", "admin", "admin.", "admin.zz"] {
             assert!(tokens.check(junk).is_err(), "{junk}");
         }

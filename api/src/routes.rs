@@ -100,6 +100,8 @@ fn table() -> Vec<Route> {
         row(POST, "/api/v1/services/wake", Leader, post(wake)),
         row(GET, "/v1/models", Replica, get(services::models)),
         row(POST, "/v1/{*path}", Replica, post(services::openai)),
+        row(GET, "/v1/rag/{name}/{*path}", Replica, any(services::named)),
+        row(GET, "/v1/agents/{name}/{*path}", Replica, any(services::named)),
         row(GET, "/services/{name}/{*path}", Replica, any(services::plain)),
         row(GET, "/services/{name}/", Replica, any(services::plain_top)),
         row(GET, "/", Here, get(dashboard::page)),

@@ -2,8 +2,10 @@
 //! node knows those. The leader is asked for what gossip does not tell: which names there are, and to wake one that sleeps.
 //!
 //! ```text
-//! POST /v1/…                  the body names the service as `model`, in OpenAI's shape; errors are in that shape too
+//! POST /v1/…                  the body names the service as `model`, or NAME:ADAPTER, in OpenAI's shape; errors too
 //! GET  /v1/models             every served name of the mesh
+//! ANY  /v1/rag/NAME/…         documents of a service, and what is found in them
+//! ANY  /v1/agents/NAME/…      runs of an agent
 //! ANY  /services/NAME/…       any path of a service, as it stands behind the name
 //! GET  /api/v1/services       names, owners, how many replicas are wanted and ready, and where
 //! ```
@@ -65,6 +67,8 @@ const WAITING_MAX: usize = 4_096;
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long a list of names waits for a leader, before what gossip tells must do.
 const LIST_PATIENCE: Duration = Duration::from_secs(3);
+/// For how long names that were asked of the leader count, where only adapters are told from services by them.
+const KNOWN_FOR: Duration = Duration::from_secs(5);
 /// A request with which so many replicas were lost is given up: it may be what ended them.
 const LOST_MAX: usize = 3;
 /// Of an answer with [`LOST`]: nothing of the request has reached the program.
@@ -117,6 +121,8 @@ struct Inner {
     under_way: Mutex<BTreeMap<AttemptId, u32>>,
     turn: AtomicU64,
     waiting: AtomicUsize,
+    /// Every name, asleep or not, as it was a moment ago.
+    known: Mutex<Option<(Instant, BTreeSet<String>)>>,
 }
 
 /// Why a request was not answered by a replica.
@@ -141,8 +147,8 @@ struct Lost {
 impl Router {
     /// Routes to what these know; the leader is asked by `asking`.
     pub fn new(services: Arc<dyn Services>, asking: Asking) -> Self {
-        let (under_way, turn, waiting) = Default::default();
-        Self { inner: Arc::new(Inner { services, asking, under_way, turn, waiting }) }
+        let (under_way, turn, waiting, known) = Default::default();
+        Self { inner: Arc::new(Inner { services, asking, under_way, turn, waiting, known }) }
     }
 
     /// Sends a request to a replica of this name and returns its answer, whose body is still to come.
@@ -174,6 +180,27 @@ impl Router {
                 }
             }
         }
+    }
+
+    /// The service that a model's name is of: of that name, or with an adapter of that name behind the last colon. One of
+    /// that name may sleep: what there is is asked of the leader, and kept for some seconds.
+    async fn service_of<'a>(&self, model: &'a str, caller: &Caller) -> &'a str {
+        let Some((base, _)) = model.rsplit_once(':') else { return model };
+        let ready = |name: &str| !self.inner.services.ready(name).is_empty();
+        if ready(model) || !ready(base) {
+            return model;
+        }
+        let known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let names = match known.filter(|(asked, _)| asked.elapsed() < KNOWN_FOR) {
+            Some((_, names)) => names,
+            None => {
+                let names: BTreeSet<String> = self.listed(caller).await.into_iter().map(|(name, ..)| name).collect();
+                let fresh = Some((Instant::now(), names.clone()));
+                *self.inner.known.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+                names
+            }
+        };
+        if names.contains(model) { model } else { base }
     }
 
     fn pick(&self, name: &str, key: Option<u64>, tried: &BTreeSet<AttemptId>) -> Option<Ready> {
@@ -348,14 +375,50 @@ pub(crate) async fn openai(
     prepare(&mut parts, &caller);
     let key = prefix_key(&read);
     drop(read);
-    match router.route(&name, key, &parts, Held::whole(bytes)).await {
-        Ok(answer) => answer,
-        Err(NoAnswer::Unknown(names)) => {
+    let service = router.service_of(&name, &caller).await;
+    let mut answered = router.route(service, key, &parts, Held::whole(bytes.clone())).await;
+    // An adapter of a service that has no ready replica just now.
+    if let Err(NoAnswer::Unknown(names)) = &answered
+        && let Some((base, _)) = name.rsplit_once(':').filter(|(base, _)| names.contains(*base))
+    {
+        answered = router.route(base, key, &parts, Held::whole(bytes)).await;
+    }
+    answered.unwrap_or_else(|none| unanswered(&name, none))
+}
+
+/// ANY /v1/rag/NAME/… and /v1/agents/NAME/…: the path names the service, and is the replica's own.
+pub(crate) async fn named(
+    Extension(router): Extension<Router>,
+    Extension(caller): Extension<Caller>,
+    Path((name, _)): Path<(String, String)>,
+    request: Request,
+) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let key = parts.headers.get(AFFINITY).map(|value| hash(value.as_bytes()));
+    prepare(&mut parts, &caller);
+    let body = match Held::read(body).await {
+        Ok(body) => body,
+        Err(error) => {
+            let text = format!("the body broke off: {error}");
+            return openai_error(StatusCode::BAD_REQUEST, "invalid_request_error", None, None, &text);
+        }
+    };
+    if body.is_whole() {
+        // It says its length itself.
+        parts.headers.remove(header::TRANSFER_ENCODING);
+    }
+    router.route(&name, key, &parts, body).await.unwrap_or_else(|none| unanswered(&name, none))
+}
+
+/// In OpenAI's words.
+fn unanswered(name: &str, none: NoAnswer) -> Response {
+    match none {
+        NoAnswer::Unknown(names) => {
             let text = format!("the model `{name}` does not exist: {}", said(&names));
             let (kind, code) = ("invalid_request_error", Some("model_not_found"));
             openai_error(StatusCode::NOT_FOUND, kind, Some("model"), code, &text)
         }
-        Err(NoAnswer::Unavailable(text) | NoAnswer::Lost(text)) => {
+        NoAnswer::Unavailable(text) | NoAnswer::Lost(text) => {
             let code = Some("model_not_ready");
             let mut answer = openai_error(StatusCode::SERVICE_UNAVAILABLE, "server_error", None, code, &text);
             answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

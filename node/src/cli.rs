@@ -1,9 +1,12 @@
 //! The command line. Secrets never come by flag: argv is world-readable.
 
+mod bench;
+
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::bench::{BenchFormat, BenchMethod, BenchQuantization, BenchServeArgs, BenchTrainArgs, BenchVerb};
 use crate::config::Profile;
 
 /// Runs LLM work on machines nobody planned as a cluster.
@@ -47,6 +50,15 @@ pub enum Command {
     },
     /// List services: their names at the API, their replicas and where those run
     Services(ListArgs),
+    /// Talk to a model that is served, through any node, or to one whose files are here; with a prompt, or one on standard
+    /// input, it answers that and ends
+    Chat(ChatArgs),
+    /// Have an agent work, and look at what it does
+    Agent {
+        /// What to do.
+        #[command(subcommand)]
+        verb: AgentVerb,
+    },
     /// List nodes with their hardware
     Nodes(ListArgs),
     /// Let a node finish what it has and take nothing new
@@ -81,6 +93,9 @@ pub enum Command {
         /// The run file the daemon wrote.
         run: PathBuf,
     },
+    /// Reads one document, within limits; started by a service of documents
+    #[command(name = "__parse", hide = true)]
+    Parse,
     /// Computes on the one GPU it sees; started by `doctor` and by the daemon
     #[command(name = "__gpu-check", hide = true)]
     GpuCheck,
@@ -310,6 +325,80 @@ pub struct GetArgs {
     pub api_token_file: Option<PathBuf>,
 }
 
+/// Verbs of `mloc agent`.
+#[derive(Debug, Subcommand)]
+pub enum AgentVerb {
+    /// Give it something to do, and show what it does until it has an answer; Ctrl-C cancels it
+    Run(AgentRunArgs),
+    /// Show a run from its beginning, and go on with it while it works
+    Follow(AgentFollowArgs),
+}
+
+/// `mloc agent run`.
+#[derive(Debug, Args)]
+pub struct AgentRunArgs {
+    /// The agent's name, as `mloc services` lists it
+    pub agent: String,
+    /// What is to be done
+    #[arg(required = true)]
+    pub input: Vec<String>,
+    /// Answers of the model, at most [default: the agent's own]
+    #[arg(long)]
+    pub steps: Option<u32>,
+    /// Seconds of work, at most [default: the agent's own]
+    #[arg(long)]
+    pub seconds: Option<u64>,
+    /// Tokens read and written, at most [default: the agent's own]
+    #[arg(long)]
+    pub tokens: Option<u64>,
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `mloc agent follow`.
+#[derive(Debug, Args)]
+pub struct AgentFollowArgs {
+    /// The agent's name
+    pub agent: String,
+    /// The run, as `mloc agent run` named it
+    pub run: String,
+    /// The node to ask.
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// `mloc chat`.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// The model's name, as `mloc services` lists it (an adapter of it is NAME:ADAPTER); or the path of a model's folder or
+    /// GGUF file, with a slash in it, which then answers in this process
+    pub model: String,
+    /// What to say [default: lines from the terminal, or all of standard input]
+    pub prompt: Vec<String>,
+    /// The folder of an adapter, for a model by its path
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
+    /// What the model is told to be
+    #[arg(long)]
+    pub system: Option<String>,
+    /// Tokens an answer may have
+    #[arg(long)]
+    pub max_tokens: Option<u32>,
+    /// 0 = always the likeliest token [default: the model's own]
+    #[arg(long)]
+    pub temperature: Option<f32>,
+    /// Makes an answer repeatable
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// A node's REST address, HOST:PORT or URL; any node will do
+    #[arg(long, env = "MLOC_NODE", default_value = "127.0.0.1:7948")]
+    pub node: String,
+    /// File that holds the bearer token (or MLOC_API_TOKEN)
+    #[arg(long, env = "MLOC_API_TOKEN_FILE")]
+    pub api_token_file: Option<PathBuf>,
+}
+
 /// A listing without further choice.
 #[derive(Debug, Args)]
 pub struct ListArgs {
@@ -391,82 +480,6 @@ pub struct DoctorArgs {
     /// How to print
     #[arg(long, short, value_enum, default_value_t = Format::Table)]
     pub output: Format,
-}
-
-/// Verbs of `mloc bench`.
-#[derive(Debug, Subcommand)]
-pub enum BenchVerb {
-    /// Some steps of supervised fine-tuning on the processor: tokens a second, memory, and the share of the machine's own
-    /// matrix products
-    Train(BenchTrainArgs),
-}
-
-const ABOUT_BENCH: &str = "\
-Real tokens are counted: padding is no work. Operations are those that the method needs, a multiplication and its addition \
-counted as two: with frozen weights a layer's products once forward and once backward, with trained ones twice backward; \
-attention over whole squares; logits at targets. They are set against products of square matrices in f32, timed before and \
-after in the same run, since other work on the machine slows both. Memory is the largest resident size of the process.
-
-With the reference's data and settings:
-  mloc bench train --model SmolLM2-135M-Instruct.Q8_0.gguf --data mloc_qa.jsonl";
-
-/// `mloc bench train`.
-#[derive(Debug, Args)]
-#[command(after_long_help = ABOUT_BENCH)]
-pub struct BenchTrainArgs {
-    /// A model's folder, or a GGUF file [default: random weights of --architecture]
-    #[arg(long, conflicts_with = "architecture")]
-    pub model: Option<PathBuf>,
-    /// The shape of random weights
-    #[arg(long, default_value = mloc_modules::bench::ARCHITECTURES[0], value_parser = mloc_modules::bench::ARCHITECTURES)]
-    pub architecture: String,
-    /// What is trained
-    #[arg(long, value_enum, default_value_t = BenchMethod::Lora)]
-    pub method: BenchMethod,
-    /// Data in any form that sft takes, in its order [default: random tokens]
-    #[arg(long, value_name = "FILE")]
-    pub data: Option<PathBuf>,
-    /// Samples in a step
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
-    pub batch: u16,
-    /// Tokens after which a sample is cut
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..))]
-    pub max_length: u32,
-    /// Rank of adapters
-    #[arg(long, default_value_t = 16)]
-    pub rank: usize,
-    /// Layers with adapters, or all-linear
-    #[arg(long, value_delimiter = ',', default_value = "q_proj,v_proj")]
-    pub targets: Vec<String>,
-    /// Compute layers anew in the backward pass
-    #[arg(long)]
-    pub gradient_checkpointing: bool,
-    /// Steps that count; one more comes first
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
-    pub steps: u32,
-    /// How to print
-    #[arg(long, value_enum, default_value_t = BenchFormat::Text)]
-    pub format: BenchFormat,
-}
-
-/// What is trained in a measurement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BenchMethod {
-    /// Adapters.
-    Lora,
-    /// All weights.
-    Full,
-    /// Adapters on weights in 4 bits.
-    Qlora,
-}
-
-/// How to print a measurement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BenchFormat {
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
 }
 
 /// `mloc healthz`.

@@ -302,7 +302,8 @@ fn print(data: &[u8]) -> bool {
     out.write_all(data).and_then(|()| out.flush()).is_ok()
 }
 
-fn refusal(status: StatusCode, body: &[u8]) -> Refusal {
+/// What an answer that is none says, in either shape of errors.
+pub fn refusal(status: StatusCode, body: &[u8]) -> Refusal {
     let code = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => 5,
         StatusCode::NOT_FOUND => 3,
@@ -312,9 +313,15 @@ fn refusal(status: StatusCode, body: &[u8]) -> Refusal {
     };
     let text = match serde_json::from_slice::<ProblemBody>(body) {
         Ok(problem) => problem.detail,
-        Err(_) => format!("{status}: {}", String::from_utf8_lossy(body).trim()),
+        Err(_) => openai_message(body).unwrap_or_else(|| format!("{status}: {}", String::from_utf8_lossy(body).trim())),
     };
     Refusal { text, code, status: Some(status.as_u16()) }
+}
+
+/// What an error in OpenAI's shape says.
+fn openai_message(body: &[u8]) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_slice(body).ok()?;
+    json["error"]["message"].as_str().map(str::to_owned)
 }
 
 /// As [`percent_encode`], but for the slashes between the parts of a path.

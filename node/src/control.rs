@@ -24,7 +24,7 @@ use mloc_core::{
         usage,
     },
     survival::{Standing, survival},
-    task,
+    task::{self, problem::Problems},
 };
 use mloc_mesh::{
     handle::{LeaderView, MeshHandle, MeshUnavailable},
@@ -292,10 +292,12 @@ impl Control for MeshControl {
     async fn submit(&self, caller: &Caller, submission: Submission) -> Result<Accepted, ControlError> {
         let Submission { body, file, brought, request, dry_run } = submission;
         let parsed = task::parse_with(body.as_bytes(), &file, &brought);
-        let mut parsed = parsed.map_err(|problems| ControlError::Invalid {
-            detail: problems.to_string(),
-            problems: problems.iter().filter_map(|p| serde_json::to_value(p).ok()).collect(),
-        })?;
+        let mut parsed = parsed.map_err(|problems| invalid(&problems))?;
+        let mut problems = Problems::none(&file);
+        mloc_modules::check(&parsed.spec).into_iter().for_each(|problem| problems.push(problem));
+        if !problems.problems.is_empty() {
+            return Err(invalid(&problems));
+        }
         // A file without an owner is its submitter's.
         let owner = &mut parsed.spec.metadata.owner;
         if owner.is_empty() {
@@ -571,5 +573,13 @@ impl Control for MeshControl {
             LeaderView::Unknown => Err("it has not heard of a leader yet".into()),
             LeaderView::Here { .. } | LeaderView::There { .. } => Ok(()),
         }
+    }
+}
+
+/// A task that is refused, with all that is wrong with it.
+fn invalid(problems: &Problems) -> ControlError {
+    ControlError::Invalid {
+        detail: problems.to_string(),
+        problems: problems.iter().filter_map(|p| serde_json::to_value(p).ok()).collect(),
     }
 }

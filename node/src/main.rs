@@ -41,13 +41,22 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     // A child runs on plain threads: no runtime, no sockets.
     if let Command::Attempt { run } = &cli.command {
+        // Its standard error is the attempt's log.
+        telemetry::start_child();
         return mloc_runtime::child::main(run, mloc_modules::registry());
+    }
+    if matches!(cli.command, Command::Parse) {
+        return mloc_modules::read_document();
     }
     if matches!(cli.command, Command::GpuCheck) {
         return gpu_check::main();
     }
-    if let Command::Bench { verb: BenchVerb::Train(args) } = cli.command {
-        return commands::bench::train(args).map_or_else(|refusal| refusal.report(), |()| ExitCode::SUCCESS);
+    if let Command::Bench { verb } = cli.command {
+        let done = match verb {
+            BenchVerb::Train(args) => commands::bench::train(args),
+            BenchVerb::Serve(args) => commands::bench::serve(&args),
+        };
+        return done.map_or_else(|refusal| refusal.report(), |()| ExitCode::SUCCESS);
     }
     if init::is_first() && matches!(cli.command, Command::Up(_) | Command::Join(_) | Command::Run(_)) {
         return init::stand_before().unwrap_or_else(|error| client::Refusal::from(error).report());
@@ -68,7 +77,7 @@ fn main() -> ExitCode {
 
 async fn dispatch(command: Command) -> Result<(), client::Refusal> {
     use cli::ArtifactsVerb;
-    use commands::{artifacts, backup, client as ask, doctor, healthz, restore, run, up};
+    use commands::{agent, artifacts, backup, chat, client as ask, doctor, healthz, restore, run, up};
     match command {
         Command::Up(args) => up::up(args).await,
         Command::Join(args) => up::join(args).await,
@@ -82,6 +91,8 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Artifacts { verb: ArtifactsVerb::Ls(args) } => artifacts::ls(args).await,
         Command::Artifacts { verb: ArtifactsVerb::Get(args) } => artifacts::get(args).await,
         Command::Services(args) => ask::services(args).await,
+        Command::Chat(args) => chat::chat(args).await,
+        Command::Agent { verb } => agent::agent(verb).await,
         Command::Nodes(args) => ask::nodes(args).await,
         Command::Drain(args) => ask::drain(args).await,
         Command::Revoke(args) => ask::revoke(args).await,
@@ -94,6 +105,6 @@ async fn dispatch(command: Command) -> Result<(), client::Refusal> {
         Command::Backup(args) => backup::backup(args).await,
         Command::Restore(args) => restore::restore(args),
         // Handled before the runtime was built.
-        Command::Attempt { .. } | Command::GpuCheck | Command::Bench { .. } => Ok(()),
+        Command::Attempt { .. } | Command::GpuCheck | Command::Parse | Command::Bench { .. } => Ok(()),
     }
 }

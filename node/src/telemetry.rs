@@ -32,6 +32,11 @@ pub fn start_quiet() -> Level {
     start_at(false, "error")
 }
 
+/// Starts logging in an attempt's process: warnings, for people who read its log.
+pub fn start_child() -> Level {
+    start_at(false, "warn")
+}
+
 /// Whether a text says what to log.
 ///
 /// # Errors

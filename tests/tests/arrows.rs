@@ -15,12 +15,28 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("mloc-engine", &[]),
     ("mloc-cpu", &["mloc-engine"]),
     ("mloc-openai", &["mloc-engine"]),
+    ("mloc-rag", &[]),
+    ("mloc-agent", &[]),
     ("mloc-exec", &["mloc-core"]),
     ("mloc-mesh", &["mloc-core"]),
     ("mloc-api", &["mloc-core"]),
     ("mloc-store", &["mloc-core", "mloc-exec"]),
     ("mloc-runtime", &["mloc-core", "mloc-exec"]),
-    ("mloc-modules", &["mloc-core", "mloc-exec", "mloc-burn", "mloc-cpu"]),
+    ("mloc-serve", &["mloc-burn", "mloc-cpu", "mloc-engine", "mloc-openai"]),
+    (
+        "mloc-modules",
+        &[
+            "mloc-core",
+            "mloc-exec",
+            "mloc-burn",
+            "mloc-cpu",
+            "mloc-engine",
+            "mloc-openai",
+            "mloc-serve",
+            "mloc-rag",
+            "mloc-agent",
+        ],
+    ),
     ("mloc", &["mloc-core", "mloc-mesh", "mloc-exec", "mloc-store", "mloc-runtime", "mloc-modules", "mloc-api"]),
     ("mloc-tests", &[]),
     ("mloc-test-hub", &[]),
@@ -43,6 +59,8 @@ const NEVER: &[(&str, &[&str])] = &[
     ("mloc-engine", &["tokio", "burn", "axum"]),
     ("mloc-cpu", &["tokio", "burn", "axum"]),
     ("mloc-openai", &["burn", "libp2p", "redb"]),
+    ("mloc-rag", &["burn", "libp2p", "opendal"]),
+    ("mloc-agent", &["burn", "libp2p", "redb", "openssl", "aws-lc-rs"]),
 ];
 
 #[test]

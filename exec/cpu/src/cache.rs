@@ -27,6 +27,16 @@ impl CacheFormat {
     }
 }
 
+/// Bytes of one block in all layers, for a model of such sizes: what there is room for can be told before it is reserved.
+pub fn block_bytes(format: CacheFormat, layers: usize, kv_heads: usize, head_dim: usize, block_tokens: usize) -> usize {
+    layers * kv_heads * head_bytes(format, head_dim, block_tokens)
+}
+
+/// Of one head of one block: values are padded to whole panels.
+fn head_bytes(format: CacheFormat, head_dim: usize, block_tokens: usize) -> usize {
+    (head_dim + head_dim.next_multiple_of(PANEL)) * block_tokens * format.bytes()
+}
+
 pub(crate) struct Cache {
     pub format: CacheFormat,
     pub block_tokens: usize,
@@ -48,14 +58,13 @@ impl Cache {
         block_tokens: usize,
         blocks: usize,
     ) -> std::io::Result<Self> {
-        let head = (head_dim + head_dim.next_multiple_of(PANEL)) * block_tokens * format.bytes();
-        let data = reserve(layers * blocks * kv_heads * head)?.into();
+        let data = reserve(blocks * block_bytes(format, layers, kv_heads, head_dim, block_tokens))?.into();
         Ok(Self { format, block_tokens, head_dim, blocks, kv_heads, layers, data })
     }
 
     /// Bytes of one head of one block.
     fn head_bytes(&self) -> usize {
-        (self.head_dim + self.head_dim.next_multiple_of(PANEL)) * self.block_tokens * self.format.bytes()
+        head_bytes(self.format, self.head_dim, self.block_tokens)
     }
 
     /// Bytes from one block to the next in a layer.

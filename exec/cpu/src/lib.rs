@@ -38,7 +38,7 @@ mod step;
 pub mod weights;
 mod workspace;
 
-pub use cache::CacheFormat;
+pub use cache::{CacheFormat, block_bytes};
 pub use decoder::LoadError;
 pub use matrix::Format;
 pub use model::{Model, Settings};

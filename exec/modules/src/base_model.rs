@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use mloc_burn::{
     device::DeviceChoice as BurnDevice,
-    formats::{gguf::GgufModel, tokenizer::TextTokenizer},
+    formats::{
+        gguf::GgufModel,
+        layout::{Layout, LayoutError},
+        tokenizer::TextTokenizer,
+    },
     model::{Decoder, DecoderConfig, Held, Parameters},
     weights::{SafetensorsSource, TensorSource, WeightsError},
 };
@@ -170,33 +174,10 @@ impl TensorSource for Stoppable<'_> {
 /// # Errors
 /// What is neither a model's file nor its folder.
 pub fn gguf_of(path: &Path) -> Result<Option<PathBuf>, ModuleError> {
-    let is_gguf = |p: &Path| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
-    if path.is_file() {
-        return if is_gguf(path) {
-            Ok(Some(path.to_owned()))
-        } else {
-            Err(ModuleError::Fatal(format!(
-                "model.source: {} is neither a .gguf file nor a folder with config.json, *.safetensors and tokenizer.json",
-                path.display()
-            )))
-        };
-    }
-    if path.join("config.json").is_file() {
-        return Ok(None);
-    }
-    let entries = std::fs::read_dir(path).map_err(|e| ModuleError::disk("list the model in", path, &e))?;
-    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| is_gguf(p)).collect();
-    files.sort();
-    match files.as_slice() {
-        [one] => Ok(Some(one.clone())),
-        [] => Err(ModuleError::Fatal(format!(
-            "model.source: {} has no config.json and no .gguf file: is it a model's folder?",
-            path.display()
-        ))),
-        several => Err(ModuleError::Fatal(format!(
-            "model.source: {} has {} .gguf files: name one of them",
-            path.display(),
-            several.len()
-        ))),
+    match Layout::of(path) {
+        Ok(Layout::Folder(_)) => Ok(None),
+        Ok(Layout::Gguf(file)) => Ok(Some(file)),
+        Err(LayoutError::Io { path, source }) => Err(ModuleError::disk("list the model in", &path, &source)),
+        Err(LayoutError::NoModel(found)) => Err(ModuleError::Fatal(format!("model.source: {found}"))),
     }
 }

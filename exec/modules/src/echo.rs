@@ -178,6 +178,8 @@ mod tests {
             dataset: None,
             command: None,
             reward: None,
+            retrieval: None,
+            agent: None,
             service: None,
             hyperparameters: hyperparameters.collect(),
             output: Default::default(),

@@ -10,6 +10,9 @@
 //! | `grpo` | group-relative policy optimisation on reward functions |
 //! | `pretrain` | a tokenizer and a small Llama from nothing |
 //! | `bench` | how fast and in how much memory this machine trains |
+//! | `inference` | a model behind OpenAI's API |
+//! | `rag_inference` | a model that answers from documents |
+//! | `agent` | a model that calls tools |
 //! | `command` | a program of the user's own |
 //! | `adapter` | what `model.adapter` and the precision come to: settings, how weights are held, what is computed in |
 //! | `base_model` | what a task starts from: a folder in Hugging Face's layout or a GGUF file, on the granted device |
@@ -25,9 +28,11 @@
 //! | `model_card` | `README.md` beside the weights |
 //! | `measure` | how fast this machine multiplies, and whether a GPU multiplies right |
 //!
-//! Deliberately absent: async, the network, and anything about nodes or the ledger.
+//! Deliberately absent: async (but for what stands in front of a served model), the network, and anything about nodes or
+//! the ledger.
 
 mod adapter;
+mod agent;
 mod base_model;
 pub mod bench;
 mod command;
@@ -35,6 +40,7 @@ mod dpo;
 mod echo;
 mod finetune;
 mod grpo;
+mod inference;
 mod measure;
 mod memory;
 mod model_card;
@@ -43,6 +49,7 @@ mod origin;
 mod plan;
 mod ppo;
 mod pretrain;
+mod rag_inference;
 mod reward;
 mod rm;
 mod sft;
@@ -52,29 +59,71 @@ mod training_log;
 
 use std::{collections::BTreeSet, fmt::Display};
 
+use mloc_core::task::{
+    TaskSpec,
+    kind::TaskType,
+    problem::{At, Problem},
+};
 use mloc_exec::{Module, ModuleError, RunContext};
 
+/// What `inference` serves with, for whoever measures it.
+pub use mloc_serve as serve;
+
 pub use self::{
+    agent::AgentModule,
     command::{Command, sandbox::available as sandbox_available},
     dpo::Dpo,
     echo::Echo,
     grpo::Grpo,
+    inference::Inference,
     measure::{GpuCheck, check_gpu, measure_matmul},
     memory::{foretell as foretell_memory, trains},
     ppo::Ppo,
     pretrain::Pretrain,
+    rag_inference::{RagInference, open_models, read_document},
     rm::Rm,
     sft::Sft,
 };
 
 /// Every module of this build.
 pub fn registry() -> &'static [&'static dyn Module] {
-    &[&Echo, &Sft, &Rm, &Dpo, &Ppo, &Grpo, &Pretrain, &Command]
+    &[&Echo, &Sft, &Rm, &Dpo, &Ppo, &Grpo, &Pretrain, &Inference, &RagInference, &AgentModule, &Command]
 }
 
 /// What a node with this build offers: each module's name and what it adds.
 pub fn features() -> BTreeSet<String> {
     registry().iter().flat_map(|m| m.features().into_iter().chain([m.name().to_owned()])).collect()
+}
+
+/// What is wrong with a task that only its module can tell, to be said before it is accepted.
+pub fn check(spec: &TaskSpec) -> Vec<Problem> {
+    let mut problems = match spec.task_type {
+        TaskType::Agent => agent::settings(spec).err().unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    if spec.task_type.has_engine() && spec.request.gpu.is_some() {
+        let found = "a GPU, which would stand idle";
+        let problem = Problem::new(
+            "spec.resources.hardware.gpu",
+            At::START,
+            found,
+            "none: it computes on processors in this build",
+        );
+        let hint = "leave it out; a program of your own, such as vLLM, serves on GPUs by `taskType: command`";
+        problems.push(problem.hint(hint));
+    }
+    let most = spec.service.as_ref().map_or(1, |service| service.scale.max);
+    let kept = match spec.task_type {
+        TaskType::RagInference => Some("documents"),
+        TaskType::Agent => Some("runs"),
+        _ => None,
+    };
+    if let Some(kept) = kept.filter(|_| most > 1) {
+        let problem = Problem::new("spec.resources.replicas", At::START, format!("`{most}`"), "1 in this build");
+        let hint = format!("its {kept} are in the replica's own folder, and another replica would not know them");
+        problems.push(problem.hint(hint));
+    }
+    problems
 }
 
 /// An error that another try would meet again.
@@ -90,6 +139,39 @@ fn unless_stopping(ctx: &RunContext, error: impl Display) -> ModuleError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn spec(text: &str) -> TaskSpec {
+        mloc_core::task::parse(text, "t").unwrap_or_else(|problems| panic!("{problems}")).spec
+    }
+
+    #[test]
+    fn the_examples_are_what_their_modules_read() {
+        for example in [
+            include_str!("../../../configs/agent_research.yaml"),
+            include_str!("../../../configs/rag_inference_service.yaml"),
+            include_str!("../../../configs/inference_smollm2.yaml"),
+        ] {
+            assert_eq!(check(&spec(example)), []);
+        }
+    }
+
+    #[test]
+    fn what_only_a_module_can_tell_is_told_at_once() {
+        let text = include_str!("../../../configs/agent_research.yaml");
+        let task = spec(text);
+        let mut wrong = task.clone();
+        let agent = wrong.agent.as_mut().expect("an agent");
+        agent.insert("budgets".into(), serde_json::json!({"steps": 0}));
+        agent.insert("sytem".into(), "You help.".into());
+        wrong.service.as_mut().expect("a service").scale.max = 3;
+        wrong.request.gpu = Some(mloc_core::capability::GpuRequest { kind: "any".into(), count: 1, memory_bytes: 0 });
+        let told: Vec<String> = check(&wrong).into_iter().map(|problem| problem.path).collect();
+        let paths =
+            ["spec.agent.budgets.steps", "spec.agent.sytem", "spec.resources.replicas", "spec.resources.hardware.gpu"];
+        for path in paths {
+            assert!(told.iter().any(|told| told == path), "{path} in {told:?}");
+        }
+    }
 
     #[test]
     fn what_is_offered_is_every_module_and_what_it_adds() {

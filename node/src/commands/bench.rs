@@ -1,9 +1,12 @@
-//! `mloc bench train`: this machine at its work.
+//! `mloc bench train` and `mloc bench serve`: this machine at its work.
+
+mod serve;
 
 use anyhow::Context;
 use mloc_core::quantity::show_bytes;
 use mloc_modules::bench::{Method, Model, TrainBench, TrainReport};
 
+pub use self::serve::serve;
 use crate::{
     cli::{BenchFormat, BenchMethod, BenchTrainArgs},
     client::Refusal,

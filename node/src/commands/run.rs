@@ -7,8 +7,8 @@ use std::{
 };
 
 use anyhow::Context;
-use mloc_api::view::{Accepted, TaskView};
-use mloc_core::quantity::show_bytes;
+use mloc_api::view::{Accepted, ResultView, TaskView};
+use mloc_core::{quantity::show_bytes, task::spec::Location};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -152,12 +152,12 @@ async fn watched(node: &Node, args: &RunArgs, body: bytes::Bytes, beside: Beside
         client.print_stream(&format!("/api/v1/tasks/{id}/logs"), &[]).await.ok();
         return watch::verdict(&task);
     }
-    report(&task);
+    report(&task, &args.file);
     Ok(())
 }
 
 /// Where the artifacts lie, and what the training changed.
-fn report(task: &TaskView) {
+fn report(task: &TaskView, file: &Path) {
     let Some(result) = &task.result else { return };
     say!("{} completed", task.name);
     say!("artifacts  {}", result.location);
@@ -177,4 +177,18 @@ fn report(task: &TaskView) {
             say!("prompt    {}\n  before  {}\n  after   {}", part("prompt"), part("before"), part("after"));
         }
     }
+    if let Some(command) = to_talk_to(result, file) {
+        say!("talk to it {command}");
+    }
+}
+
+/// What starts a conversation with an adapter that was made here, of a model that lies beside the task file.
+fn to_talk_to(result: &ResultView, file: &Path) -> Option<String> {
+    let adapter = Path::new(result.location.strip_prefix("file://")?);
+    adapter.join("adapter_config.json").is_file().then_some(())?;
+    let text = std::fs::read(file).ok()?;
+    let task = mloc_core::task::parse(std::str::from_utf8(&text).ok()?, &file.display().to_string()).ok()?;
+    let Location::Local { path } = task.spec.model?.source else { return None };
+    let model = file.parent().unwrap_or(Path::new("")).join(path);
+    model.exists().then(|| format!("mloc chat {} --adapter {}", model.display(), adapter.display()))
 }

@@ -59,6 +59,21 @@ impl Embedder {
     /// A text that the tokenizer cannot represent.
     pub fn embed(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<f32>>, EmbeddingError> {
         let rows = texts.iter().map(|text| row(&self.tokenizer, text.as_ref(), None)).collect::<Result<_, _>>()?;
+        self.embed_rows(rows)
+    }
+
+    /// The same of texts that are tokens already, with what the tokenizer puts around a text.
+    ///
+    /// # Errors
+    /// Ids that the model does not have, and more of them than it takes.
+    pub fn embed_ids(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, EmbeddingError> {
+        let rows = texts
+            .iter()
+            .map(|ids| EncoderRow { ids: ids.iter().map(|id| i64::from(*id)).collect(), type_ids: vec![0; ids.len()] });
+        self.embed_rows(rows.collect())
+    }
+
+    fn embed_rows(&self, rows: Vec<EncoderRow>) -> Result<Vec<Vec<f32>>, EmbeddingError> {
         by_batch(&self.encoder, rows, |input| {
             let pooled = self.pooling.forward(&self.encoder.hidden(input), &input.packed);
             Ok(if self.normalise { normalised(&pooled) } else { pooled })

@@ -9,5 +9,6 @@ pub mod dataset;
 pub mod gguf;
 #[cfg(test)]
 mod golden;
+pub mod layout;
 pub mod tokenizer;
 pub mod train_tokenizer;

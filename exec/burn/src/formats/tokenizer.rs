@@ -174,6 +174,24 @@ impl TextTokenizer {
         Ok(self)
     }
 
+    /// The bytes of a text that each of its tokens stands for, in order; special tokens, which stand for none, are left out.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn spans(&self, text: &str) -> Result<Vec<std::ops::Range<usize>>, TokenizerError> {
+        let encoding = self.inner.encode(text, false).map_err(used)?;
+        Ok(encoding.get_offsets().iter().filter(|(start, end)| start < end).map(|(start, end)| *start..*end).collect())
+    }
+
+    /// The same, which cuts nothing.
+    ///
+    /// # Errors
+    /// As [`Self::cutting_at`].
+    pub fn uncut(mut self) -> Result<Self, TokenizerError> {
+        self.inner.with_truncation(None).map_err(used)?;
+        Ok(self)
+    }
+
     /// The longest text that its configuration names, in tokens. Where none was meant it has a number beyond all texts.
     pub fn model_max_length(&self) -> Option<usize> {
         self.config.get("model_max_length").and_then(Value::as_u64).map(|length| length as usize)

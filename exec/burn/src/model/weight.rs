@@ -96,7 +96,8 @@ impl Weight {
     /// Outputs and inputs.
     pub fn dims(&self) -> [usize; 2] {
         match self {
-            Self::Plain(parameter) => parameter.value.dims(),
+            // Of an outline only the shape is there.
+            Self::Plain(parameter) => [parameter.shape[0], parameter.shape[1]],
             Self::FourBit { matrix, .. } => matrix.dims(),
         }
     }

@@ -37,12 +37,21 @@ impl Decoder {
         held: Held,
         device: &Device,
     ) -> Result<Self, WeightsError> {
-        // The builder itself says what it wants, so that the list cannot drift from it.
-        let wanted = maker::wanted(device, |recorder| Self::build(config.clone(), device, recorder).map(drop));
-        // A tied head is often stored all the same, and old checkpoints carry rotary tables.
-        maker::check_fit(&wanted, source, |name| name == HEAD || name.ends_with("rotary_emb.inv_freq"))?;
+        Self::check_fit(&config, source)?;
         let values = |name: &str, _: &[usize]| source.read_f32(name);
         Self::build(config, device, Reader { values, held, device })
+    }
+
+    /// Whether the tensors of `source` are those of such a model.
+    ///
+    /// # Errors
+    /// Every missing, unknown or mis-shaped one.
+    pub fn check_fit(config: &DecoderConfig, source: &dyn TensorSource) -> Result<(), WeightsError> {
+        let device = Device::flex();
+        // The builder itself says what it wants, so that the list cannot drift from it.
+        let wanted = maker::wanted(&device, |recorder| Self::build(config.clone(), &device, recorder).map(drop));
+        // A tied head is often stored all the same, and old checkpoints carry rotary tables.
+        maker::check_fit(&wanted, source, |name| name == HEAD || name.ends_with("rotary_emb.inv_freq"))
     }
 
     /// A model with fresh weights: normal with the config's `initializer_range`, norms as if they were not there, biases 0. Each parameter
@@ -63,7 +72,7 @@ impl Decoder {
 
     /// A model of which only names and shapes ([`Parameter::shape`](crate::model::Parameter)) are there: every value is a
     /// single zero. What a model is made of can be asked before there is room for it.
-    pub(crate) fn outline(config: DecoderConfig) -> Self {
+    pub fn outline(config: DecoderConfig) -> Self {
         let device = Device::flex();
         match Self::build(config, &device, Recorder { wanted: &mut BTreeMap::new(), device: &device }) {
             Ok(model) => model,

@@ -1,0 +1,46 @@
+//! A model's files behind OpenAI's API: what joins the libraries that know of files, of steps and of clients.
+//!
+//! ```text
+//! open         a path → a model that serves: a decoder behind an engine, an encoder that embeds, one that ranks
+//! settings     how
+//!
+//! decoder      a language model: room for weights and cache, the engine's thread
+//! shape        config.json → what the processor's decoder is built of
+//! weights      tensors by their names in files → by role
+//! adapters     PEFT folders → the processor's adapters
+//! generator    the API's seam, answered by an engine
+//! defaults     generation_config.json
+//!
+//! vocabulary   a tokenizer as the engine sees it: bytes of single tokens
+//! talk         conversations by the chat template; which calls and thoughts a model writes
+//!
+//! encoders     embedders and rerankers behind the same seam
+//! listen       a server on a Unix socket, for callers that are not async
+//! ```
+//!
+//! Deliberately absent: tasks and nodes (a module calls this), routes (the API's), GPUs.
+
+mod adapters;
+mod decoder;
+mod defaults;
+mod encoders;
+mod generator;
+pub mod listen;
+mod open;
+mod settings;
+mod shape;
+mod talk;
+mod vocabulary;
+mod weights;
+
+/// The API.
+pub use mloc_openai as openai;
+
+pub use self::{
+    decoder::{Decoder, Facts},
+    encoders::{Encoder, relevance},
+    generator::Generator,
+    open::{ServeError, Served, open},
+    settings::{Calls, Number, Settings, Thoughts},
+    vocabulary::TokenizerVocabulary,
+};
