@@ -94,7 +94,7 @@ pub enum Command {
         run: PathBuf,
     },
     /// Reads one document, within limits; started by a service of documents
-    #[command(name = "__parse", hide = true)]
+    #[command(name = mloc_modules::PARSE, hide = true)]
     Parse,
     /// Computes on the one GPU it sees; started by `doctor` and by the daemon
     #[command(name = "__gpu-check", hide = true)]

@@ -59,6 +59,10 @@ pub fn skip(why: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Durations with room for a machine that is busy with clients, programs, models and nodes all at once.
+pub const CALM: &str = "timing: {raftHeartbeatMs: 300, electionMinMs: 2000, electionMaxMs: 4000, gossipIntervalMs: 200, \
+                    voterStableMs: 500, voterGraceMs: 60000, leaseMs: 15000, workerHeartbeatMs: 500, tickMs: 100}\n";
+
 /// Some nodes, and the folder they live in.
 pub struct Sandbox {
     /// Removed at the end.

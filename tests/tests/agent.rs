@@ -2,12 +2,8 @@
 //! off by the death of its process goes on.
 
 use anyhow::{Context, ensure};
-use mloc_tests::{Sandbox, http, root};
+use mloc_tests::{CALM, Sandbox, http, root};
 use serde_json::json;
-
-/// Durations with room for a machine that computes and runs several nodes at once.
-const CALM: &str = "timing: {raftHeartbeatMs: 300, electionMinMs: 2000, electionMaxMs: 4000, gossipIntervalMs: 200, \
-                    voterStableMs: 500, voterGraceMs: 60000, leaseMs: 15000, workerHeartbeatMs: 500, tickMs: 100}\n";
 
 fn service(agent: &str) -> String {
     format!(

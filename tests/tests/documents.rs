@@ -4,12 +4,8 @@
 use std::fs;
 
 use anyhow::{Context, ensure};
-use mloc_tests::{Sandbox, http, root};
+use mloc_tests::{CALM, Sandbox, http, root};
 use serde_json::{Value, json};
-
-/// Durations with room for a machine that computes and runs several nodes at once.
-const CALM: &str = "timing: {raftHeartbeatMs: 300, electionMinMs: 2000, electionMaxMs: 4000, gossipIntervalMs: 200, \
-                    voterStableMs: 500, voterGraceMs: 60000, leaseMs: 15000, workerHeartbeatMs: 500, tickMs: 100}\n";
 
 const LEASES: &str = "# Leases\n\nA worker that says nothing for a minute loses its lease.\n\n## Renewal\n\nEvery heartbeat \
                       renews it; a new leader grants one full fresh lease.\n";

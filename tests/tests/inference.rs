@@ -4,12 +4,8 @@
 use std::process::Command;
 
 use anyhow::{Context, ensure};
-use mloc_tests::{Sandbox, http, mloc, root, run_to_end};
+use mloc_tests::{CALM, Sandbox, http, mloc, root, run_to_end};
 use serde_json::{Value, json};
-
-/// Durations with room for a machine that computes and runs three nodes at once.
-const CALM: &str = "timing: {raftHeartbeatMs: 300, electionMinMs: 2000, electionMaxMs: 4000, gossipIntervalMs: 200, \
-                    voterStableMs: 500, voterGraceMs: 60000, leaseMs: 15000, workerHeartbeatMs: 500, tickMs: 100}\n";
 
 fn mesh() -> anyhow::Result<Sandbox> {
     let mut sandbox = Sandbox::with_timing(&[], CALM)?;

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use mloc_tests::{
-    Sandbox,
+    CALM, Sandbox,
     http::{self, Answer},
     python, root,
 };
@@ -23,10 +23,6 @@ fn alone() -> MutexGuard<'static, ()> {
     static MESHES: Mutex<()> = Mutex::new(());
     MESHES.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-/// Durations with room for a machine that is busy with the clients, the programs and the nodes all at once.
-const CALM: &str = "timing: {raftHeartbeatMs: 300, electionMinMs: 2000, electionMaxMs: 4000, gossipIntervalMs: 200, \
-                    voterStableMs: 500, voterGraceMs: 60000, leaseMs: 15000, workerHeartbeatMs: 500, tickMs: 100}\n";
 
 /// Three nodes that run programs of users, one simulated GPU each.
 fn mesh() -> anyhow::Result<Sandbox> {

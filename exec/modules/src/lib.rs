@@ -80,7 +80,7 @@ pub use self::{
     memory::{foretell as foretell_memory, trains},
     ppo::Ppo,
     pretrain::Pretrain,
-    rag_inference::{RagInference, open_models, read_document},
+    rag_inference::{PARSE, RagInference, open_models, read_document},
     rm::Rm,
     sft::Sft,
 };

@@ -8,11 +8,7 @@ use std::{
 };
 
 use mloc_burn::{
-    formats::{
-        gguf::GgufModel,
-        layout::Layout,
-        tokenizer::{TextTokenizer, TokenizerError},
-    },
+    formats::{gguf::GgufModel, layout::Layout, tokenizer::TextTokenizer},
     model::{self, DecoderConfig},
     weights::{SafetensorsSource, TensorSource, WeightsError},
 };
@@ -136,16 +132,14 @@ impl Decoder {
         if let Some(template) = &settings.chat_template {
             files.tokenizer = files.tokenizer.with_chat_template(template).map_err(model_error)?;
         }
-        let config = files.config.clone();
-        let architecture = files.architecture.clone();
-        model::Decoder::check_fit(&config, &*files.tensors).map_err(weights_error)?;
+        let ends = files.ends();
+        let Files { config, architecture, tokenizer, tensors, defaults } = files;
+        model::Decoder::check_fit(&config, &*tensors).map_err(weights_error)?;
         let parameters: u64 = model::Decoder::outline(config.clone())
             .parameters()
             .map(|p| p.shape.iter().product::<usize>() as u64)
             .sum();
         let room = room(&config, &architecture, parameters, settings)?;
-        let ends = files.ends();
-        let Files { tokenizer, tensors, defaults, .. } = files;
         let tokenizer = Arc::new(tokenizer);
         let vocabulary = TokenizerVocabulary::new(tokenizer.clone(), config.vocab_size, ends);
         let vocabulary = Arc::new(vocabulary.map_err(ServeError::Model)?);
@@ -254,12 +248,6 @@ fn weights_error(error: WeightsError) -> ServeError {
         WeightsError::Interrupted => ServeError::Stopped,
         WeightsError::Io { .. } => ServeError::Disk(error.to_string()),
         other => ServeError::Model(other.to_string()),
-    }
-}
-
-impl From<TokenizerError> for ServeError {
-    fn from(error: TokenizerError) -> Self {
-        model_error(error)
     }
 }
 

@@ -8,6 +8,7 @@ use axum::{
 };
 use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use http_body_util::BodyExt;
+use mloc_agent::model::sse::Events;
 use mloc_rag::http::{Chat, ChatError, Told};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -60,32 +61,30 @@ fn failed(text: String) -> ChatError {
     ChatError { status: 500, body: json!({"error": {"message": text, "type": "server_error"}}) }
 }
 
+/// Bytes of one event at most: arguments of a call may come in one.
+const EVENT_BYTES: usize = 4 << 20;
+
 /// Data of server-sent events, without the last word.
 fn events(bytes: BoxStream<'static, Result<Bytes, String>>) -> BoxStream<'static, Result<Value, ChatError>> {
-    let lines = bytes.scan(Vec::new(), |rest: &mut Vec<u8>, piece| {
-        let told = match piece {
-            Err(text) => vec![Err(failed(text))],
+    let told = bytes.scan(Events::new(EVENT_BYTES), |events, piece| {
+        let mut told = Vec::new();
+        match piece {
+            Err(text) => told.push(Err(failed(text))),
             Ok(piece) => {
-                rest.extend_from_slice(&piece);
-                let mut told = Vec::new();
-                while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-                    let line: Vec<u8> = rest.drain(..=end).collect();
-                    told.extend(of_line(&line));
-                }
-                told
+                let read = events.take(&piece, |data| told.extend(of_data(&data)));
+                told.extend(read.err().map(|error| Err(failed(error.to_string()))));
             }
-        };
+        }
         std::future::ready(Some(futures::stream::iter(told)))
     });
-    lines.flatten().boxed()
+    told.flatten().boxed()
 }
 
-fn of_line(line: &[u8]) -> Option<Result<Value, ChatError>> {
-    let data = line.strip_prefix(b"data:")?.trim_ascii();
-    if data == b"[DONE]" {
+fn of_data(data: &str) -> Option<Result<Value, ChatError>> {
+    if data == "[DONE]" {
         return None;
     }
-    Some(match serde_json::from_slice::<Value>(data) {
+    Some(match serde_json::from_str::<Value>(data) {
         Ok(value) if value.get("error").is_some() => Err(ChatError { status: 500, body: value }),
         Ok(value) => Ok(value),
         Err(error) => Err(failed(format!("an event that is no JSON: {error}"))),
@@ -104,7 +103,7 @@ mod tests {
             let told: Vec<_> = events(futures::stream::iter(pieces).boxed()).collect().await;
             assert_eq!(told, [Ok(json!({"a": 1})), Ok(json!({"b": "\u{e9}"}))]);
         }
-        let broken = [Ok(Bytes::from_static(b"data: {\"error\":{\"message\":\"lost\"}}\n")), Err("gone".to_owned())];
+        let broken = [Ok(Bytes::from_static(b"data: {\"error\":{\"message\":\"lost\"}}\n\n")), Err("gone".to_owned())];
         let told: Vec<_> = events(futures::stream::iter(broken).boxed()).collect().await;
         assert_eq!(told.iter().filter(|one| one.is_err()).count(), 2, "{told:?}");
     }
