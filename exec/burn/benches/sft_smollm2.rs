@@ -4,9 +4,9 @@
 //! ```text
 //! MLOC_SMOLLM2_GGUF=$(tests/fetch_smollm2.sh) cargo bench -p mloc-burn --bench sft_smollm2 [-- STEPS]
 //! ```
-//! Beside the seconds it prints how many floating-point operations a step needs ([`mloc_burn::operations`] has the formula) and what
-//! share of this machine's matrix product that is: the product is timed in the same run, since other work on the machine
-//! slows both. Ratios are against the reference trainer on the machine named at [`REFERENCE`].
+//! Beside the seconds, and where they go, it prints how many floating-point operations a step needs
+//! ([`mloc_burn::operations`] has the formula) and what share of this machine's matrix product that is: the product is timed
+//! in the same run, since other work on the machine slows both. Ratios are against the reference trainer on the machine named at [`REFERENCE`].
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,7 @@ use mloc_burn::model::{Decoder, DecoderConfig};
 use mloc_burn::operations;
 use mloc_burn::optim::OptimizerSettings;
 use mloc_burn::schedule::{Schedule, ScheduleKind};
+use mloc_burn::spent;
 use mloc_burn::train::{TrainSettings, Trainer};
 
 /// TRL in f32 on 2 threads of a quiet machine, same model, data and settings: real tokens a second, peak memory in bytes,
@@ -42,6 +43,8 @@ fn main() {
         return;
     };
     let steps = std::env::args().skip(1).find_map(|a| a.parse().ok()).unwrap_or(STEPS).max(2);
+    // As a task's process does.
+    mloc_burn::allocator::keep_freed_memory();
     let device = Device::flex();
     let mut peak = matmul_gflops(&device);
 
@@ -81,13 +84,16 @@ fn main() {
             work / took / 1e9,
             report.loss
         );
-        if step > 0 {
+        if step == 0 {
+            spent::begin();
+        } else {
             tokens += real;
             padded += batch.input_ids.len() * batch.input_ids[0].len();
             flops += work;
             seconds += took;
         }
     }
+    let spent = spent::end();
     peak = peak.max(matmul_gflops(&device));
     let counted = (steps - 1) as f64;
     let (rate, reached, memory) = (tokens as f64 / seconds, flops / seconds / 1e9, peak_memory_bytes());
@@ -106,6 +112,13 @@ fn main() {
     // The reference computes the same, and padding and the logits of every position besides, which are not counted.
     let reference_share = reference_rate * flops / tokens as f64 / 1e9 / reference_peak;
     println!("share of matmul        {:.3}   (the reference's of its machine: {reference_share:.3})", reached / peak);
+    let all = seconds;
+    let known: f64 = spent.iter().map(|(_, time)| time.as_secs_f64()).sum();
+    let of_step = |seconds: f64, on: &str| {
+        println!("seconds a step         {:.3}   {:4.1} %: {on}", seconds / counted, 100.0 * seconds / all);
+    };
+    spent.iter().for_each(|(work, time)| of_step(time.as_secs_f64(), work.words()));
+    of_step(all - known, "everything else");
 }
 
 /// Real tokens of each row.

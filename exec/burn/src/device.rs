@@ -1,6 +1,9 @@
 //! Where tensors live and compute: chosen once per run, by name, never by preference of a library.
 
-use burn::tensor::Device;
+use std::any::Any;
+
+/// What tensors lie on.
+pub use burn::tensor::Device;
 
 /// A device by kind and index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,4 +51,39 @@ impl DeviceChoice {
 /// Threads that the processor computes with.
 pub fn threads() -> usize {
     rayon::current_num_threads()
+}
+
+/// How the library beneath says that a device has no memory left, in words and as its error types are printed. It says so
+/// by a panic: the text is all there is to go by.
+const FULL: [&str; 5] = [
+    "out of device memory",
+    "can't allocate buffer of size",
+    "An out-of-memory error",
+    "OutOfMemory {",
+    "BufferTooBig {",
+];
+
+/// The line of a panic that says that a device has no memory left; `None` = it was about something else.
+pub fn full(panic: &(dyn Any + Send)) -> Option<&str> {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))?;
+    // Backtraces follow.
+    text.lines().find(|line| FULL.iter().any(|said| line.contains(said))).map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::full;
+
+    #[test]
+    fn the_librarys_words_are_known_and_others_are_not() {
+        for said in [
+            "called `Result::unwrap()` on an `Err` value: Io(OutOfMemory { size: 4096, backtrace: .. })",
+            "Error in server\nout of device memory allocating 67108864 bytes\n   0: a backtrace",
+            "can't allocate buffer of size: 99",
+        ] {
+            assert!(full(&said.to_owned()).is_some_and(|line| !line.contains("backtrace\n")), "{said}");
+        }
+        assert_eq!(full(&"index out of bounds: the len is 3"), None);
+    }
 }

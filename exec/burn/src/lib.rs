@@ -6,6 +6,7 @@
 //! weights   a folder of safetensors (or a GGUF file) as named f32 tensors
 //! model     config.json -> a decoder; forward, and a backward pass written by hand
 //! kernels   where tensors lie on a GPU: operations of the model as kernels of mloc-kernels
+//! processor where they lie in the host's memory: the same operations as single passes over it
 //! quant     matrices in 4 bits, NF4 and FP4
 //! lora      low-rank adapters on its linear layers, in PEFT's file format
 //! loss      cross-entropy over the target positions only
@@ -13,6 +14,8 @@
 //! memory    what training will need, before anything is there
 //! preference  DPO and reward models: losses over pairs of a chosen and a rejected answer
 //! operations  how many floating-point operations a step needs
+//! spent     where its time goes
+//! allocator memory that steps ask for again and again
 //! optim     AdamW in 32 and 8 bits, Adafactor, SGD; global-norm clipping; schedule: the learning rate at a step
 //! objective what a step minimises: a batch's loss and gradient; cross-entropy is the first
 //! parallel  a step's micro-batches dealt to the devices of one machine
@@ -28,6 +31,7 @@
 //! the activations it needs, and never touches a frozen weight's gradient. Losses outside this crate
 //! may still use Burn's autodiff on the hidden states and hand their gradient to [`model::Decoder::backward`].
 
+pub mod allocator;
 pub mod batch;
 pub mod device;
 pub mod embedding;
@@ -47,9 +51,11 @@ pub mod operations;
 pub mod optim;
 pub mod parallel;
 pub mod preference;
+pub(crate) mod processor;
 pub mod quant;
 pub mod random;
 pub mod rl;
 pub mod schedule;
+pub mod spent;
 pub mod train;
 pub mod weights;

@@ -64,21 +64,23 @@ fn entropies_backward(
     let device = hidden.device();
     let mut d_hidden = Tensor::zeros(hidden.dims(), &device);
     let mut rest = slopes;
-    for chunk in loss::chunks(hidden, head, targets, 0.0) {
-        let entropies: Vec<f32> = chunk.figures().iter().map(|(target, _)| target.entropy as f32).collect();
-        let (own, others) = rest.split_at(entropies.len());
+    for chunk in loss::chunks(hidden, head, targets) {
+        let figures = chunk.figures();
+        let (own, others) = rest.split_at(figures.len());
         rest = others;
-        let own: Vec<f32> = own.iter().map(|slope| *slope as f32).collect();
         let column = |values: Vec<f32>| {
             let count = values.len();
             matrix(values, &[count, 1], &device)
         };
+        let partitions = column(figures.iter().map(|figures| figures.log_partition as f32).collect());
+        let entropies = column(figures.iter().map(|figures| figures.entropy() as f32).collect());
+        let minus_slopes = column(own.iter().map(|slope| -*slope as f32).collect());
         // d H / d logits = −p · (log p + H), which is 0 where p is.
-        let d_logits = |probabilities: Tensor<2>| {
-            let surprise = probabilities.clone().clamp_min(f32::MIN_POSITIVE).log() + column(entropies);
-            probabilities * surprise * column(own).neg()
-        };
-        d_hidden = chunk.backward_of(head, d_logits, d_hidden, gradients);
+        let slopes = chunk.slopes_of(|logits| {
+            let log_probabilities = logits.clone() - partitions;
+            log_probabilities.clone().exp() * (log_probabilities + entropies) * minus_slopes
+        });
+        d_hidden = slopes.place(d_hidden, gradients);
     }
     d_hidden
 }

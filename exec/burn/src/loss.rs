@@ -1,19 +1,26 @@
 //! Cross-entropy over target positions, in chunks, with its gradient computed on the way.
 //!
 //! A batch's logits over a vocabulary of 50,000 are its largest tensor by far. Here they exist for a few hundred
-//! positions at a time and only where there is a target; each chunk leaves behind three numbers and its gradient at
-//! the hidden states.
+//! positions at a time and only where there is a target; each chunk leaves behind five numbers a target and its gradient
+//! at the hidden states. Logits become that gradient in their own memory where they lie in the host's
+//! (`processor/cross_entropy.rs`), by a kernel on a GPU, and else as plain tensors.
 //!
 //! With a label smoothing ε the target's share of the loss is 1 − ε, and ε is spread over the whole vocabulary of V
 //! tokens: (1 − ε)·(−log p_target) + ε/V·Σ −log p (Szegedy et al., arXiv 1512.00567; transformers' `LabelSmoother`).
 
-use burn::tensor::activation::softmax;
+mod plain;
+
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use crate::batch::{Batch, IGNORED};
+#[cfg(feature = "kernels")]
+use crate::kernels;
 use crate::model::packed::int_tensor;
-use crate::model::parameter::{host_values, matrix};
+use crate::model::parameter::host_values;
 use crate::model::{Gradients, Head, Packed};
+use crate::processor;
+use crate::processor::cross_entropy::Loss;
+use crate::spent::{self, Work};
 
 /// The logits alive at a time hold at most this many elements (64 MiB in f32), in forward and again in backward.
 pub(crate) const CHUNK_ELEMENTS: usize = 16 << 20;
@@ -65,6 +72,20 @@ impl std::ops::AddAssign for LossSums {
     }
 }
 
+impl LossSums {
+    fn of(figures: &[Figures], smoothing: f64) -> Self {
+        let mut sums = Self { targets: figures.len(), ..Self::default() };
+        for figures in figures {
+            let target = figures.of_target();
+            let all = figures.mean - figures.log_partition;
+            sums.loss -= (1.0 - smoothing) * target.log_probability + smoothing * all;
+            sums.entropy += target.entropy;
+            sums.correct += f64::from(u8::from(target.correct));
+        }
+        sums
+    }
+}
+
 /// What is known of one target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TargetFigures {
@@ -76,18 +97,46 @@ pub struct TargetFigures {
     pub correct: bool,
 }
 
+/// What is known of a row of logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Figures {
+    /// The target's logit.
+    pub target: f64,
+    /// log Σ exp(logits).
+    pub log_partition: f64,
+    /// The highest logit.
+    pub highest: f64,
+    /// The logit that is expected of a token drawn from the distribution.
+    pub expected: f64,
+    /// The mean logit.
+    pub mean: f64,
+}
+
+impl Figures {
+    fn of_target(self) -> TargetFigures {
+        TargetFigures {
+            log_probability: self.target - self.log_partition,
+            entropy: self.entropy(),
+            correct: self.target >= self.highest,
+        }
+    }
+
+    /// In nats.
+    pub fn entropy(self) -> f64 {
+        self.log_partition - self.expected
+    }
+}
+
 /// Each target by itself, in their order, without gradients.
 pub fn each(hidden: &Tensor<2>, head: Head<'_>, targets: &Targets) -> Vec<TargetFigures> {
-    chunks(hidden, head, targets, 0.0)
-        .flat_map(|chunk| chunk.figures().into_iter().map(|(figures, _)| figures))
-        .collect()
+    chunks(hidden, head, targets).flat_map(|chunk| chunk.figures().into_iter().map(Figures::of_target)).collect()
 }
 
 /// Evaluates without gradients, with a label smoothing (0 for none).
 pub fn evaluate(hidden: &Tensor<2>, head: Head<'_>, targets: &Targets, smoothing: f64) -> LossSums {
     let mut sums = LossSums::default();
-    for chunk in chunks(hidden, head, targets, smoothing) {
-        sums += chunk.sums(smoothing);
+    for chunk in chunks(hidden, head, targets) {
+        sums += LossSums::of(&chunk.figures(), smoothing);
     }
     sums
 }
@@ -104,9 +153,12 @@ pub fn backward(
 ) -> (LossSums, Tensor<2>) {
     let mut sums = LossSums::default();
     let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
-    for chunk in chunks(hidden, head, targets, smoothing) {
-        sums += chunk.sums(smoothing);
-        d_hidden = chunk.backward(head, smoothing, |x| x.mul_scalar(weight), d_hidden, gradients);
+    let weights = vec![weight as f32; targets.ids.len()];
+    for chunk in chunks(hidden, head, targets) {
+        let weights = &weights[..chunk.ids.len()];
+        let (figures, slopes) = chunk.gradient(Loss { weights, smoothing });
+        sums += LossSums::of(&figures, smoothing);
+        d_hidden = slopes.place(d_hidden, gradients);
     }
     (sums, d_hidden)
 }
@@ -122,11 +174,11 @@ pub fn backward_each(
 ) -> Tensor<2> {
     let mut d_hidden = Tensor::zeros(hidden.dims(), &hidden.device());
     let mut rest = weights;
-    for chunk in chunks(hidden, head, targets, 0.0) {
-        let (own, others) = rest.split_at(chunk.rows.dims()[0]);
+    for chunk in chunks(hidden, head, targets) {
+        let (weights, others) = rest.split_at(chunk.ids.len());
         rest = others;
-        let column = matrix(own.to_vec(), &[own.len(), 1], &hidden.device());
-        d_hidden = chunk.backward(head, 0.0, |x| x * column.clone(), d_hidden, gradients);
+        let (_, slopes) = chunk.gradient(Loss { weights, smoothing: 0.0 });
+        d_hidden = slopes.place(d_hidden, gradients);
     }
     d_hidden
 }
@@ -134,10 +186,8 @@ pub fn backward_each(
 /// At each target, in their order, the mean logit over the vocabulary.
 pub fn mean_logits(hidden: &Tensor<2>, head: Head<'_>, targets: &Targets) -> Vec<f32> {
     if head.softcap.is_some() {
-        return chunks(hidden, head, targets, 0.0)
-            .filter_map(|chunk| chunk.logits)
-            .flat_map(|logits| host_values(logits.mean_dim(1)))
-            .collect();
+        let means = |chunk: Chunk<'_>| chunk.figures().into_iter().map(|figures| figures.mean as f32);
+        return chunks(hidden, head, targets).flat_map(means).collect();
     }
     // The mean of h·w over all w is h times the mean w.
     let mean_weight = head.weight.value.clone().mean_dim(0).transpose();
@@ -146,109 +196,89 @@ pub fn mean_logits(hidden: &Tensor<2>, head: Head<'_>, targets: &Targets) -> Vec
 }
 
 /// A few hundred targets at a time.
-pub(crate) struct Chunk {
+pub(crate) struct Chunk<'a> {
     rows: Tensor<1, Int>,
     hidden: Tensor<2>,
-    ids: Tensor<2, Int>,
-    /// Where the head caps them.
-    logits: Option<Tensor<2>>,
-    pub(crate) probabilities: Tensor<2>,
-    /// Per position: logit of the target, highest logit, highest probability, expected logit, and the mean logit where
-    /// labels are smoothed.
-    columns: Tensor<2>,
+    head: Head<'a>,
+    ids: &'a [i64],
+    /// Before the head's cap.
+    logits: Tensor<2>,
 }
 
-impl Chunk {
-    /// What is known of each target, and the mean of the log-probabilities of all tokens there where labels are smoothed.
-    pub(crate) fn figures(&self) -> Vec<(TargetFigures, f64)> {
-        let [_, width] = self.columns.dims();
-        let of = |row: &[f32]| {
-            let column = |index: usize| row.get(index).map_or(0.0, |value| f64::from(*value));
-            let [target, highest, highest_probability, expected, mean] = std::array::from_fn(column);
-            // log Σ exp(logits): the highest probability is at least 1/vocabulary, so its logarithm is exact,
-            // which the target's own probability would not be.
-            let log_partition = highest - highest_probability.ln();
-            let figures = TargetFigures {
-                log_probability: target - log_partition,
-                entropy: log_partition - expected,
-                correct: target >= highest,
-            };
-            (figures, mean - log_partition)
-        };
-        host_values(self.columns.clone()).chunks(width).map(of).collect()
-    }
-
-    fn sums(&self, smoothing: f64) -> LossSums {
-        let mut sums = LossSums::default();
-        for (target, all) in self.figures() {
-            sums.loss -= (1.0 - smoothing) * target.log_probability + smoothing * all;
-            sums.entropy += target.entropy;
-            sums.correct += f64::from(u8::from(target.correct));
-            sums.targets += 1;
-        }
-        sums
-    }
-
-    /// Puts the gradient at this chunk's hidden states into `d_hidden`; `weigh` multiplies a target's row by its weight.
-    fn backward(
-        self,
-        head: Head<'_>,
-        smoothing: f64,
-        weigh: impl Fn(Tensor<2>) -> Tensor<2>,
-        d_hidden: Tensor<2>,
-        gradients: &mut Gradients,
-    ) -> Tensor<2> {
-        let Chunk { rows, hidden, ids, logits, probabilities, .. } = self;
-        let [count, vocabulary] = probabilities.dims();
-        // d/dlogits of −log softmax = softmax − one-hot. The weight goes onto the narrow factors: one pass less over the
-        // widest tensor there is.
-        let minus = Tensor::full([count, 1], smoothing - 1.0, &hidden.device());
-        let mut d_logits = probabilities.scatter(1, ids, minus, IndexingUpdateOp::Add);
-        if smoothing > 0.0 {
-            d_logits = d_logits.sub_scalar(smoothing / vocabulary as f64);
-        }
-        place(head, Below { rows, hidden, logits }, d_logits, weigh, d_hidden, gradients)
-    }
-
-    /// As a loss whose slopes at the logits are made of the probabilities: `d_logits` is given these.
-    pub(crate) fn backward_of(
-        self,
-        head: Head<'_>,
-        d_logits: impl FnOnce(Tensor<2>) -> Tensor<2>,
-        d_hidden: Tensor<2>,
-        gradients: &mut Gradients,
-    ) -> Tensor<2> {
-        let Chunk { rows, hidden, logits, probabilities, .. } = self;
-        place(head, Below { rows, hidden, logits }, d_logits(probabilities), |x| x, d_hidden, gradients)
-    }
-}
-
-/// What is below a chunk's logits.
-struct Below {
+/// The gradient at a chunk's logits, before their cap.
+pub(crate) struct Slopes<'a> {
     rows: Tensor<1, Int>,
     hidden: Tensor<2>,
-    logits: Option<Tensor<2>>,
+    head: Head<'a>,
+    d_logits: Tensor<2>,
 }
 
-/// Puts the gradient at the hidden states into `d_hidden`, and adds the head's if it is trainable.
-fn place(
-    head: Head<'_>,
-    Below { rows, hidden, logits }: Below,
-    mut d_logits: Tensor<2>,
-    weigh: impl Fn(Tensor<2>) -> Tensor<2>,
-    d_hidden: Tensor<2>,
-    gradients: &mut Gradients,
-) -> Tensor<2> {
-    if let Some(logits) = logits {
-        d_logits = head.through_cap(&logits, d_logits);
+impl<'a> Chunk<'a> {
+    /// Of each target.
+    pub fn figures(&self) -> Vec<Figures> {
+        let Self { head, ids, logits, .. } = self;
+        spent::on(Work::Loss, || {
+            if processor::take([logits]) {
+                return processor::cross_entropy::figures(logits, ids, head.softcap);
+            }
+            let capped = head.capped(logits.clone());
+            #[cfg(feature = "kernels")]
+            if kernels::take([&capped]) {
+                return of_rows(&kernels::cross_entropy(&capped, &kernels::indices(ids, &capped.device())));
+            }
+            plain::figures(&capped, ids)
+        })
     }
-    let weight = head.weight;
-    if weight.trainable {
-        gradients.add(&weight.name, d_logits.clone().transpose().matmul(weigh(hidden)));
+
+    /// Of each target, and the gradient at its logits.
+    fn gradient(self, loss: Loss<'_>) -> (Vec<Figures>, Slopes<'a>) {
+        let Self { rows, hidden, head, ids, logits } = self;
+        let (figures, d_logits) = spent::on(Work::Loss, || {
+            if processor::take([&logits]) {
+                return processor::cross_entropy::gradient(logits, ids, head.softcap, loss);
+            }
+            let capped = head.capped(logits);
+            #[cfg(feature = "kernels")]
+            if kernels::take([&capped]) {
+                let targets = kernels::indices(ids, &capped.device());
+                let figures = kernels::cross_entropy(&capped, &targets);
+                // Kept only where it is asked for again: its memory may become the gradient's.
+                let kept = head.softcap.map(|_| capped.clone());
+                let d = kernels::cross_entropy_backward(capped, &targets, &figures, loss.weights, loss.smoothing);
+                let d = match kept {
+                    Some(kept) => head.through_cap(&kept, d),
+                    None => d,
+                };
+                return (of_rows(&figures), d);
+            }
+            let d = plain::gradient(&capped, ids, loss);
+            (plain::figures(&capped, ids), head.through_cap(&capped, d))
+        });
+        (figures, Slopes { rows, hidden, head, d_logits })
     }
-    let d = weigh(d_logits.matmul(weight.value.clone()));
-    // Each row occurs once, so adding to zero is placing.
-    d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add)
+
+    /// A loss whose slopes at the capped logits are made of these: `d_logits` is given them.
+    pub fn slopes_of(self, d_logits: impl FnOnce(&Tensor<2>) -> Tensor<2>) -> Slopes<'a> {
+        let Self { rows, hidden, head, logits, .. } = self;
+        let capped = head.capped(logits);
+        let d_logits = head.through_cap(&capped, d_logits(&capped));
+        Slopes { rows, hidden, head, d_logits }
+    }
+}
+
+impl Slopes<'_> {
+    /// Puts the gradient at the hidden states into `d_hidden`, and adds the head's if it is trainable.
+    pub fn place(self, d_hidden: Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
+        let Self { rows, hidden, head, d_logits } = self;
+        let weight = head.weight;
+        if weight.trainable {
+            let gradient = spent::on(Work::Head, || processor::product(d_logits.clone().transpose(), hidden));
+            gradients.add(&weight.name, gradient);
+        }
+        let d = spent::on(Work::Head, || processor::product(d_logits, weight.value.clone()));
+        // Each row occurs once, so adding to zero is placing.
+        d_hidden.select_assign(0, rows, d, IndexingUpdateOp::Add)
+    }
 }
 
 /// The targets in chunks whose logits fit [`CHUNK_ELEMENTS`].
@@ -256,25 +286,27 @@ pub(crate) fn chunks<'a>(
     hidden: &'a Tensor<2>,
     head: Head<'a>,
     targets: &'a Targets,
-    smoothing: f64,
-) -> impl Iterator<Item = Chunk> + 'a {
+) -> impl Iterator<Item = Chunk<'a>> + 'a {
     let size = (CHUNK_ELEMENTS / head.weight.shape[0].max(1)).max(1);
     let device = hidden.device();
     targets.rows.chunks(size).zip(targets.ids.chunks(size)).map(move |(rows, ids)| {
         let rows = int_tensor(rows.to_vec(), &device);
-        let ids = int_tensor(ids.to_vec(), &device).reshape([ids.len(), 1]);
         let hidden = hidden.clone().select(0, rows.clone());
-        let logits = head.logits(hidden.clone());
-        let probabilities = softmax(logits.clone(), 1);
-        let mean = (smoothing > 0.0).then(|| logits.clone().mean_dim(1));
-        let mut columns = vec![
-            logits.clone().gather(1, ids.clone()),
-            logits.clone().max_dim(1),
-            probabilities.clone().max_dim(1),
-            (logits.clone() * probabilities.clone()).sum_dim(1),
-        ];
-        columns.extend(mean);
-        let logits = head.softcap.map(|_| logits);
-        Chunk { rows, hidden, ids, logits, probabilities, columns: Tensor::cat(columns, 1) }
+        let logits = spent::on(Work::Head, || head.before_cap(hidden.clone()));
+        Chunk { rows, hidden, head, ids, logits }
     })
 }
+
+/// Figures as a kernel writes them, a row each.
+#[cfg(feature = "kernels")]
+fn of_rows(figures: &Tensor<2>) -> Vec<Figures> {
+    let of = |row: &[f32]| {
+        let [target, log_partition, highest, expected, mean] =
+            std::array::from_fn(|index| row.get(index).map_or(0.0, |figure| f64::from(*figure)));
+        Figures { target, log_partition, highest, expected, mean }
+    };
+    host_values(figures.clone()).chunks(mloc_kernels::cross_entropy::FIGURES).map(of).collect()
+}
+
+#[cfg(test)]
+mod tests;

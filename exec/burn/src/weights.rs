@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors};
 
+use crate::formats::gguf::TensorType;
+
 /// Why weights could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
@@ -60,6 +62,17 @@ pub trait TensorSource {
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
     /// The values of one tensor, row-major, converted exactly to f32.
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError>;
+    /// How one tensor's values are stored, where [`Self::read_stored`] gives them so; `None` = only as f32.
+    fn stored(&self, _name: &str) -> Option<TensorType> {
+        None
+    }
+    /// The values of one tensor as they are stored, row-major: whole blocks of what [`Self::stored`] says, little-endian.
+    ///
+    /// # Errors
+    /// As [`Self::read_f32`].
+    fn read_stored(&self, name: &str) -> Result<Vec<u8>, WeightsError> {
+        Err(WeightsError::Missing(name.to_owned()))
+    }
 }
 
 /// The safetensors files of one folder (or one file), memory-mapped.
@@ -126,14 +139,14 @@ impl SafetensorsSource {
 
     /// The values of a tensor of bytes, row-major.
     pub fn read_u8(&self, name: &str) -> Result<Vec<u8>, WeightsError> {
-        match self.stored(name)? {
+        match self.tensor(name)? {
             (Dtype::U8, bytes) => Ok(bytes.to_vec()),
             (other, _) => Err(WeightsError::Dtype { name: name.to_owned(), dtype: format!("{other:?}") }),
         }
     }
 
     /// A tensor's type and bytes.
-    fn stored(&self, name: &str) -> Result<(Dtype, &[u8]), WeightsError> {
+    fn tensor(&self, name: &str) -> Result<(Dtype, &[u8]), WeightsError> {
         let missing = || WeightsError::Missing(name.to_owned());
         let shard = &self.shards[*self.shard_of.get(name).ok_or_else(missing)?];
         let info = shard.metadata.info(name).ok_or_else(missing)?;
@@ -147,22 +160,25 @@ impl SafetensorsSource {
         Ok((info.dtype, bytes))
     }
 
-    /// Takes pages that were read out of this process's memory: a tensor is read once, and a model that is packed while it
-    /// is loaded would otherwise be there a second time. `bytes` are of one of the maps.
+    /// Forgets pages of one of the maps.
     fn forget(&self, bytes: &[u8]) {
-        let Some(shard) = self.shards.iter().find(|shard| shard.map.as_ptr_range().contains(&bytes.as_ptr())) else {
-            return;
-        };
-        let offset = bytes.as_ptr() as usize - shard.map.as_ptr() as usize;
-        // SAFETY: the map is read-only and of a file, so a page that is touched again is read from it anew.
-        #[cfg(unix)]
-        #[allow(unsafe_code)]
-        let forgotten =
-            unsafe { shard.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) };
-        // Where the system will not, memory is what it was.
-        #[cfg(unix)]
-        forgotten.ok();
+        if let Some(shard) = self.shards.iter().find(|shard| shard.map.as_ptr_range().contains(&bytes.as_ptr())) {
+            forget(&shard.map, bytes);
+        }
     }
+}
+
+/// Takes pages that were read out of this process's memory: a tensor is read once, and a model that is packed while it is
+/// loaded would otherwise be there a second time. `bytes` are of the map, which is of a file and only read.
+pub(crate) fn forget(map: &Mmap, bytes: &[u8]) {
+    let offset = bytes.as_ptr() as usize - map.as_ptr() as usize;
+    // SAFETY: the map is read-only and of a file, so a page that is touched again is read from it anew.
+    #[cfg(unix)]
+    #[allow(unsafe_code)]
+    let forgotten = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes.len()) };
+    // Where the system will not, memory is what it was.
+    #[cfg(unix)]
+    forgotten.ok();
 }
 
 impl Shard {
@@ -192,7 +208,7 @@ impl TensorSource for SafetensorsSource {
     }
 
     fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
-        let (dtype, bytes) = self.stored(name)?;
+        let (dtype, bytes) = self.tensor(name)?;
         let values = match dtype {
             Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
             Dtype::F16 => Ok(bytes.as_chunks::<2>().0.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect()),
@@ -203,6 +219,23 @@ impl TensorSource for SafetensorsSource {
         };
         self.forget(bytes);
         values
+    }
+
+    fn stored(&self, name: &str) -> Option<TensorType> {
+        let shard = &self.shards[*self.shard_of.get(name)?];
+        match shard.metadata.info(name)?.dtype {
+            Dtype::F32 => Some(TensorType::F32),
+            Dtype::F16 => Some(TensorType::F16),
+            Dtype::BF16 => Some(TensorType::BF16),
+            _ => None,
+        }
+    }
+
+    fn read_stored(&self, name: &str) -> Result<Vec<u8>, WeightsError> {
+        let (_, bytes) = self.tensor(name)?;
+        let stored = bytes.to_vec();
+        self.forget(bytes);
+        Ok(stored)
     }
 }
 

@@ -6,12 +6,14 @@ mod golden;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Tensor};
 use golden::{Close, Expected, fixture, tensors};
+use mloc_burn::batch::Batch;
 use mloc_burn::embedding::{
-    Embedder, EmbeddingError, Pooling, Reranker, in_batch_contrastive, normalised, normalised_backward,
+    Backbone, Embedder, EmbeddingError, Pooling, Reranker, in_batch_contrastive, normalised, normalised_backward,
 };
+use mloc_burn::export::{Storage, Stored, write_safetensors};
 use mloc_burn::model::encoder::EncoderConfig;
 use mloc_burn::model::parameter::{host_values, matrix};
-use mloc_burn::model::{Encoder, EncoderRow, Gradients, Parameters};
+use mloc_burn::model::{Decoder, DecoderConfig, Encoder, EncoderRow, Gradients, Packed, Parameters};
 use mloc_burn::weights::{SafetensorsSource, TensorSource, WeightsError};
 use serde_json::{Value, json};
 
@@ -19,6 +21,13 @@ fn embedder() -> (Embedder, Expected) {
     let folder = fixture("models/bert");
     let embedder = Embedder::open(&folder, &Device::flex()).expect("model");
     (embedder, Expected::open(&folder.join("expected.json")))
+}
+
+fn encoder(embedder: &Embedder) -> &Encoder {
+    match &embedder.backbone {
+        Backbone::Encoder(encoder) => encoder,
+        Backbone::Decoder(_) => panic!("a decoder"),
+    }
 }
 
 /// Rows of single texts without their padding.
@@ -50,9 +59,9 @@ fn texts_and_pairs_become_the_references_tokens() {
 
     let long = "the first request waits ".repeat(100);
     let (ids, _) = embedder.tokenizer.encode_pair(&long, None).expect("encoded");
-    assert_eq!(ids.len(), embedder.encoder.config.max_position_embeddings);
+    assert_eq!(ids.len(), embedder.backbone.longest());
     let (ids, types) = embedder.tokenizer.encode_pair(a, Some(&long)).expect("encoded");
-    assert_eq!(ids.len(), embedder.encoder.config.max_position_embeddings);
+    assert_eq!(ids.len(), embedder.backbone.longest());
     // Of a pair the longer is cut: all of the first is still there.
     assert_eq!(types.iter().filter(|kind| **kind == 0).count(), 13);
 }
@@ -63,8 +72,8 @@ fn hidden_states_are_the_references() {
     let wanted = tensors(&fixture("models/bert/tensors.safetensors"));
     let rows = rows(expected.rows("/input_ids"), &expected.rows("/attention_mask"));
     let width = expected.rows("/input_ids")[0].len();
-    let input = embedder.encoder.input(&rows).expect("rows");
-    let found = host_values(embedder.encoder.hidden(&input));
+    let input = encoder(&embedder).input(&rows).expect("rows");
+    let found = host_values(encoder(&embedder).hidden(&input));
     let hidden = embedder.width();
     let wanted: Vec<f32> = (input.packed.slots.iter())
         .flat_map(|(row, column)| &wanted["last_hidden_state"][(row * width + column) * hidden..][..hidden])
@@ -108,9 +117,9 @@ fn check_norms(what: &str, gradients: &Gradients, wanted: &Value, rename: impl F
 
 #[test]
 fn the_contrastive_loss_and_the_gradient_of_every_parameter() {
-    let (mut embedder, expected) = embedder();
-    embedder.encoder.train_all();
-    let encoder = &embedder.encoder;
+    let (embedder, expected) = embedder();
+    let mut encoder = encoder(&embedder).clone();
+    encoder.train_all();
     let at = |key: &str| format!("/in_batch_contrastive/{key}");
     let side = |side: &str| {
         let mask = expected.rows(&at(&format!("{side}_mask")));
@@ -202,7 +211,7 @@ fn scores_of_texts_and_pairs_and_their_gradients() {
 #[test]
 fn what_does_not_fit_is_named() {
     let (embedder, _) = embedder();
-    let encoder = &embedder.encoder;
+    let encoder = encoder(&embedder);
     let row = |ids: &[i64], type_ids: &[i64]| EncoderRow { ids: ids.to_vec(), type_ids: type_ids.to_vec() };
     let message = |rows: &[EncoderRow]| encoder.input(rows).expect_err("does not fit").to_string();
     let good = row(&[2, 3], &[0, 0]);
@@ -258,6 +267,129 @@ fn weights_that_do_not_fit_are_listed_and_old_names_are_known() {
     let old = Encoder::load(config.clone(), &Old(source), &Device::flex()).expect("old names");
     assert!(old.pooler.is_none());
     let (embedder, _) = embedder();
-    let without_pooler = embedder.encoder.parameters().filter(|p| !p.name.starts_with("pooler."));
+    let without_pooler = encoder(&embedder).parameters().filter(|p| !p.name.starts_with("pooler."));
     assert!(old.parameters().map(|p| p.to_vec()).eq(without_pooler.map(|p| p.to_vec())));
+}
+
+/// A golden decoder as an embedder's folder of sentence-transformers: the last token's state is the vector. With `bare` it
+/// is saved without its head, as `Qwen3Model` and the like.
+fn last_token(family: &str, bare: bool) -> tempfile::TempDir {
+    let (folder, from) = (tempfile::tempdir().expect("a folder"), fixture(&format!("models/{family}")));
+    let read = |name: &str| std::fs::read(from.join(name)).expect(name);
+    let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).expect(name);
+    ["tokenizer.json", "tokenizer_config.json"].into_iter().for_each(|name| write(name, &read(name)));
+    let mut config: Value = serde_json::from_slice(&read("config.json")).expect("JSON");
+    if bare {
+        let class = config["architectures"][0].as_str().expect("a class").replace("ForCausalLM", "Model");
+        config["architectures"] = json!([class]);
+    }
+    write("config.json", config.to_string().as_bytes());
+    let source = SafetensorsSource::open_folder(&from).expect("weights");
+    let kept = source.names().into_iter().filter(|name| !bare || name.starts_with("model."));
+    let stored = kept.map(|name| Stored {
+        name: if bare { name.trim_start_matches("model.").to_owned() } else { name.clone() },
+        shape: source.shape(&name).expect("a shape"),
+        values: Box::new({
+            let source = &source;
+            move || source.read_f32(&name).expect("values")
+        }),
+    });
+    write_safetensors(&folder.path().join("model.safetensors"), stored.collect(), Storage::F32).expect("weights");
+    let module = |path: &str, kind: &str| json!({"path": path, "type": format!("sentence_transformers.models.{kind}")});
+    write("modules.json", json!([module("", "Transformer"), module("1_Pooling", "Pooling")]).to_string().as_bytes());
+    std::fs::create_dir(folder.path().join("1_Pooling")).expect("a folder");
+    let pooling =
+        json!({"pooling_mode_cls_token": false, "pooling_mode_mean_tokens": false, "pooling_mode_lasttoken": true});
+    write("1_Pooling/config.json", pooling.to_string().as_bytes());
+    folder
+}
+
+#[test]
+fn the_last_tokens_state_of_a_decoder_is_what_its_head_would_see() {
+    for family in ["llama", "mistral", "qwen2", "qwen3"] {
+        let from = fixture(&format!("models/{family}"));
+        let (expected, wanted) =
+            (Expected::open(&from.join("expected.json")), tensors(&from.join("tensors.safetensors")));
+        let config = DecoderConfig::from_folder(&from).expect("config");
+        let source = SafetensorsSource::open_folder(&from).expect("weights");
+        let whole = Decoder::load(config, &source, &Device::flex()).expect("model");
+        for bare in [false, true] {
+            let folder = last_token(family, bare);
+            let embedder = Embedder::open(folder.path(), &Device::flex()).expect("an embedder");
+            assert_eq!((embedder.pooling, embedder.normalise), (Pooling::Last, false));
+            // The reference's logits at the last token of each row, wherever its padding is.
+            let (ids, mask) = (expected.rows("/padded/left/input_ids"), expected.rows("/padded/left/attention_mask"));
+            let real: Vec<Vec<u32>> =
+                rows(ids, &mask).into_iter().map(|row| row.ids.into_iter().map(|id| id as u32).collect()).collect();
+            let vectors = embedder.embed_ids(&real).expect("vectors");
+            let (width, vocabulary) = (embedder.width(), whole.config.vocab_size);
+            let last = &wanted["padded_left_logits"];
+            for (row, vector) in vectors.iter().enumerate() {
+                let logits = host_values(whole.logits(matrix(vector.clone(), &[1, width], &Device::flex())));
+                let at = (row + 1) * mask[0].len() - 1;
+                Close::default().check(family, &logits, &last[at * vocabulary..][..vocabulary]);
+            }
+            // Computed plainly, from batches that are padded on either side.
+            for side in ["left", "right"] {
+                let batch = Batch {
+                    input_ids: expected.rows(&format!("/padded/{side}/input_ids")),
+                    attention_mask: expected.rows(&format!("/padded/{side}/attention_mask")),
+                    labels: expected.rows(&format!("/padded/{side}/input_ids")),
+                };
+                let packed = Packed::new(&batch, &whole.config, whole.device());
+                let pooled = host_values(Pooling::Last.forward(&whole.hidden(&packed), &packed));
+                Close::absolute(1e-5).check(side, &pooled, &vectors.concat());
+            }
+        }
+    }
+}
+
+#[test]
+fn texts_for_a_decoder_are_framed_and_cut_but_for_their_end() {
+    let folder = last_token("qwen3", true);
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+    let end = json!({"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let id = tokenizer["added_tokens"].as_array().expect("tokens").iter().find(|t| t["content"] == "<|endoftext|>");
+    let id = id.expect("a token")["id"].as_u64().expect("an id");
+    // As Qwen 3's embedders have it: an end token, whose state is the vector.
+    tokenizer["post_processor"] = json!({"type": "TemplateProcessing", "single": [text, end.clone()],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}, end],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [id], "tokens": ["<|endoftext|>"]}}});
+    std::fs::write(&path, tokenizer.to_string()).expect("a file");
+    let embedder = Embedder::open(folder.path(), &Device::flex()).expect("an embedder");
+    let longest = embedder.longest;
+    let (short, long) = ("a lease ends", "the first request waits ".repeat(longest));
+    let bare = |text: &str| embedder.tokenizer.encode(text, false).expect("tokens");
+    let framed = |text: &str, most: usize| {
+        let mut ids = bare(text);
+        ids.truncate(most - 1);
+        ids.push(id as u32);
+        ids
+    };
+    let wanted = embedder.embed_ids(&[framed(short, longest), framed(&long, longest)]).expect("vectors");
+    assert_eq!(framed(&long, longest).len(), longest);
+    let found = embedder.embed(&[short, &long]).expect("vectors");
+    Close::absolute(1e-6).check("framed", &found.concat(), &wanted.concat());
+
+    let error = |ids: Vec<u32>| embedder.embed_ids(&[vec![1], ids]).expect_err("refused").to_string();
+    let most = embedder.backbone.longest();
+    assert_eq!(error(vec![1; most + 1]), format!("row 1: {} tokens; the model takes 1 to {most}", most + 1));
+    assert_eq!(error(vec![]), format!("row 1: 0 tokens; the model takes 1 to {most}"));
+    let said = error(vec![9999]);
+    assert!(said.starts_with("row 1: token id 9999, the vocabulary has "), "{said}");
+}
+
+#[test]
+fn decoders_that_see_all_of_a_text_are_refused() {
+    for (key, value) in [("is_causal", false), ("use_bidirectional_attention", true)] {
+        let folder = last_token("qwen2", true);
+        let path = folder.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+        config[key] = value.into();
+        std::fs::write(&path, config.to_string()).expect("a file");
+        let error = Embedder::open(folder.path(), &Device::flex()).expect_err("refused").to_string();
+        assert!(error.starts_with(&format!("config.json: {key}: {value}; a token of this model sees")), "{error}");
+    }
 }

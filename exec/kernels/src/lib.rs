@@ -8,6 +8,7 @@
 //! - [`cross_entropy`]: figures and gradient of a chunk of logits, each in one pass;
 //! - [`four_bit`]: weights in 4-bit codes, unpacked, or multiplied by a few rows without being unpacked;
 //! - [`attention`]: forward and backward without a matrix of scores in memory;
+//! - [`paged`]: attention of new tokens over keys and values in blocks, as serving has them, and what writes those;
 //! - `reduce`: sums and maxima over the units of a cube.
 //!
 //! What is known of them: results on Vulkan in software (`tests/`), and that each compiles to machine code of sm_80 and
@@ -22,6 +23,7 @@ pub mod attention;
 mod buffer;
 pub mod cross_entropy;
 pub mod four_bit;
+pub mod paged;
 mod reduce;
 pub mod rms_norm;
 pub mod rope;

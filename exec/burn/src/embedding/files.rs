@@ -1,15 +1,18 @@
-//! A folder of sentence-transformers: `modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json`.
+//! A folder of sentence-transformers: `modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json`, and the model,
+//! which is an encoder or a decoder.
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde_json::Value;
 
-use super::Pooling;
+use super::{Backbone, Pooling};
+use crate::formats::gguf::TensorType;
 use crate::formats::tokenizer::{TextTokenizer, TokenizerError};
+use crate::model::config::Keys;
 use crate::model::encoder::RowError;
-use crate::model::{ConfigError, Encoder, EncoderConfig};
-use crate::weights::{SafetensorsSource, WeightsError};
+use crate::model::{ConfigError, Decoder, DecoderConfig, Encoder, EncoderConfig};
+use crate::weights::{SafetensorsSource, TensorSource, WeightsError};
 
 /// Why a model cannot embed or score.
 #[derive(Debug, thiserror::Error)]
@@ -41,13 +44,13 @@ pub enum EmbeddingError {
 
 /// What `modules.json` says.
 pub(super) struct Modules {
-    /// The folder of the encoder within the folder.
+    /// The folder of the model within the folder.
     pub model: String,
     pub pooling: Pooling,
     pub normalise: bool,
 }
 
-/// Reads it; without it the encoder is in the folder itself, and the mean of its tokens is the vector.
+/// Reads it; without it the model is in the folder itself, and the mean of its tokens is the vector.
 pub(super) fn modules(folder: &Path) -> Result<Modules, EmbeddingError> {
     let mut found = Modules { model: String::new(), pooling: Pooling::Mean, normalise: false };
     let path = folder.join("modules.json");
@@ -82,11 +85,12 @@ fn within(file: &Path, path: &str) -> Result<String, EmbeddingError> {
     }
 }
 
-const MODES: [(&str, &str, Pooling); 4] = [
+const MODES: [(&str, &str, Pooling); 5] = [
     ("pooling_mode_cls_token", "cls", Pooling::Cls),
     ("pooling_mode_mean_tokens", "mean", Pooling::Mean),
     ("pooling_mode_max_tokens", "max", Pooling::Max),
     ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens", Pooling::MeanSqrtLength),
+    ("pooling_mode_lasttoken", "lasttoken", Pooling::Last),
 ];
 
 /// One flag for each way, or in newer files one word.
@@ -111,17 +115,95 @@ fn pooling(path: &Path) -> Result<Pooling, EmbeddingError> {
     }
 }
 
-/// An encoder and its tokenizer, which cuts at the longest that either takes.
-pub(super) fn encoder(folder: &Path, device: &Device) -> Result<(Encoder, TextTokenizer), EmbeddingError> {
+/// A model of hidden states, its tokenizer, and the longest text that either takes, in tokens.
+pub(super) fn backbone(folder: &Path, device: &Device) -> Result<(Backbone, TextTokenizer, usize), EmbeddingError> {
+    let path = folder.join("config.json");
+    let raw = read(&path)?.unwrap_or(Value::Null);
+    if raw.is_null() || EncoderConfig::is_meant(&raw) {
+        let (encoder, tokenizer, longest) = encoder(folder, device)?;
+        return Ok((Backbone::Encoder(encoder), tokenizer, longest));
+    }
+    let config = DecoderConfig::from_json(without_head(raw)?)?;
+    let source = SafetensorsSource::open_folder(folder)?;
+    let decoder = match source.names().iter().any(|name| name.starts_with(INSIDE)) {
+        true => Decoder::load(config, &source, device)?,
+        false => Decoder::load(config, &Bare(source), device)?,
+    };
+    let tokenizer = TextTokenizer::from_folder(folder)?;
+    let longest = longest(folder, decoder.config.max_position_embeddings, &tokenizer)?;
+    Ok((Backbone::Decoder(Box::new(decoder)), tokenizer, longest))
+}
+
+/// An encoder, its tokenizer, which cuts at the longest text that either takes, and that length.
+pub(super) fn encoder(folder: &Path, device: &Device) -> Result<(Encoder, TextTokenizer, usize), EmbeddingError> {
     let config = EncoderConfig::from_folder(folder)?;
     let source = SafetensorsSource::open_folder(folder)?;
+    let tokenizer = TextTokenizer::from_folder(folder)?;
+    let longest = longest(folder, config.max_position_embeddings, &tokenizer)?;
+    let tokenizer = tokenizer.cutting_at(longest)?;
+    Ok((Encoder::load(config, &source, device)?, tokenizer, longest))
+}
+
+/// Tokens of a text at most: as sentence_bert_config.json says, or else the tokenizer, and never more than the model takes.
+fn longest(folder: &Path, of_model: usize, tokenizer: &TextTokenizer) -> Result<usize, EmbeddingError> {
     let said = read(&folder.join("sentence_bert_config.json"))?;
     let said = said.and_then(|json| json.get("max_seq_length").and_then(Value::as_u64)).map(|length| length as usize);
-    let tokenizer = TextTokenizer::from_folder(folder)?;
-    let longest = config.max_position_embeddings;
-    let length = said.or(tokenizer.model_max_length()).map_or(longest, |length| length.min(longest));
-    let tokenizer = tokenizer.cutting_at(length)?;
-    Ok((Encoder::load(config, &source, device)?, tokenizer))
+    Ok(said.or(tokenizer.model_max_length()).map_or(of_model, |length| length.min(of_model)))
+}
+
+/// The config.json of a language model, of one that may have been saved without its head (`Qwen3Model`), and the vectors
+/// need none.
+fn without_head(mut raw: Value) -> Result<Value, ConfigError> {
+    let keys = Keys(&raw);
+    let sees_all = "a token of this model sees what comes after it, and decoders here see what is before";
+    keys.must_not_be_set("use_bidirectional_attention", sees_all)?;
+    if !keys.flag_or("is_causal", true) {
+        return Err(ConfigError::Key { key: "is_causal", problem: format!("false; {sees_all}") });
+    }
+    let bare = keys.class().and_then(|class| class.strip_suffix("Model"));
+    let family = bare.map(|family| family.strip_suffix("Text").unwrap_or(family).to_owned());
+    if let Some(map) = raw.as_object_mut() {
+        if let Some(family) = family {
+            map.insert("architectures".to_owned(), vec![format!("{family}ForCausalLM")].into());
+        }
+        // No weights of a head are asked for.
+        map.insert("tie_word_embeddings".to_owned(), true.into());
+    }
+    Ok(raw)
+}
+
+/// What a language model's tensors but its head's are called by.
+const INSIDE: &str = "model.";
+
+/// The tensors of a model that was saved without its head, under the names they have in one with it.
+struct Bare(SafetensorsSource);
+
+impl Bare {
+    fn own(name: &str) -> Result<&str, WeightsError> {
+        name.strip_prefix(INSIDE).ok_or_else(|| WeightsError::Missing(name.to_owned()))
+    }
+}
+
+impl TensorSource for Bare {
+    fn names(&self) -> Vec<String> {
+        self.0.names().into_iter().map(|name| format!("{INSIDE}{name}")).collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.0.shape(name.strip_prefix(INSIDE)?)
+    }
+
+    fn read_f32(&self, name: &str) -> Result<Vec<f32>, WeightsError> {
+        self.0.read_f32(Self::own(name)?)
+    }
+
+    fn stored(&self, name: &str) -> Option<TensorType> {
+        self.0.stored(name.strip_prefix(INSIDE)?)
+    }
+
+    fn read_stored(&self, name: &str) -> Result<Vec<u8>, WeightsError> {
+        self.0.read_stored(Self::own(name)?)
+    }
 }
 
 fn read(path: &Path) -> Result<Option<Value>, EmbeddingError> {

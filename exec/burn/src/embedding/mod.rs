@@ -1,11 +1,13 @@
-//! Texts as vectors, and scores of pairs of texts, by an encoder.
+//! Texts as vectors, by an encoder or a decoder, and scores of pairs of texts, by an encoder.
 //!
 //! ```text
 //! files        a folder of sentence-transformers: its modules, or a plain encoder
+//! backbone     the model: hidden states of an encoder, or of a decoder without its head
 //! pooling      a text's vector from its tokens' hidden states
 //! contrastive  the loss that embedders are trained by
 //! ```
 
+mod backbone;
 mod contrastive;
 mod files;
 mod pooling;
@@ -14,23 +16,27 @@ use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
 
+pub use self::backbone::{Backbone, States};
 pub use self::contrastive::in_batch_contrastive;
 pub use self::files::EmbeddingError;
 pub use self::pooling::{Pooling, normalised, normalised_backward};
 use crate::formats::tokenizer::TextTokenizer;
+use crate::model::encoder::RowError;
 use crate::model::parameter::host_values;
-use crate::model::{Encoder, EncoderInput, EncoderRow};
+use crate::model::{Encoder, EncoderRow};
 
 /// Tokens that are encoded at a time.
 const BATCH_TOKENS: usize = 4096;
 
-/// An encoder with its tokenizer and what makes a vector of its hidden states.
+/// A model of hidden states with its tokenizer and what makes a vector of them.
 #[derive(Debug, Clone)]
 pub struct Embedder {
-    /// The encoder.
-    pub encoder: Encoder,
-    /// Cuts texts at the longest the model takes.
+    /// What gives hidden states.
+    pub backbone: Backbone,
+    /// Of the model.
     pub tokenizer: TextTokenizer,
+    /// Tokens that a text is cut to, special ones included.
+    pub longest: usize,
     /// How tokens become a vector.
     pub pooling: Pooling,
     /// Whether vectors have length 1.
@@ -44,13 +50,13 @@ impl Embedder {
     /// Names the file and what is wrong with it; modules that are not known.
     pub fn open(folder: &Path, device: &Device) -> Result<Self, EmbeddingError> {
         let files::Modules { model, pooling, normalise } = files::modules(folder)?;
-        let (encoder, tokenizer) = files::encoder(&folder.join(model), device)?;
-        Ok(Self { encoder, tokenizer, pooling, normalise })
+        let (backbone, tokenizer, longest) = files::backbone(&folder.join(model), device)?;
+        Ok(Self { backbone, tokenizer, longest, pooling, normalise })
     }
 
     /// How many elements a vector has.
     pub fn width(&self) -> usize {
-        self.encoder.config.hidden_size
+        self.backbone.width()
     }
 
     /// The vector of each text, in their order.
@@ -58,8 +64,11 @@ impl Embedder {
     /// # Errors
     /// A text that the tokenizer cannot represent.
     pub fn embed(&self, texts: &[impl AsRef<str>]) -> Result<Vec<Vec<f32>>, EmbeddingError> {
-        let rows = texts.iter().map(|text| row(&self.tokenizer, text.as_ref(), None)).collect::<Result<_, _>>()?;
-        self.embed_rows(rows)
+        let row = |text: &str| match &self.backbone {
+            Backbone::Encoder(_) => row(&self.tokenizer, text, None),
+            Backbone::Decoder(_) => self.framed(text),
+        };
+        self.embed_rows(texts.iter().map(|text| row(text.as_ref())).collect::<Result<_, _>>()?)
     }
 
     /// The same of texts that are tokens already, with what the tokenizer puts around a text.
@@ -73,9 +82,23 @@ impl Embedder {
         self.embed_rows(rows.collect())
     }
 
+    /// A text's tokens, cut so that what is put behind a text stays: the last token is the one that counts.
+    fn framed(&self, text: &str) -> Result<EncoderRow, EmbeddingError> {
+        let mut ids = self.tokenizer.encode(text, true)?;
+        if ids.len() > self.longest {
+            let bare = self.tokenizer.encode(text, false)?;
+            let around = ids.len().saturating_sub(bare.len());
+            let before = (0..=around).find(|at| ids[*at..].starts_with(&bare)).unwrap_or(0);
+            let behind = around - before;
+            ids.drain((self.longest - behind.min(self.longest))..ids.len() - behind);
+        }
+        Ok(EncoderRow { type_ids: vec![0; ids.len()], ids: ids.into_iter().map(i64::from).collect() })
+    }
+
     fn embed_rows(&self, rows: Vec<EncoderRow>) -> Result<Vec<Vec<f32>>, EmbeddingError> {
-        by_batch(&self.encoder, rows, |input| {
-            let pooled = self.pooling.forward(&self.encoder.hidden(input), &input.packed);
+        by_batch(rows, |rows| {
+            let States { hidden, groups } = self.backbone.states(rows)?;
+            let pooled = self.pooling.of_groups(&hidden, &groups);
             Ok(if self.normalise { normalised(&pooled) } else { pooled })
         })
     }
@@ -96,7 +119,7 @@ impl Reranker {
     /// # Errors
     /// Names the file and what is wrong with it; a model without a score head.
     pub fn open(folder: &Path, device: &Device) -> Result<Self, EmbeddingError> {
-        let (encoder, tokenizer) = files::encoder(folder, device)?;
+        let (encoder, tokenizer, _) = files::encoder(folder, device)?;
         match encoder.classifier {
             Some(_) => Ok(Self { encoder, tokenizer }),
             None => Err(EmbeddingError::NoScores(encoder.config.architecture)),
@@ -110,8 +133,9 @@ impl Reranker {
     pub fn score<Q: AsRef<str>, P: AsRef<str>>(&self, pairs: &[(Q, P)]) -> Result<Vec<Vec<f32>>, EmbeddingError> {
         let pair = |(query, passage): &(Q, P)| row(&self.tokenizer, query.as_ref(), Some(passage.as_ref()));
         let rows = pairs.iter().map(pair).collect::<Result<_, _>>()?;
-        by_batch(&self.encoder, rows, |input| {
-            let scores = self.encoder.scores(input, &self.encoder.hidden(input));
+        by_batch(rows, |rows| {
+            let input = self.encoder.input(rows)?;
+            let scores = self.encoder.scores(&input, &self.encoder.hidden(&input));
             let without_head = || EmbeddingError::NoScores(self.encoder.config.architecture.clone());
             scores.map(|(scores, _)| scores).ok_or_else(without_head)
         })
@@ -126,9 +150,8 @@ fn row(tokenizer: &TextTokenizer, first: &str, second: Option<&str>) -> Result<E
 
 /// What `compute` makes of each row. Rows of equal length come together, so that they are attended over together.
 fn by_batch(
-    encoder: &Encoder,
     rows: Vec<EncoderRow>,
-    compute: impl Fn(&EncoderInput) -> Result<Tensor<2>, EmbeddingError>,
+    compute: impl Fn(&[EncoderRow]) -> Result<Tensor<2>, EmbeddingError>,
 ) -> Result<Vec<Vec<f32>>, EmbeddingError> {
     let mut order: Vec<usize> = (0..rows.len()).collect();
     order.sort_by_key(|index| rows[*index].ids.len());
@@ -142,7 +165,12 @@ fn by_batch(
         let (batch, others) = rest.split_at(count);
         rest = others;
         let chosen: Vec<EncoderRow> = batch.iter().map(|index| rows[*index].clone()).collect();
-        let values = host_values(compute(&encoder.input(&chosen)?)?);
+        // Rows are told of by their places among all.
+        let computed = compute(&chosen).map_err(|error| match error {
+            EmbeddingError::Row(error) => RowError { row: batch[error.row], ..error }.into(),
+            other => other,
+        });
+        let values = host_values(computed?);
         let width = values.len() / batch.len();
         for (index, values) in batch.iter().zip(values.chunks(width.max(1))) {
             out[*index] = values.to_vec();

@@ -15,6 +15,8 @@ pub enum Pooling {
     MeanSqrtLength,
     /// The first token.
     Cls,
+    /// The last token.
+    Last,
     /// The largest value of each element.
     Max,
 }
@@ -22,17 +24,23 @@ pub enum Pooling {
 impl Pooling {
     /// `[tokens, width]` to `[rows, width]`.
     pub fn forward(self, hidden: &Tensor<2>, packed: &Packed) -> Tensor<2> {
+        self.of_groups(hidden, &packed.groups)
+    }
+
+    /// The same, of rows in these groups.
+    pub fn of_groups(self, hidden: &Tensor<2>, groups: &[Group]) -> Tensor<2> {
         let of_group = |group: &Group| {
             let [_, width] = hidden.dims();
             let tokens = by_row(hidden, group);
             let pooled = match self {
                 Self::Mean | Self::MeanSqrtLength => tokens.mean_dim(1).mul_scalar(self.factor(group)),
                 Self::Cls => tokens.narrow(1, 0, 1),
+                Self::Last => tokens.narrow(1, group.length - 1, 1),
                 Self::Max => tokens.max_dim(1),
             };
             pooled.reshape([group.rows, width])
         };
-        Tensor::cat(packed.groups.iter().map(of_group).collect(), 0)
+        Tensor::cat(groups.iter().map(of_group).collect(), 0)
     }
 
     /// The gradient at the hidden states, given that at the vectors.
@@ -49,7 +57,10 @@ impl Pooling {
                 Self::Mean | Self::MeanSqrtLength => {
                     d.mul_scalar(self.factor(group) / group.length as f64).expand(shape)
                 }
-                Self::Cls => nothing.select_assign(1, int_tensor(vec![0], &hidden.device()), d, IndexingUpdateOp::Add),
+                Self::Cls | Self::Last => {
+                    let index = if self == Self::Last { group.length as i64 - 1 } else { 0 };
+                    nothing.select_assign(1, int_tensor(vec![index], &hidden.device()), d, IndexingUpdateOp::Add)
+                }
                 Self::Max => nothing.scatter(1, by_row(hidden, group).argmax(1), d, IndexingUpdateOp::Add),
             };
             parts.push(part.reshape([group.tokens(), width]));
@@ -61,7 +72,7 @@ impl Pooling {
     fn factor(self, group: &Group) -> f64 {
         match self {
             Self::MeanSqrtLength => (group.length as f64).sqrt(),
-            Self::Mean | Self::Cls | Self::Max => 1.0,
+            Self::Mean | Self::Cls | Self::Last | Self::Max => 1.0,
         }
     }
 }
@@ -112,7 +123,7 @@ mod tests {
         let mut drawn = |count: usize| (0..count).map(|_| random.normal()).collect::<Vec<f32>>();
         let (hidden, slopes) = (drawn(8 * 4), drawn(4 * 4));
         let tensor = |values: &[f32], rows: usize| matrix(values.to_vec(), &[rows, 4], &Device::flex());
-        for pooling in [Pooling::Mean, Pooling::MeanSqrtLength, Pooling::Cls, Pooling::Max] {
+        for pooling in [Pooling::Mean, Pooling::MeanSqrtLength, Pooling::Cls, Pooling::Last, Pooling::Max] {
             let loss = |hidden: &[f32]| -> f64 {
                 let unit = host_values(normalised(&pooling.forward(&tensor(hidden, 8), &packed)));
                 unit.iter().zip(&slopes).map(|(value, slope)| f64::from(value * slope)).sum()

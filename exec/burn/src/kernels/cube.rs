@@ -8,10 +8,11 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use mloc_kernels::attention::{Gradients, Inputs, SightBuffers};
+use mloc_kernels::cross_entropy::Logits;
 use mloc_kernels::four_bit::{Matrix, Scales};
 use mloc_kernels::rms_norm::Rows;
 use mloc_kernels::rope::{Direction, Heads};
-use mloc_kernels::{Buffer, attention, four_bit, rms_norm, rope, swiglu};
+use mloc_kernels::{Buffer, attention, cross_entropy, four_bit, paged, rms_norm, rope, swiglu};
 
 use super::extension::Kernels;
 
@@ -86,6 +87,57 @@ impl Kernels for CubeBackend {
         values
     }
 
+    fn product_four_bit(
+        x: CubeTensor,
+        packed: CubeTensor,
+        levels: CubeTensor,
+        codes: CubeTensor,
+        map: CubeTensor,
+        scales: CubeTensor,
+        offset: f32,
+        outputs: usize,
+        block: usize,
+        double: bool,
+    ) -> CubeTensor {
+        let [x, packed, levels, codes, map, scales] = [x, packed, levels, codes, map, scales].map(into_contiguous);
+        let Rows { rows, width: inputs, dtype } = rows_of(&x);
+        let y = empty(&x, [rows, outputs]);
+        let [packed, levels, codes, map, scales] = [&packed, &levels, &codes, &map, &scales].map(buffer);
+        let scales = match double {
+            true => Scales::Double { codes, map, scales, offset },
+            false => Scales::Plain(scales),
+        };
+        let matrix = Matrix { outputs, inputs, block, packed, levels, scales };
+        four_bit::product(&x.client, &buffer(&x), &matrix, &buffer(&y), rows, dtype);
+        y
+    }
+
+    fn cross_entropy(logits: CubeTensor, targets: CubeTensor) -> CubeTensor {
+        let [logits, targets] = [logits, targets].map(into_contiguous);
+        let shape = logits_of(&logits);
+        let figures = empty(&logits, [shape.rows, cross_entropy::FIGURES]);
+        let [logits_at, targets_at, figures_at] = [&logits, &targets, &figures].map(buffer);
+        cross_entropy::figures(&logits.client, &logits_at, &targets_at, &figures_at, shape);
+        figures
+    }
+
+    fn cross_entropy_backward(
+        logits: CubeTensor,
+        targets: CubeTensor,
+        figures: CubeTensor,
+        weights: CubeTensor,
+        smoothing: f32,
+    ) -> CubeTensor {
+        let [logits, targets, figures, weights] = [logits, targets, figures, weights].map(into_contiguous);
+        // In place, where nobody else has the logits.
+        let d_logits = if logits.can_mut() { logits.clone() } else { like(&logits) };
+        let [logits_at, targets, figures, weights, d_at] =
+            [&logits, &targets, &figures, &weights, &d_logits].map(buffer);
+        let shape = logits_of(&logits);
+        cross_entropy::gradient(&logits.client, &logits_at, &targets, &figures, &weights, &d_at, smoothing, shape);
+        d_logits
+    }
+
     fn attention(
         q: CubeTensor,
         k: CubeTensor,
@@ -127,6 +179,45 @@ impl Kernels for CubeBackend {
         attention::backward(&q.client, &inputs, &out, &log_sums, &d_out, &gradients, shape);
         (dq, dk, dv)
     }
+
+    fn write_paged(
+        new_keys: CubeTensor,
+        new_values: CubeTensor,
+        places: CubeTensor,
+        keys: CubeTensor,
+        values: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        let [new_keys, new_values, places] = [new_keys, new_values, places].map(into_contiguous);
+        // In place, where nobody else holds what would change.
+        let [keys, values] = [keys, values].map(|kept| if kept.can_mut() { kept } else { kept.copy() });
+        let width = rows_of(&keys).width;
+        let cache = cache_of(&keys, &values);
+        let rows = [&new_keys, &new_values].map(buffer);
+        paged::write(&keys.client, rows.each_ref(), &buffer(&places), &cache, width);
+        (keys, values)
+    }
+
+    fn paged_attention(
+        q: CubeTensor,
+        keys: CubeTensor,
+        values: CubeTensor,
+        tables: CubeTensor,
+        seen: CubeTensor,
+        kv_heads: usize,
+        dim: usize,
+        block_tokens: usize,
+        longest: usize,
+        scale: f32,
+    ) -> CubeTensor {
+        let [q, keys, values, tables, seen] = [q, keys, values, tables, seen].map(into_contiguous);
+        let out = like(&q);
+        let queries = rows_of(&q);
+        let [tables, seen] = [&tables, &seen].map(buffer);
+        let texts = paged::Texts { tables, seen, count: queries.rows, longest };
+        let shape = paged::Shape { heads: queries.width / dim, kv_heads, dim, block_tokens, scale };
+        paged::forward(&q.client, &buffer(&q), &cache_of(&keys, &values), &texts, &buffer(&out), shape);
+        out
+    }
 }
 
 fn buffer(tensor: &CubeTensor) -> Buffer {
@@ -145,6 +236,15 @@ fn like(tensor: &CubeTensor) -> CubeTensor {
 fn rows_of(x: &CubeTensor) -> Rows {
     let shape = x.meta.shape();
     Rows { rows: shape[0], width: shape[1], dtype: dtype_to_elem_type(x.dtype) }
+}
+
+fn logits_of(logits: &CubeTensor) -> Logits {
+    let Rows { rows, width: vocabulary, dtype } = rows_of(logits);
+    Logits { rows, vocabulary, dtype }
+}
+
+fn cache_of(keys: &CubeTensor, values: &CubeTensor) -> paged::Cache {
+    paged::Cache { keys: buffer(keys), values: buffer(values), dtype: dtype_to_elem_type(keys.dtype) }
 }
 
 fn attention_of(q: &CubeTensor, k: &CubeTensor, kv_heads: usize, dim: usize, scale: f32) -> attention::Shape {

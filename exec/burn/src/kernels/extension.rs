@@ -7,6 +7,7 @@ use burn_paths as burn;
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
+use mloc_kernels::cross_entropy::FIGURES;
 
 /// Where the code that `#[backend_extension]` writes looks things up. Burn has `backend::fusion` only with its feature
 /// `fusion`, which would drag burn-remote into the lock file.
@@ -61,6 +62,32 @@ pub trait Kernels: Backend {
         block: usize,
     ) -> FloatTensor<Self>;
 
+    #[fusion(meta = |x, _packed, _levels, _codes, _map, _scales, _offset, outputs, _block, _double| of(x, [x.shape[0], *outputs]))]
+    fn product_four_bit(
+        x: FloatTensor<Self>,
+        packed: IntTensor<Self>,
+        levels: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        map: FloatTensor<Self>,
+        scales: FloatTensor<Self>,
+        offset: f32,
+        outputs: usize,
+        block: usize,
+        double: bool,
+    ) -> FloatTensor<Self>;
+
+    #[fusion(meta = |logits, _targets| of(logits, [logits.shape[0], FIGURES]))]
+    fn cross_entropy(logits: FloatTensor<Self>, targets: IntTensor<Self>) -> FloatTensor<Self>;
+
+    #[fusion(meta = |logits, _targets, _figures, _weights, _smoothing| logits.clone())]
+    fn cross_entropy_backward(
+        logits: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        figures: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        smoothing: f32,
+    ) -> FloatTensor<Self>;
+
     #[fusion(meta = |q, _k, _v, _sight, _seen_by, _kv_heads, dim, _scale| (q.clone(), of(q, [q.shape[0], q.shape[1] / *dim])))]
     fn attention(
         q: FloatTensor<Self>,
@@ -87,6 +114,29 @@ pub trait Kernels: Backend {
         dim: usize,
         scale: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(meta = |_new_keys, _new_values, _places, keys, values| (keys.clone(), values.clone()))]
+    fn write_paged(
+        new_keys: FloatTensor<Self>,
+        new_values: FloatTensor<Self>,
+        places: IntTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    #[fusion(meta = |q, _keys, _values, _tables, _seen, _kv_heads, _dim, _block_tokens, _longest, _scale| q.clone())]
+    fn paged_attention(
+        q: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        tables: IntTensor<Self>,
+        seen: IntTensor<Self>,
+        kv_heads: usize,
+        dim: usize,
+        block_tokens: usize,
+        longest: usize,
+        scale: f32,
+    ) -> FloatTensor<Self>;
 }
 
 /// As a tensor like `like` of another shape.

@@ -4,8 +4,8 @@
 //! processor and what the kernel is compared with. Under fusion an operation is a step of its own in the stream of
 //! deferred ones: its outputs are described at once, and computed with the rest.
 //!
-//! Not here yet: figures and gradients of logits (`loss.rs` keeps probabilities that others read), and products with
-//! 4-bit weights that are not unpacked.
+//! What is here is compiled with feature `kernels`, and has not been run on a GPU; the kernels themselves are compared with
+//! the host's numbers by `exec/kernels/tests`, on whatever device is there.
 
 mod cube;
 mod extension;
@@ -13,6 +13,7 @@ mod extension;
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use mloc_kernels::attention::Sight;
+pub(crate) use mloc_kernels::four_bit::MOST_ROWS;
 
 use extension::Kernels;
 
@@ -76,6 +77,63 @@ pub(crate) fn unpack_four_bit(
     Tensor::from_dispatch(values)
 }
 
+/// A matrix in 4-bit codes whose scales are f32, one a block, or in turn codes.
+pub(crate) struct FourBit<'a> {
+    pub packed: &'a Tensor<1, Int>,
+    /// What the 16 codes stand for, one row.
+    pub levels: Tensor<2>,
+    pub scales: FourBitScales<'a>,
+    pub outputs: usize,
+    /// Elements that share a scale.
+    pub block: usize,
+}
+
+/// As one row each.
+pub(crate) enum FourBitScales<'a> {
+    Plain(&'a Tensor<2>),
+    /// `map[code] · scale of 256 codes + offset`.
+    Double {
+        codes: &'a Tensor<1, Int>,
+        map: Tensor<2>,
+        scales: &'a Tensor<2>,
+        offset: f32,
+    },
+}
+
+/// `x · matrixᵀ` for a few rows of f32, at most [`MOST_ROWS`]: nothing is unpacked.
+pub(crate) fn product_four_bit(x: &Tensor<2>, matrix: FourBit<'_>) -> Tensor<2> {
+    let FourBit { packed, levels, scales, outputs, block } = matrix;
+    // Where there are no codes, the others stand in for what is not read.
+    let (codes, map, scales, offset, double) = match scales {
+        FourBitScales::Plain(scales) => (packed, levels.clone(), scales, 0.0, false),
+        FourBitScales::Double { codes, map, scales, offset } => (codes, map, scales, offset, true),
+    };
+    let [packed, codes] = [packed, codes].map(|bytes| bytes.clone().into_dispatch());
+    let [x, levels, map, scales] = [x.clone(), levels, map, scales.clone()].map(Tensor::into_dispatch);
+    let y = Dispatch::product_four_bit(x, packed, levels, codes, map, scales, offset, outputs, block, double);
+    Tensor::from_dispatch(y)
+}
+
+/// The figures of each row of logits, `[rows, 5]`; [`mloc_kernels::cross_entropy`] has their order.
+pub(crate) fn cross_entropy(logits: &Tensor<2>, targets: &Tensor<1, Int>) -> Tensor<2> {
+    let (logits, targets) = (logits.clone().into_dispatch(), targets.clone().into_dispatch());
+    Tensor::from_dispatch(Dispatch::cross_entropy(logits, targets))
+}
+
+/// The gradient at the logits, in their memory where nobody else has them, given their figures and a weight for each row.
+pub(crate) fn cross_entropy_backward(
+    logits: Tensor<2>,
+    targets: &Tensor<1, Int>,
+    figures: &Tensor<2>,
+    weights: &[f32],
+    smoothing: f64,
+) -> Tensor<2> {
+    let weights = Tensor::<2>::from_data(TensorData::new(weights.to_vec(), [weights.len(), 1]), &logits.device());
+    let (logits, weights) = (logits.into_dispatch(), weights.into_dispatch());
+    let (targets, figures) = (targets.clone().into_dispatch(), figures.clone().into_dispatch());
+    Tensor::from_dispatch(Dispatch::cross_entropy_backward(logits, targets, figures, weights, smoothing as f32))
+}
+
 /// What attention needs to know beside its tensors.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AttentionSizes {
@@ -95,11 +153,14 @@ pub(crate) struct SightTensors {
 impl SightTensors {
     /// Of packed texts of these lengths.
     pub fn packed(lengths: impl IntoIterator<Item = usize>, window: Option<usize>, device: &Device) -> Self {
-        let sight = Sight::packed(lengths, window);
+        Self::of(&Sight::packed(lengths, window), device)
+    }
+
+    /// On a device.
+    pub fn of(sight: &Sight, device: &Device) -> Self {
         let tensor = |ranges: &[[u32; 2]]| {
             let values: Vec<i32> = ranges.as_flattened().iter().map(|index| *index as i32).collect();
-            // The type is said, or the numbers would become the device's own integers, of four or eight bytes.
-            Tensor::from_data(TensorData::new(values, [ranges.len(), 2]), (device, DType::I32))
+            words(&values, device).reshape([ranges.len(), 2])
         };
         Self { of_queries: tensor(sight.of_queries()), of_keys: tensor(sight.of_keys()) }
     }
@@ -128,4 +189,60 @@ pub(crate) fn attention_backward(
     let (dq, dk, dv) =
         Dispatch::attention_backward(q, k, v, sight, seen_by, out, log_sums, d_out, kv_heads, dim, scale);
     [dq, dk, dv].map(Tensor::from_dispatch)
+}
+
+/// Whole numbers of 32 bits. The type is said, or they would become the device's own integers, of four or eight bytes.
+pub(crate) fn words(values: &[i32], device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, DType::I32))
+}
+
+/// Ids of tokens as such.
+pub(crate) fn indices(ids: &[i64], device: &Device) -> Tensor<1, Int> {
+    words(&ids.iter().map(|id| *id as i32).collect::<Vec<_>>(), device)
+}
+
+/// Texts with one new token each, whose keys and values lie in blocks.
+#[derive(Debug, Clone)]
+pub(crate) struct PagedTexts {
+    /// Each text's blocks, `[texts · table width]`.
+    pub tables: Tensor<1, Int>,
+    /// First key that each sees and one past the last, `[texts · 2]`.
+    pub seen: Tensor<1, Int>,
+    /// The longest of those ranges.
+    pub longest: usize,
+}
+
+/// Keys and values, `[places, kv heads · dim]`, with new rows of each at `places`. What is given away is written in place
+/// where nobody else holds it.
+pub(crate) fn write_paged(rows: [Tensor<2>; 2], places: &Tensor<1, Int>, kept: [Tensor<2>; 2]) -> [Tensor<2>; 2] {
+    let [new_keys, new_values] = rows.map(Tensor::into_dispatch);
+    let [keys, values] = kept.map(Tensor::into_dispatch);
+    let (keys, values) = Dispatch::write_paged(new_keys, new_values, places.clone().into_dispatch(), keys, values);
+    [keys, values].map(Tensor::from_dispatch)
+}
+
+/// Attention of one query a text, `[texts, heads · dim]`, over keys and values in blocks.
+pub(crate) fn paged_attention(
+    q: Tensor<2>,
+    kept: [&Tensor<2>; 2],
+    texts: &PagedTexts,
+    block_tokens: usize,
+    sizes: AttentionSizes,
+) -> Tensor<2> {
+    let [keys, values] = kept.map(|kept| kept.clone().into_dispatch());
+    let [tables, seen] = [&texts.tables, &texts.seen].map(|words| words.clone().into_dispatch());
+    let AttentionSizes { kv_heads, dim, scale } = sizes;
+    let q = q.into_dispatch();
+    Tensor::from_dispatch(Dispatch::paged_attention(
+        q,
+        keys,
+        values,
+        tables,
+        seen,
+        kv_heads,
+        dim,
+        block_tokens,
+        texts.longest,
+        scale,
+    ))
 }

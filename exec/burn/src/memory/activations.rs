@@ -18,7 +18,7 @@
 
 use super::Rows;
 use crate::loss::CHUNK_ELEMENTS;
-use crate::model::DecoderConfig;
+use crate::model::{Activation, DecoderConfig};
 
 /// Of an f32.
 const FLOAT: u64 = 4;
@@ -43,10 +43,12 @@ pub(super) struct Layers {
     qk_norm: bool,
     /// Different windows.
     windows: u64,
+    /// Whether what stands between products is computed in the memory of what it is made of: `processor`.
+    in_place: bool,
 }
 
 impl Layers {
-    pub fn of(config: &DecoderConfig) -> Self {
+    pub fn of(config: &DecoderConfig, on_gpu: bool) -> Self {
         let mut windows = config.windows.clone();
         windows.sort_unstable();
         windows.dedup();
@@ -68,6 +70,7 @@ impl Layers {
             head: of(config.head_dim),
             qk_norm: config.qk_norm,
             windows: of(windows.len()),
+            in_place: !on_gpu && experts.is_none() && config.activation == Activation::Silu,
         }
     }
 
@@ -99,6 +102,9 @@ impl Layers {
     /// Beside the tape in a forward pass: what the activation function passes through, or the scores before their softmax.
     pub fn forward(&self, rows: Rows) -> u64 {
         let tokens = FLOAT * rows.tokens as u64;
+        if self.in_place {
+            return tokens * (self.inner + 2 * self.hidden).max(self.queries + 2 * self.keys + self.hidden);
+        }
         (tokens * (2 * self.inner + 2 * self.hidden)).max(2 * self.scores(rows) + tokens * (self.queries + self.keys))
     }
 
@@ -106,6 +112,10 @@ impl Layers {
     /// scores.
     pub fn backward(&self, rows: Rows) -> u64 {
         let tokens = FLOAT * rows.tokens as u64;
+        if self.in_place {
+            return (tokens * (2 * self.inner + 3 * self.hidden))
+                .max(self.scores(rows) + tokens * (4 * self.queries + 3 * self.keys + 2 * self.hidden));
+        }
         (tokens * (5 * self.inner + 3 * self.hidden))
             .max(2 * self.scores(rows) + tokens * (4 * self.queries + 3 * self.keys + 2 * self.hidden))
     }
@@ -126,14 +136,14 @@ impl Logits {
     /// Where no vocabulary is.
     pub const NONE: Self = Self { peak: 0 };
 
-    /// At most so many targets: logits, probabilities and their product.
-    pub fn of(config: &DecoderConfig, targets: usize) -> Self {
-        Self { peak: 3 * Self::chunk(config, targets) }
+    /// At most so many targets: logits that become their gradient, on a GPU in memory of its own.
+    pub fn of(config: &DecoderConfig, targets: usize, on_gpu: bool) -> Self {
+        Self { peak: if on_gpu { 2 } else { 1 } * Self::chunk(config, targets) }
     }
 
-    /// With the gradient of entropies: it is made of the probabilities a second time.
-    pub fn with_entropies(self) -> Self {
-        Self { peak: self.peak / 3 * 4 }
+    /// With the gradient of entropies: logits, log-probabilities and probabilities.
+    pub fn with_entropies(config: &DecoderConfig, targets: usize) -> Self {
+        Self { peak: 3 * Self::chunk(config, targets) }
     }
 
     fn chunk(config: &DecoderConfig, targets: usize) -> u64 {

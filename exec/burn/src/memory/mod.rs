@@ -233,7 +233,7 @@ impl Plan {
 /// Settings of an adapter that mean nothing on this model.
 pub fn plan(setup: &Setup<'_>) -> Result<Plan, LoraError> {
     let policy = HeldModel::of(setup.model, setup.trained, setup.held)?;
-    let layers = Layers::of(setup.model);
+    let layers = Layers::of(setup.model, setup.on_gpu);
     let (reference, rollout, critic) = match setup.method {
         Method::CrossEntropy | Method::Rewards => (Reference::None, None, None),
         Method::Preferences(reference) => (reference, None, None),
@@ -267,8 +267,8 @@ pub fn plan(setup: &Setup<'_>) -> Result<Plan, LoraError> {
     let rows = setup.rows;
     let logits = match setup.method {
         Method::Rewards => Logits::NONE,
-        Method::CrossEntropy | Method::Preferences(_) => Logits::of(setup.model, rows.tokens),
-        Method::Groups(..) | Method::ActorCritic(..) => Logits::of(setup.model, rows.tokens).with_entropies(),
+        Method::CrossEntropy | Method::Preferences(_) => Logits::of(setup.model, rows.tokens, setup.on_gpu),
+        Method::Groups(..) | Method::ActorCritic(..) => Logits::with_entropies(setup.model, rows.tokens),
     };
     let hidden = layers.hidden(rows);
     let mut moments = vec![
@@ -308,7 +308,7 @@ pub fn plan(setup: &Setup<'_>) -> Result<Plan, LoraError> {
             Parts {
                 gradients: all_gradients,
                 activations: layers.tape(rows),
-                temporary: work.backward(rows).max(policy.embedding_scatter()),
+                temporary: work.backward(rows).max(policy.embedding_scatter(setup.on_gpu)),
                 ..resident
             },
         ),
@@ -332,7 +332,7 @@ pub fn plan(setup: &Setup<'_>) -> Result<Plan, LoraError> {
     if measured.tokens > 0 {
         let logits = match setup.method {
             Method::Rewards => Logits::NONE,
-            _ => Logits::of(setup.model, measured.tokens),
+            _ => Logits::of(setup.model, measured.tokens, setup.on_gpu),
         };
         moments.push((
             Moment::Measuring,

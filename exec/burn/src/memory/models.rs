@@ -112,9 +112,10 @@ impl Held {
         self.head_gradient()
     }
 
-    /// While the embedding's gradient is put together, in the end; where it is the head's too, both are added.
-    pub fn embedding_scatter(&self) -> u64 {
-        match (self.trains_embedding, self.tied) {
+    /// While the embedding's gradient is put together, in the end; where it is the head's too, both are added. On the
+    /// processor rows are added to what is there.
+    pub fn embedding_scatter(&self, on_gpu: bool) -> u64 {
+        match (self.trains_embedding && on_gpu, self.tied) {
             (false, _) => 0,
             (true, false) => FLOAT * self.embedding,
             (true, true) => 2 * FLOAT * self.embedding,
@@ -135,8 +136,8 @@ impl Held {
     pub fn update(&self, settings: &OptimizerSettings, on_gpu: bool) -> u64 {
         let largest = self.trained.iter().map(|(_, shape)| shape.iter().product::<usize>()).max().unwrap_or(0) as u64;
         let copies = match settings {
-            // In place; before it, squares for the norm of a gradient.
-            OptimizerSettings::AdamW(_) | OptimizerSettings::AdamW8bit(_) if !on_gpu => 1,
+            // In place.
+            OptimizerSettings::AdamW(_) | OptimizerSettings::AdamW8bit(_) if !on_gpu => 0,
             OptimizerSettings::AdamW(_) => 4,
             OptimizerSettings::AdamW8bit(_) => 2,
             OptimizerSettings::Adafactor { .. } => 3,

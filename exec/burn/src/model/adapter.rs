@@ -15,6 +15,7 @@ use burn::tensor::{Device, Tensor};
 use super::packed::Packed;
 use super::parameter::{Gradients, Parameter, matrix};
 use super::weight::{Compute, Weight};
+use crate::processor::sum;
 use crate::random::Random;
 
 /// The two factors of a low-rank adapter.
@@ -51,6 +52,13 @@ pub(super) struct Base<'a> {
 impl Base<'_> {
     /// `x · Wᵀ`.
     pub fn forward(self, x: Tensor<2>) -> Tensor<2> {
+        // In f32 whatever else is computed in: nothing is unpacked for the few rows of generation.
+        #[cfg(feature = "kernels")]
+        if let Weight::FourBit { matrix, .. } = self.weight
+            && let Some(y) = matrix.product(&x)
+        {
+            return y;
+        }
         self.compute.product(x, self.matrix().transpose())
     }
 
@@ -84,7 +92,7 @@ impl LoraPair {
         let delta = base.compute.product(low.mul_scalar(self.scale), self.b.value.clone().transpose());
         let plain = base.forward(x.clone());
         match (&self.dora, mask) {
-            (None, _) => plain + delta,
+            (None, _) => sum(plain, delta),
             (Some(dora), None) => (plain + delta) * self.gain(dora, base),
             (Some(dora), Some(_)) => {
                 let gain = self.gain(dora, base);
@@ -107,7 +115,7 @@ impl LoraPair {
         let x = drop_by(x, &mask);
         let Some(dora) = &self.dora else {
             let through = self.through_factors(base, x, &dy, input_needed, gradients);
-            return through.map(|dx| base.backward(dy) + drop_by(dx, &mask));
+            return through.map(|dx| sum(base.backward(dy), drop_by(dx, &mask)));
         };
         let norms = self.norms(dora, base);
         let gain = dora.magnitude.value.clone() / norms.clone();

@@ -4,7 +4,7 @@ use std::cell::LazyCell;
 
 use burn::tensor::Tensor;
 
-use super::cache::LayerCache;
+use super::cache::Past;
 use super::config::DecoderConfig;
 use super::dot_product::{DotProduct, DotProductTape, Slopes};
 use super::linear::Linear;
@@ -12,6 +12,7 @@ use super::norm::{NormTape, RmsNorm};
 use super::packed::Packed;
 use super::parameter::{Gradients, Parameter};
 use super::weight::Compute;
+use crate::processor::sum;
 
 /// The attention block of a layer.
 #[derive(Debug, Clone)]
@@ -59,14 +60,9 @@ impl Attention {
         Self { q_proj, k_proj, v_proj, o_proj, qk_norm, compute: Compute::F32, heads, window: config.windows[layer] }
     }
 
-    /// `x` is the normalised input, `[tokens, hidden]`. With caches, one for each group, `packed` is a continuation and
-    /// its keys and values join the past ones; such a forward cannot be followed by a backward.
-    pub fn forward(
-        &self,
-        x: &Tensor<2>,
-        packed: &Packed,
-        caches: Option<&mut [LayerCache]>,
-    ) -> (Tensor<2>, AttentionTape) {
+    /// `x` is the normalised input, `[tokens, hidden]`. With a past, `packed` is a continuation and its keys and values join
+    /// the past ones; such a forward cannot be followed by a backward.
+    pub fn forward(&self, x: &Tensor<2>, packed: &Packed, past: Past<'_>) -> (Tensor<2>, AttentionTape) {
         let mut q = self.q_proj.forward(x, packed);
         let mut k = self.k_proj.forward(x, packed);
         let v = self.v_proj.forward(x, packed);
@@ -81,13 +77,26 @@ impl Attention {
             (q, k) = (rotation.apply(q), rotation.apply(k));
         }
         #[cfg(feature = "kernels")]
-        if caches.is_none()
+        if matches!(past, Past::None)
             && let Some((mixed, heads)) = self.heads.forward_by_kernel([&q, &k, &v], packed, self.window, self.compute)
         {
             return (self.o_proj.forward(&mixed, packed), AttentionTape { norms, heads });
         }
-        let mask = |group: &_| packed.mask(group, self.window);
-        let (mixed, heads) = self.heads.forward([q, k, v], &packed.groups, mask, self.compute, caches);
+        let (mixed, heads) = match past {
+            Past::Paged(layer) => {
+                let mixed = layer.attend(&self.heads, [q, k, v], packed, self.window, self.compute);
+                (mixed.clone(), DotProductTape::without_backward(mixed))
+            }
+            Past::Groups(caches) => {
+                let joined = |index: usize, k, v| caches[index].extend(k, v);
+                let mask = |index: usize| packed.mask(&packed.groups[index], self.window);
+                self.heads.forward([q, k, v], &packed.groups, mask, self.compute, joined)
+            }
+            Past::None => {
+                let mask = |index: usize| packed.mask(&packed.groups[index], self.window);
+                self.heads.forward([q, k, v], &packed.groups, mask, self.compute, |_, k, v| (k, v))
+            }
+        };
         (self.o_proj.forward(&mixed, packed), AttentionTape { norms, heads })
     }
 
@@ -122,7 +131,7 @@ impl Attention {
             if input_needed {
                 let part = linear.backward(|| x.clone(), d, packed, gradients);
                 dx = Some(match dx {
-                    Some(sum) => part + sum,
+                    Some(others) => sum(others, part),
                     None => part,
                 });
             } else {

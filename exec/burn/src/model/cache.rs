@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::packed::{Packed, int_tensor};
+use super::paged::PagedLayer;
 
 /// Keys and values in every layer, of one text or of several groups of texts; those of a group have equal lengths.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +18,17 @@ pub struct KeyValueCache {
 #[derive(Debug, Clone, Default)]
 pub struct LayerCache {
     kept: Option<(Tensor<4>, Tensor<4>)>,
+}
+
+/// What a layer's tokens see besides each other. A forward with any of it cannot be followed by a backward.
+#[derive(Debug)]
+pub enum Past<'a> {
+    /// Nothing.
+    None,
+    /// What came before in each group.
+    Groups(&'a mut [LayerCache]),
+    /// What lies in blocks, by the packed tokens' [`Reading`](super::paged::Reading).
+    Paged(&'a mut PagedLayer),
 }
 
 impl KeyValueCache {

@@ -8,10 +8,10 @@ mod build;
 
 use std::convert::Infallible;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 use self::build::{HEAD, SCORE};
-use super::cache::KeyValueCache;
+use super::cache::{KeyValueCache, Past};
 use super::config::DecoderConfig;
 use super::experts::{Balance, Routing};
 use super::head::Head;
@@ -19,6 +19,7 @@ use super::layer::{Layer, LayerTape};
 use super::linear::Linear;
 use super::norm::{NormTape, RmsNorm};
 use super::packed::Packed;
+use super::paged::PagedCache;
 use super::parameter::{Gradients, Parameter, Parameters, on_device};
 use super::score::ScoreHead;
 use super::weight::{Compute, Weight};
@@ -124,7 +125,7 @@ impl Decoder {
         for layer in &self.layers {
             go_on()?;
             // The tape is dropped at once: one layer's activations are alive at a time.
-            x = layer.forward(x, packed, None).0;
+            x = layer.forward(x, packed, Past::None).0;
         }
         Ok(self.norm.forward(x).0)
     }
@@ -134,9 +135,18 @@ impl Decoder {
     pub fn hidden_cached(&self, packed: &Packed, cache: &mut KeyValueCache) -> Tensor<2> {
         let mut x = self.embed(packed);
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, packed, Some(cache.layer(index))).0;
+            x = layer.forward(x, packed, Past::Groups(cache.layer(index))).0;
         }
         cache.advance(packed);
+        self.norm.forward(x).0
+    }
+
+    /// As [`Self::hidden`] for a step over a cache of blocks.
+    pub(super) fn hidden_paged(&self, packed: &Packed, cache: &mut PagedCache) -> Tensor<2> {
+        let mut x = self.embed(packed);
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(x, packed, Past::Paged(cache.layer(index))).0;
+        }
         self.norm.forward(x).0
     }
 
@@ -160,7 +170,7 @@ impl Decoder {
         for layer in &self.layers {
             go_on()?;
             let input = self.checkpointing.then(|| x.clone());
-            let (out, tape) = layer.forward(x, packed, None);
+            let (out, tape) = layer.forward(x, packed, Past::None);
             routings.extend(tape.routing());
             layers.push(input.map_or_else(|| Kept::Tape(Box::new(tape)), Kept::Input));
             x = out;
@@ -202,7 +212,7 @@ impl Decoder {
             go_on()?;
             let tape = match kept {
                 Kept::Tape(tape) => *tape,
-                Kept::Input(x) => self.layers[index].forward(x, packed, None).1,
+                Kept::Input(x) => self.layers[index].forward(x, packed, Past::None).1,
             };
             let input_needed = index > lowest || self.embedding.trainable;
             match self.layers[index].backward(d, tape, packed, input_needed, balance.as_ref(), gradients) {
@@ -212,9 +222,7 @@ impl Decoder {
         }
         if self.embedding.trainable {
             let d = self.scaled(d);
-            let zeros = Tensor::zeros(self.embedding.value.dims(), &self.device);
-            let scattered = zeros.select_assign(0, packed.ids.clone(), d, burn::tensor::IndexingUpdateOp::Add);
-            gradients.add(&self.embedding.name, scattered);
+            gradients.add_rows(&self.embedding.name, self.embedding.value.dims(), &packed.ids, d);
         }
         Ok(())
     }
@@ -225,7 +233,8 @@ impl Decoder {
     }
 
     fn embed(&self, packed: &Packed) -> Tensor<2> {
-        let embedded = self.scaled(self.embedding.value.clone().select(0, packed.ids.clone()));
+        let rows = self.embedding.value.clone().select(0, packed.ids.clone());
+        let embedded = self.scaled(rows.cast(FloatDType::F32));
         match &packed.embedding_noise {
             Some(noise) => {
                 let dims = embedded.dims();
@@ -246,6 +255,13 @@ impl Decoder {
         for layer in &mut self.layers {
             layer.linears_mut().for_each(|linear| linear.compute = compute);
             layer.attention.compute = compute;
+        }
+    }
+
+    /// Holds the embedding and the head in another format from now on, as where a model serves and is not trained.
+    pub(super) fn hold_vocabulary(&mut self, format: Compute) {
+        for parameter in std::iter::once(&mut self.embedding).chain(&mut self.lm_head) {
+            parameter.value = parameter.value.clone().cast(format.format());
         }
     }
 

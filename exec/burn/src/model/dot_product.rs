@@ -11,9 +11,10 @@ mod by_kernel;
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 
-use super::cache::LayerCache;
 use super::packed::Group;
 use super::weight::Compute;
+use crate::processor;
+use crate::spent::{self, Work};
 
 /// How heads are laid out in a row of queries and of keys, and how their products become probabilities.
 #[derive(Debug, Clone, Copy)]
@@ -63,28 +64,37 @@ pub struct Slopes {
     pub v: Tensor<2>,
 }
 
+impl DotProductTape {
+    /// Of a forward that no backward will follow.
+    pub(super) fn without_backward(mixed: Tensor<2>) -> Self {
+        Self {
+            groups: Vec::new(),
+            #[cfg(feature = "kernels")]
+            kernel: None,
+            mixed,
+        }
+    }
+}
+
 impl DotProduct {
     /// `q` is `[tokens, heads · dim]`, `k` and `v` `[tokens, kv · dim]`; the result is as `q`. `mask` is what is added to
-    /// the scores of a group. With caches, one for each group, keys and values join the past ones; such a forward cannot
-    /// be followed by a backward.
+    /// the scores of a group, by its index. `joined` makes of a group's own keys and values, `[rows, kv, length, dim]`, all
+    /// that it sees; where that is more than its own the forward cannot be followed by a backward.
     pub fn forward<'a>(
         &self,
         [q, k, v]: [Tensor<2>; 3],
         groups: &[Group],
-        mask: impl Fn(&Group) -> Option<&'a Tensor<4>>,
+        mask: impl Fn(usize) -> Option<&'a Tensor<4>>,
         compute: Compute,
-        mut caches: Option<&mut [LayerCache]>,
+        mut joined: impl FnMut(usize, Tensor<4>, Tensor<4>) -> (Tensor<4>, Tensor<4>),
     ) -> (Tensor<2>, DotProductTape) {
         let q = q.mul_scalar(self.scale as f32);
         let mut outputs = Vec::with_capacity(groups.len());
         let mut kept = Vec::with_capacity(groups.len());
         for (index, group) in groups.iter().enumerate() {
             let q = self.split_queries(rows(&q, group), group);
-            let mut k = self.split_keys(rows(&k, group), group);
-            let mut v = self.split_keys(rows(&v, group), group);
-            if let Some(caches) = caches.as_deref_mut() {
-                (k, v) = caches[index].extend(k, v);
-            }
+            let [k, v] = [&k, &v].map(|x| self.split_keys(rows(x, group), group));
+            let (k, v) = joined(index, k, v);
             let mut scores = compute.product(q.clone(), k.clone().swap_dims(2, 3));
             let mut capped = None;
             if let Some(cap) = self.softcap {
@@ -92,10 +102,7 @@ impl DotProduct {
                 capped = Some(between.clone());
                 scores = between.mul_scalar(cap);
             }
-            if let Some(mask) = mask(group) {
-                scores = scores + mask.clone();
-            }
-            let probabilities = softmax(scores, 3);
+            let probabilities = spent::on(Work::Attention, || probabilities(scores, mask(index)));
             let mixed = compute.product(probabilities.clone(), v.clone());
             outputs.push(self.join_queries(mixed, group));
             kept.push(GroupTape { q, k, v, capped, probabilities });
@@ -118,7 +125,7 @@ impl DotProduct {
         }
         let DotProductTape { groups: kept, mixed, .. } = tape;
         // Σ dO·O per query: what the softmax's backward subtracts, without a pass over the probabilities.
-        let inner = self.inner_products(&d_mixed, mixed);
+        let inner = spent::on(Work::Attention, || self.inner_products(&d_mixed, mixed));
         let mut dq = Vec::with_capacity(kept.len());
         let mut dk = Vec::with_capacity(kept.len());
         let mut dv = Vec::with_capacity(kept.len());
@@ -128,7 +135,9 @@ impl DotProduct {
             let inner = self.split_inner(rows(&inner, group), group);
             let product = |a, b| compute.product(a, b);
             dv.push(self.join_keys(product(probabilities.clone().swap_dims(2, 3), d_out.clone()), group));
-            let mut d_scores = (product(d_out, v.swap_dims(2, 3)) - inner) * probabilities;
+            let d_probabilities = product(d_out, v.swap_dims(2, 3));
+            let slopes = || at_scores(d_probabilities, probabilities, inner);
+            let mut d_scores = spent::on(Work::Attention, slopes);
             if let Some(between) = capped {
                 // tanh' = 1 − tanh²
                 d_scores = d_scores * between.square().neg().add_scalar(1.0);
@@ -141,6 +150,9 @@ impl DotProduct {
 
     /// Σ a·b over each head, `[tokens, heads]`.
     fn inner_products(&self, a: &Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+        if processor::take([a, &b]) {
+            return processor::attention::inner_products(a, &b, self.dim);
+        }
         let [tokens, width] = a.dims();
         let heads = width / self.dim;
         (a.clone() * b).reshape([tokens, heads, self.dim]).sum_dim(2).reshape([tokens, heads])
@@ -179,6 +191,25 @@ impl DotProduct {
 
     fn join_keys(&self, x: Tensor<4>, group: &Group) -> Tensor<2> {
         x.permute([0, 2, 1, 3]).reshape([group.tokens(), self.kv * self.dim])
+    }
+}
+
+/// The softmax of scores to which a mask was added.
+fn probabilities(scores: Tensor<4>, mask: Option<&Tensor<4>>) -> Tensor<4> {
+    if processor::take([&scores]) {
+        return processor::attention::softmax(scores, mask);
+    }
+    match mask {
+        Some(mask) => softmax(scores + mask.clone(), 3),
+        None => softmax(scores, 3),
+    }
+}
+
+/// The gradient at the scores, given that at their probabilities and Σ dO·O of each query.
+fn at_scores(d: Tensor<4>, probabilities: Tensor<4>, inner: Tensor<4>) -> Tensor<4> {
+    match processor::take([&d, &probabilities, &inner]) {
+        true => processor::attention::softmax_backward(d, &probabilities, inner),
+        false => (d - inner) * probabilities,
     }
 }
 

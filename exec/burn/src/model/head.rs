@@ -1,8 +1,9 @@
 //! The head over the vocabulary: what makes logits of hidden states.
 
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 
 use super::parameter::Parameter;
+use crate::processor;
 
 /// `logits = cap(hidden · weightᵀ)`, where `cap(x) = c·tanh(x/c)` keeps them between −c and c in the families that have it.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +29,21 @@ impl<'a> Head<'a> {
 
     /// `[n, hidden]` to `[n, vocab]`.
     pub fn logits(self, hidden: Tensor<2>) -> Tensor<2> {
-        let logits = hidden.matmul(self.weight.value.clone().transpose());
+        self.capped(self.before_cap(hidden))
+    }
+
+    /// The logits without their cap.
+    pub fn before_cap(self, hidden: Tensor<2>) -> Tensor<2> {
+        let weight = self.weight.value.clone().transpose();
+        // What serves may hold it in half of f32.
+        match FloatDType::from(weight.dtype()) {
+            FloatDType::F32 => processor::product(hidden, weight),
+            half => hidden.cast(half).matmul(weight).cast(FloatDType::F32),
+        }
+    }
+
+    /// Caps logits, in the families that do.
+    pub fn capped(self, logits: Tensor<2>) -> Tensor<2> {
         match self.softcap {
             Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
             None => logits,

@@ -4,13 +4,14 @@
 use burn::tensor::Tensor;
 
 use super::attention::{Attention, AttentionTape};
-use super::cache::LayerCache;
+use super::cache::Past;
 use super::experts::Routing;
 use super::feed_forward::{FeedForward, FeedForwardTape};
 use super::linear::Linear;
 use super::norm::{NormTape, RmsNorm};
 use super::packed::Packed;
 use super::parameter::{Gradients, Parameter};
+use crate::processor::sum;
 
 /// A layer.
 #[derive(Debug, Clone)]
@@ -39,18 +40,18 @@ pub struct LayerTape {
 
 impl Layer {
     /// `[tokens, hidden]` to the same.
-    pub fn forward(&self, x: Tensor<2>, packed: &Packed, caches: Option<&mut [LayerCache]>) -> (Tensor<2>, LayerTape) {
+    pub fn forward(&self, x: Tensor<2>, packed: &Packed, past: Past<'_>) -> (Tensor<2>, LayerTape) {
         let (normal, input_norm) = self.input_norm.forward(x.clone());
-        let (mut attended, attention) = self.attention.forward(&normal, packed, caches);
+        let (mut attended, attention) = self.attention.forward(&normal, packed, past);
         drop(normal);
         let attended_norm = self.output_norms.as_ref().map(|[norm, _]| through(norm, &mut attended));
-        let middle = attended + x;
+        let middle = sum(attended, x);
         let (normal, post_norm) = self.post_norm.forward(middle.clone());
         let (mut out, mlp) = self.mlp.forward(&normal, packed);
         drop(normal);
         let out_norm = self.output_norms.as_ref().map(|[_, norm]| through(norm, &mut out));
         let output_norms = attended_norm.zip(out_norm).map(|(attended, out)| [attended, out]);
-        (out + middle, LayerTape { input_norm, attention, post_norm, mlp, output_norms })
+        (sum(out, middle), LayerTape { input_norm, attention, post_norm, mlp, output_norms })
     }
 
     /// The gradient at the layer's input, or `None` if it is not needed. `balance` is for routers: [`FeedForward::backward`].
@@ -72,7 +73,7 @@ impl Layer {
         };
         let d_out = back_through(out_norm, dy.clone(), gradients);
         let d_normal = self.mlp.backward(|| self.post_norm.again(&post_norm), d_out, mlp, packed, balance, gradients);
-        let d_middle = self.post_norm.backward(post_norm, d_normal, gradients) + dy;
+        let d_middle = self.post_norm.backward_beside(post_norm, d_normal, dy, gradients);
         let d_attended = back_through(attended_norm, d_middle.clone(), gradients);
         let input_norm_trains = self.input_norm.weight.trainable;
         let d_normal = self.attention.backward(
@@ -83,8 +84,7 @@ impl Layer {
             input_needed || input_norm_trains,
             gradients,
         )?;
-        let dx = self.input_norm.backward(input_norm, d_normal, gradients) + d_middle;
-        Some(dx)
+        Some(self.input_norm.backward_beside(input_norm, d_normal, d_middle, gradients))
     }
 
     /// The linear layers, in the checkpoint's order.

@@ -41,10 +41,11 @@ impl Linear {
             Some(lora) => lora.forward(self.base(), x, packed),
             None => self.base().forward(x.clone()),
         };
-        match &self.bias {
+        let y = match &self.bias {
             Some(bias) => y + bias.value.clone(),
             None => y,
-        }
+        };
+        packed.beside.iter().fold(y, |y, beside| beside.add(self.module(), x, y, self.compute))
     }
 
     /// The gradient at the input, given that at the output; adds those of the trainable parameters to `gradients`.

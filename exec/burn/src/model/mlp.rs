@@ -10,6 +10,8 @@ use super::packed::Packed;
 use super::parameter::Gradients;
 #[cfg(feature = "kernels")]
 use crate::kernels;
+use crate::processor::{self, sum};
+use crate::spent::{self, Work};
 
 /// `down(f(gate(x)) · up(x))`: SwiGLU, or GeGLU, by what `f` is.
 #[derive(Debug, Clone)]
@@ -35,7 +37,8 @@ impl Mlp {
     /// `[n, hidden]` to the same.
     pub fn forward(&self, x: &Tensor<2>, packed: &Packed) -> (Tensor<2>, MlpTape) {
         let tape = MlpTape { gate: self.gate_proj.forward(x, packed), up: self.up_proj.forward(x, packed) };
-        (self.down_proj.forward(&self.gated(&tape), packed), tape)
+        let gated = spent::on(Work::Gates, || self.gated(&tape));
+        (self.down_proj.forward(&gated, packed), tape)
     }
 
     /// The gradient at `x`, given that at the output. `x` recomputes the input.
@@ -47,14 +50,18 @@ impl Mlp {
         packed: &Packed,
         gradients: &mut Gradients,
     ) -> Tensor<2> {
-        let d_gated = self.down_proj.backward(|| self.gated(&tape), dy, packed, gradients);
-        let (d_gate, d_up) = self.gated_backward(tape, d_gated);
+        let gated = || spent::on(Work::Gates, || self.gated(&tape));
+        let d_gated = self.down_proj.backward(gated, dy, packed, gradients);
+        let (d_gate, d_up) = spent::on(Work::Gates, || self.gated_backward(tape, d_gated));
         let x = LazyCell::new(x);
-        self.gate_proj.backward(|| x.clone(), d_gate, packed, gradients)
-            + self.up_proj.backward(|| x.clone(), d_up, packed, gradients)
+        let through_gate = self.gate_proj.backward(|| x.clone(), d_gate, packed, gradients);
+        sum(through_gate, self.up_proj.backward(|| x.clone(), d_up, packed, gradients))
     }
 
     fn gated(&self, tape: &MlpTape) -> Tensor<2> {
+        if self.activation == Activation::Silu && processor::take([&tape.gate, &tape.up]) {
+            return processor::gate::swiglu(&tape.gate, &tape.up);
+        }
         #[cfg(feature = "kernels")]
         if self.activation == Activation::Silu && kernels::take([&tape.gate, &tape.up]) {
             return kernels::swiglu(&tape.gate, &tape.up);
@@ -64,6 +71,9 @@ impl Mlp {
 
     /// The gradients at gate and up, given that at what [`Self::gated`] gave.
     fn gated_backward(&self, MlpTape { gate, up }: MlpTape, d_gated: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
+        if self.activation == Activation::Silu && processor::take([&gate, &up, &d_gated]) {
+            return processor::gate::swiglu_backward(gate, up, d_gated);
+        }
         #[cfg(feature = "kernels")]
         if self.activation == Activation::Silu && kernels::take([&gate, &up, &d_gated]) {
             return kernels::swiglu_backward(gate, up, d_gated);

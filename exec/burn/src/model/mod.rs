@@ -15,6 +15,7 @@
 //! head       the head over the vocabulary
 //! score      a head of few outputs in place of the vocabulary: rewards, values
 //! cache      keys and values of past tokens, for generation
+//! paged      the same in blocks, for a serving engine: a step of many texts at once
 //! ```
 //!
 //! Activations are `[tokens, width]`: padding is taken out before the first layer, so no arithmetic is spent on it
@@ -39,6 +40,7 @@ mod maker;
 pub mod mlp;
 pub mod norm;
 pub mod packed;
+pub mod paged;
 pub mod parameter;
 pub mod rope;
 pub mod score;

@@ -5,6 +5,8 @@ use burn::tensor::Tensor;
 use super::parameter::{Gradients, Parameter};
 #[cfg(feature = "kernels")]
 use crate::kernels;
+use crate::processor;
+use crate::spent::{self, Work};
 
 /// `y = x / sqrt(mean(x²) + eps) · (offset + weight)`, row by row.
 #[derive(Debug, Clone)]
@@ -28,6 +30,14 @@ pub struct NormTape {
 impl RmsNorm {
     /// The normalised rows, `[n, width]`.
     pub fn forward(&self, x: Tensor<2>) -> (Tensor<2>, NormTape) {
+        spent::on(Work::Norms, || self.normal(x))
+    }
+
+    fn normal(&self, x: Tensor<2>) -> (Tensor<2>, NormTape) {
+        if processor::take([&x, &self.weight.value]) {
+            let (normal, reciprocal) = processor::norm::rms_norm(&x, self.gain(), self.eps);
+            return (normal, NormTape { x, reciprocal });
+        }
         #[cfg(feature = "kernels")]
         if kernels::take([&x, &self.weight.value]) {
             let (normal, reciprocal) = kernels::rms_norm(&x, &self.gain(), self.eps);
@@ -35,17 +45,49 @@ impl RmsNorm {
         }
         let reciprocal = x.clone().square().mean_dim(1).add_scalar(self.eps).sqrt().recip();
         let tape = NormTape { x, reciprocal };
-        (self.again(&tape), tape)
+        (self.scaled(&tape), tape)
     }
 
     /// What [`Self::forward`] gave, computed anew.
-    pub fn again(&self, NormTape { x, reciprocal }: &NormTape) -> Tensor<2> {
+    pub fn again(&self, tape: &NormTape) -> Tensor<2> {
+        spent::on(Work::Norms, || match processor::take([&tape.x, &self.weight.value]) {
+            true => processor::norm::again(&tape.x, self.gain(), &tape.reciprocal),
+            false => self.scaled(tape),
+        })
+    }
+
+    fn scaled(&self, NormTape { x, reciprocal }: &NormTape) -> Tensor<2> {
         x.clone() * reciprocal.clone() * self.gain()
     }
 
     /// The gradient at the input; adds that of the weight if it is trainable.
     pub fn backward(&self, tape: NormTape, dy: Tensor<2>, gradients: &mut Gradients) -> Tensor<2> {
+        spent::on(Work::Norms, || self.slopes(tape, dy, None, gradients))
+    }
+
+    /// As [`Self::backward`], and `beside`, the gradient that passes the norm by, is added to what it gives.
+    pub fn backward_beside(
+        &self,
+        tape: NormTape,
+        dy: Tensor<2>,
+        beside: Tensor<2>,
+        gradients: &mut Gradients,
+    ) -> Tensor<2> {
+        spent::on(Work::Norms, || match processor::take([&tape.x, &dy, &beside]) {
+            true => self.slopes(tape, dy, Some(beside), gradients),
+            false => self.slopes(tape, dy, None, gradients) + beside,
+        })
+    }
+
+    /// `beside` is for tensors on the processor only.
+    fn slopes(&self, tape: NormTape, dy: Tensor<2>, beside: Option<Tensor<2>>, gradients: &mut Gradients) -> Tensor<2> {
         let NormTape { x, reciprocal } = tape;
+        if processor::take([&x, &self.weight.value, &reciprocal, &dy]) {
+            if self.weight.trainable {
+                gradients.add(&self.weight.name, processor::norm::rms_norm_backward_weight(&x, &reciprocal, &dy));
+            }
+            return processor::norm::rms_norm_backward(x, self.gain(), reciprocal, dy, beside);
+        }
         #[cfg(feature = "kernels")]
         if kernels::take([&x, &self.weight.value, &reciprocal, &dy]) {
             if self.weight.trainable {

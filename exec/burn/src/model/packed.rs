@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::config::DecoderConfig;
-use super::rope::{Rotation, frequencies};
+use super::paged::{Beside, PagedChunk, Reading};
+use super::rope::{Rotation, RotationTable, frequencies};
 use crate::batch::Batch;
 #[cfg(feature = "kernels")]
 use crate::kernels::SightTensors;
@@ -49,6 +50,10 @@ pub struct Packed {
     pub dropout_seed: Option<u64>,
     /// What is added to the embeddings; `None` outside training, or when nobody asked for it.
     pub embedding_noise: Option<EmbeddingNoise>,
+    /// Where the tokens lie in a cache of blocks, in a step over one.
+    pub(super) reading: Option<Reading>,
+    /// Tokens with adapters of their own beside the model's.
+    pub(super) beside: Vec<Beside>,
     /// Of all layers, or of those without a window and those with one; none in an encoder.
     rotations: Vec<Rotation>,
     /// By length, past and window.
@@ -95,6 +100,34 @@ impl Packed {
             }
         }
         layout.packed(Some(config), device)
+    }
+
+    /// A step over a cache of blocks.
+    pub(super) fn paged(
+        chunks: &[&PagedChunk<'_>],
+        block_tokens: usize,
+        config: &DecoderConfig,
+        rotations: &[RotationTable],
+        device: &Device,
+    ) -> Self {
+        let (reading, groups) = Reading::new(chunks, block_tokens, config, device);
+        let of = |chunk: &&PagedChunk<'_>| chunk.start as i64..(chunk.start + chunk.tokens.len()) as i64;
+        let positions = int_tensor(chunks.iter().flat_map(of).collect(), device);
+        let slots = chunks.iter().enumerate().flat_map(|(row, chunk)| (0..chunk.tokens.len()).map(move |c| (row, c)));
+        let ids = chunks.iter().flat_map(|chunk| chunk.tokens.iter().map(|id| i64::from(*id)));
+        Self {
+            ids: int_tensor(ids.collect(), device),
+            groups,
+            slots: slots.collect(),
+            dropout_seed: None,
+            embedding_noise: None,
+            reading: Some(reading),
+            beside: Beside::of(chunks),
+            rotations: rotations.iter().map(|table| table.at(positions.clone())).collect(),
+            masks: BTreeMap::new(),
+            #[cfg(feature = "kernels")]
+            sights: BTreeMap::new(),
+        }
     }
 
     /// Each row's first real token, as indices into the packed tokens; rows without any have none.
@@ -174,6 +207,8 @@ impl Layout {
             slots,
             dropout_seed: None,
             embedding_noise: None,
+            reading: None,
+            beside: Vec::new(),
         }
     }
 }
@@ -202,6 +237,9 @@ impl EmbeddingNoise {
         Tensor::from_data(TensorData::new(values, dims), device)
     }
 }
+
+/// What is added to the score of a key that a query must not see. Finite: a difference of two infinities would be no number.
+pub(crate) const HIDDEN: f32 = -1e30;
 
 /// Whole numbers as a tensor on `device`.
 pub fn int_tensor(values: Vec<i64>, device: &Device) -> Tensor<1, Int> {
@@ -241,11 +279,9 @@ fn masks(
     masks
 }
 
-/// 0 where a query may look, a very negative number elsewhere. Query heads that share a key head lie one after another
+/// 0 where a query may look, [`HIDDEN`] elsewhere. Query heads that share a key head lie one after another
 /// among the rows, hence the repetition.
 fn causal_mask(past: usize, length: usize, window: Option<usize>, queries_per_kv: usize, device: &Device) -> Tensor<4> {
-    // Finite: a difference of two infinities would be no number.
-    const HIDDEN: f32 = -1e30;
     let keys = past + length;
     let mut one = vec![HIDDEN; length * keys];
     for query in 0..length {

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
+
+use crate::processor::{self, sum};
+use crate::spent::{self, Work};
 
 /// A weight. Vectors (norms, biases) are held as one row, `[1, n]`, so that everything is a matrix.
 #[derive(Debug, Clone)]
@@ -127,10 +130,24 @@ impl Gradients {
         }
         // Removed rather than cloned: the sum then reuses the buffer.
         let sum = match self.by_name.remove(name) {
-            Some(before) => before + gradient,
+            Some(before) => sum(before, gradient),
             None => gradient,
         };
         self.by_name.insert(name.to_owned(), sum);
+    }
+
+    /// Adds each of `rows` to the row of a table of these dimensions that its id names: the gradient of a look-up.
+    pub fn add_rows(&mut self, name: &str, dims: [usize; 2], ids: &Tensor<1, Int>, rows: Tensor<2>) {
+        let zeros = || Tensor::zeros(dims, &rows.device());
+        if self.apart.is_some() || !processor::take([&rows]) {
+            let scattered = zeros().select_assign(0, ids.clone(), rows, IndexingUpdateOp::Add);
+            return self.add(name, scattered);
+        }
+        // A few rows of a large table that may be there already, as where it is the head's too: no second one is made.
+        let table = self.by_name.remove(name).unwrap_or_else(zeros);
+        let ids: Vec<i64> = ids.clone().into_data().iter::<i64>().collect();
+        let table = spent::on(Work::Sums, || processor::sums::add_rows(table, &ids, rows));
+        self.by_name.insert(name.to_owned(), table);
     }
 
     /// The gradient of one parameter, if a backward pass reached it.
@@ -153,14 +170,15 @@ impl Gradients {
     pub fn norms(&self) -> Vec<(String, f64)> {
         // Not one `sum` over everything: from 4 Mi elements on the CPU's adds up in whatever order its threads take
         // parts from one another, and training would not give the same bits twice.
-        let by_row = |g: &Tensor<2>| g.clone().square().sum_dim(1);
-        let squares: Vec<Tensor<2>> = self.by_name.values().map(by_row).collect();
-        if squares.is_empty() {
-            return Vec::new();
-        }
-        let rows: Vec<usize> = squares.iter().map(|s| s.dims()[0]).collect();
-        // One read-back for all of them: each would be a synchronisation on a GPU.
-        let squares = host_values(Tensor::cat(squares, 0));
+        let rows: Vec<usize> = self.by_name.values().map(|g| g.dims()[0]).collect();
+        let squares = match self.by_name.values().all(|g| processor::take([g])) {
+            true => self.by_name.values().flat_map(processor::sums::squares_of_rows).collect(),
+            // One read-back for all of them: each would be a synchronisation on a GPU.
+            false => {
+                let by_row = |g: &Tensor<2>| g.clone().square().sum_dim(1);
+                host_values(Tensor::cat(self.by_name.values().map(by_row).collect(), 0))
+            }
+        };
         let mut rest = squares.as_slice();
         let mut next = |rows: usize| {
             let (own, others) = rest.split_at(rows);

@@ -2,11 +2,13 @@
 
 use std::f64::consts::TAU;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::config::{DecoderConfig, Rope, RopeScaling};
 #[cfg(feature = "kernels")]
 use crate::kernels;
+use crate::processor;
+use crate::spent::{self, Work};
 
 /// How fast what turns, and how far.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,20 +91,41 @@ impl Rotation {
 
     /// Rotates each head of `x`, `[tokens, heads · head_dim]`.
     pub fn apply(&self, x: Tensor<2>) -> Tensor<2> {
+        spent::on(Work::Rotations, || self.turned(x, false))
+    }
+
+    fn turned(&self, x: Tensor<2>, back: bool) -> Tensor<2> {
+        if processor::take([&x]) {
+            return processor::rotation::rotate(x, &self.cos, &self.sin, back);
+        }
         #[cfg(feature = "kernels")]
         if kernels::take([&x]) {
-            return kernels::rotate(x, &self.cos, &self.sin, false);
+            return kernels::rotate(x, &self.cos, &self.sin, back);
         }
-        rotate(x, &self.cos, self.sin.clone())
+        let sin = self.sin.clone();
+        rotate(x, &self.cos, if back { sin.neg() } else { sin })
     }
 
     /// The gradient at the input of [`Self::apply`]: the rotation backwards, by the same scale.
     pub fn backward(&self, dy: Tensor<2>) -> Tensor<2> {
-        #[cfg(feature = "kernels")]
-        if kernels::take([&dy]) {
-            return kernels::rotate(dy, &self.cos, &self.sin, true);
-        }
-        rotate(dy, &self.cos, self.sin.clone().neg())
+        spent::on(Work::Rotations, || self.turned(dy, true))
+    }
+}
+
+/// The rotations at all positions up to some, on the device: a step takes rows of it.
+#[derive(Debug, Clone)]
+pub struct RotationTable(Rotation);
+
+impl RotationTable {
+    /// Of the positions below `length`.
+    pub fn new(frequencies: &Frequencies, length: usize, device: &Device) -> Self {
+        Self(Rotation::new(frequencies, &(0..length).collect::<Vec<_>>(), device))
+    }
+
+    /// The rotation of tokens at `positions`.
+    pub fn at(&self, positions: Tensor<1, Int>) -> Rotation {
+        let rows = |table: &Tensor<3>| table.clone().select(0, positions.clone());
+        Rotation { cos: rows(&self.0.cos), sin: rows(&self.0.sin) }
     }
 }
 

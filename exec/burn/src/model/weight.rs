@@ -6,7 +6,9 @@
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::parameter::Parameter;
+use crate::processor;
 use crate::quant::{FourBitMatrix, FourBitSettings};
+use crate::spent::{self, Work};
 
 /// What matrix products are computed in. Their results, sums over a row, norms, softmax and losses are f32 always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,13 +25,13 @@ pub enum Compute {
 impl Compute {
     /// `a · b`, rounded to this format on the way in and out.
     pub fn product<const D: usize>(self, a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::F32 => a.matmul(b),
+        spent::on(Work::Products, || match self {
+            Self::F32 => processor::product(a, b),
             Self::Bf16 | Self::F16 => {
                 let format = self.format();
                 a.cast(format).matmul(b.cast(format)).cast(FloatDType::F32)
             }
-        }
+        })
     }
 
     /// As a type of elements.

@@ -21,7 +21,8 @@ pub(super) fn step(
     before: Option<State>,
     update: Update,
 ) -> State {
-    let Update { number, learning_rate } = update;
+    let Update { number, learning_rate, gradient_scale } = update;
+    let gradient = gradient.mul_scalar(gradient_scale);
     let beta2 = 1.0 - (number as f64).powf(DECAY_RATE);
     let squares = gradient.clone().square().add_scalar(EPSILON);
     let mean = |before: Tensor<2>, now: Tensor<2>| before.mul_scalar(beta2) + now.mul_scalar(1.0 - beta2);

@@ -1,6 +1,6 @@
 //! AdamW: moments in 32 bits as tensors, or in blocks of 8-bit codes.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::blocks::{BLOCK, Blocks, Levels};
@@ -8,6 +8,7 @@ use super::state::State;
 use super::{Update, decays};
 use crate::model::Parameter;
 use crate::model::parameter::into_values;
+use crate::processor::{self, Values};
 
 /// AdamW's constants, with the reference trainer's names and defaults.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -39,6 +40,8 @@ struct Factors {
     rate: f64,
     /// What weight decay leaves of a value.
     kept: f64,
+    /// Of the gradient.
+    scale: f64,
 }
 
 impl Factors {
@@ -53,6 +56,7 @@ impl Factors {
             epsilon,
             rate: update.learning_rate / correction(beta1),
             kept: 1.0 - update.learning_rate * weight_decay,
+            scale: update.gradient_scale,
         }
     }
 }
@@ -65,9 +69,10 @@ pub(super) fn step(
     update: Update,
 ) -> State {
     let by = Factors::new(settings, parameter, update);
-    if gradient.device() == Device::flex() {
+    if processor::take([&gradient]) {
         return step_in_place(&by, parameter, gradient, before);
     }
+    let gradient = gradient.mul_scalar(by.scale);
     let (m, v) = match before {
         Some(State::Moments(m, v)) => (m, v),
         _ => {
@@ -94,25 +99,28 @@ fn step_in_place(by: &Factors, parameter: &mut Parameter, gradient: Tensor<2>, b
     let [beta1, rest1, beta2, rest2, correction2, epsilon, rate, kept] =
         [by.beta1, 1.0 - by.beta1, by.beta2, 1.0 - by.beta2, by.correction2, by.epsilon, by.rate, by.kept]
             .map(|factor| factor as f32);
+    let scale = by.scale as f32;
     // Taken out, so that its memory is nobody else's.
     let value = std::mem::replace(&mut parameter.value, Tensor::empty([1, 1], &device));
-    let (mut values, gradient) = (into_values(value), into_values(gradient));
+    let (mut values, gradient) = (Values::of(value), Values::of(gradient));
+    let zeros = || processor::made(vec![0.0; dims[0] * dims[1]], dims);
     let (mut m, mut v) = match before {
-        Some(State::Moments(m, v)) => (into_values(m), into_values(v)),
-        _ => (vec![0.0; values.len()], vec![0.0; values.len()]),
+        Some(State::Moments(m, v)) => (Values::of(m), Values::of(v)),
+        _ => (Values::of(zeros()), Values::of(zeros())),
     };
-    let parts = values.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+    let parts = values.slice_mut().par_chunks_mut(CHUNK).zip(gradient.slice().par_chunks(CHUNK));
+    let moments = m.slice_mut().par_chunks_mut(CHUNK).zip(v.slice_mut().par_chunks_mut(CHUNK));
     // An element knows nothing of others, so the bits do not depend on the threads.
-    parts.zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK))).for_each(|((values, gradient), (m, v))| {
+    parts.zip(moments).for_each(|((values, gradient), (m, v))| {
         for (((value, g), m), v) in values.iter_mut().zip(gradient).zip(m).zip(v) {
+            let g = g * scale;
             *m = beta1 * *m + rest1 * g;
             *v = beta2 * *v + rest2 * (g * g);
             *value = kept * *value - rate * (*m / (v.sqrt() / correction2 + epsilon));
         }
     });
-    let tensor = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, dims), &device);
-    parameter.value = tensor(values);
-    State::Moments(tensor(m), tensor(v))
+    parameter.value = values.tensor();
+    State::Moments(m.tensor(), v.tensor())
 }
 
 /// Elements that a thread takes at a time: 64 KiB of each list.
@@ -133,16 +141,22 @@ pub(super) fn step_in_blocks(
         Some(State::Blocks(m, v)) => (m, v),
         _ => (Blocks::zeros(count, Levels::Signed), Blocks::zeros(count, Levels::Unsigned)),
     };
-    let [beta1, beta2, correction2, epsilon, rate, kept] =
-        [by.beta1, by.beta2, by.correction2, by.epsilon, by.rate, by.kept].map(|factor| factor as f32);
-    let gradient = into_values(gradient);
+    let [beta1, beta2, correction2, epsilon, rate, kept, scale] =
+        [by.beta1, by.beta2, by.correction2, by.epsilon, by.rate, by.kept, by.scale].map(|factor| factor as f32);
+    // Copied only where it lies elsewhere.
+    let gradient = match processor::take([&gradient]) {
+        true => gradient,
+        false => processor::made(into_values(gradient), dims),
+    };
+    let gradient = Values::of(gradient);
     let value = std::mem::replace(&mut parameter.value, Tensor::empty([1, 1], &device));
     let mut values = into_values(value);
-    let parts = values.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK));
+    let parts = values.par_chunks_mut(BLOCK).zip(gradient.slice().par_chunks(BLOCK));
     // Blocks know nothing of one another, so the bits do not depend on the threads.
     parts.zip(m.par_blocks().zip(v.par_blocks())).for_each(|((values, gradient), (mut m, mut v))| {
         let (mut first, mut second) = (m.decode(), v.decode());
         for (((value, g), m), v) in values.iter_mut().zip(gradient).zip(&mut first).zip(&mut second) {
+            let g = g * scale;
             *m = beta1 * *m + (1.0 - beta1) * g;
             *v = beta2 * *v + (1.0 - beta2) * g * g;
             *value = kept * *value - rate * *m / (v.sqrt() / correction2 + epsilon);
@@ -156,6 +170,8 @@ pub(super) fn step_in_blocks(
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
     use crate::model::parameter::{host_values, matrix};
     use crate::random::Random;
@@ -187,14 +203,14 @@ mod tests {
         let shared = parameter.value.clone();
         let mut state = None;
         for (number, gradient) in (1..).zip(&gradients) {
-            let update = Update { number, learning_rate: 1e-2 };
+            let update = Update { number, learning_rate: 1e-2, gradient_scale: 0.5 };
             let gradient = matrix(gradient.clone(), &DIMS, &device);
             state = Some(step(&settings, &mut parameter, gradient, state, update));
         }
         assert_eq!(host_values(shared), values, "another's values stay as they are");
         let found = parameter.to_vec();
         for (at, (found, value)) in found.iter().zip(&values).enumerate() {
-            let gradients = gradients.each_ref().map(|gradient| f64::from(gradient[at]));
+            let gradients = gradients.each_ref().map(|gradient| 0.5 * f64::from(gradient[at]));
             let wanted = expected(f64::from(*value), &gradients, &settings, 1e-2);
             assert!((f64::from(*found) - wanted).abs() < 1e-6, "element {at}: {found}, expected {wanted}");
         }

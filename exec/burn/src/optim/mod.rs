@@ -22,6 +22,7 @@ pub use self::adamw::AdamWSettings;
 pub use self::sgd::SgdSettings;
 use self::state::State;
 use crate::model::{Gradients, Parameter};
+use crate::spent::{self, Work};
 
 /// Which rule, and its constants; names and defaults are the reference trainer's.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -64,6 +65,8 @@ struct Update {
     /// Its number, from 1.
     number: u64,
     learning_rate: f64,
+    /// What gradients are multiplied by first.
+    gradient_scale: f64,
 }
 
 impl Optimizer {
@@ -87,14 +90,13 @@ impl Optimizer {
         learning_rate: f64,
     ) {
         self.updates += 1;
-        let update = Update { number: self.updates, learning_rate };
+        let update = Update { number: self.updates, learning_rate, gradient_scale };
         for parameter in parameters {
             let Some(gradient) = gradients.take(&parameter.name) else {
                 continue;
             };
-            let gradient = gradient.mul_scalar(gradient_scale);
             let before = self.states.remove(&parameter.name);
-            let after = match &self.settings {
+            let after = spent::on(Work::Optimizer, || match &self.settings {
                 OptimizerSettings::AdamW8bit(settings) if blocks::fit(&parameter.name, &parameter.shape) => {
                     Some(adamw::step_in_blocks(settings, parameter, gradient, before, update))
                 }
@@ -105,7 +107,7 @@ impl Optimizer {
                     Some(adafactor::step(*weight_decay, parameter, gradient, before, update))
                 }
                 OptimizerSettings::Sgd(settings) => sgd::step(settings, parameter, gradient, before, update),
-            };
+            });
             if let Some(after) = after {
                 self.states.insert(parameter.name.clone(), after);
             }
@@ -144,7 +146,8 @@ pub fn decays(name: &str) -> bool {
 /// if `max_norm` is `None`).
 pub fn global_norm(gradients: &Gradients, max_norm: Option<f64>) -> (f64, f64) {
     // Folded from 0: std's sum of nothing is −0.
-    let norm = gradients.norms().iter().fold(0.0, |sum, (_, n)| sum + n * n).sqrt();
+    let norms = spent::on(Work::Clipping, || gradients.norms());
+    let norm = norms.iter().fold(0.0, |sum, (_, n)| sum + n * n).sqrt();
     // The reference adds the same 1e-6.
     let scale = max_norm.map_or(1.0, |max| (max / (norm + 1e-6)).min(1.0));
     (norm, scale)

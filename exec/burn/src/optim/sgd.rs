@@ -29,6 +29,7 @@ pub(super) fn step(
 ) -> Option<State> {
     let SgdSettings { momentum, dampening, nesterov, weight_decay } = *settings;
     let value = parameter.value.clone();
+    let gradient = gradient.mul_scalar(update.gradient_scale);
     let gradient = match weight_decay != 0.0 && decays(&parameter.name) {
         true => gradient + value.clone().mul_scalar(weight_decay),
         false => gradient,

@@ -168,6 +168,27 @@ impl FourBitMatrix {
         }
     }
 
+    /// `x · matrixᵀ` without unpacking, by a kernel: of a few rows of f32 on a GPU. `None` elsewhere, and of more rows, which
+    /// are bound by arithmetic.
+    #[cfg(feature = "kernels")]
+    pub fn product(&self, x: &Tensor<2>) -> Option<Tensor<2>> {
+        let Self { dims: [outputs, inputs], settings, packed, scales, device } = self;
+        let fits = mloc_kernels::four_bit::Matrix::fits(*inputs, settings.block_size);
+        if !fits || x.dims()[0] > kernels::MOST_ROWS || !kernels::take([x]) {
+            return None;
+        }
+        let scales = match scales {
+            Scales::Plain(scales) => kernels::FourBitScales::Plain(scales),
+            Scales::Double { codes, scales, offset } => {
+                let map = row(dynamic_map(true).to_vec(), device);
+                kernels::FourBitScales::Double { codes, map, scales, offset: *offset }
+            }
+        };
+        let levels = row(settings.quant_type.levels().to_vec(), device);
+        let matrix = kernels::FourBit { packed, levels, scales, outputs: *outputs, block: settings.block_size };
+        Some(kernels::product_four_bit(x, matrix))
+    }
+
     /// The values, row-major.
     pub fn to_vec(&self) -> Vec<f32> {
         // Two levels a byte at a time: one look-up for both.

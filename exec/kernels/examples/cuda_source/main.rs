@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
-use mloc_kernels::{Buffer, attention, cross_entropy, four_bit, rms_norm, rope, swiglu};
+use mloc_kernels::{Buffer, attention, cross_entropy, four_bit, paged, rms_norm, rope, swiglu};
 
 use server::{Architecture, Recorder, SETTINGS, WRITTEN};
 
@@ -89,5 +89,13 @@ fn launch_all(client: &Client, dtype: ElemType) {
         attention::forward(client, &inputs, &q, &log_sums, shape);
         let gradients = attention::Gradients { dq: q.clone(), dk: k.clone(), dv: k };
         attention::backward(client, &inputs, &q, &log_sums, &q, &gradients, shape);
+    }
+    for dim in [64, 128, 256, 33] {
+        let shape = paged::Shape { heads: 8, kv_heads: 2, dim, block_tokens: 32, scale: 0.1 };
+        let [q, rows, cached] = [8 * dim, 2 * dim, 64 * 2 * dim].map(room);
+        let [tables, seen, places] = [2, 2, 1].map(room);
+        let cache = paged::Cache { keys: cached.clone(), values: cached, dtype };
+        paged::write(client, [&rows, &rows], &places, &cache, 2 * dim);
+        paged::forward(client, &q, &cache, &paged::Texts { tables, seen, count: 1, longest: 64 }, &q, shape);
     }
 }

@@ -7,6 +7,7 @@ mod cross_entropy;
 mod device;
 mod four_bit;
 mod gradient;
+mod paged;
 mod rms_norm;
 mod rope;
 mod swiglu;

@@ -142,6 +142,16 @@ impl TensorType {
 }
 
 impl TensorType {
+    /// Of a block of [`Self::Q4_K`], for each of its eight runs of 32 weights: the scale of its codes, and what is taken off
+    /// them then.
+    pub fn q4_k_scales(block: &[u8; 144]) -> [(f32, f32); 8] {
+        let (scale, minimum) = (half(block, 0), half(block, 2));
+        std::array::from_fn(|run| {
+            let (s, m) = six_bit_pair(&block[4..16], run);
+            (scale * s, minimum * m)
+        })
+    }
+
     /// Values as blocks, rounded to the nearest that they can hold, as ggml's reference does it. Only what a whole number
     /// of blocks holds is written: rows are the caller's.
     ///

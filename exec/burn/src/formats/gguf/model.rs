@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::config::{GgufConfig, read_config, required};
 use super::reader::GgufFile;
-use super::{GgufError, vocabulary};
+use super::{GgufError, TensorType, vocabulary};
 use crate::formats::tokenizer::TextTokenizer;
 use crate::weights::{TensorSource, WeightsError};
 
@@ -99,10 +99,22 @@ impl GgufModel {
     /// # Errors
     /// [`GgufError::Tensor`] when there is none of that name.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, GgufError> {
+        self.read(name, |kind, bytes| kind.dequantise(bytes))
+    }
+
+    /// All blocks of a tensor, rows in Hugging Face's order: a row is a whole number of blocks, so whole rows move.
+    ///
+    /// # Errors
+    /// [`GgufError::Tensor`] when there is none of that name.
+    pub fn read_blocks(&self, name: &str) -> Result<Vec<u8>, GgufError> {
+        self.read(name, |_, bytes| bytes.to_vec())
+    }
+
+    fn read<T: Copy>(&self, name: &str, take: impl Fn(TensorType, &[u8]) -> Vec<T>) -> Result<Vec<T>, GgufError> {
         let Some(mapped) = self.tensors.get(name) else {
             return Err(tensor_error(name, "not in the file".into()));
         };
-        let values = self.file.read_f32(&mapped.source)?;
+        let values = self.file.read(&mapped.source, take)?;
         Ok(match mapped.unpermute {
             Some(heads) => rows_in_halves(&values, heads, self.config.head_dim),
             None => values,
@@ -123,11 +135,19 @@ impl TensorSource for GgufModel {
         // Everything else was checked when the file was opened.
         self.read_f32(name).map_err(|_| WeightsError::Missing(name.to_owned()))
     }
+
+    fn stored(&self, name: &str) -> Option<TensorType> {
+        Some(self.file.tensors.get(&self.tensors.get(name)?.source)?.kind)
+    }
+
+    fn read_stored(&self, name: &str) -> Result<Vec<u8>, WeightsError> {
+        self.read_blocks(name).map_err(|_| WeightsError::Missing(name.to_owned()))
+    }
 }
 
 /// Undoes what llama.cpp's converter does to q and k: it puts the rows that turn together side by side (2i, 2i+1), where
 /// Hugging Face keeps them half a head apart (i, i + d/2).
-fn rows_in_halves(values: &[f32], heads: usize, head_dim: usize) -> Vec<f32> {
+fn rows_in_halves<T: Copy>(values: &[T], heads: usize, head_dim: usize) -> Vec<T> {
     let columns = values.len() / (heads * head_dim);
     let mut out = Vec::with_capacity(values.len());
     for row in 0..heads * head_dim {
@@ -300,6 +320,29 @@ mod tests {
         assert_eq!(rows(&llama, "model.layers.0.self_attn.v_proj.weight"), [0., 1., 2., 3.]);
         let qwen = open(&tiny("qwen2")).unwrap();
         assert_eq!(rows(&qwen, "model.layers.0.self_attn.k_proj.weight"), [0., 1., 2., 3.]);
+    }
+
+    #[test]
+    fn blocks_are_put_back_as_rows_are() {
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        for kind in [TensorType::Q8_0, TensorType::Q4_0, TensorType::F16] {
+            let mut file = tiny("llama");
+            let values: Vec<f32> = (0..8 * 32).map(|i| (i as f32 * 0.37).sin()).collect();
+            // Layer 1's, 32 wide: nothing asks whether that fits the others.
+            for (name, rows) in [("blk.1.attn_q.weight", 8), ("blk.1.attn_k.weight", 4)] {
+                let bytes = kind.quantise(&values[..rows * 32]).unwrap();
+                file.tensor(name, &[rows as u64, 32], kind.code(), bytes);
+            }
+            let model = open(&file).unwrap();
+            for part in ["q_proj", "k_proj"] {
+                let full = format!("model.layers.1.self_attn.{part}.weight");
+                assert_eq!(model.stored(&full), Some(kind));
+                let stored = bits(kind.dequantise(&model.read_stored(&full).unwrap()));
+                assert_eq!(stored, bits(model.read_f32(&full).unwrap()), "{kind:?} {part}");
+                let as_written = model.file().read_f32(&model.tensors[&full].source).unwrap();
+                assert_ne!(stored, bits(as_written), "{kind:?} {part}: rows were moved");
+            }
+        }
     }
 
     #[test]

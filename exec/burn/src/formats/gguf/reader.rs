@@ -11,6 +11,7 @@ use memmap2::Mmap;
 
 use super::GgufError;
 use super::blocks::TensorType;
+use crate::weights::forget;
 
 /// Dimensions a tensor may have.
 const MAX_DIMENSIONS: u32 = 4;
@@ -158,11 +159,24 @@ impl GgufFile {
     /// # Errors
     /// [`GgufError::Tensor`] when there is none of that name.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>, GgufError> {
+        self.read(name, |kind, bytes| kind.dequantise(bytes))
+    }
+
+    /// What `take` makes of a tensor's blocks, rows one after the other.
+    ///
+    /// # Errors
+    /// [`GgufError::Tensor`] when there is none of that name.
+    pub fn read<T>(&self, name: &str, take: impl FnOnce(TensorType, &[u8]) -> T) -> Result<T, GgufError> {
         let info = self.tensors.get(name).ok_or_else(|| GgufError::Tensor {
             name: name.to_owned(),
             problem: format!("not in the file, which has {} tensors", self.tensors.len()),
         })?;
-        Ok(info.kind.dequantise(&self.data[info.bytes.clone()]))
+        let bytes = &self.data[info.bytes.clone()];
+        let taken = take(info.kind, bytes);
+        if let Bytes::Mapped(map) = &self.data {
+            forget(map, bytes);
+        }
+        Ok(taken)
     }
 
     /// A metadata integer, where present.

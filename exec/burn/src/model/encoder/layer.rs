@@ -46,7 +46,7 @@ impl EncoderLayer {
     pub fn forward(&self, x: Tensor<2>, packed: &Packed) -> (Tensor<2>, EncoderLayerTape) {
         let qkv = self.qkv.each_ref().map(|linear| linear.forward(&x, packed));
         // Rows are of equal length within a group, so nothing needs to be hidden.
-        let (mixed, heads) = self.heads.forward(qkv, &packed.groups, |_| None, Compute::F32, None);
+        let (mixed, heads) = self.heads.forward(qkv, &packed.groups, |_| None, Compute::F32, |_, k, v| (k, v));
         let attended = self.attention_out.forward(&mixed, packed) + x.clone();
         let (middle, attention_norm) = self.attention_norm.forward(attended);
         let up = self.up.forward(&middle, packed);
