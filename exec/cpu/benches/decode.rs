@@ -21,7 +21,7 @@ use std::{
 
 use half::bf16;
 use mloc_cpu::{
-    CacheFormat, Format, Model, Settings,
+    CacheFormat, Format, Keep, Model, Settings,
     architecture::{Activation, Architecture, Layer, Rope},
     isa::Isa,
     pool::{Job, Pool},
@@ -82,14 +82,12 @@ fn main() {
     streams.iter().for_each(|n| print!("{:>24}", format!("{n} streams tok/s")));
     println!("{:>12}   weights GB/s  of limit", format!("prefill {PREFILL}"));
     for name in formats.split(',') {
-        let format =
-            [Format::F32, Format::Bf16, Format::Int8, Format::Int4].into_iter().find(|f| f.to_string() == name);
-        let format = format.unwrap_or_else(|| panic!("format {name}: f32, bf16, int8 or int4 would work"));
+        let format = Format::ALL.into_iter().find(|f| f.to_string() == name);
+        let format = format.unwrap_or_else(|| panic!("format {name}: f32, f16, bf16, int8, uint4 or int4 would work"));
         let settings = Settings {
             threads,
             isa,
-            weights: format,
-            head: format,
+            keep: Keep::all(format),
             cache,
             block_tokens: BLOCK,
             blocks: 32 * (PROMPT + DECODED + 1).div_ceil(BLOCK) + PREFILL.div_ceil(BLOCK),
@@ -235,6 +233,7 @@ fn smollm2(layers: usize, vocabulary: usize) -> Architecture {
         attention_soft_cap: None,
         logit_soft_cap: None,
         tied: true,
+        experts: None,
     }
 }
 

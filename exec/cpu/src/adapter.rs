@@ -9,7 +9,8 @@ use mloc_engine::forward::AdapterId;
 
 use crate::{
     architecture::Architecture,
-    decoder::{LoadError, Site, site_matrices, site_row},
+    decoder::{Site, site_matrices, site_row},
+    load::LoadError,
     matrix::{Format, PackedMatrix},
     weights::{Matrix, Values},
 };
@@ -57,6 +58,14 @@ impl Adapter {
                     sites.insert((layer, site), Low::new(architecture, site, &parts)?);
                 }
             }
+        }
+        let of_experts = |a: &&Adapted| {
+            let feed_forward = matches!(Site::of(a.matrix), Site::GateUp | Site::Down);
+            feed_forward && a.layer < architecture.layers.len() && architecture.experts_of(a.layer).is_some()
+        };
+        if let Some(a) = adapted.iter().find(of_experts) {
+            let (layer, matrix) = (a.layer, a.matrix);
+            return Err(LoadError::Adapter(format!("layer {layer} {matrix:?}: the layer has experts in its place")));
         }
         let known = |a: &Adapted| sites.contains_key(&(a.layer, Site::of(a.matrix)));
         match adapted.iter().find(|a| !known(a)) {
@@ -106,8 +115,7 @@ impl Low {
             }
             from += part.rank;
         }
-        let down = [Values::F32(down.into())];
-        let up = [Values::F32(up.into())];
+        let (down, up) = (Values::F32(down.into()), Values::F32(up.into()));
         let stacked = |row: usize| (row < ranks).then_some((0, row));
         let packed_rows = site.packed_rows(architecture);
         let place = |row: usize| {
@@ -116,8 +124,8 @@ impl Low {
             Some((0, before.sum::<usize>() + row))
         };
         Ok(Self {
-            down: PackedMatrix::pack(Format::F32, ranks, columns, 1, stacked, &down).map_err(LoadError::Memory)?,
-            up: PackedMatrix::pack(Format::F32, packed_rows, ranks, 1, place, &up).map_err(LoadError::Memory)?,
+            down: PackedMatrix::pack(Format::F32, ranks, columns, 1, stacked, &[&down]).map_err(LoadError::Memory)?,
+            up: PackedMatrix::pack(Format::F32, packed_rows, ranks, 1, place, &[&up]).map_err(LoadError::Memory)?,
         })
     }
 }

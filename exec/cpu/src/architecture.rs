@@ -28,6 +28,22 @@ pub struct Layer {
     pub rope: usize,
 }
 
+/// A router and experts in place of some layers' feed-forward block (Jiang et al. 2024): the few that the router finds
+/// most probable compute a token, each weighted by its probability.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Experts {
+    /// How many a layer has.
+    pub count: usize,
+    /// How many of them compute a token.
+    pub per_token: usize,
+    /// Width between an expert's two products.
+    pub intermediate: usize,
+    /// Whether the weights of those that compute a token are divided by their sum.
+    pub normalised: bool,
+    /// Per layer: whether it has them.
+    pub sparse: Vec<bool>,
+}
+
 /// A decoder of the Llama kind: RMS norms, rotary positions, grouped queries, a gated feed-forward layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
@@ -65,9 +81,21 @@ pub struct Architecture {
     pub logit_soft_cap: Option<f32>,
     /// Whether the head is the embedding.
     pub tied: bool,
+    /// What some layers have in place of a feed-forward block.
+    pub experts: Option<Experts>,
 }
 
 impl Architecture {
+    /// A layer's experts.
+    pub(crate) fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|experts| experts.sparse[layer])
+    }
+
+    /// A decoder whose feed-forward block is one of the experts: its matrices have their shapes.
+    pub(crate) fn of_expert(&self, experts: &Experts) -> Self {
+        Self { intermediate: experts.intermediate, ..self.clone() }
+    }
+
     /// Every number that doesn't fit the others.
     pub(crate) fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -97,6 +125,12 @@ impl Architecture {
             );
         }
         check(self.head_dim.is_multiple_of(2), format!("head_dim {} is odd", self.head_dim));
+        if let Some(Experts { count, per_token, intermediate, sparse, .. }) = &self.experts {
+            check((1..=*count).contains(per_token), format!("{per_token} of {count} experts compute a token"));
+            check(*intermediate > 0, "experts' intermediate is 0".to_owned());
+            let (said, layers) = (sparse.len(), self.layers.len());
+            check(said == layers, format!("experts are said of {said} layers of {layers}"));
+        }
         for (index, rope) in self.ropes.iter().enumerate() {
             let turned = 2 * rope.inverse_frequencies.len();
             check(

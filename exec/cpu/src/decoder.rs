@@ -3,44 +3,9 @@
 use crate::{
     architecture::Architecture,
     kernels::product::PANEL,
-    matrix::{Format, PackedMatrix},
-    weights::{Matrix, Part, Role, Values, Weights},
+    matrix::PackedMatrix,
+    weights::{Matrix, Values},
 };
-
-/// Why a model or an adapter can't be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// Numbers that don't fit each other.
-    #[error("architecture: {}", .0.join("; "))]
-    Architecture(Vec<String>),
-    /// Settings that don't fit.
-    #[error("settings: {0}")]
-    Settings(String),
-    /// A tensor is missing.
-    #[error("no weights for {0:?}")]
-    Missing(Role),
-    /// A tensor has another size.
-    #[error("{role:?} has {found} values, [{rows}, {columns}] were expected")]
-    Size {
-        /// Which.
-        role: Role,
-        /// Rows expected.
-        rows: usize,
-        /// Columns expected.
-        columns: usize,
-        /// Values found.
-        found: usize,
-    },
-    /// An adapter that doesn't fit the model.
-    #[error("adapter: {0}")]
-    Adapter(String),
-    /// No memory.
-    #[error("no memory for weights or cache: {0}")]
-    Memory(#[source] std::io::Error),
-    /// No threads.
-    #[error("no threads to compute with: {0}")]
-    Threads(#[source] std::io::Error),
-}
 
 /// A product of a layer, or the head. Matrices that take the same input are one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +16,8 @@ pub(crate) enum Site {
     /// A panel has 16 rows of the gate and the same 16 of the other.
     GateUp,
     Down,
+    /// Which experts compute a token.
+    Router,
     Head,
 }
 
@@ -88,7 +55,7 @@ pub(crate) fn site_matrices(site: Site) -> &'static [Matrix] {
         Site::Output => &[Matrix::Output],
         Site::GateUp => &[Matrix::Gate, Matrix::Up],
         Site::Down => &[Matrix::Down],
-        Site::Head => &[],
+        Site::Router | Site::Head => &[],
     }
 }
 
@@ -136,12 +103,17 @@ pub(crate) struct LayerWeights {
     pub feed_forward_norm: Vec<f32>,
     pub post_norms: Option<[Vec<f32>; 2]>,
     pub qk_norms: Option<[Vec<f32>; 2]>,
-    linears: [Linear; 4],
+    /// Of experts all gates and ups one after the other, and all downs: each has the same number of whole panels.
+    pub linears: [Linear; 4],
+    pub router: Option<Linear>,
 }
 
 impl LayerWeights {
     pub(crate) fn linear(&self, site: Site) -> &Linear {
-        &self.linears[Site::LAYER.iter().position(|s| *s == site).unwrap_or(0)]
+        match (site, &self.router) {
+            (Site::Router, Some(router)) => router,
+            _ => &self.linears[Site::LAYER.iter().position(|s| *s == site).unwrap_or(0)],
+        }
     }
 }
 
@@ -150,34 +122,11 @@ pub(crate) struct Decoder {
     pub layers: Vec<LayerWeights>,
     pub final_norm: Vec<f32>,
     pub head: Linear,
-    /// Apart from the head, or where the head's format would lose some of it.
-    embedding: Option<Values<'static>>,
+    /// Where the head has not the same values.
+    pub embedding: Option<Values<'static>>,
 }
 
 impl Decoder {
-    pub(crate) fn load(
-        a: &Architecture,
-        weights: &dyn Weights,
-        format: Format,
-        head: Format,
-        threads: usize,
-    ) -> Result<Self, LoadError> {
-        let loader = Loader { a, weights, threads };
-        let embedding = loader.values(Role::Embedding, a.vocabulary, a.hidden)?;
-        let head_values = if a.tied { None } else { Some(loader.values(Role::Head, a.vocabulary, a.hidden)?) };
-        let shared = head_values.is_none() && head.is_lossless(&embedding);
-        let tensors = [head_values.unwrap_or_else(|| embedding.clone())];
-        let rows = |row: usize| (row < a.vocabulary).then_some((0, row));
-        let matrix =
-            PackedMatrix::pack(head, a.vocabulary, a.hidden, threads, rows, &tensors).map_err(LoadError::Memory)?;
-        Ok(Self {
-            layers: (0..a.layers.len()).map(|layer| loader.layer(layer, format)).collect::<Result<_, _>>()?,
-            final_norm: loader.vector(Role::FinalNorm, a.hidden)?,
-            head: Linear { matrix, bias: None },
-            embedding: (!shared).then(|| owned(embedding)),
-        })
-    }
-
     pub(crate) fn embed(&self, token: u32, out: &mut [f32]) {
         match &self.embedding {
             Some(values) => values.row(token as usize, out),
@@ -190,87 +139,18 @@ impl Decoder {
         if site == Site::Head { &self.head } else { self.layers[layer].linear(site) }
     }
 
-    /// Bytes of weights that a decode step reads.
-    pub(crate) fn bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|layer| &layer.linears).map(|linear| linear.matrix.bytes());
-        layers.sum::<usize>() + self.head.matrix.bytes()
-    }
-}
-
-fn owned(values: Values<'_>) -> Values<'static> {
-    match values {
-        Values::F32(v) => Values::F32(v.into_owned().into()),
-        Values::Bf16(v) => Values::Bf16(v.into_owned().into()),
-        Values::Int8(v) => Values::Int8(v.into_owned().into()),
-        Values::Int4(v) => Values::Int4(v.into_owned().into()),
-    }
-}
-
-struct Loader<'a> {
-    a: &'a Architecture,
-    weights: &'a dyn Weights,
-    threads: usize,
-}
-
-impl<'a> Loader<'a> {
-    fn values(&self, role: Role, rows: usize, columns: usize) -> Result<Values<'a>, LoadError> {
-        let values = self.weights.get(role).ok_or(LoadError::Missing(role))?;
-        let blocks = matches!(values, Values::Int8(_) | Values::Int4(_));
-        if values.len() != rows * columns || blocks && !columns.is_multiple_of(32) {
-            return Err(LoadError::Size { role, rows, columns, found: values.len() });
-        }
-        Ok(values)
-    }
-
-    /// Padded with zeros to whole panels.
-    fn vector(&self, role: Role, len: usize) -> Result<Vec<f32>, LoadError> {
-        let values = self.values(role, 1, len)?;
-        let mut row = vec![0.0; len];
-        values.row(0, &mut row);
-        row.resize(len.next_multiple_of(PANEL), 0.0);
-        Ok(row)
-    }
-
-    fn layer(&self, layer: usize, format: Format) -> Result<LayerWeights, LoadError> {
-        let a = self.a;
-        let part = |part: Part, len: usize| self.vector(Role::Layer(layer, part), len);
-        let pair = |first: Part, second: Part, len: usize| Ok::<_, LoadError>([part(first, len)?, part(second, len)?]);
-        let [one, two, three, four] = Site::LAYER.map(|site| self.linear(layer, site, format));
-        let post_norms = (Part::AttentionPostNorm, Part::FeedForwardPostNorm);
-        Ok(LayerWeights {
-            attention_norm: part(Part::AttentionNorm, a.hidden)?,
-            feed_forward_norm: part(Part::FeedForwardNorm, a.hidden)?,
-            post_norms: if a.post_norms { Some(pair(post_norms.0, post_norms.1, a.hidden)?) } else { None },
-            qk_norms: if a.qk_norm { Some(pair(Part::QueryNorm, Part::KeyNorm, a.head_dim)?) } else { None },
-            linears: [one?, two?, three?, four?],
-        })
-    }
-
-    fn linear(&self, layer: usize, site: Site, format: Format) -> Result<Linear, LoadError> {
-        let a = self.a;
-        let matrices = site_matrices(site);
-        let tensors = matrices.iter().map(|m| {
-            let (rows, columns) = a.matrix_shape(*m);
-            self.values(Role::Layer(layer, Part::Matrix(*m)), rows, columns)
-        });
-        let tensors: Vec<Values<'_>> = tensors.collect::<Result<_, _>>()?;
-        let (rows, columns) = (site.packed_rows(a), site.shape(a).1);
-        let place = |row: usize| site_row(a, site, row);
-        let matrix =
-            PackedMatrix::pack(format, rows, columns, self.threads, place, &tensors).map_err(LoadError::Memory)?;
-        let mut bias = None;
-        for (index, m) in matrices.iter().enumerate() {
-            let role = Role::Layer(layer, Part::Bias(*m));
-            if self.weights.get(role).is_some() {
-                let values = self.vector(role, a.matrix_shape(*m).0)?;
-                let all = bias.get_or_insert_with(|| vec![0.0; rows.next_multiple_of(PANEL)]);
-                for (packed, to) in all.iter_mut().enumerate() {
-                    if let Some((_, row)) = place(packed).filter(|(which, _)| *which == index) {
-                        *to = values[row];
-                    }
+    /// Bytes of weights that a decode step reads: of experts those that compute one token.
+    pub(crate) fn step_bytes(&self, a: &Architecture) -> usize {
+        let of_layer = |(index, layer): (usize, &LayerWeights)| {
+            let read = |site: Site| match (a.experts_of(index), site) {
+                (Some(experts), Site::GateUp | Site::Down) => {
+                    layer.linear(site).matrix.bytes() / experts.count * experts.per_token
                 }
-            }
-        }
-        Ok(Linear { matrix, bias })
+                _ => layer.linear(site).matrix.bytes(),
+            };
+            let router = layer.router.as_ref().map_or(0, |router| router.matrix.bytes());
+            Site::LAYER.into_iter().map(read).sum::<usize>() + router
+        };
+        self.layers.iter().enumerate().map(of_layer).sum::<usize>() + self.head.matrix.bytes()
     }
 }

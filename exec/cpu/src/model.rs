@@ -8,10 +8,10 @@ use crate::{
     adapter::Adapters,
     architecture::Architecture,
     cache::{Cache, CacheFormat},
-    decoder::{Decoder, LoadError},
+    decoder::Decoder,
     isa::Isa,
     kernels::{Kernels, attention::SPAN, product::PANEL},
-    matrix::Format,
+    load::{Held, Keep, LoadError, held},
     plan::Plan,
     pool::{Counts, Pool},
     stage::MOST_HEAD_DIM,
@@ -27,10 +27,8 @@ pub struct Settings {
     pub threads: usize,
     /// Instructions to use.
     pub isa: Isa,
-    /// Format of the layers' matrices.
-    pub weights: Format,
-    /// Format of the head. A fifth of a small model's bytes, and the one that logits feel most.
-    pub head: Format,
+    /// What matrices are held in.
+    pub keep: Keep,
     /// Format of keys and values.
     pub cache: CacheFormat,
     /// Tokens a cache block: 32, 64 or 128.
@@ -55,6 +53,7 @@ pub struct Model {
     pool: Pool,
     work: Arc<Workspace>,
     shape: Shape,
+    held: Held,
 }
 
 impl Model {
@@ -71,10 +70,10 @@ impl Model {
             return Err(LoadError::Architecture(problems));
         }
         settings.check()?;
-        let Settings { threads, isa, cache, block_tokens, blocks, max_length, .. } = *settings;
+        let Settings { threads, isa, keep, cache, block_tokens, blocks, max_length } = *settings;
         let architecture = Arc::new(architecture);
         let a = &*architecture;
-        let decoder = Decoder::load(a, weights, settings.weights, settings.head, threads)?;
+        let decoder = Decoder::load(a, weights, keep, threads)?;
         let cache = Cache::new(cache, a.layers.len(), a.kv_heads, a.head_dim, block_tokens, blocks);
         Ok(Self {
             decoder: Arc::new(decoder),
@@ -84,6 +83,7 @@ impl Model {
             pool: Pool::new(threads).map_err(LoadError::Threads)?,
             work: Arc::new(Workspace::new(a, 1, threads)),
             shape: Shape { vocabulary: a.vocabulary, max_length, block_tokens, blocks },
+            held: held(a, weights, keep),
             architecture,
         })
     }
@@ -95,7 +95,12 @@ impl Model {
 
     /// Bytes of weights that a step of one token reads.
     pub fn weight_bytes(&self) -> usize {
-        self.decoder.bytes()
+        self.decoder.step_bytes(&self.architecture)
+    }
+
+    /// What its weights take.
+    pub fn held(&self) -> &Held {
+        &self.held
     }
 
     /// What the threads did so far.

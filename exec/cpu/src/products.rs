@@ -6,23 +6,16 @@ use std::ops::Range;
 use crate::{
     decoder::{Linear, Site},
     kernels::product::{PANEL, Product, Rows},
-    matrix::{Format, PackedMatrix},
+    matrix::PackedMatrix,
     plan::SEGMENT,
     step::Step,
 };
 
 impl Step {
-    fn multiply(&self, matrix: &PackedMatrix, product: &Product) {
+    pub(crate) fn multiply(&self, matrix: &PackedMatrix, product: &Product) {
         // SAFETY: a packed matrix has whole panels of its depth, callers give rows that reach as far; `Kernels::of`
         // checked the processor.
-        unsafe {
-            match matrix.format {
-                Format::F32 => (self.kernels.f32)(product),
-                Format::Bf16 => (self.kernels.bf16)(product),
-                Format::Int8 => (self.kernels.int8)(product),
-                Format::Int4 => (self.kernels.int4)(product),
-            }
-        }
+        unsafe { self.kernels.product(matrix.format)(product) }
     }
 
     /// One panel of the adapters' A over one run of tokens.
@@ -124,6 +117,12 @@ impl Step {
                         let residual = unsafe { work.residual.slice_mut(at, PANEL) };
                         residual.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
                     }
+                });
+            }
+            Site::Router => {
+                let Some(space) = &work.experts else { return };
+                each(out, &mut |row, values| unsafe {
+                    space.logits.slice_mut(row * space.logits_stride + panel * PANEL, PANEL).copy_from_slice(values);
                 });
             }
             Site::Head => {

@@ -32,7 +32,12 @@ impl Step {
                     self.end_branch(token, weights.post_norms.as_ref().map(|norms| &norms[0][..]));
                     self.norm(token, token, &weights.feed_forward_norm, self.format(layer, Site::GateUp).is_integer());
                 }
-                Stage::Gated(_) => self.quantise(&self.work.gated, token),
+                Stage::Route(layer) => self.route(layer, token),
+                Stage::Gather(layer) => self.gather(layer, token),
+                Stage::Gated(layer) => match self.routes_of(layer) {
+                    Some((space, rows)) => rows.of(token).iter().for_each(|row| self.quantise(&space.gated, *row)),
+                    None => self.quantise(&self.work.gated, token),
+                },
                 Stage::End(layer) => self.end(layer, token),
             }
         }
@@ -63,7 +68,7 @@ impl Step {
         }
     }
 
-    fn quantise(&self, to: &Activations, row: usize) {
+    pub(crate) fn quantise(&self, to: &Activations, row: usize) {
         let blocks = row * to.stride / crate::kernels::product::BLOCK;
         // SAFETY: this row alone.
         unsafe {
@@ -89,6 +94,7 @@ impl Step {
 
     fn end(&self, layer: usize, token: usize) {
         let weights = &self.decoder.layers[layer];
+        self.combine(layer, token);
         self.end_branch(token, weights.post_norms.as_ref().map(|norms| &norms[1][..]));
         match self.decoder.layers.get(layer + 1) {
             Some(next) => {

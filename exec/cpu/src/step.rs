@@ -1,7 +1,7 @@
 //! One step as a job: its phases, and which chunks each has.
 #![expect(unsafe_code, reason = "logits are written where the caller will read them")]
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::{
     adapter::Adapter,
@@ -9,6 +9,7 @@ use crate::{
     buffer::Buffer,
     cache::Cache,
     decoder::{Decoder, Site},
+    experts::Routes,
     kernels::{
         Kernels,
         product::{PANEL, Rows},
@@ -38,7 +39,11 @@ pub(crate) enum Stage {
     Attended(usize),
     /// Ends attention, norms for the feed-forward layer.
     Between(usize),
-    /// Quantises what the gate gave.
+    /// Chooses experts.
+    Route(usize),
+    /// Gives each of them its input.
+    Gather(usize),
+    /// Quantises what the gate gave, or the experts' gates.
     Gated(usize),
     /// Ends the layer, norms for the next one or for the head.
     End(usize),
@@ -50,6 +55,8 @@ enum Work {
     /// The adapters' first product, into `low`.
     Low(usize, Site),
     Product(usize, Site),
+    /// A product of experts, of which only those that have tokens are computed.
+    Experts(usize, Site),
     Attend(usize),
 }
 
@@ -80,6 +87,8 @@ pub(crate) struct Step {
     pub plan: Plan,
     pub logits: Destination,
     phases: Vec<Phase>,
+    /// Of each layer, which expert computes what, once its router has spoken.
+    pub routes: Vec<OnceLock<Routes>>,
     /// Parts of attention that is split: one state a unit.
     pub parts: Buffer<f32>,
     /// Values of `parts`.
@@ -108,6 +117,7 @@ impl Step {
         let low_stride = ranks.next_multiple_of(PANEL);
         let low = Buffer::new(plan.tokens.len() * low_stride);
         let phases = Vec::new();
+        let routes = architecture.layers.iter().map(|_| OnceLock::new()).collect();
         let mut step = Self {
             architecture,
             decoder,
@@ -117,6 +127,7 @@ impl Step {
             plan,
             logits,
             phases,
+            routes,
             parts,
             parts_len,
             low,
@@ -135,9 +146,20 @@ impl Step {
             self.stage(Stage::Attended(layer));
             self.product(layer, Site::Output);
             self.stage(Stage::Between(layer));
-            self.product(layer, Site::GateUp);
-            self.stage(Stage::Gated(layer));
-            self.product(layer, Site::Down);
+            if self.architecture.experts_of(layer).is_some() {
+                self.product(layer, Site::Router);
+                self.stage(Stage::Route(layer));
+                if self.plan.tokens.len() > ALONE {
+                    self.stage(Stage::Gather(layer));
+                }
+                self.experts(layer, Site::GateUp);
+                self.stage(Stage::Gated(layer));
+                self.experts(layer, Site::Down);
+            } else {
+                self.product(layer, Site::GateUp);
+                self.stage(Stage::Gated(layer));
+                self.product(layer, Site::Down);
+            }
             self.stage(Stage::End(layer));
         }
         if self.plan.rows > 0 {
@@ -169,12 +191,22 @@ impl Step {
         if panels > 0 {
             self.push(Work::Low(layer, site), self.plan.adapted.len() * panels, panels);
         }
+        let panels = self.panels(layer, site);
+        let all = self.decoder.linear(layer, site).matrix.panels;
+        let chunks = all.div_ceil(panels) * self.rows(site).div_ceil(SEGMENT);
+        self.push(Work::Product(layer, site), chunks, panels);
+    }
+
+    fn experts(&mut self, layer: usize, site: Site) {
+        // How many chunks there are, the router says.
+        self.push(Work::Experts(layer, site), 0, self.panels(layer, site));
+    }
+
+    /// Panels of a chunk. Few tokens: memory is the limit, and claims should be rare; many: each panel is work enough.
+    fn panels(&self, layer: usize, site: Site) -> usize {
         let matrix = &self.decoder.linear(layer, site).matrix;
         let panel_bytes = matrix.bytes() / matrix.panels.max(1);
-        // Few tokens: memory is the limit, and claims should be rare; many: each panel is work enough.
-        let panels = if self.rows(site) <= SEGMENT { (CHUNK_BYTES / panel_bytes.max(1)).clamp(1, 8) } else { 1 };
-        let chunks = matrix.panels.div_ceil(panels) * self.rows(site).div_ceil(SEGMENT);
-        self.push(Work::Product(layer, site), chunks, panels);
+        if self.rows(site) <= SEGMENT { (CHUNK_BYTES / panel_bytes.max(1)).clamp(1, 8) } else { 1 }
     }
 
     /// Rows that a product multiplies.
@@ -192,7 +224,7 @@ impl Step {
 
     pub(crate) fn input(&self, site: Site) -> Rows {
         match site {
-            Site::QueryKeyValue | Site::GateUp | Site::Head => self.work.normed.rows(),
+            Site::QueryKeyValue | Site::GateUp | Site::Router | Site::Head => self.work.normed.rows(),
             Site::Output => self.work.attended.rows(),
             Site::Down => self.work.gated.rows(),
         }
@@ -205,7 +237,11 @@ impl Job for Step {
     }
 
     fn chunks(&self, phase: usize) -> usize {
-        self.phases[phase].chunks
+        let Phase { work, chunks, panels, .. } = self.phases[phase];
+        match work {
+            Work::Experts(layer, site) => self.expert_chunks(layer, site, panels),
+            _ => chunks,
+        }
     }
 
     fn chunk(&self, phase: usize, chunk: usize, worker: usize) {
@@ -217,6 +253,7 @@ impl Job for Step {
             }
             Work::Low(layer, site) => self.run_low(layer, site, chunk / panels, chunk % panels),
             Work::Product(layer, site) => self.run_product(layer, site, panels, chunk, worker),
+            Work::Experts(layer, site) => self.run_experts(layer, site, panels, chunk, worker),
             Work::Attend(layer) => self.run_attend(layer, chunk, worker),
         }
     }
@@ -226,8 +263,15 @@ impl Job for Step {
         if let Work::Attend(_) = work {
             self.merge_parts(worker);
         }
+        let tokens = self.plan.tokens.len();
         if let Some(stage) = then {
-            self.run_stage(stage, 0..self.plan.tokens.len());
+            self.run_stage(stage, 0..tokens);
+        }
+        if let (Work::Tokens(Stage::Route(layer)), _) | (_, Some(Stage::Route(layer))) = (work, then) {
+            self.group(layer);
+            if tokens <= ALONE {
+                self.run_stage(Stage::Gather(layer), 0..tokens);
+            }
         }
     }
 }

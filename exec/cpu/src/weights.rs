@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use half::{bf16, f16};
 
-use crate::kernels::product::BLOCK;
+use crate::{kernels::product::BLOCK, matrix::Format};
 
 /// Which tensor. Shapes are `[rows, columns]` as in `nn.Linear`: rows = outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -38,6 +38,10 @@ pub enum Part {
     Matrix(Matrix),
     /// `[rows of the matrix]`; may be absent.
     Bias(Matrix),
+    /// `[experts, hidden]`, where the layer has experts.
+    Router,
+    /// An expert's gate, up or down, by its number.
+    Expert(usize, Matrix),
 }
 
 /// A matrix of a layer.
@@ -77,6 +81,17 @@ pub struct Block4 {
     pub nibbles: [u8; 16],
 }
 
+/// 32 weights: `scale · nibble + minimum`. GGUF's Q4_1; nibbles lie as in [`Block4`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BlockU4 {
+    /// Scale.
+    pub scale: f16,
+    /// What the nibble 0 stands for.
+    pub minimum: f16,
+    /// Nibbles.
+    pub nibbles: [u8; 16],
+}
+
 /// All values of a tensor, row by row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Values<'a> {
@@ -84,39 +99,55 @@ pub enum Values<'a> {
     F32(Cow<'a, [f32]>),
     /// bf16.
     Bf16(Cow<'a, [bf16]>),
+    /// f16.
+    F16(Cow<'a, [f16]>),
     /// Blocks of bytes; a row is a whole number of blocks.
     Int8(Cow<'a, [Block8]>),
     /// Blocks of nibbles; a row is a whole number of blocks.
     Int4(Cow<'a, [Block4]>),
+    /// Blocks of nibbles above a minimum; a row is a whole number of blocks.
+    Uint4(Cow<'a, [BlockU4]>),
 }
 
 impl Values<'_> {
+    /// The format that holds them as they are.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::F32(_) => Format::F32,
+            Self::Bf16(_) => Format::Bf16,
+            Self::F16(_) => Format::F16,
+            Self::Int8(_) => Format::Int8,
+            Self::Int4(_) => Format::Int4,
+            Self::Uint4(_) => Format::Uint4,
+        }
+    }
+
     /// How many values.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(values) => values.len(),
             Self::Bf16(values) => values.len(),
+            Self::F16(values) => values.len(),
             Self::Int8(blocks) => blocks.len() * BLOCK,
             Self::Int4(blocks) => blocks.len() * BLOCK,
+            Self::Uint4(blocks) => blocks.len() * BLOCK,
         }
     }
 
     /// One row as f32.
     pub(crate) fn row(&self, row: usize, out: &mut [f32]) {
+        fn blocks<B>(out: &mut [f32], blocks: &[B], from: usize, values: impl Fn(&B) -> [f32; 32]) {
+            let row = out.chunks_mut(BLOCK).zip(&blocks[from / BLOCK..]);
+            row.for_each(|(out, block)| out.copy_from_slice(&values(block)));
+        }
         let (from, n) = (row * out.len(), out.len());
         match self {
             Self::F32(values) => out.copy_from_slice(&values[from..][..n]),
             Self::Bf16(values) => out.iter_mut().zip(&values[from..][..n]).for_each(|(out, v)| *out = v.to_f32()),
-            Self::Int8(blocks) => {
-                out.chunks_mut(BLOCK)
-                    .zip(&blocks[from / BLOCK..])
-                    .for_each(|(out, block)| out.copy_from_slice(&block.values()));
-            }
-            Self::Int4(blocks) => {
-                out.chunks_mut(BLOCK)
-                    .zip(&blocks[from / BLOCK..])
-                    .for_each(|(out, block)| out.copy_from_slice(&block.values()));
-            }
+            Self::F16(values) => out.iter_mut().zip(&values[from..][..n]).for_each(|(out, v)| *out = v.to_f32()),
+            Self::Int8(all) => blocks(out, all, from, Block8::values),
+            Self::Int4(all) => blocks(out, all, from, Block4::values),
+            Self::Uint4(all) => blocks(out, all, from, BlockU4::values),
         }
     }
 }
@@ -125,6 +156,11 @@ impl Values<'_> {
 pub trait Weights: Sync {
     /// A tensor by its role, or `None` where there is none.
     fn get(&self, role: Role) -> Option<Values<'_>>;
+
+    /// The format of what [`Self::get`] gives. Whoever can tell it without reading the tensor does.
+    fn format(&self, role: Role) -> Option<Format> {
+        self.get(role).map(|values| values.format())
+    }
 }
 
 impl Block8 {
@@ -160,6 +196,39 @@ impl Block4 {
     /// What it stands for.
     pub fn values(&self) -> [f32; 32] {
         std::array::from_fn(|i| (f32::from(self.nibble(i)) - 8.0) * self.scale.to_f32())
+    }
+}
+
+impl From<&Block4> for Block8 {
+    /// The same values.
+    fn from(block: &Block4) -> Self {
+        Self { scale: block.scale, values: std::array::from_fn(|i| block.nibble(i) as i8 - 8) }
+    }
+}
+
+impl BlockU4 {
+    /// The nearest block: nibble 0 is the smallest value, 15 the largest.
+    pub fn quantise(values: &[f32; 32]) -> Self {
+        let least = values.iter().fold(f32::INFINITY, |a, b| a.min(*b));
+        let most = values.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let (scale, minimum) = (f16::from_f32((most - least) / 15.0), f16::from_f32(least));
+        let (factor, from) = (inverse(scale), minimum.to_f32());
+        let nibble = |v: f32| ((v - from) * factor).round_ties_even().clamp(0.0, 15.0) as u8;
+        Self { scale, minimum, nibbles: std::array::from_fn(|i| nibble(values[i]) | nibble(values[i + 16]) << 4) }
+    }
+
+    /// What it stands for.
+    pub fn values(&self) -> [f32; 32] {
+        let (scale, minimum) = (self.scale.to_f32(), self.minimum.to_f32());
+        std::array::from_fn(|i| f32::from(self.nibbles[i % 16] >> (i / 16 * 4) & 15) * scale + minimum)
+    }
+}
+
+impl From<&Block4> for BlockU4 {
+    /// The same values, for a scale below 8,188: eight times as much is a half still.
+    fn from(block: &Block4) -> Self {
+        let minimum = f16::from_f32(-8.0 * block.scale.to_f32());
+        Self { scale: block.scale, minimum, nibbles: block.nibbles }
     }
 }
 

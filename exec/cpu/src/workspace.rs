@@ -1,7 +1,7 @@
 //! What a step computes between its products. Kept from step to step.
 
 use crate::{
-    architecture::Architecture,
+    architecture::{Architecture, Experts},
     buffer::Buffer,
     kernels::{
         attention::{MOST_ROWS, SPAN},
@@ -43,6 +43,39 @@ impl Activations {
     }
 }
 
+/// What experts compute. A row is a token at one of its experts; rows of an expert lie one after the other.
+pub(crate) struct ExpertSpace {
+    /// The router's, `[tokens, padded experts]`.
+    pub logits: Buffer<f32>,
+    pub logits_stride: usize,
+    /// Each token's experts, ascending: `[tokens, per_token]`.
+    pub chosen: Buffer<u32>,
+    /// What their outputs are multiplied by, in the same order.
+    pub weights: Buffer<f32>,
+    /// Input of gate-up.
+    pub gathered: Activations,
+    /// Input of down.
+    pub gated: Activations,
+    /// Outputs, `[rows, padded hidden]`.
+    pub out: Buffer<f32>,
+}
+
+impl ExpertSpace {
+    fn new(a: &Architecture, experts: &Experts, tokens: usize) -> Self {
+        let rows = tokens * experts.per_token;
+        let logits_stride = experts.count.next_multiple_of(PANEL);
+        Self {
+            logits: Buffer::new(tokens * logits_stride),
+            logits_stride,
+            chosen: Buffer::new(rows),
+            weights: Buffer::new(rows),
+            gathered: Activations::new(rows, a.hidden),
+            gated: Activations::new(rows, experts.intermediate),
+            out: Buffer::new(rows * a.hidden.next_multiple_of(PANEL)),
+        }
+    }
+}
+
 /// What one thread needs to itself.
 pub(crate) struct Scratch {
     /// A product's output: `[SEGMENT, PANEL]`.
@@ -75,6 +108,7 @@ pub(crate) struct Workspace {
     pub attended: Activations,
     /// Input of the down product.
     pub gated: Activations,
+    pub experts: Option<ExpertSpace>,
     pub scratch: Vec<Scratch>,
 }
 
@@ -99,6 +133,7 @@ impl Workspace {
             normed: Activations::new(tokens, a.hidden),
             attended: Activations::new(tokens, a.heads * a.head_dim),
             gated: Activations::new(tokens, a.intermediate),
+            experts: a.experts.as_ref().map(|experts| ExpertSpace::new(a, experts, tokens)),
             scratch: (0..threads).map(|_| scratch()).collect(),
         }
     }

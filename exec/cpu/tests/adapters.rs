@@ -5,7 +5,8 @@ mod support;
 use mloc_cpu::weights::Matrix;
 use mloc_engine::forward::{Chunk, Forward, Wanted};
 use support::{
-    MATRICES, adapter, alone, chunk, difference, everything, load, merged, plain, random, reference, settings, tokens,
+    MATRICES, adapter, alone, chunk, difference, everything, load, merged, plain, random, reference, settings,
+    sparse_mixture, tokens,
 };
 
 #[test]
@@ -60,4 +61,17 @@ fn an_adapter_that_does_not_fit_is_refused_by_name() {
     );
     low[1].layer = 2;
     assert_eq!(adapters.load(&low).err().map(|e| e.to_string()).as_deref(), Some("adapter: layer 2 of 2"));
+}
+
+#[test]
+fn adapters_of_experts_are_refused_by_name() {
+    let model = load(&random(sparse_mixture(), false, 2), &settings());
+    let of = |matrices: &[Matrix], layer: usize| {
+        let mut low = adapter(&sparse_mixture(), matrices, 2, 5);
+        low.retain(|part| part.layer == layer);
+        model.adapters().load(&low).map_err(|error| error.to_string())
+    };
+    assert_eq!(of(&[Matrix::Up], 2).unwrap_err(), "adapter: layer 2 Up: the layer has experts in its place");
+    // Its attention's, and those of the layer without experts, are as any.
+    assert!(of(&[Matrix::Query], 2).is_ok() && of(&[Matrix::Up, Matrix::Down], 1).is_ok());
 }

@@ -9,7 +9,7 @@ use std::{
 
 use half::bf16;
 use mloc_cpu::{
-    Format, Model, Settings,
+    Format, Keep, Model, Settings,
     adapter::Adapted,
     architecture::{Activation, Architecture, Layer, Rope},
     weights::{Matrix, Part, Role, Values, Weights},
@@ -84,7 +84,9 @@ impl Weights for Checkpoint {
                     Part::KeyNorm => "self_attn.k_norm.weight".to_owned(),
                     Part::Matrix(matrix) => format!("{}.weight", name(matrix)),
                     Part::Bias(matrix) => format!("{}.bias", name(matrix)),
-                    Part::AttentionPostNorm | Part::FeedForwardPostNorm => return None,
+                    Part::AttentionPostNorm | Part::FeedForwardPostNorm | Part::Router | Part::Expert(..) => {
+                        return None;
+                    }
                 }
             ),
         };
@@ -151,12 +153,13 @@ fn architecture(family: &str) -> Architecture {
         attention_soft_cap: None,
         logit_soft_cap: None,
         tied: config["tie_word_embeddings"].as_bool().expect("tied"),
+        experts: None,
     }
 }
 
 fn model(family: &str, format: Format) -> Model {
     let checkpoint = tensors(&format!("models/{family}")).into_iter().map(|(name, (_, values))| (name, values));
-    let settings = Settings { weights: format, head: format, ..settings() };
+    let settings = Settings { keep: Keep::all(format), ..settings() };
     Model::load(architecture(family), &Checkpoint(checkpoint.collect()), &settings).expect("a sound model")
 }
 

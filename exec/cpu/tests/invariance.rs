@@ -3,28 +3,33 @@
 
 mod support;
 
-use mloc_cpu::{CacheFormat, Format, Settings, isa::Isa, weights::Matrix};
+use mloc_cpu::{CacheFormat, Format, Keep, Settings, isa::Isa, weights::Matrix};
 use mloc_engine::forward::{Chunk, Forward, Wanted};
 use proptest::prelude::*;
-use support::{Tensors, adapter, alone, chunk, everything, load, plain, random, settings, tokens};
-
-const FORMATS: [Format; 4] = [Format::F32, Format::Bf16, Format::Int8, Format::Int4];
+use support::{
+    Tensors, adapter, alone, chunk, everything, load, mixture, plain, random, settings, sparse_mixture, tokens,
+};
 
 fn bits(rows: &[Vec<f32>]) -> Vec<Vec<u32>> {
     rows.iter().map(|row| row.iter().map(|v| v.to_bits()).collect()).collect()
 }
 
-fn models() -> [Tensors; 2] {
-    [random(plain(), false, 11), random(everything(), true, 12)]
+fn models() -> [Tensors; 4] {
+    [
+        random(plain(), false, 11),
+        random(everything(), true, 12),
+        random(mixture(), false, 13),
+        random(sparse_mixture(), true, 14),
+    ]
 }
 
 #[test]
 fn every_instruction_set_gives_the_same_bits() {
     for tensors in models() {
         let tokens = tokens(&tensors.architecture, 140, 2);
-        for (format, cache) in FORMATS.into_iter().zip([CacheFormat::F32, CacheFormat::F16].into_iter().cycle()) {
+        for (format, cache) in Format::ALL.into_iter().zip([CacheFormat::F32, CacheFormat::F16].into_iter().cycle()) {
             let on = |isa| {
-                let mut model = load(&tensors, &Settings { isa, weights: format, head: format, cache, ..settings() });
+                let mut model = load(&tensors, &Settings { isa, keep: Keep::all(format), cache, ..settings() });
                 bits(&alone(&mut model, &tokens, &[100], 0, None))
             };
             let expected = on(Isa::Portable);
@@ -69,20 +74,23 @@ fn sequence() -> impl Strategy<Value = Sequence> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_sequence_gets_the_same_bits_alone_and_in_any_batch(
         sequences in prop::collection::vec(sequence(), 1..5),
         order in prop::collection::vec(0_usize..5, 0..40),
         threads in 1_usize..5,
-        format in 0_usize..4,
-        all in any::<bool>(),
+        format in 0_usize..Format::ALL.len(),
+        model in 0_usize..4,
     ) {
-        let tensors = &models()[usize::from(all)];
-        let format = FORMATS[format];
-        let low = adapter(&tensors.architecture, &[Matrix::Query, Matrix::Value, Matrix::Up, Matrix::Down], 3, 5);
-        let mut model = load(tensors, &Settings { threads, weights: format, head: format, ..settings() });
+        let tensors = &models()[model];
+        let format = Format::ALL[format];
+        let adapted = [Matrix::Query, Matrix::Value, Matrix::Up, Matrix::Down];
+        // Experts have no adapters.
+        let adapted = if tensors.architecture.experts.is_some() { &adapted[..2] } else { &adapted };
+        let low = adapter(&tensors.architecture, adapted, 3, 5);
+        let mut model = load(tensors, &Settings { threads, keep: Keep::all(format), ..settings() });
         let id = model.adapters().load(&low).expect("an adapter");
         let mut rows = vec![Vec::new(); sequences.len()];
         let mut at = vec![0; sequences.len()];
@@ -120,7 +128,7 @@ proptest! {
             }
             step(&ready, &mut at);
         }
-        let mut quiet = load(tensors, &Settings { threads: 1, weights: format, head: format, ..settings() });
+        let mut quiet = load(tensors, &Settings { threads: 1, keep: Keep::all(format), ..settings() });
         let id = quiet.adapters().load(&low).expect("an adapter");
         for (sequence, rows) in sequences.iter().zip(&rows) {
             let expected = alone(&mut quiet, &sequence.tokens, &[], 0, sequence.adapted.then_some(id));

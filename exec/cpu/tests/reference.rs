@@ -3,12 +3,16 @@
 mod support;
 
 use mloc_cpu::{
-    CacheFormat, LoadError, Model, Settings,
-    architecture::{Activation, Architecture, Layer},
-    weights::{Part, Role},
+    CacheFormat, Format, Keep, LoadError, Model, Settings,
+    architecture::{Activation, Architecture, Experts, Layer},
+    held,
+    weights::{Block4, Block8, BlockU4, Matrix, Part, Role, Values, Weights},
 };
 use mloc_engine::forward::{BlockId, Forward, Wanted};
-use support::{alone, chunk, difference, everything, load, plain, random, reference, settings, tokens};
+use support::{
+    Tensors, alone, chunk, difference, everything, load, mixture, plain, random, reference, settings, sparse_mixture,
+    tokens,
+};
 
 /// f32 against f64 over some layers and 150 positions.
 const ROUNDING: f64 = 2e-5;
@@ -52,6 +56,31 @@ fn each_extra_computes_the_formulas() {
     for extra in extras {
         agrees(extra, false);
     }
+}
+
+#[test]
+fn experts_compute_the_formulas() {
+    agrees(mixture(), false);
+    agrees(sparse_mixture(), true);
+    // All of them for each token; one; and more than a chunk's panels of each.
+    for (per_token, intermediate) in [(5, 30), (1, 30), (2, 300)] {
+        let experts = mixture().experts.map(|experts| Experts { per_token, intermediate, ..experts });
+        agrees(Architecture { experts, ..mixture() }, false);
+    }
+}
+
+#[test]
+fn a_step_of_one_token_reads_the_experts_that_compute_it() {
+    let a = Architecture { hidden: 64, vocabulary: 64, head_dim: 16, kv_heads: 4, ..mixture() };
+    let experts = a.experts.clone().expect("experts");
+    let experts = Experts { intermediate: 32, count: 8, per_token: 2, ..experts };
+    let a = Architecture { experts: Some(experts), ..a };
+    let model = load(&random(a, false, 1), &settings());
+    // Rows of 64: 4 · 64 of attention, 96 of each expert; the router's eight are padded to 32. The head, and apart from
+    // it the rows of tokens.
+    let (row, layer) = (64 * 4, 4 * 64 + 32);
+    assert_eq!(model.weight_bytes(), (2 * (layer + 2 * 96) + 64) * row);
+    assert_eq!(model.held().bytes, (2 * (layer + 8 * 96) + 2 * 64) * row);
 }
 
 #[test]
@@ -111,6 +140,114 @@ fn larger_blocks_and_half_caches_hold_the_same() {
     assert!((1e-6..3e-3).contains(&worst), "keys and values of 11 bits: {worst}");
 }
 
+/// Tensors that come in formats of their own.
+struct In<F>(Tensors, F);
+
+impl<F: Fn(Role) -> Format + Sync> Weights for In<F> {
+    fn get(&self, role: Role) -> Option<Values<'_>> {
+        let floats = self.0.tensors.get(&role)?;
+        let blocks = || floats.as_chunks::<32>().0.iter();
+        Some(match (self.1)(role) {
+            Format::F32 => Values::F32(floats.as_slice().into()),
+            Format::Bf16 => Values::Bf16(floats.iter().map(|v| half::bf16::from_f32(*v)).collect()),
+            Format::F16 => Values::F16(floats.iter().map(|v| half::f16::from_f32(*v)).collect()),
+            Format::Int8 => Values::Int8(blocks().map(Block8::quantise).collect()),
+            Format::Int4 => Values::Int4(blocks().map(Block4::quantise).collect()),
+            Format::Uint4 => Values::Uint4(blocks().map(BlockU4::quantise).collect()),
+        })
+    }
+}
+
+fn in_blocks() -> Architecture {
+    Architecture { hidden: 64, intermediate: 96, head_dim: 32, vocabulary: 96, kv_heads: 4, ..plain() }
+}
+
+#[test]
+fn weights_are_held_as_they_come() {
+    let as_they_come = Keep { layers: None, head: None };
+    let matrices = |format: Format| {
+        move |role: Role| match role {
+            Role::Embedding | Role::Head | Role::Layer(_, Part::Matrix(_)) => format,
+            _ => Format::F32,
+        }
+    };
+    for tied in [true, false] {
+        for format in Format::ALL {
+            let given = In(random(Architecture { tied, ..in_blocks() }, false, 5), matrices(format));
+            let a = &given.0.architecture;
+            let logits = |keep| {
+                let mut model = Model::load(a.clone(), &given, &Settings { keep, ..settings() }).expect("a model");
+                let rows = alone(&mut model, &tokens(a, 40, 6), &[], 0, None);
+                (rows, model.held().clone(), model.weight_bytes())
+            };
+            let (found, takes, step) = logits(as_they_come);
+            let (wanted, all, _) = logits(Keep::all(format));
+            assert_eq!(found, wanted, "{format}");
+            assert_eq!((&takes, takes.rounded), (&all, 0), "{format}");
+            assert_eq!(takes.formats.keys().copied().collect::<Vec<_>>(), [format]);
+            // 64 columns: two blocks of 32 each. A tied head has the rows of tokens, else they are held beside it.
+            let row = match format {
+                Format::F32 => 256,
+                Format::Bf16 | Format::F16 => 128,
+                Format::Int8 => 2 * 34,
+                Format::Int4 => 2 * 18,
+                Format::Uint4 => 2 * 20,
+            };
+            let layers = 2 * (4 * 128 + 2 * 96 + 96) * row;
+            assert_eq!(takes.bytes, layers + 96 * row * if tied { 1 } else { 2 }, "{format}");
+            assert_eq!(step, layers + 96 * row, "{format}");
+            if !matches!(format, Format::Int8 | Format::Int4 | Format::Uint4) {
+                // Widened in registers: the same as rounded weights in f32.
+                assert_eq!(found, logits(Keep::all(Format::F32)).0, "{format}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_of_several_formats_takes_the_narrowest_that_holds_them() {
+    let mixed = |other: Format| {
+        move |role: Role| match role {
+            Role::Layer(_, Part::Matrix(Matrix::Value | Matrix::Down)) => other,
+            Role::Embedding => Format::Int8,
+            Role::Layer(_, Part::Matrix(_)) => Format::Int4,
+            _ => Format::F32,
+        }
+    };
+    let as_they_come = Keep { layers: None, head: None };
+    for (other, formats, rounded) in [
+        (Format::Int8, &[Format::Int8, Format::Int4][..], 0),
+        (Format::Uint4, &[Format::Int8, Format::Int4, Format::Uint4], 0),
+        (Format::Bf16, &[Format::F32, Format::Bf16, Format::Int8, Format::Int4], 0),
+    ] {
+        let given = In(random(in_blocks(), false, 5), mixed(other));
+        let takes = held(&given.0.architecture, &given, as_they_come);
+        assert_eq!(takes.formats.keys().copied().collect::<Vec<_>>(), formats, "{other}");
+        assert_eq!(takes.rounded, rounded, "{other}");
+        let mut model =
+            Model::load(given.0.architecture.clone(), &given, &Settings { keep: as_they_come, ..settings() })
+                .expect("a model");
+        assert_eq!(*model.held(), takes);
+        // The same rounded weights in f32: what is left is the rounding of activations to bytes.
+        let mut wide = Model::load(given.0.architecture.clone(), &given, &settings()).expect("a model");
+        let prompt = tokens(&given.0.architecture, 40, 6);
+        let found = alone(&mut model, &prompt, &[], 0, None);
+        let wanted: Vec<Vec<f64>> = alone(&mut wide, &prompt, &[], 0, None)
+            .iter()
+            .map(|row| row.iter().map(|v| f64::from(*v)).collect())
+            .collect();
+        let worst = difference(&found, &wanted);
+        assert!((1e-4..0.08).contains(&worst), "{other}: {worst}");
+    }
+    // Bytes don't hold nibbles above a minimum; that is told.
+    let given = In(random(in_blocks(), false, 5), |role| match role {
+        Role::Layer(0, Part::Matrix(Matrix::Query)) => Format::Uint4,
+        Role::Layer(_, Part::Matrix(_)) => Format::Int8,
+        _ => Format::F32,
+    });
+    assert_eq!(held(&given.0.architecture, &given, as_they_come).rounded, 1);
+}
+
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
     let broken =
@@ -121,6 +258,11 @@ fn what_does_not_fit_is_refused_by_name() {
         message(Model::load(broken, &tensors, &settings())),
         "architecture: kv_heads 3 does not divide heads 4; head_dim 13 is odd; layer 0 names rope 2 of 1; \
          layer 0 has a window of 0"
+    );
+    let few = mixture().experts.map(|experts| Experts { per_token: 6, sparse: vec![true], ..experts });
+    assert_eq!(
+        message(Model::load(Architecture { experts: few, ..mixture() }, &tensors, &settings())),
+        "architecture: 6 of 5 experts compute a token; experts are said of 1 layers of 2"
     );
     let narrow = Settings { block_tokens: 16, ..settings() };
     assert_eq!(

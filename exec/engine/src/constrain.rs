@@ -12,7 +12,7 @@ use llguidance::toktrie::{
     ApproximateTokEnv, INVALID_TOKEN, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie,
 };
 use llguidance::{Matcher, ParserFactory};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::request::{Constraint, RequestError};
 use crate::vocabulary::Vocabulary;
@@ -69,8 +69,8 @@ impl Grammars {
     pub fn compile(&self, constraint: &Constraint) -> Result<Grammar, RequestError> {
         let invalid = |detail: String| RequestError::Invalid { field: field(constraint), detail };
         let grammar = match constraint {
-            Constraint::JsonObject => TopLevelGrammar::from_json_schema(json!({ "type": "object" })),
-            Constraint::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Constraint::JsonObject => TopLevelGrammar::from_json_schema(bounded(json!({ "type": "object" }))),
+            Constraint::JsonSchema(schema) => TopLevelGrammar::from_json_schema(bounded(schema.clone())),
             Constraint::Regex(expression) => TopLevelGrammar::from_regex(expression),
             Constraint::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
             Constraint::Choice(texts) => {
@@ -88,6 +88,28 @@ impl Grammars {
         let parser = parser.map_err(|error| invalid(format!("{error:#}").trim_end().to_owned()))?;
         Ok(Grammar { matcher: Matcher::new(Ok(parser)) })
     }
+}
+
+/// White space between the parts of JSON: a space, or the end of a line with what the next is indented by. Without a bound a
+/// model that has lost its way writes nothing else up to the end of its tokens.
+const WHITE_SPACE: &str = r" |\r?\n[ \t]{0,32}";
+
+/// A schema as llguidance is given it, with a bound on white space where it says none itself.
+pub fn bounded(schema: Value) -> Value {
+    let mut schema = match schema {
+        // Anything at all.
+        Value::Bool(true) => json!({}),
+        other => other,
+    };
+    if let Some(map) = schema.as_object_mut() {
+        let options = map.entry("x-guidance").or_insert_with(|| json!({}));
+        if let Some(options) = options.as_object_mut()
+            && !["whitespace_flexible", "whitespace_pattern"].iter().any(|name| options.contains_key(*name))
+        {
+            options.insert("whitespace_pattern".to_owned(), WHITE_SPACE.into());
+        }
+    }
+    schema
 }
 
 fn field(constraint: &Constraint) -> &'static str {
@@ -222,6 +244,24 @@ mod tests {
             assert_eq!(reads(&Constraint::Choice(texts.to_vec()), text), Ok(true), "{text:?}");
         }
         assert_eq!(reads(&Constraint::Choice(texts.to_vec()), "axb"), Err(1));
+    }
+
+    #[test]
+    fn white_space_has_a_bound() {
+        let schema = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"] });
+        for constraint in [Constraint::JsonObject, Constraint::JsonSchema(schema.clone())] {
+            for text in ["{\"a\":1}", "{ \"a\": 1 }", "{\n    \"a\": 1\n}", "{\r\n\t\"a\": 1\r\n}"] {
+                assert_eq!(reads(&constraint, text), Ok(true), "{text:?}");
+            }
+            for (text, at) in [("{  ", 2), ("{\n\n", 2), ("{\"a\":1} ", 7), (" {", 0)] {
+                assert_eq!(reads(&constraint, text), Err(at), "{text:?}");
+            }
+            assert_eq!(reads(&constraint, &format!("{{\n{}", " ".repeat(40))), Err(34));
+        }
+        let mut dense = schema;
+        dense["x-guidance"] = json!({ "whitespace_flexible": false });
+        assert_eq!(reads(&Constraint::JsonSchema(dense), "{ "), Err(1), "who says it has it as said");
+        assert_eq!(reads(&Constraint::JsonSchema(json!(true)), "[1,  "), Err(4));
     }
 
     #[test]

@@ -158,6 +158,8 @@ impl Loop {
     fn listen(&mut self) -> bool {
         loop {
             let message = if self.engine.is_idle() && self.deadline.is_none() {
+                // Without a step: what was cancelled since the last one is not under way any more.
+                self.publish();
                 self.messages.recv().map_err(|RecvError| TryRecvError::Disconnected)
             } else {
                 self.messages.try_recv()

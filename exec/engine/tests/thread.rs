@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fake::{Model, Words, by_hand, request, shape};
 use mloc_engine::admission::Settings;
@@ -137,6 +137,12 @@ fn a_request_is_taken_back_between_two_steps() {
     let reason =
         events.iter().find_map(|event| if let Event::Finished { reason, .. } = event { Some(reason) } else { None });
     assert_eq!(reason, Some(FinishReason::Cancelled));
+    // It is counted out as well, though no step follows.
+    let until = Instant::now() + Duration::from_secs(60);
+    while handle.stats().running > 0 {
+        assert!(Instant::now() < until, "{:?}", handle.stats());
+        std::thread::yield_now();
+    }
     handle.shutdown(Duration::ZERO);
     assert_eq!(thread.join().expect("no panic"), Ended::Stopped { cut_off: 0 });
 }

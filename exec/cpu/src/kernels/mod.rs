@@ -25,9 +25,9 @@ pub(crate) mod product;
 #[cfg(test)]
 mod tests;
 
-use crate::{architecture::Activation, isa::Isa};
+use crate::{architecture::Activation, isa::Isa, matrix::Format};
 use attention::{Attend, State};
-use product::{Bf16, F16, F32, Int4, Int8, Product};
+use product::{Bf16, F16, F32, Int4, Int8, Product, Uint4};
 
 /// The kernels for one instruction set.
 ///
@@ -37,10 +37,14 @@ pub(crate) struct Kernels {
     pub f32: unsafe fn(&Product),
     /// Weights in bf16.
     pub bf16: unsafe fn(&Product),
+    /// Weights in f16.
+    pub f16: unsafe fn(&Product),
     /// Weights in bytes.
     pub int8: unsafe fn(&Product),
     /// Weights in nibbles.
     pub int4: unsafe fn(&Product),
+    /// Weights in nibbles above a minimum.
+    pub uint4: unsafe fn(&Product),
     /// Cache in f32.
     pub attend_f32: unsafe fn(&Attend<'_>),
     /// Cache in f16.
@@ -58,6 +62,18 @@ pub(crate) struct Kernels {
 }
 
 impl Kernels {
+    /// The product with weights of a format.
+    pub(crate) fn product(&self, format: Format) -> unsafe fn(&Product) {
+        match format {
+            Format::F32 => self.f32,
+            Format::Bf16 => self.bf16,
+            Format::F16 => self.f16,
+            Format::Int8 => self.int8,
+            Format::Int4 => self.int4,
+            Format::Uint4 => self.uint4,
+        }
+    }
+
     /// The kernels for an instruction set that this processor has.
     pub(crate) fn of(isa: Isa) -> &'static Self {
         assert!(isa.is_available(), "this processor has no {isa:?}");
@@ -76,16 +92,20 @@ macro_rules! kernels {
         mod $module {
             use super::*;
             pub(super) static KERNELS: Kernels = Kernels {
-                f32, bf16, int8, int4, attend_f32, attend_f16, merge, gate, soft_cap, rms_norm, quantise,
+                f32, bf16, f16, int8, int4, uint4, attend_f32, attend_f16, merge, gate, soft_cap, rms_norm, quantise,
             };
             $(#[target_feature(enable = $features)])?
             unsafe fn f32(p: &Product) { product::floats::<$lanes, F32>(p) }
             $(#[target_feature(enable = $features)])?
             unsafe fn bf16(p: &Product) { product::floats::<$lanes, Bf16>(p) }
             $(#[target_feature(enable = $features)])?
+            unsafe fn f16(p: &Product) { product::floats::<$lanes, F16>(p) }
+            $(#[target_feature(enable = $features)])?
             unsafe fn int8(p: &Product) { product::integers::<$lanes, Int8>(p) }
             $(#[target_feature(enable = $features)])?
             unsafe fn int4(p: &Product) { product::integers::<$lanes, Int4>(p) }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn uint4(p: &Product) { product::integers::<$lanes, Uint4>(p) }
             $(#[target_feature(enable = $features)])?
             unsafe fn attend_f32(a: &Attend<'_>) { attention::attend::<$lanes, F32>(a) }
             $(#[target_feature(enable = $features)])?

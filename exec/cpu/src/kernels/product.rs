@@ -16,6 +16,8 @@ const SCALES: usize = PANEL * 2;
 pub(crate) const INT8_BLOCK: usize = SCALES + PANEL * BLOCK;
 /// Bytes of one block of a panel of nibbles.
 pub(crate) const INT4_BLOCK: usize = SCALES + PANEL * BLOCK / 2;
+/// Bytes of one block of a panel of nibbles above a minimum.
+pub(crate) const UINT4_BLOCK: usize = SCALES + INT4_BLOCK;
 
 /// Bytes that weights are asked for ahead of their use: a page of 4 KiB, where the processor's own
 /// prefetching ends.
@@ -210,6 +212,8 @@ unsafe fn float_tile<L: Lanes, W: Floats, const T: usize>(p: &Product, first: us
 pub(crate) trait Integers {
     /// Bytes of a block of a panel.
     const BYTES: usize;
+    /// Whether halves follow the scales that are added to each weight.
+    const MINIMA: bool = false;
     /// What is added to each weight that is stored, as far as `add_dots` leaves it to the sums of the activations.
     fn offset<L: Lanes>() -> i32;
     /// Adds the exact dot products of one block.
@@ -262,6 +266,21 @@ impl Integers for Int4 {
     }
 }
 
+/// Nibbles without an offset, above a minimum: `[4 groups of 4, PANEL, 4]` as [`Int4`].
+pub(crate) struct Uint4;
+impl Integers for Uint4 {
+    const BYTES: usize = UINT4_BLOCK;
+    const MINIMA: bool = true;
+    #[inline(always)]
+    fn offset<L: Lanes>() -> i32 {
+        0
+    }
+    #[inline(always)]
+    unsafe fn add_dots<L: Lanes, const T: usize>(weights: *const u8, rows: &[*const i8; T], sums: &mut [[L::I; 2]; T]) {
+        Int4::add_dots::<L, T>(weights, rows, sums);
+    }
+}
+
 /// Integers with a scale a block of 32, by activations quantised likewise: the sum of a block is exact in i32; blocks
 /// are added in f32, front to back.
 ///
@@ -294,12 +313,21 @@ unsafe fn integer_tile<L: Lanes, W: Integers, const T: usize>(p: &Product, first
                 L::prefetch(weights.wrapping_add(AHEAD + line));
             }
         }
-        W::add_dots::<L, T>(weights.add(SCALES), &rows, &mut sums);
+        let first = if W::MINIMA { 2 * SCALES } else { SCALES };
+        W::add_dots::<L, T>(weights.add(first), &rows, &mut sums);
         let scale = [L::load_f16(weights.cast()), L::load_f16(weights.add(SCALES / 2).cast())];
         for t in 0..T {
             let x = L::splat(*scales[t].add(block));
             for half in 0..2 {
                 totals[t][half] = L::fma(L::to_f(sums[t][half]), L::mul(scale[half], x), totals[t][half]);
+            }
+        }
+        if W::MINIMA {
+            let at = weights.add(SCALES);
+            let minimum = [L::load_f16(at.cast()), L::load_f16(at.add(SCALES / 2).cast())];
+            for t in 0..T {
+                let sum = L::splat(*scales[t].add(block) * *offsets[t].add(block) as f32);
+                totals[t] = [L::fma(minimum[0], sum, totals[t][0]), L::fma(minimum[1], sum, totals[t][1])];
             }
         }
         weights = weights.add(W::BYTES);

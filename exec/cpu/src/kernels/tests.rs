@@ -65,14 +65,7 @@ fn multiply(isa: Isa, matrix: &PackedMatrix, x: &[f32], stride: usize, one_by_on
             accumulate: false,
         };
         // SAFETY: one whole panel, rows and outputs as long as it says.
-        unsafe {
-            match matrix.format {
-                Format::F32 => (kernels.f32)(&product),
-                Format::Bf16 => (kernels.bf16)(&product),
-                Format::Int8 => (kernels.int8)(&product),
-                Format::Int4 => (kernels.int4)(&product),
-            }
-        }
+        unsafe { kernels.product(matrix.format)(&product) }
     }
     out
 }
@@ -86,9 +79,9 @@ proptest! {
         let weights = noise(PANEL * depth, seed);
         let mut x = noise(tokens * stride, seed ^ 1);
         x.chunks_mut(stride).for_each(|row| row[depth..].fill(0.0));
-        for format in [Format::F32, Format::Bf16, Format::Int8, Format::Int4] {
+        for format in Format::ALL {
             let place = |row| Some((0, row));
-            let matrix = PackedMatrix::pack(format, PANEL, depth, 1, place, &[Values::F32((&weights[..]).into())]).expect("memory");
+            let matrix = PackedMatrix::pack(format, PANEL, depth, 1, place, &[&Values::F32((&weights[..]).into())]).expect("memory");
             let portable = multiply(Isa::Portable, &matrix, &x, stride, true);
             for isa in Isa::available() {
                 for one_by_one in [false, true] {
@@ -203,7 +196,7 @@ fn halves_widen_exactly_everywhere() {
         })
         .collect();
     let place = |row| Some((0, row));
-    let matrix = PackedMatrix::pack(Format::Int8, PANEL, BLOCK, 1, place, &[Values::Int8((&blocks[..]).into())])
+    let matrix = PackedMatrix::pack(Format::Int8, PANEL, BLOCK, 1, place, &[&Values::Int8((&blocks[..]).into())])
         .expect("memory");
     let mut x = vec![0.0; BLOCK];
     x[0] = 127.0;

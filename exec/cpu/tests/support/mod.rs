@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use mloc_cpu::{
-    CacheFormat, Format, Model, Settings,
+    CacheFormat, Format, Keep, Model, Settings,
     adapter::Adapted,
-    architecture::{Activation, Architecture, Layer, Rope},
+    architecture::{Activation, Architecture, Experts, Layer, Rope},
     isa::Isa,
     weights::{Matrix, Part, Role, Values, Weights},
 };
@@ -58,6 +58,7 @@ pub fn plain() -> Architecture {
         attention_soft_cap: None,
         logit_soft_cap: None,
         tied: true,
+        experts: None,
     }
 }
 
@@ -80,6 +81,34 @@ pub fn everything() -> Architecture {
         tied: false,
         ..plain()
     }
+}
+
+/// Mixtral's kind: experts in all layers, weights that sum to 1.
+pub fn mixture() -> Architecture {
+    let sparse = vec![true; 2];
+    Architecture {
+        experts: Some(Experts { count: 5, per_token: 2, intermediate: 30, normalised: true, sparse }),
+        tied: false,
+        ..plain()
+    }
+}
+
+/// Qwen 3's kind: experts in some layers, weights as the router gives them; and post norms, which no family has with them.
+pub fn sparse_mixture() -> Architecture {
+    let sparse = vec![true, false, true];
+    Architecture {
+        layers: vec![Layer { window: None, rope: 0 }; 3],
+        qk_norm: true,
+        post_norms: true,
+        experts: Some(Experts { count: 7, per_token: 3, intermediate: 50, normalised: false, sparse }),
+        ..plain()
+    }
+}
+
+/// What a layer's feed-forward block is made of: the experts' shapes are those of a model of their width.
+fn experts_of(a: &Architecture, layer: usize) -> Option<(&Experts, Architecture)> {
+    let experts = a.experts.as_ref().filter(|experts| experts.sparse[layer])?;
+    Some((experts, Architecture { intermediate: experts.intermediate, ..a.clone() }))
 }
 
 fn rope(len: usize, base: f32) -> Rope {
@@ -108,12 +137,24 @@ pub fn random(architecture: Architecture, biases: bool, seed: u64) -> Tensors {
             tensors.insert(Role::Layer(layer, Part::QueryNorm), fill(a.head_dim, 0.5, 1.0));
             tensors.insert(Role::Layer(layer, Part::KeyNorm), fill(a.head_dim, 0.5, 1.0));
         }
-        for matrix in MATRICES {
+        let experts = experts_of(a, layer);
+        let in_attention = |m: &Matrix| !matches!(m, Matrix::Gate | Matrix::Up | Matrix::Down);
+        for matrix in MATRICES.into_iter().filter(|m| experts.is_none() || in_attention(m)) {
             let (rows, columns) = shape(a, matrix);
             let scale = 1.7 / (columns as f32).sqrt();
             tensors.insert(Role::Layer(layer, Part::Matrix(matrix)), fill(rows * columns, scale, 0.0));
             if biases {
                 tensors.insert(Role::Layer(layer, Part::Bias(matrix)), fill(rows, 0.3, 0.0));
+            }
+        }
+        if let Some((experts, of_expert)) = experts {
+            tensors.insert(Role::Layer(layer, Part::Router), fill(experts.count * a.hidden, 0.5, 0.0));
+            for expert in 0..experts.count {
+                for matrix in [Matrix::Gate, Matrix::Up, Matrix::Down] {
+                    let (rows, columns) = shape(&of_expert, matrix);
+                    let values = fill(rows * columns, 1.7 / (columns as f32).sqrt(), 0.0);
+                    tensors.insert(Role::Layer(layer, Part::Expert(expert, matrix)), values);
+                }
             }
         }
     }
@@ -124,8 +165,7 @@ pub fn settings() -> Settings {
     Settings {
         threads: 2,
         isa: Isa::best(),
-        weights: Format::F32,
-        head: Format::F32,
+        keep: Keep::all(Format::F32),
         cache: CacheFormat::F32,
         block_tokens: 32,
         blocks: 64,
@@ -273,9 +313,22 @@ pub fn reference(model: &Tensors, tokens: &[u32]) -> Vec<Vec<f64>> {
             let out = after(linear(Matrix::Output, &attended), Part::AttentionPostNorm);
             x[position].iter_mut().zip(out).for_each(|(x, y)| *x += y);
             let normed = rms(&x[position], &part(Part::FeedForwardNorm), a);
-            let (gate, up) = (linear(Matrix::Gate, &normed), linear(Matrix::Up, &normed));
-            let gated: Vec<f64> = gate.iter().zip(up).map(|(g, u)| activate(*g, a.activation) * u).collect();
-            let out = after(linear(Matrix::Down, &gated), Part::FeedForwardPostNorm);
+            let gated = |gate: Vec<f64>, up: Vec<f64>| -> Vec<f64> {
+                gate.iter().zip(up).map(|(g, u)| activate(*g, a.activation) * u).collect()
+            };
+            let out = match experts_of(a, index) {
+                None => linear(Matrix::Down, &gated(linear(Matrix::Gate, &normed), linear(Matrix::Up, &normed))),
+                Some((experts, _)) => {
+                    let mut out = vec![0.0; a.hidden];
+                    for (expert, weight) in chosen(experts, &product(&part(Part::Router), &normed)) {
+                        let of = |matrix: Matrix, x: &[f64]| product(&part(Part::Expert(expert, matrix)), x);
+                        let hidden = gated(of(Matrix::Gate, &normed), of(Matrix::Up, &normed));
+                        out.iter_mut().zip(of(Matrix::Down, &hidden)).for_each(|(sum, y)| *sum += weight * y);
+                    }
+                    out
+                }
+            };
+            let out = after(out, Part::FeedForwardPostNorm);
             x[position].iter_mut().zip(out).for_each(|(x, y)| *x += y);
         }
     }
@@ -283,6 +336,16 @@ pub fn reference(model: &Tensors, tokens: &[u32]) -> Vec<Vec<f64>> {
     let norm = tensor(Role::FinalNorm);
     let logits = x.iter().map(|x| product(&head, &rms(x, &norm, a)));
     logits.map(|row| row.into_iter().map(|y| cap(y, a.logit_soft_cap)).collect()).collect()
+}
+
+/// The most probable experts and their weights.
+fn chosen(experts: &Experts, logits: &[f64]) -> Vec<(usize, f64)> {
+    let sum: f64 = logits.iter().map(|logit| logit.exp()).sum();
+    let mut all: Vec<(usize, f64)> = logits.iter().map(|logit| logit.exp() / sum).enumerate().collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1));
+    all.truncate(experts.per_token);
+    let kept: f64 = if experts.normalised { all.iter().map(|(_, weight)| weight).sum() } else { 1.0 };
+    all.into_iter().map(|(expert, weight)| (expert, weight / kept)).collect()
 }
 
 fn product(weights: &[f64], x: &[f64]) -> Vec<f64> {
