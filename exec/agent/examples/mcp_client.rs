@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 async fn main() -> Result<(), String> {
     let url = std::env::args().next_back().unwrap_or_default();
     let tool = json!({ "type": "mcp_http", "name": "its", "url": url });
-    let settings = json!({ "model": { "url": "http://127.0.0.1:9/v1", "name": "none" }, "tools": [tool] });
+    let settings = json!({ "tools": [tool] });
     let said = |problems: Vec<mloc_agent::settings::Problem>| {
         problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     };

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     message::{Assistant, Message, Usage},
-    settings::{Budgets, Patience},
+    settings::{Budgets, Patience, ToolChoice},
 };
 
 /// Version of a record: raised when a line means something else than before.
@@ -47,6 +47,9 @@ pub struct Setup {
     /// Names of tools that a person is asked about, or beginnings of names with a `*`.
     #[serde(default)]
     pub approval: Vec<String>,
+    /// Whether it begins with a call.
+    #[serde(default)]
+    pub tool_choice: ToolChoice,
     /// What it may take.
     pub budgets: Budgets,
     /// How often what goes wrong may go wrong.

@@ -45,6 +45,17 @@ pub enum Action {
     Over,
 }
 
+/// Whether an answer has calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calls {
+    /// It may not: the last one has to say something.
+    None,
+    /// As the model likes.
+    Allowed,
+    /// It must.
+    Required,
+}
+
 /// A question to a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ask {
@@ -52,8 +63,8 @@ pub struct Ask {
     pub step: u32,
     /// The conversation.
     pub messages: Vec<Message>,
-    /// It may call tools; in the last answer it may not.
-    pub may_call: bool,
+    /// Whether it calls tools.
+    pub calls: Calls,
     /// Tokens the answer may have.
     pub max_tokens: u64,
 }

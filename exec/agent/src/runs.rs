@@ -166,6 +166,7 @@ impl Runs {
             messages: system.chain(start.messages.iter().cloned()).collect(),
             tools: self.agent.toolbox.specs(),
             approval: settings.approval.clone(),
+            tool_choice: settings.tool_choice,
             budgets,
             patience: settings.patience.clone(),
         }
@@ -295,14 +296,18 @@ impl Runs {
         live.commands.send(command).await.map_err(|_| RunsError::NotLive(id.to_owned()))
     }
 
-    /// Stops all runs where they are: they go on in another process. Says how many did not stop in time.
+    /// Stops all runs where they are: they go on in another process. Then servers of tools are asked to end; those that have
+    /// not when `patience` is over are killed. Says how many runs did not stop in time.
     pub async fn shut_down(&self, patience: Duration) -> usize {
+        let until = tokio::time::Instant::now() + patience;
         self.stop.cancel();
         self.tasks.close();
-        if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
+        if tokio::time::timeout_at(until, self.tasks.wait()).await.is_err() {
             warn!(runs = self.tasks.len(), "did not stop in time");
         }
-        self.agent.toolbox.close().await;
+        if tokio::time::timeout_at(until, self.agent.toolbox.close()).await.is_err() {
+            warn!("servers of tools did not end in time, and are killed");
+        }
         if self.tasks.is_empty() {
             drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
         }

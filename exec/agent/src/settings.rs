@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub mod names;
 mod read;
@@ -42,7 +42,19 @@ pub struct Patience {
     pub approval_s: u64,
 }
 
-/// The model an agent asks.
+/// Whether a run begins with a call of a tool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolChoice {
+    /// As the model likes.
+    #[default]
+    Auto,
+    /// Its first answer must be calls; a server that constrains answers sees to it whatever the model would say. What comes
+    /// after is as the model likes, or it could never answer.
+    Required,
+}
+
+/// A model at an address.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModelSettings {
     /// Where OpenAI's API is: `http://127.0.0.1:8000/v1`.
@@ -51,8 +63,6 @@ pub struct ModelSettings {
     pub name: String,
     /// The variable that holds the key for it.
     pub key_env: Option<String>,
-    /// Further fields of a request: `temperature`, `seed`, `reasoning_effort`.
-    pub parameters: serde_json::Map<String, Value>,
     /// Seconds without a byte after which its server is taken for dead.
     pub silence_s: u64,
 }
@@ -62,8 +72,12 @@ pub struct ModelSettings {
 pub struct Settings {
     /// Instructions, ahead of every conversation.
     pub system: Option<String>,
-    /// The model.
-    pub model: ModelSettings,
+    /// The model, where it is at an address: an agent may have one in its own process.
+    pub model: Option<ModelSettings>,
+    /// Further fields of a request to it: `temperature`, `seed`, `reasoning_effort`.
+    pub parameters: Map<String, Value>,
+    /// Whether a run begins with a call.
+    pub tool_choice: ToolChoice,
     /// Where its tools come from.
     pub tools: Vec<ToolSettings>,
     /// Names of tools it may use, or their beginnings with a `*`; without it, all.
@@ -151,8 +165,15 @@ impl Settings {
 
     fn fields(mut all: Fields<'_>) -> Option<Self> {
         let system = all.take("system", "a text");
-        let model =
-            all.need("model", "a section with url and name").and_then(|value| model(all.below("model", &value)));
+        let given: Option<Value> = all.take("model", "a section with url and name");
+        let model = given.and_then(|value| model(all.below("model", &value)));
+        let parameters: Map<String, Value> = all.or("parameters", "a section", Map::new());
+        for ours in ["messages", "tools", "tool_choice", "stream", "stream_options", "model"] {
+            if parameters.contains_key(ours) {
+                all.problem(&format!("parameters.{ours}"), "the agent sets it itself".into(), "leave it out");
+            }
+        }
+        let tool_choice = all.or("tool_choice", "auto or required", ToolChoice::Auto);
         let hosts: Option<Vec<String>> = all.take("hosts", "a list of hosts");
         let listed: Vec<Value> = all.or("tools", "a list", Vec::new());
         let mut listed_tools = Vec::new();
@@ -167,14 +188,18 @@ impl Settings {
         let patience = read_patience(all.below("patience", &patience));
         let tool_timeout_s = all.at_least("tool_timeout_s", 1, TIMEOUT_S);
         let tool_output_bytes = all.at_least("tool_output_bytes", 256, OUTPUT_BYTES as u64);
-        let (twice, paths) = (tools::named_twice(&listed_tools), "tools");
-        for name in twice {
-            all.problem(paths, format!("`{name}` is there twice"), "give each its own name");
+        if tool_choice == ToolChoice::Required && listed.is_empty() {
+            all.problem("tool_choice", "there is no tool to call".into(), "name tools, or leave it out");
+        }
+        for name in tools::named_twice(&listed_tools) {
+            all.problem("tools", format!("`{name}` is there twice"), "give each its own name");
         }
         all.end();
         Some(Self {
             system,
-            model: model?,
+            model,
+            parameters,
+            tool_choice,
             tools: listed_tools.into_iter().collect::<Option<_>>()?,
             allow,
             approval,
@@ -191,15 +216,9 @@ fn model(mut fields: Fields<'_>) -> Option<ModelSettings> {
     let url = fields.url("url");
     let name = fields.need("name", "the model's name, as /v1/models lists it");
     let key_env = fields.take("key_env", "the name of a variable");
-    let parameters: serde_json::Map<String, Value> = fields.or("parameters", "a section", serde_json::Map::new());
-    for ours in ["messages", "tools", "tool_choice", "stream", "stream_options", "model"] {
-        if parameters.contains_key(ours) {
-            fields.problem(&format!("parameters.{ours}"), "the agent sets it itself".into(), "leave it out");
-        }
-    }
     let silence_s = fields.at_least("silence_s", 1, SILENCE_S);
     fields.end();
-    Some(ModelSettings { url: url?, name: name?, key_env, parameters, silence_s })
+    Some(ModelSettings { url: url?, name: name?, key_env, silence_s })
 }
 
 fn read_budgets(mut fields: Fields<'_>) -> Budgets {

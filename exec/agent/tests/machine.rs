@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use mloc_agent::{
     Assistant, Message, ToolCall, Usage,
     event::{CallId, Decider, Event, Failure, Outcome, Record, Refused, Setup, ToolSpec, VERSION},
-    run::{Action, Ask, Run, Standing},
-    settings::{Budgets, Patience},
+    run::{Action, Ask, Calls, Run, Standing},
+    settings::{Budgets, Patience, ToolChoice},
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -33,6 +33,7 @@ fn setup() -> Setup {
         messages: vec![Message::User { content: "go".into() }],
         tools: vec![tool("look", true), tool("send", false), tool("pay", false)],
         approval: vec!["pay".into()],
+        tool_choice: ToolChoice::Auto,
         budgets: Budgets { steps: 10, wall_time_s: 100, tokens: 10_000, answer_tokens: None },
         patience: Patience { repeats: 3, bad_calls: 2, model_failures: 1, approval_s: 1000 },
     }
@@ -170,9 +171,24 @@ fn the_last_answer_is_not_offered_tools() {
     let started = env.started();
     env.returned(started[0], "");
     let Action::Ask(ask) = env.settle() else { panic!() };
-    assert!(!ask.may_call);
+    assert_eq!(ask.calls, Calls::None);
     env.answers(&[("look", r#"{"x":2}"#)]);
     assert_eq!(env.failed(), Some(Failure::Steps), "it calls all the same");
+}
+
+#[test]
+fn a_run_can_be_made_to_begin_with_a_call() {
+    let mut env = Env::new(Setup { tool_choice: ToolChoice::Required, ..setup() });
+    assert_eq!(env.asked().calls, Calls::Required);
+    // Its process was killed meanwhile: it is the first answer still.
+    env.happens(Event::Resumed);
+    env.calls("look", r#"{"x":1}"#, "seen");
+    let Action::Ask(ask) = env.settle() else { panic!() };
+    assert_eq!((ask.step, ask.calls), (2, Calls::Allowed), "then it may answer");
+    // One answer is all it may have: it has to say something.
+    let budgets = Budgets { steps: 1, ..setup().budgets };
+    let mut env = Env::new(Setup { tool_choice: ToolChoice::Required, budgets, ..setup() });
+    assert_eq!(env.asked().calls, Calls::None);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use mloc_agent::{
     Assistant, Message, ToolCall, Usage,
     event::ToolSpec,
     model::{Answer, Chat, ChatError, Delta, OpenAi, openai::Backoff},
-    run::Ask,
+    run::{Ask, Calls},
 };
 use serde_json::{Value, json};
 use support::{Served, serve, settings};
@@ -58,7 +58,9 @@ fn model(served: &Served, more: Value) -> OpenAi {
     for (name, value) in more.as_object().unwrap() {
         model[name] = value.clone();
     }
-    OpenAi::new(&settings(&json!({ "model": model })).model, QUICK).unwrap()
+    let parameters = model.as_object_mut().unwrap().shift_remove("parameters").unwrap_or_else(|| json!({}));
+    let settings = settings(&json!({ "model": model, "parameters": parameters }));
+    OpenAi::new(&settings.model.unwrap(), settings.parameters, QUICK).unwrap()
 }
 
 fn ask() -> Ask {
@@ -68,7 +70,7 @@ fn ask() -> Ask {
         Message::Assistant(Assistant { content: String::new(), tool_calls: vec![call] }),
         Message::Tool { tool_call_id: "c".into(), content: "seen".into() },
     ];
-    Ask { step: 2, messages, may_call: false, max_tokens: 50 }
+    Ask { step: 2, messages, calls: Calls::None, max_tokens: 50 }
 }
 
 async fn answered(model: &OpenAi) -> (Result<Answer, ChatError>, Vec<Delta>) {

@@ -20,9 +20,9 @@ use mloc_agent::{
     runs::Limits,
 };
 use serde_json::{Value, json};
-use support::{Acting, Env, agent, call};
+use support::{Acting, Closing, Env, LONG, agent, call};
 use tempfile::tempdir;
-use tokio::sync::Notify;
+use tokio::sync::{Barrier, Notify};
 
 /// Calls a tool once, then says what came of it.
 fn once(tool: &'static str) -> impl Fn(&Ask) -> Turn + Send + Sync + 'static {
@@ -206,6 +206,18 @@ async fn a_tool_that_floods_is_cut_and_one_that_panics_is_an_error() {
         listener.until("finished").await;
         env.shut_down().await;
     }
+}
+
+#[tokio::test]
+async fn a_server_of_tools_that_does_not_end_is_not_waited_for_beyond_the_patience() {
+    let folder = tempdir().unwrap();
+    let mut agent = agent(&json!({}), once("add"), &[&adding()]);
+    // Nobody else comes.
+    agent.toolbox = agent.toolbox.with(Closing::new("stuck", &Arc::new(Barrier::new(2))), LONG);
+    let env = Env::open(folder.path(), agent).await;
+    env.start(json!({ "input": "go" })).await.until("finished").await;
+    let left = tokio::time::timeout(LONG, env.runs.shut_down(Duration::from_millis(50))).await;
+    assert_eq!(left, Ok(0));
 }
 
 #[tokio::test]

@@ -10,8 +10,7 @@ fn problems(value: &Value) -> String {
 
 #[test]
 fn little_is_enough() {
-    let settings = Settings::read(&json!({ "model": { "url": "http://h:1/v1", "name": "m" } })).unwrap();
-    insta::assert_json_snapshot!(settings);
+    insta::assert_json_snapshot!(Settings::read(&json!({})).unwrap());
 }
 
 #[test]
@@ -26,6 +25,7 @@ fn all_kinds_of_tools() {
     ]);
     let value = json!({ "model": { "url": "http://h:1/v1", "name": "m" }, "tools": tools, "approval": ["files_*"] });
     let settings: Settings = serde_json::from_value(value).unwrap();
+    assert_eq!(settings.model.as_ref().map(|model| (model.name.as_str(), model.silence_s)), Some(("m", 300)));
     insta::assert_json_snapshot!(settings.tools);
 }
 
@@ -33,7 +33,9 @@ fn all_kinds_of_tools() {
 fn every_problem_is_said_at_once() {
     let value = json!({
         "modle": {},
-        "model": { "url": "localhost:8000", "parameters": { "stream": false } },
+        "model": { "url": "localhost:8000" },
+        "parameters": { "stream": false },
+        "tool_choice": "always",
         "budgets": { "steps": 0, "tokens": "many" },
         "patience": { "repeats": 1 },
         "hosts": ["a.example"],
@@ -48,5 +50,7 @@ fn every_problem_is_said_at_once() {
         "approval": "all",
     });
     insta::assert_snapshot!(problems(&value));
+    let told = problems(&json!({ "tool_choice": "required" }));
+    assert_eq!(told, "tool_choice: there is no tool to call\nhint: name tools, or leave it out");
     assert_eq!(problems(&json!([])), "settings: [] is no section\nhint: write its fields below it");
 }

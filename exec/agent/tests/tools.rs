@@ -17,7 +17,8 @@ use mloc_agent::{
     tool::{Toolbox, toolbox::Permits},
 };
 use serde_json::{Value, json};
-use support::{Served, serve, settings};
+use support::{Closing, LONG, Served, serve, settings};
+use tokio::sync::Barrier;
 
 const ALL: Permits = Permits { code: true, programs: true };
 
@@ -73,6 +74,14 @@ async fn a_program_that_dies_is_started_again_and_one_that_hangs_is_given_up() {
     // It sleeps on: the next call waits in vain as well.
     assert!(pid.contains("given up"), "{pid}");
     drop(tools);
+}
+
+#[tokio::test]
+async fn tools_are_closed_at_once() {
+    let together = Arc::new(Barrier::new(3));
+    let tools = ["a", "b", "c"].map(|name| Closing::new(name, &together));
+    let toolbox = tools.into_iter().fold(Toolbox::new(1024), |toolbox, tool| toolbox.with(tool, LONG));
+    tokio::time::timeout(LONG, toolbox.close()).await.expect("one waits for another to have closed");
 }
 
 #[tokio::test]

@@ -29,7 +29,12 @@ pub fn vllm_fields() -> Vec<Field> {
         Field::used("guided_choice", texts).of_vllm(),
         Field::used("guided_grammar", text).of_vllm(),
         Field::no_effect("guided_decoding_backend", json!({ "type": "string" }), one_backend).of_vllm(),
-        Field::refused("guided_whitespace_pattern", json!([]), "white space is the model's choice").of_vllm(),
+        Field::refused(
+            "guided_whitespace_pattern",
+            json!([]),
+            "JSON has a space or the end of a line between its parts",
+        )
+        .of_vllm(),
         Field::refused("structural_tag", json!([]), "use tools, or structured_outputs.grammar").of_vllm(),
     ]
 }

@@ -252,6 +252,21 @@ impl Generation {
         }
     }
 
+    /// Whether a text of so many bytes may fit: a megabyte takes a second to tokenize, and need not be when it is too long
+    /// in any case.
+    ///
+    /// # Errors
+    /// It does not fit even if each of its tokens is the longest there is.
+    pub fn may_fit(&self, bytes: usize, card: &Card, at: &str) -> Result<(), Refusal> {
+        let least = card.token_bytes.map_or(0, |most| bytes / most.max(1));
+        if self.truncate.is_some() || least <= card.max_length {
+            return Ok(());
+        }
+        let max = card.max_length;
+        let message = format!("{at}: {bytes} bytes are {least} tokens or more, and {max} fit: shorten the prompt");
+        Err(Refusal::field(at, message).with_code("context_length_exceeded"))
+    }
+
     /// The engine's request for one prompt.
     ///
     /// # Errors

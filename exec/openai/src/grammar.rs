@@ -1,9 +1,10 @@
-//! Grammars made of what a request asks for: calls that must come, an answer of some form after a thought, or either of
-//! both. In Lark's notation as llguidance reads it, which has JSON schemas inside (`%json`) and tokens by id (`<[7]>`).
+//! Grammars made of what a request asks for: calls that must come, calls that are well formed if they come, an answer of
+//! some form after a thought, or either of both. In Lark's notation as llguidance reads it, which has JSON schemas inside
+//! (`%json`) and tokens by id (`<[7]>`).
 
 use std::collections::BTreeMap;
 
-use mloc_engine::request::Constraint;
+use mloc_engine::{constrain::bounded, request::Constraint};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -29,15 +30,20 @@ pub struct Around<'c> {
 pub fn of(answer: Option<Constraint>, tools: &Tools, around: Around<'_>) -> Result<Option<Constraint>, String> {
     let calls = around.format.filter(|_| !tools.offered.is_empty()).map(|format| Calls { format, tools, around });
     match (answer, calls, &tools.choice) {
-        (_, Some(calls), Choice::Required | Choice::Named(_)) => Ok(Some(lark(None, Some(&calls), around))),
+        (_, Some(calls), Choice::Required | Choice::Named(_)) => Ok(Some(lark("calls", [calls.rules()], around))),
+        (None, Some(calls), Choice::Auto) if tools.offered.iter().any(|tool| tool.strict) => {
+            Ok(calls.among_words().map(|words| lark("free", [words, calls.rules()], around)))
+        }
         (None, ..) => Ok(None),
         (Some(Constraint::Lark(grammar)), None, _) if !around.thinking => Ok(Some(Constraint::Lark(grammar))),
         (Some(Constraint::Lark(_)), ..) => {
             let why = if around.thinking { "the prompt leaves a thought open" } else { "there are tools on offer" };
             Err(format!("a grammar can't be used where {why}: use a JSON schema, or leave that out"))
         }
-        (Some(answer), Some(calls), Choice::Auto) => Ok(Some(lark(Some(&answer), Some(&calls), around))),
-        (Some(answer), ..) if around.thinking => Ok(Some(lark(Some(&answer), None, around))),
+        (Some(answer), Some(calls), Choice::Auto) => {
+            Ok(Some(lark("( answer | calls )", [answer_rule(&answer), calls.rules()], around)))
+        }
+        (Some(answer), ..) if around.thinking => Ok(Some(lark("answer", [answer_rule(&answer)], around))),
         (Some(answer), ..) => Ok(Some(answer)),
     }
 }
@@ -48,13 +54,9 @@ struct Calls<'c> {
     around: Around<'c>,
 }
 
-fn lark(answer: Option<&Constraint>, calls: Option<&Calls<'_>>, around: Around<'_>) -> Constraint {
+/// A grammar of this body, after a thought if one is open.
+fn lark<const N: usize>(body: &str, more: [String; N], around: Around<'_>) -> Constraint {
     let mut rules = Vec::new();
-    let body = match (answer.is_some(), calls.is_some()) {
-        (true, true) => "( answer | calls )",
-        (true, false) => "answer",
-        _ => "calls",
-    };
     if around.thinking {
         rules.push(format!("start: thought gap {body}"));
         rules.push(match token(around.markers, "</think>") {
@@ -65,8 +67,7 @@ fn lark(answer: Option<&Constraint>, calls: Option<&Calls<'_>>, around: Around<'
     } else {
         rules.push(format!("start: {body}"));
     }
-    rules.extend(answer.map(|answer| format!("answer: {}", inline(answer))));
-    rules.extend(calls.map(Calls::rules));
+    rules.extend(more);
     Constraint::Lark(rules.join("\n"))
 }
 
@@ -79,10 +80,18 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
+fn of_schema(schema: Value) -> String {
+    format!("%json {}", bounded(schema))
+}
+
+fn answer_rule(answer: &Constraint) -> String {
+    format!("answer: {}", inline(answer))
+}
+
 fn inline(answer: &Constraint) -> String {
     match answer {
-        Constraint::JsonObject => r#"%json {"type":"object"}"#.to_owned(),
-        Constraint::JsonSchema(schema) => format!("%json {schema}"),
+        Constraint::JsonObject => of_schema(json!({ "type": "object" })),
+        Constraint::JsonSchema(schema) => of_schema(schema.clone()),
         Constraint::Regex(regex) => format!("/{}/", regex.replace('/', "\\/").replace('\n', "\\n")),
         Constraint::Choice(texts) => texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(" | "),
         // `of` sees to it that none comes here.
@@ -91,27 +100,58 @@ fn inline(answer: &Constraint) -> String {
 }
 
 impl Calls<'_> {
-    fn rules(&self) -> String {
+    /// Words, then calls or none: whatever is said, a call that begins becomes a whole one. `None` = only the whole answer
+    /// tells a call from words.
+    fn among_words(&self) -> Option<String> {
+        let special = |text: &str| token(self.around.markers, text).is_some();
+        // Special tokens are no text: a model that thinks before it speaks may still do so.
+        let thoughts = ["<think>", "</think>"].into_iter().filter_map(|text| token(self.around.markers, text));
+        let thoughts: String = thoughts.map(|token| format!(" | {token}")).collect();
+        match self.format {
+            Format::Hermes if special("<tool_call>") => {}
+            Format::Mistral if special("[TOOL_CALLS]") => {}
+            // Words end where the marker does, and what has none is words to its end.
+            Format::Hermes if thoughts.is_empty() => {
+                return Some(format!(
+                    "free: WORDS | marked inside{}\nmarked[lazy]: /(.|\\n)*<tool_call>/\n\
+                     WORDS: /(.|\\n)*/ & ~/(.|\\n)*<tool_call>(.|\\n)*/",
+                    self.more()
+                ));
+            }
+            Format::Hermes | Format::Mistral | Format::Llama3 => return None,
+        }
+        Some(format!("free: words* calls?\nwords: /(.|\\n)+/{thoughts}"))
+    }
+
+    /// Further calls of an answer.
+    fn more(&self) -> &'static str {
         let one = !self.tools.parallel || matches!(self.tools.choice, Choice::Named(_));
+        match self.format {
+            _ if one => "",
+            Format::Hermes => " ( \"\\n\" call )*",
+            Format::Llama3 => " ( \"; \" call )*",
+            Format::Mistral => "+",
+        }
+    }
+
+    fn rules(&self) -> String {
         let mark = |text: &str| token(self.around.markers, text).unwrap_or_else(|| quoted(text));
+        let more = self.more();
         match self.format {
             Format::Hermes => {
-                let more = if one { "" } else { " ( \"\\n\" call )*" };
                 let (open, close) = (mark("<tool_call>"), mark("</tool_call>"));
-                let object = self.objects("arguments");
-                format!("calls: call{more}\ncall: {open} \"\\n\" body \"\\n\" {close}\nbody: %json {object}")
+                let body = of_schema(self.leniently(self.objects("arguments")));
+                format!("calls: call{more}\ncall: {open} inside\ninside: \"\\n\" body \"\\n\" {close}\nbody: {body}")
             }
             Format::Llama3 => {
-                let more = if one { "" } else { " ( \"; \" call )*" };
-                format!("calls: call{more}\ncall: %json {}", self.objects("parameters"))
+                format!("calls: call{more}\ncall: {}", of_schema(self.leniently(self.objects("parameters"))))
             }
             Format::Mistral if token(self.around.markers, "[ARGS]").is_some() => {
-                let more = if one { "" } else { "+" };
                 let (open, args) = (mark("[TOOL_CALLS]"), mark("[ARGS]"));
                 let rows = self.forced().enumerate();
                 let rows = rows.map(|(index, (name, schema))| {
-                    let schema = Value::Object(schema.clone());
-                    (format!("call_{index}"), format!("call_{index}: {open} {} {args} %json {schema}", quoted(name)))
+                    let schema = of_schema(self.leniently(Value::Object(schema.clone())));
+                    (format!("call_{index}"), format!("call_{index}: {open} {} {args} {schema}", quoted(name)))
                 });
                 let (names, rules): (Vec<_>, Vec<_>) = rows.unzip();
                 format!("calls: call{more}\ncall: {}\n{}", names.join(" | "), rules.join("\n"))
@@ -120,10 +160,10 @@ impl Calls<'_> {
                 let mut list = self.objects("arguments");
                 let definitions = list.as_object_mut().and_then(|list| list.remove("$defs"));
                 let mut schema = json!({ "type": "array", "minItems": 1, "items": list, "$defs": definitions });
-                if one {
+                if more.is_empty() {
                     schema["maxItems"] = 1.into();
                 }
-                format!("calls: {} %json {schema}", mark("[TOOL_CALLS]"))
+                format!("calls: {} {}", mark("[TOOL_CALLS]"), of_schema(self.leniently(schema)))
             }
         }
     }
@@ -156,6 +196,16 @@ impl Calls<'_> {
         }
         json!({ "anyOf": ways, "$defs": definitions })
     }
+
+    /// What no grammar can say of a schema is left to the model, unless the client wants it to the letter.
+    fn leniently(&self, mut schema: Value) -> Value {
+        if let Some(map) = schema.as_object_mut()
+            && !self.tools.offered.iter().all(|tool| tool.strict)
+        {
+            map.insert("x-guidance".to_owned(), json!({ "lenient": true }));
+        }
+        schema
+    }
 }
 
 /// A schema that was a document of its own, at another place in a larger one.
@@ -186,6 +236,7 @@ mod tests {
         let tool = |name: &str, parameters: Value| Tool {
             name: name.into(),
             parameters: parameters.as_object().cloned().unwrap(),
+            strict: false,
             shown: Value::Null,
         };
         let offered = vec![
@@ -196,6 +247,11 @@ mod tests {
             tool("now", json!({ "type": "object", "properties": {} })),
         ];
         Tools { offered, choice, parallel: true }
+    }
+
+    fn strict(mut tools: Tools) -> Tools {
+        tools.offered.iter_mut().for_each(|tool| tool.strict = true);
+        tools
     }
 
     fn said(
@@ -236,6 +292,7 @@ mod tests {
             Some(Constraint::JsonSchema(json!({ "type": "object", "properties": { "x": { "type": "null" } } })));
         let either = said(schema, &tools(Choice::Auto), Format::Hermes, &[], false);
         let llama = said(None, &tools(Choice::Required), Format::Llama3, &[], false);
+        let free = said(None, &strict(tools(Choice::Auto)), Format::Hermes, &[], false);
         for (grammar, text, right) in [
             (&required, add.as_str(), true),
             (&required, &format!("{add}\n{now}"), true),
@@ -243,6 +300,8 @@ mod tests {
             (&required, &call("add", r#"{"a": "one"}"#), false),
             (&required, &call("other", "{}"), false),
             (&required, "Hello", false),
+            (&required, "<tool_call>\n{\n  \"name\": ", true),
+            (&required, "<tool_call>\n{  ", false),
             (&named, &now, true),
             (&named, &add, false),
             (&named, &format!("{now}\n{now}"), false),
@@ -253,9 +312,30 @@ mod tests {
             (&either, r#"{"x": 1}"#, false),
             (&llama, r#"{"name": "add", "parameters": {"a": 1}}; {"name": "now", "parameters": {}}"#, true),
             (&llama, r#"{"name": "add", "parameters": {}}"#, false),
+            (&free, "Hello, <tool_cal", true),
+            (&free, &format!("I add.\n{add}\n{now}"), true),
+            (&free, &add, true),
+            (&free, &format!("So: {}", call("add", r#"{"b": 2}"#)), false),
+            (&free, "<tool_call>Hello", false),
         ] {
             assert_eq!(takes(grammar, text), Ok(right), "{text}\n{grammar}");
         }
+    }
+
+    #[test]
+    fn what_a_grammar_cannot_say_is_left_out_of_it_unless_it_must_not_be() {
+        let schema = json!({ "type": "object", "properties": { "a": { "type": "array", "uniqueItems": true } } });
+        let of = |strict: bool| {
+            let parameters = schema.as_object().cloned().unwrap();
+            let tool = Tool { name: "add".into(), parameters, strict, shown: Value::Null };
+            let tools = Tools { offered: vec![tool], choice: Choice::Required, parallel: true };
+            takes(
+                &said(None, &tools, Format::Hermes, &[], false),
+                "<tool_call>\n{\"name\":\"add\",\"arguments\":{\"a\":[1]}}",
+            )
+        };
+        assert_eq!(of(false), Ok(true));
+        assert!(of(true).is_err_and(|words| words.contains("uniqueItems")));
     }
 
     #[test]
@@ -295,6 +375,12 @@ mod tests {
                 said(Some(Constraint::Lark("start: \"a\"".into())), &tools(Choice::Auto), Format::Hermes, &[], false),
             ),
             ("nothing", said(None, &tools(Choice::Auto), Format::Hermes, &[], false)),
+            ("words, or words and calls", said(None, &strict(tools(Choice::Auto)), Format::Hermes, &[], false)),
+            (
+                "words, or words and calls, special tokens",
+                said(None, &strict(tools(Choice::Auto)), Format::Hermes, &[(7, "<tool_call>"), (9, "<think>")], false),
+            ),
+            ("no marker", said(None, &strict(tools(Choice::Auto)), Format::Llama3, &[], false)),
         ];
         // Those of special tokens need a tokenizer that has them: they are only compiled.
         for (what, grammar) in table.iter().filter(|(_, grammar)| grammar.starts_with("start:")) {

@@ -6,6 +6,7 @@ use mloc_engine::{
     forward::AdapterId,
     request::{Request, RequestError, RequestId, Sampling, Sink},
 };
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::calls::Format;
@@ -38,6 +39,23 @@ pub struct Card {
     pub embedding_shortens: bool,
     /// Whether it scores documents.
     pub reranks: bool,
+    /// Of its tokenizer.
+    pub tokenizer: TokenizerInfo,
+    /// Bytes of text of its longest token; `None` = a token may stand for any number of them.
+    pub token_bytes: Option<usize>,
+}
+
+/// What a client wants to know that leaves tokenizing to the server. Names are those of tokenizer_config.json.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct TokenizerInfo {
+    /// The text of the token that begins a text.
+    pub bos_token: Option<String>,
+    /// Of the one that ends it.
+    pub eos_token: Option<String>,
+    /// Of the one that fills up a batch.
+    pub pad_token: Option<String>,
+    /// The chat template's source.
+    pub chat_template: Option<String>,
 }
 
 /// A conversation to be rendered, as chat templates take it.
@@ -53,6 +71,14 @@ pub struct Chat {
     pub continue_final_message: bool,
     /// Names of the template's own, such as `enable_thinking`.
     pub variables: Map<String, Value>,
+}
+
+impl Chat {
+    /// Bytes of what users say, which templates write as it is.
+    pub fn asked_bytes(&self) -> usize {
+        let asked = self.messages.iter().filter(|message| message["role"] == "user");
+        asked.filter_map(|message| message["content"].as_str()).map(str::len).sum()
+    }
 }
 
 /// A rendered conversation.

@@ -59,6 +59,15 @@ fn operation(path: &str) -> Operation {
         "/detokenize" => {
             post("Gives the text of token ids", tokenize::back_fields(), (JSON, object(&[("prompt", "string")])), false)
         }
+        "/tokenizer_info" => {
+            let text = json!({ "type": ["string", "null"] });
+            let names = ["bos_token", "eos_token", "pad_token", "chat_template"];
+            let properties: Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), text.clone())).collect();
+            get(
+                "Tells of the tokenizer",
+                (JSON, json!({ "type": "object", "properties": properties, "required": names })),
+            )
+        }
         "/v1/load_lora_adapter" => post("Loads an adapter", adapters::fields(), text, false),
         "/v1/unload_lora_adapter" => post("Lets an adapter go", adapters::out_fields(), text, false),
         "/v1/models" => {

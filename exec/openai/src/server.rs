@@ -33,7 +33,7 @@ use crate::{
     ids::Ids,
     limits::Limits,
     metrics::{Metrics, OPEN_METRICS},
-    model::{Adapter, Card, Model},
+    model::{Adapter, Card, Model, TokenizerInfo},
     openapi,
     refusal::Refusal,
     tell::Job,
@@ -112,6 +112,7 @@ fn table() -> Vec<(Method, &'static str, MethodRouter<App>)> {
         (GET, "/v1/models/{*model}", get(one_model)),
         (POST, "/tokenize", post(to_tokens)),
         (POST, "/detokenize", post(from_tokens)),
+        (GET, "/tokenizer_info", get(tokenizer_info)),
         (POST, "/v1/load_lora_adapter", post(load_adapter)),
         (POST, "/v1/unload_lora_adapter", post(unload_adapter)),
         (GET, "/health", get(health)),
@@ -305,6 +306,10 @@ async fn from_tokens(State(server): State<App>, request: Request) -> Result<Json
         tokenize::answer_back(&given, &server.context()).map(Json)
     };
     compute(server, request, answer).await
+}
+
+async fn tokenizer_info(State(server): State<App>) -> Json<TokenizerInfo> {
+    Json(server.card().tokenizer.clone())
 }
 
 async fn load_adapter(State(server): State<App>, request: Request) -> Result<String, Refusal> {

@@ -15,6 +15,8 @@ pub struct Tool {
     pub name: String,
     /// The JSON schema of its arguments.
     pub parameters: Map<String, Value>,
+    /// Whether a call's arguments match it to the letter, whether or not a call must come.
+    pub strict: bool,
     /// As the model is shown it: `{"type": "function", "function": {…}}`.
     pub shown: Value,
 }
@@ -186,13 +188,13 @@ fn one(tool: &Value, index: usize, shape: Shape, reader: &mut Reader<'_>) -> Opt
         let none = json!({ "type": "object", "properties": {} });
         none.as_object().cloned().unwrap_or_default()
     });
-    let shown = match shape {
-        Shape::Nested => tool.clone(),
-        Shape::Flat => {
-            let mut function = function.as_object().cloned().unwrap_or_default();
-            function.shift_remove("type");
-            json!({ "type": "function", "function": function })
-        }
-    };
-    Some(Tool { name: name.to_owned(), parameters, shown })
+    let strict = function["strict"] == true;
+    let mut shown = function.as_object().cloned().unwrap_or_default();
+    // The server's business, not the model's.
+    shown.shift_remove("strict");
+    if shape == Shape::Flat {
+        shown.shift_remove("type");
+    }
+    let shown = json!({ "type": "function", "function": shown });
+    Some(Tool { name: name.to_owned(), parameters, strict, shown })
 }

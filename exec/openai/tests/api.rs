@@ -131,6 +131,17 @@ async fn a_forced_call_is_a_grammar() {
         let constraint = model.seen().requests.last().unwrap().constraint.clone();
         assert!(matches!(constraint, Some(Constraint::Lark(grammar)) if grammar.contains("get_weather")));
     }
+    // To the letter, though none must come.
+    let mut tools = weather();
+    tools[0]["function"]["strict"] = true.into();
+    json_of(&server, CHAT, &chat("weather?", json!({ "tools": tools }))).await;
+    let constraint = model.seen().requests.last().unwrap().constraint.clone();
+    assert!(matches!(constraint, Some(Constraint::Lark(grammar)) if grammar.starts_with("start: free")));
+    assert_eq!(
+        model.seen().chats.last().unwrap().tools,
+        weather().as_array().cloned(),
+        "that is not the model's business"
+    );
 }
 
 #[tokio::test]
@@ -299,6 +310,11 @@ async fn responses() {
     json_of(&server, RESPONSES, &json!({ "input": items, "text": { "format": { "type": "json_schema", "name": "a", "schema": { "type": "object" } } } })).await;
     insta::assert_json_snapshot!("response_items", model.seen().chats.last().unwrap().messages);
     assert!(matches!(&model.seen().requests.last().unwrap().constraint, Some(Constraint::JsonSchema(_))));
+    let form = json!({ "type": "json_schema", "name": "a", "schema": { "type": "object" } });
+    let told = json_of(&server, RESPONSES, &json!({ "input": "Hi", "text": { "format": form } })).await;
+    let mut whole = form;
+    (whole["description"], whole["strict"]) = (Value::Null, false.into());
+    assert_eq!(told["text"]["format"], whole, "with what was left out");
 }
 
 #[tokio::test]
@@ -343,6 +359,8 @@ async fn tokens() {
     );
     let chat = json!({ "messages": [{ "role": "user", "content": "Hi" }], "add_generation_prompt": false });
     assert_eq!(json_of(&server, "POST /tokenize", &chat).await["count"], "user: Hi\n".len());
+    let info = json_of(&server, "GET /tokenizer_info", &json!({})).await;
+    assert_eq!(info, json!({ "bos_token": null, "eos_token": "<end>", "pad_token": null, "chat_template": null }));
 }
 
 #[tokio::test]
@@ -534,4 +552,20 @@ async fn small_things() {
     }
     let response = ask(&server, "GET /v1/chat/completions", "").await;
     assert_eq!((response.status().as_u16(), response.headers()["allow"].to_str().unwrap()), (405, "POST"));
+}
+
+#[tokio::test]
+async fn what_cannot_fit_is_not_tokenized() {
+    let (model, server) = with(Card { token_bytes: Some(2), ..card() });
+    let long = "a".repeat(2 * 4097 + 1);
+    let wanted = "400 invalid_request_error context_length_exceeded [messages] messages: 8195 bytes are 4097 tokens or more, \
+                  and 4096 fit: shorten the prompt";
+    assert_eq!(error_of(&server, CHAT, &chat(&long, json!({}))).await, wanted);
+    assert!(model.seen().chats.is_empty(), "nor rendered");
+    let told = error_of(&server, TEXT, &json!({ "prompt": ["a", long] })).await;
+    assert!(told.contains("context_length_exceeded [prompt[1]]"), "{told}");
+    let told = error_of(&server, RESPONSES, &json!({ "input": long })).await;
+    assert!(told.contains("context_length_exceeded [input]"), "{told}");
+    // Of what is cut anyway the end is taken.
+    json_of(&server, CHAT, &chat(&long, json!({ "truncate_prompt_tokens": 8, "max_tokens": 2 }))).await;
 }

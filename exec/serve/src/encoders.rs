@@ -1,4 +1,5 @@
-//! Embedders and rerankers behind the API's seam. They compute on the thread that asks, one request at a time.
+//! Embedders (encoders, and decoders without their heads) and rerankers behind the API's seam. They compute on the thread
+//! that asks, one request at a time.
 
 use std::{
     path::Path,
@@ -20,9 +21,9 @@ use mloc_openai::{
     model::{Card, Chat, Load, ModelError, Prompt, Token},
 };
 
-use crate::{open::ServeError, settings::Settings};
+use crate::{open::ServeError, settings::Settings, talk};
 
-/// An encoder that serves.
+/// A model that serves vectors or scores, and no text.
 pub struct Encoder {
     card: Card,
     tokenizer: TextTokenizer,
@@ -49,13 +50,14 @@ impl Encoder {
         } else {
             Kind::Embeds(Embedder::open(folder, &device).map_err(model)?)
         };
-        let (encoder, tokenizer, embedding) = match &kind {
-            Kind::Embeds(embedder) => (&embedder.encoder, embedder.tokenizer.clone(), Some(embedder.width())),
-            Kind::Ranks(reranker) => (&reranker.encoder, reranker.tokenizer.clone(), None),
+        let (longest, tokenizer, embedding) = match &kind {
+            Kind::Embeds(embedder) => (embedder.backbone.longest(), embedder.tokenizer.clone(), Some(embedder.width())),
+            Kind::Ranks(reranker) => {
+                (reranker.encoder.config.max_position_embeddings, reranker.tokenizer.clone(), None)
+            }
         };
         // What is too long is refused by the server, with its length.
         let tokenizer = tokenizer.uncut().map_err(|error| ServeError::Model(error.to_string()))?;
-        let longest = encoder.config.max_position_embeddings;
         let said = tokenizer.model_max_length().map_or(longest, |length| length.min(longest));
         let card = Card {
             served_name: settings.served_name.clone(),
@@ -70,6 +72,9 @@ impl Encoder {
             embedding,
             embedding_shortens: false,
             reranks: ranks,
+            tokenizer: talk::info(&tokenizer),
+            // A word it has never seen is one token, however long.
+            token_bytes: None,
         };
         Ok(Self { card, tokenizer, kind: Mutex::new(kind) })
     }

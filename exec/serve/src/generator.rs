@@ -15,7 +15,7 @@ use mloc_openai::{
     server::unix_now,
 };
 
-use crate::{adapters, talk, vocabulary::TokenizerVocabulary};
+use crate::{adapters::AdapterRoom, talk, vocabulary::TokenizerVocabulary};
 
 /// A language model behind an engine.
 pub struct Generator {
@@ -24,7 +24,7 @@ pub struct Generator {
     pub(crate) tokenizer: Arc<TextTokenizer>,
     pub(crate) vocabulary: Arc<TokenizerVocabulary>,
     pub(crate) handle: Handle,
-    pub(crate) adapters: mloc_cpu::adapter::Adapters,
+    pub(crate) adapters: Arc<dyn AdapterRoom>,
 }
 
 impl Generator {
@@ -81,13 +81,10 @@ impl Model for Generator {
         if !folder.is_dir() {
             return Err(ModelError::Missing(format!("{path} is no folder on the machine that serves the model")));
         }
-        let adapted =
-            adapters::read(folder, &self.config).map_err(|error| ModelError::Asked(format!("{path}: {error}")))?;
-        let id = self.adapters.load(&adapted).map_err(|error| ModelError::Asked(format!("{path}: {error}")))?;
+        let loaded = self.adapters.load(folder, &self.config);
+        let id = loaded.map_err(|error| ModelError::Asked(format!("{path}: {error}")))?;
         let model = self.adapters.clone();
-        let release = Box::new(move |id| {
-            model.unload(id);
-        });
+        let release = Box::new(move |id| model.unload(id));
         // Names are the server's: here an id is a name of its own.
         match self.handle.adapters().add(&id.0.to_string(), id, release) {
             Ok(()) => Ok(id),

@@ -4,9 +4,13 @@
 //! open         a path → a model that serves: a decoder behind an engine, an encoder that embeds, one that ranks
 //! settings     how
 //!
-//! decoder      a language model: room for weights and cache, the engine's thread
+//! decoder      a language model: its files, the engine's thread
+//! room         how much cache there is beside its weights
+//! processor    it computes on the processor
+//! device       it computes on a GPU, by tensors
 //! shape        config.json → what the processor's decoder is built of
 //! weights      tensors by their names in files → by role
+//! blocks       tensors as files store them → what the processor multiplies
 //! adapters     PEFT folders → the processor's adapters
 //! generator    the API's seam, answered by an engine
 //! defaults     generation_config.json
@@ -18,15 +22,19 @@
 //! listen       a server on a Unix socket, for callers that are not async
 //! ```
 //!
-//! Deliberately absent: tasks and nodes (a module calls this), routes (the API's), GPUs.
+//! Deliberately absent: tasks and nodes (a module calls this), routes (the API's), sampling on a GPU.
 
 mod adapters;
+mod blocks;
 mod decoder;
 mod defaults;
+mod device;
 mod encoders;
 mod generator;
 pub mod listen;
 mod open;
+mod processor;
+mod room;
 mod settings;
 mod shape;
 mod talk;
@@ -41,6 +49,6 @@ pub use self::{
     encoders::{Encoder, relevance},
     generator::Generator,
     open::{ServeError, Served, open},
-    settings::{Calls, Number, Settings, Thoughts},
+    settings::{Calls, Number, On, Settings, Thoughts},
     vocabulary::TokenizerVocabulary,
 };

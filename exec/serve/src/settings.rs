@@ -1,12 +1,15 @@
 //! How a model is served.
 
+use mloc_burn::device::DeviceChoice;
 use mloc_cpu::{CacheFormat, isa::Isa};
 use mloc_openai::calls::Format;
 
 /// Numbers that matrices are held in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Number {
-    /// bf16 where the files have it, else f32: what is in the files, to the bit.
+    /// What is in the files, tensor by tensor: f32, bf16 and f16, and of GGUF files on the processor also Q8_0, Q4_0, Q4_1
+    /// and Q5_0 to the bit, its other types rounded to the nearest of these. On a GPU floats, 16 bits wide where the files
+    /// have them so.
     #[default]
     AsStored,
     /// 32 bits.
@@ -15,7 +18,7 @@ pub enum Number {
     Bf16,
     /// 8.5 bits, blocks of 32.
     Int8,
-    /// 4.5 bits, blocks of 32; the head in 8.5.
+    /// 4.5 bits, blocks of 32; the head in 8.5. On a GPU NF4, the head in 16.
     Int4,
 }
 
@@ -43,6 +46,23 @@ pub enum Thoughts {
     Taken,
 }
 
+/// Where a language model computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum On {
+    /// The processor, by kernels of its own.
+    #[default]
+    Processor,
+    /// A device of tensors: a GPU. Of the processor it is the slow twin of the former, for comparison.
+    Device(DeviceChoice),
+}
+
+impl On {
+    /// The GPU with this index among the visible ones.
+    pub fn gpu(index: usize) -> Self {
+        Self::Device(DeviceChoice::Cuda(index))
+    }
+}
+
 /// All of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -52,14 +72,16 @@ pub struct Settings {
     pub root: String,
     /// Since when it is served, in seconds since 1970.
     pub created: u64,
-    /// Threads that compute.
+    /// Where it computes.
+    pub on: On,
+    /// Threads that compute, on the processor.
     pub threads: usize,
     /// Instructions they use.
     pub isa: Isa,
     /// What matrices are held in.
     pub number: Number,
-    /// What keys and values are held in.
-    pub cache: CacheFormat,
+    /// What keys and values are held in; `None` = f32 on the processor, and on a GPU what products are computed in.
+    pub cache: Option<CacheFormat>,
     /// Tokens a cache block: 32, 64 or 128.
     pub block_tokens: usize,
     /// Bytes of keys and values at most; `None` = as many as `memory` leaves.
@@ -88,10 +110,11 @@ impl Settings {
             root: served_name.clone(),
             served_name,
             created: 0,
+            on: On::default(),
             threads,
             isa: Isa::best(),
             number: Number::default(),
-            cache: CacheFormat::F32,
+            cache: None,
             block_tokens: 32,
             cache_bytes: None,
             memory: None,

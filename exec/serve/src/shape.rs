@@ -1,23 +1,17 @@
 //! What config.json says of a decoder, as the processor's decoder is told it.
 
 use mloc_burn::model::{Activation, DecoderConfig, rope::frequencies};
-use mloc_cpu::architecture::{self, Architecture, Layer, Rope};
+use mloc_cpu::architecture::{self, Architecture, Experts, Layer, Rope};
 
-/// The processor's architecture.
+/// Whether a model writes text, and has weights that can be read.
 ///
 /// # Errors
-/// What of the model can't be served here, by the name of its key.
-pub fn architecture(config: &DecoderConfig) -> Result<Architecture, String> {
+/// Why not, by the name of its key.
+pub fn writes_text(config: &DecoderConfig) -> Result<(), String> {
     if let Some(labels) = config.num_labels {
         return Err(format!(
             "architectures: {} gives {labels} scores and no text: name a …ForCausalLM",
             config.architecture
-        ));
-    }
-    if let Some(experts) = &config.experts {
-        return Err(format!(
-            "architectures: {} has {} experts, and experts are trained but not served in this build",
-            config.architecture, experts.count
         ));
     }
     if let Some(packed) = config.raw.get("quantization_config").filter(|value| value.is_object()) {
@@ -27,6 +21,15 @@ pub fn architecture(config: &DecoderConfig) -> Result<Architecture, String> {
              int8` or `int4` packs it while it is loaded"
         ));
     }
+    Ok(())
+}
+
+/// The processor's architecture.
+///
+/// # Errors
+/// What of the model can't be served there, by the name of its key.
+pub fn architecture(config: &DecoderConfig) -> Result<Architecture, String> {
+    writes_text(config)?;
     let activation = match config.activation {
         Activation::Silu => architecture::Activation::Silu,
         Activation::GeluTanh => architecture::Activation::GeluTanh,
@@ -60,5 +63,12 @@ pub fn architecture(config: &DecoderConfig) -> Result<Architecture, String> {
         attention_soft_cap: config.attention_softcap.map(|cap| cap as f32),
         logit_soft_cap: config.logit_softcap.map(|cap| cap as f32),
         tied: config.tie_word_embeddings,
+        experts: config.experts.as_ref().map(|experts| Experts {
+            count: experts.count,
+            per_token: experts.per_token,
+            intermediate: experts.intermediate_size,
+            normalised: experts.normalised,
+            sparse: experts.sparse.clone(),
+        }),
     })
 }

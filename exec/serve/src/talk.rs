@@ -8,7 +8,7 @@ use mloc_burn::formats::{
 };
 use mloc_openai::{
     calls::Format,
-    model::{Chat, ModelError, Prompt},
+    model::{Chat, ModelError, Prompt, TokenizerInfo},
 };
 use serde_json::Value;
 
@@ -79,6 +79,17 @@ pub fn calls_of(template: &str) -> Option<Format> {
 /// Whether a template is of a model that thinks.
 pub fn thinks(template: &str) -> bool {
     template.contains("</think>")
+}
+
+/// What clients are told of a tokenizer.
+pub fn info(tokenizer: &TextTokenizer) -> TokenizerInfo {
+    let token = |name: &str| tokenizer.special_token(name).map(str::to_owned);
+    TokenizerInfo {
+        bos_token: token("bos_token"),
+        eos_token: token("eos_token"),
+        pad_token: token("pad_token"),
+        chat_template: tokenizer.chat_template().map(|template| template.source().to_owned()),
+    }
 }
 
 /// Special tokens that are markers, by id.

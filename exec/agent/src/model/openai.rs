@@ -11,7 +11,7 @@ use crate::{
     client::{self, root_cause},
     event::ToolSpec,
     message::Message,
-    run::Ask,
+    run::{Ask, Calls},
     settings::ModelSettings,
 };
 
@@ -63,17 +63,17 @@ pub struct OpenAi {
 }
 
 impl OpenAi {
-    /// As it is written.
+    /// As it is written, with further fields of each request.
     ///
     /// # Errors
     /// What it lacks.
-    pub fn new(settings: &ModelSettings, backoff: Backoff) -> Result<Self, String> {
+    pub fn new(settings: &ModelSettings, parameters: Map<String, Value>, backoff: Backoff) -> Result<Self, String> {
         let held = |name: &String| std::env::var(name).map_err(|_| format!("the variable {name} is not set"));
         Ok(Self {
             url: format!("{}/chat/completions", settings.url.trim_end_matches('/')),
             name: settings.name.clone(),
             key: settings.key_env.as_ref().map(held).transpose()?,
-            parameters: settings.parameters.clone(),
+            parameters,
             backoff,
             client: client::http(Duration::from_secs(settings.silence_s))?,
         })
@@ -123,7 +123,12 @@ pub fn body(model: &str, parameters: &Map<String, Value>, ask: &Ask, tools: &[To
             json!({ "type": "function", "function": function })
         };
         body.insert("tools".into(), tools.iter().map(tool).collect());
-        body.insert("tool_choice".into(), if ask.may_call { "auto" } else { "none" }.into());
+        let choice = match ask.calls {
+            Calls::None => "none",
+            Calls::Allowed => "auto",
+            Calls::Required => "required",
+        };
+        body.insert("tool_choice".into(), choice.into());
     }
     Value::Object(body)
 }

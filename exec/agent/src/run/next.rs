@@ -3,10 +3,13 @@
 use serde_json::Value;
 
 use super::{
-    Action, Ask, Call, Phase, Run, Stage,
+    Action, Ask, Call, Calls, Phase, Run, Stage,
     judge::{Verdict, arguments_of},
 };
-use crate::event::{Decider, Event, Failure, Outcome};
+use crate::{
+    event::{Decider, Event, Failure, Outcome},
+    settings::ToolChoice,
+};
 
 /// Processes that may die in the same idempotent call before it is the call that is suspected.
 const INTERRUPTIONS_MAX: u32 = 3;
@@ -58,10 +61,16 @@ impl Run {
         if left == 0 {
             return failed(Failure::Tokens, out_of_tokens(budgets.tokens));
         }
+        let step = self.used.steps + 1;
+        let calls = match self.setup.tool_choice {
+            _ if step >= budgets.steps || self.setup.tools.is_empty() => Calls::None,
+            ToolChoice::Required if step == 1 => Calls::Required,
+            ToolChoice::Required | ToolChoice::Auto => Calls::Allowed,
+        };
         Action::Ask(Ask {
-            step: self.used.steps + 1,
+            step,
             messages: self.messages.clone(),
-            may_call: self.used.steps + 1 < budgets.steps && !self.setup.tools.is_empty(),
+            calls,
             max_tokens: budgets.answer_tokens.map_or(left, |most| left.min(most)),
         })
     }

@@ -136,11 +136,9 @@ impl Toolbox {
         Outcome { content: cut(outcome.content, self.output_bytes), ..outcome }
     }
 
-    /// Lets go of what tools hold.
+    /// Lets go of what tools hold, all at once: a server that is slow to end keeps no other waiting.
     pub async fn close(&self) {
-        for held in self.tools.values() {
-            held.tool.close().await;
-        }
+        futures::future::join_all(self.tools.values().map(|held| held.tool.close())).await;
     }
 }
 

@@ -27,10 +27,16 @@ use mloc_agent::{
     tool::{Tool, Toolbox},
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::Barrier, task::JoinHandle};
 
 /// A wait for what must come, and does not in a test that fails.
 pub const LONG: Duration = Duration::from_secs(60);
+
+fn spec(name: &str) -> ToolSpec {
+    let properties = json!({ "n": { "type": "integer" } });
+    let schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+    ToolSpec { name: name.into(), description: "a test's".into(), schema, idempotent: false }
+}
 
 type Act = Box<dyn Fn(Value) -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync>;
 
@@ -46,10 +52,11 @@ impl Acting {
     where
         R: Future<Output = Outcome> + Send + 'static,
     {
-        let properties = json!({ "n": { "type": "integer" } });
-        let schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
-        let spec = ToolSpec { name: name.into(), description: "a test's".into(), schema, idempotent: false };
-        Arc::new(Self { spec, calls: AtomicU32::new(0), act: Box::new(move |arguments| Box::pin(act(arguments))) })
+        Arc::new(Self {
+            spec: spec(name),
+            calls: AtomicU32::new(0),
+            act: Box::new(move |arguments| Box::pin(act(arguments))),
+        })
     }
 
     pub fn called(&self) -> u32 {
@@ -69,8 +76,35 @@ impl Tool for Acting {
     }
 }
 
+/// A tool that lets go of what it holds only when others do.
+pub struct Closing {
+    spec: ToolSpec,
+    together: Arc<Barrier>,
+}
+
+impl Closing {
+    pub fn new(name: &str, together: &Arc<Barrier>) -> Arc<Self> {
+        Arc::new(Self { spec: spec(name), together: together.clone() })
+    }
+}
+
+#[async_trait]
+impl Tool for Closing {
+    fn spec(&self) -> &ToolSpec {
+        &self.spec
+    }
+
+    async fn call(&self, _: &Value) -> Outcome {
+        Outcome::done("")
+    }
+
+    async fn close(&self) {
+        self.together.wait().await;
+    }
+}
+
 pub fn settings(more: &Value) -> Settings {
-    let mut all = json!({ "model": { "url": "http://127.0.0.1:9/v1", "name": "scripted" }, "system": "be brief" });
+    let mut all = json!({ "system": "be brief" });
     for (name, value) in more.as_object().unwrap() {
         all[name] = value.clone();
     }

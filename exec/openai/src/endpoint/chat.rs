@@ -165,6 +165,7 @@ pub fn thinking(effort: &str) -> Map<String, Value> {
 pub fn job(asked: Asked, chosen: Chosen, context: &Context) -> Result<Job, Refusal> {
     let Asked { generation, chat, tools, form, tell_thoughts } = asked;
     let card = context.model.card();
+    generation.may_fit(chat.asked_bytes(), card, "messages")?;
     let prompt = context.model.render(&chat).map_err(|error| refused(error, "messages"))?;
     let around = Around { format: card.calls, markers: &card.markers, thinking: card.thinks && prompt.thinking };
     let constraint =

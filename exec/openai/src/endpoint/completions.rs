@@ -150,6 +150,9 @@ pub fn job(asked: Asked, chosen: Chosen, context: &Context) -> Result<Job, Refus
     let (mut requests, mut told, mut events_max) = (Vec::new(), Vec::new(), 0);
     for (index, given) in prompts.iter().enumerate() {
         let at = if many { format!("prompt[{index}]") } else { "prompt".to_owned() };
+        if let Given::Text(text) = given {
+            generation.may_fit(text.len(), model.card(), &at)?;
+        }
         let ids = given.ids(model, special, &at)?;
         let text = match given {
             Given::Text(text) if echo => text.clone(),

@@ -167,7 +167,6 @@ fn repeated(reader: &Reader<'_>, generation: &Generation) -> Map<String, Value> 
     let given = |name: &str, otherwise: Value| reader.get(name).cloned().unwrap_or(otherwise);
     let reasoning = given("reasoning", json!({}));
     let text = given("text", json!({}));
-    let format = if text["format"].is_null() { json!({ "type": "text" }) } else { text["format"].clone() };
     let said = json!({
         "instructions": given("instructions", Value::Null),
         "max_output_tokens": given("max_output_tokens", Value::Null),
@@ -185,7 +184,7 @@ fn repeated(reader: &Reader<'_>, generation: &Generation) -> Map<String, Value> 
         "top_p": given("top_p", shortest(generation.sampling.top_p).into()),
         "presence_penalty": shortest(generation.sampling.presence_penalty),
         "frequency_penalty": shortest(generation.sampling.frequency_penalty),
-        "text": { "format": format, "verbosity": "medium" },
+        "text": { "format": format(&text["format"]), "verbosity": "medium" },
         "tool_choice": given("tool_choice", "auto".into()),
         "tools": reader.get("tools").and_then(Value::as_array).map(|tools| tools.iter().map(tool).collect()).unwrap_or_else(|| json!([])),
         "top_logprobs": generation.logprobs.unwrap_or(0),
@@ -195,6 +194,18 @@ fn repeated(reader: &Reader<'_>, generation: &Generation) -> Map<String, Value> 
     match said {
         Value::Object(map) => map,
         _ => Map::new(),
+    }
+}
+
+/// A form with all its fields, as OpenAI repeats it.
+fn format(given: &Value) -> Value {
+    match given["type"].as_str() {
+        None => json!({ "type": "text" }),
+        Some("json_schema") => json!({
+            "type": "json_schema", "name": given["name"], "description": given["description"],
+            "schema": given["schema"], "strict": given["strict"].as_bool().unwrap_or(false),
+        }),
+        Some(_) => given.clone(),
     }
 }
 
@@ -213,6 +224,7 @@ fn tool(given: &Value) -> Value {
 pub fn job(asked: Asked, chosen: Chosen, context: &Context) -> Result<Job, Refusal> {
     let Asked { generation, chat, tools, form, repeated } = asked;
     let card = context.model.card();
+    generation.may_fit(chat.asked_bytes(), card, "input")?;
     let prompt = context.model.render(&chat).map_err(|error| refused(error, "input"))?;
     let around = Around { format: card.calls, markers: &card.markers, thinking: card.thinks && prompt.thinking };
     let constraint =

@@ -28,7 +28,7 @@ use mloc_engine::{
 use mloc_openai::{
     Limits, Server,
     calls::Format,
-    model::{Adapter, Card, Chat, Load, Model, ModelError, Prompt, Token},
+    model::{Adapter, Card, Chat, Load, Model, ModelError, Prompt, Token, TokenizerInfo},
     router, serve_tcp,
 };
 use serde_json::Value;
@@ -122,6 +122,8 @@ pub fn card() -> Card {
         embedding: Some(4),
         embedding_shortens: true,
         reranks: true,
+        tokenizer: TokenizerInfo { eos_token: Some("<end>".into()), ..TokenizerInfo::default() },
+        token_bytes: None,
     }
 }
 
