@@ -99,6 +99,7 @@ fn table() -> Vec<Route> {
         row(GET, "/api/v1/services", LeaderUnlessStale, get(services_list)),
         row(POST, "/api/v1/services/wake", Leader, post(wake)),
         row(GET, "/v1/models", Replica, get(services::models)),
+        row(GET, "/v1/models/{*model}", Replica, get(services::model)),
         row(POST, "/v1/{*path}", Replica, post(services::openai)),
         row(GET, "/v1/rag/{name}/{*path}", Replica, any(services::named)),
         row(GET, "/v1/agents/{name}/{*path}", Replica, any(services::named)),

@@ -42,7 +42,7 @@ use mloc_core::{
     service::route::{Candidate, choose, hash, prefix_key},
 };
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
@@ -71,6 +71,10 @@ const LIST_PATIENCE: Duration = Duration::from_secs(3);
 const KNOWN_FOR: Duration = Duration::from_secs(5);
 /// A request with which so many replicas were lost is given up: it may be what ended them.
 const LOST_MAX: usize = 3;
+/// A stream that its node dropped before anything was sent is opened anew so often.
+const DROPPED_MAX: u32 = 6;
+/// Before that, as many times as it was dropped.
+const DROPPED_PAUSE: Duration = Duration::from_millis(20);
 /// Of an answer with [`LOST`]: nothing of the request has reached the program.
 const UNASKED: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 /// Header of a request that is to go where others with the same value went.
@@ -79,6 +83,8 @@ const AFFINITY: &str = "mloc-affinity";
 const LOST: &str = "mloc-lost";
 const REPLICA: &str = "mloc-replica";
 const USER: &str = "mloc-user";
+/// Whoever sends it is believed to be a replica; nodes say it of theirs.
+const SIBLING: &str = "mloc-sibling";
 
 /// A replica that can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -270,24 +276,38 @@ impl Router {
         let services = self.inner.services.clone();
         let asked = async {
             let unasked = |why: String| Lost { asked: false, why };
-            let stream = services.open(&node).await.map_err(|e| unasked(format!("{node} can't be reached: {e}")))?;
-            let broken = |e: hyper::Error| format!("the connection to {node} broke: {e}");
-            let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-            let (mut sender, connection) = handshake.await.map_err(|e| unasked(broken(e)))?;
-            // Ends with this try, or with the answer's body.
-            let pump = AbortOnDropHandle::new(tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a stream to a replica ended");
-                }
-            }));
             let mut asked = Request::new(body);
             *asked.method_mut() = request.method.clone();
             *asked.uri_mut() = request.uri.clone();
             *asked.headers_mut() = request.headers.clone();
             let named = HeaderValue::from_str(&ready.attempt.to_string());
             asked.headers_mut().insert(REPLICA, named.map_err(|e| unasked(e.to_string()))?);
-            let sent = sender.send_request(asked).await;
-            let response = sent.map_err(|e| Lost { asked: true, why: broken(e) })?;
+            let mut dropped = 0;
+            let (response, pump) = loop {
+                let stream =
+                    services.open(&node).await.map_err(|e| unasked(format!("{node} can't be reached: {e}")))?;
+                let broken = |e: hyper::Error| format!("the connection to {node} broke: {e}");
+                let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
+                let (mut sender, connection) = handshake.await.map_err(|e| unasked(broken(e)))?;
+                // Ends with this try, or with the answer's body.
+                let pump = AbortOnDropHandle::new(tokio::spawn(async move {
+                    if let Err(error) = connection.await {
+                        tracing::debug!(%error, "a stream to a replica ended");
+                    }
+                }));
+                match sender.try_send_request(asked).await {
+                    Ok(response) => break (response, pump),
+                    Err(mut error) => match error.take_message() {
+                        // Nothing of it was sent: a node drops streams of which too many come at once.
+                        Some(back) if dropped < DROPPED_MAX => {
+                            dropped += 1;
+                            asked = back;
+                            sleep(DROPPED_PAUSE * dropped).await;
+                        }
+                        back => return Err(Lost { asked: back.is_none(), why: broken(error.into_error()) }),
+                    },
+                }
+            };
             if let Some(why) = response.headers().get(LOST) {
                 let why = format!("{node}: {}", why.to_str().unwrap_or("it did not reach its replica"));
                 return Err(Lost { asked: response.status() != UNASKED, why });
@@ -339,6 +359,7 @@ fn prepare(parts: &mut Parts, caller: &Caller) {
     parts.headers.remove(header::AUTHORIZATION);
     parts.headers.remove(header::EXPECT);
     parts.headers.remove(header::CONNECTION);
+    parts.headers.remove(SIBLING);
     parts.headers.insert(header::HOST, HeaderValue::from_static("service.mloc"));
     // Whoever is no text for a header is nobody.
     let user = HeaderValue::from_bytes(caller.user.as_bytes()).unwrap_or(HeaderValue::from_static(""));
@@ -473,9 +494,33 @@ fn uri_behind(uri: &Uri) -> Result<Uri, ControlError> {
 
 /// GET /v1/models
 pub(crate) async fn models(Extension(router): Extension<Router>, Extension(caller): Extension<Caller>) -> Response {
-    let one = |(id, owner, created): (String, String, u64)| json!({"id": id, "object": "model", "created": created, "owned_by": owner});
-    let data: Vec<Value> = router.listed(&caller).await.into_iter().map(one).collect();
+    let data: Vec<Value> = router.listed(&caller).await.iter().map(model_card).collect();
     Json(json!({"object": "list", "data": data})).into_response()
+}
+
+/// GET /v1/models/NAME: one of the list, or an adapter, of which its service tells.
+pub(crate) async fn model(
+    Extension(router): Extension<Router>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Response {
+    let listed = router.listed(&caller).await;
+    if let Some(one) = listed.iter().find(|(id, ..)| *id == name) {
+        return Json(model_card(one)).into_response();
+    }
+    let names: BTreeSet<String> = listed.into_iter().map(|(id, ..)| id).collect();
+    let Some((base, _)) = name.rsplit_once(':').filter(|(base, _)| names.contains(*base)) else {
+        return unanswered(&name, NoAnswer::Unknown(names));
+    };
+    let (mut parts, _) = request.into_parts();
+    prepare(&mut parts, &caller);
+    let told = router.route(base, None, &parts, Held::whole(Default::default())).await;
+    told.unwrap_or_else(|none| unanswered(&name, none))
+}
+
+fn model_card((id, owner, created): &(String, String, u64)) -> Value {
+    json!({"id": id, "object": "model", "created": created, "owned_by": owner})
 }
 
 fn said(names: &BTreeSet<String>) -> String {

@@ -328,6 +328,7 @@ async fn every_answer_is_what_openapi_says() {
                 .replace("{id}", "task-1")
                 .replace("{path}", "logs/f")
                 .replace("{name}", "chat")
+                .replace("{model}", "chat")
                 .replace("{sha256}", &"0a".repeat(32));
             let line = format!("{} {path}", method.to_uppercase());
             let headers = [LOCAL, ("idempotency-key", "k"), ("content-length", "0")];

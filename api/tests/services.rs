@@ -30,7 +30,10 @@ use mloc_api::{
     services::Ready,
 };
 use mloc_core::id::{AttemptId, NodeId, TaskId};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    io::AsyncReadExt,
+    sync::{mpsc, watch},
+};
 
 const LOCAL: (&str, &str) = ("host", "localhost");
 
@@ -44,6 +47,8 @@ enum Does {
     Hangs,
     /// The connection ends before the answer.
     Breaks,
+    /// So many streams are dropped before anything was read of them; the next one is answered.
+    Drops(usize),
     /// After the head and a first event, by `events` or as plain bytes.
     BreaksWithin {
         events: bool,
@@ -118,8 +123,12 @@ impl Services for Bench {
         self.asked.lock().unwrap().push((replica, String::new()));
         match does {
             Does::Hangs => self.streams.lock().unwrap().push(far),
-            Does::Breaks => drop(far),
-            Does::Answers | Does::TurnsAway | Does::BreaksWithin { .. } | Does::GoesOn => {
+            Does::Breaks => drop(tokio::spawn(async move {
+                let mut far = far;
+                let _ = far.read_u8().await;
+            })),
+            Does::Drops(most) if self.asked().len() <= most => drop(far),
+            Does::Answers | Does::TurnsAway | Does::BreaksWithin { .. } | Does::GoesOn | Does::Drops(_) => {
                 let gone = self.gone.lock().unwrap().clone();
                 let service = service_fn(move |request| answer(replica, does, request, gone.clone()));
                 tokio::spawn(async move {
@@ -158,7 +167,7 @@ async fn answer(
                 .body(Broken { left: vec!["data: 1\n\n", "data: 2"], gone: None, sent: false }.boxed_unsync())
         }
         Does::GoesOn => head.body(Broken { left: vec!["first"], gone: Some(Gone(gone)), sent: false }.boxed_unsync()),
-        Does::Answers | Does::Hangs | Does::Breaks => {
+        Does::Answers | Does::Hangs | Does::Breaks | Does::Drops(_) => {
             let seen: BTreeMap<String, String> =
                 parts.headers.iter().map(|(k, v)| (k.to_string(), v.to_str().unwrap().to_owned())).collect();
             let said = serde_json::json!({
@@ -220,7 +229,7 @@ const KEYLESS: &str = r#"{"model": "chat", "input": "hi"}"#;
 async fn what_a_replica_answers_is_the_clients_answer() {
     let bench = Bench::of(&[Does::Answers]);
     let app = bench.app();
-    let headers = [LOCAL, ("mloc-caller", "root"), ("mloc-user", "root"), ("x-mine", "1")];
+    let headers = [LOCAL, ("mloc-caller", "root"), ("mloc-user", "root"), ("mloc-sibling", "t.0.1"), ("x-mine", "1")];
     let response = ask(&app, request("POST /v1/chat/completions?a=b", &headers, BODY)).await;
     assert_eq!((response.status().as_u16(), response.headers()["x-own"].to_str().unwrap()), (207, "kept"));
     let said = json(response).await;
@@ -229,6 +238,7 @@ async fn what_a_replica_answers_is_the_clients_answer() {
         (&"POST".into(), &"/v1/chat/completions?a=b".into(), &BODY.into())
     );
     assert_eq!((&said["headers"]["x-mine"], &said["headers"]["mloc-user"]), (&"1".into(), &"admin".into()), "{said}");
+    assert!(said["headers"]["mloc-sibling"].is_null(), "no client is a replica: {said}");
     assert!(said["headers"]["mloc-caller"].is_null() && said["headers"]["authorization"].is_null(), "{said}");
 
     let token = format!("Bearer {}", tokens().issue("john-doe"));
@@ -251,6 +261,17 @@ async fn one_that_is_lost_before_its_answer_is_followed_by_another() {
         }
         assert!(bench.asked().len() > 4, "{lost:?}: some were lost");
     }
+}
+
+/// libp2p-stream drops streams of which too many come at once.
+#[tokio::test]
+async fn a_stream_that_was_dropped_unread_is_opened_anew() {
+    let bench = Bench::of(&[Does::Drops(4)]);
+    let response = ask(&bench.app(), request("POST /v1/completions", &[LOCAL], BODY)).await;
+    assert_eq!((response.status(), bench.asked()), (StatusCode::MULTI_STATUS, vec![0; 5]));
+    let bench = Bench::of(&[Does::Drops(100)]);
+    let response = ask(&bench.app(), request("POST /v1/completions", &[LOCAL], BODY)).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE, "not for ever");
 }
 
 #[tokio::test]
@@ -347,6 +368,11 @@ async fn without_a_name_or_a_replica_the_client_is_told_in_its_own_terms() {
     assert_eq!(response.status(), StatusCode::NOT_FOUND);
     let models = json(ask(&app, request("GET /v1/models", &[LOCAL], "")).await).await;
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&"list".into(), &"chat".into()));
+    let one = json(ask(&app, request("GET /v1/models/chat", &[LOCAL], "")).await).await;
+    assert_eq!(one, models["data"][0], "OpenAI's clients ask for one by name");
+    let unknown = ask(&app, request("GET /v1/models/nobody", &[LOCAL], "")).await;
+    assert_eq!(unknown.status(), StatusCode::NOT_FOUND);
+    assert_eq!(json(unknown).await["error"]["code"], "model_not_found");
     assert_eq!(
         ask(&app, request("GET /v1/models", &[("host", "evil.example")], "")).await.status(),
         StatusCode::FORBIDDEN

@@ -305,7 +305,9 @@ impl Control for MeshControl {
         }
         caller.may_act_for(owner)?;
         let mut notes: Vec<String> = parsed.notes.iter().map(ToString::to_string).collect();
-        if parsed.spec.checkpoint.destination.is_none() && self.mesh.read(|l| l.members.len()) > 1 {
+        // A service has no steps.
+        let trains = parsed.spec.service.is_none();
+        if trains && parsed.spec.checkpoint.destination.is_none() && self.mesh.read(|l| l.members.len()) > 1 {
             notes.push(
                 "no checkpoint.destination: on another node than the first this task would start again at step 0"
                     .into(),

@@ -37,7 +37,7 @@ use crate::{
     metrics::ConfigFigures,
     offers::{self, Offers},
     reload::{self, Reload},
-    services::{self, MeshServices},
+    services::{self, MeshServices, MeshSiblings},
     settle, telemetry,
     uploads::Uploads,
 };
@@ -175,7 +175,8 @@ impl Node {
                 disk_reserve_bytes: WorkerSettings::DISK_RESERVE_BYTES,
             };
             let link = Arc::new(MeshLink(mesh.handle.clone()));
-            Some(Worker::start(settings, Arc::new(store), link, worker_inbox).await?)
+            let others = Arc::new(MeshSiblings(mesh.handle.clone()));
+            Some(Worker::start(settings, Arc::new(store), link, others, worker_inbox).await?)
         } else {
             None
         };

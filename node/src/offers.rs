@@ -6,6 +6,7 @@ use anyhow::bail;
 use mloc_core::{
     capability::{Capability, Gpu, SIMULATED},
     quantity,
+    task::agent::UNFENCED,
 };
 use mloc_exec::Sandbox;
 use mloc_mesh::handle::MeshHandle;
@@ -104,6 +105,9 @@ impl Offers {
         features.extend(of_store);
         features.extend(config.secrets.keys().map(|name| format!("secret:{name}")));
         features.extend(modules.iter().flat_map(|m| m.features()));
+        if config.modules.command.enabled && config.modules.command.sandbox == Sandbox::Off {
+            features.insert(UNFENCED.to_owned());
+        }
         Ok(Self { cpu_millis, memory_bytes, simulated, features })
     }
 }
@@ -198,5 +202,7 @@ mod tests {
         assert!(!features("name: a").contains(COMMAND) && features("name: a").contains("sft"));
         let on = features("modules: {offer: [echo], command: {enabled: true, sandbox: off}}");
         assert!(on.contains(COMMAND) && on.contains("echo") && !on.contains("sft"), "{on:?}");
+        let held = features("modules: {command: {enabled: true, sandbox: best-effort}}");
+        assert!(on.contains(UNFENCED) && !held.contains(UNFENCED));
     }
 }

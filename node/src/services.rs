@@ -21,7 +21,10 @@ use mloc_mesh::{
     handle::MeshHandle,
     link::{LinkStream, StreamKind},
 };
-use mloc_runtime::serving::{Replicas, proxy};
+use mloc_runtime::serving::{
+    Replicas, proxy,
+    siblings::{self, ReplicaLink},
+};
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -119,6 +122,26 @@ impl Services for MeshServices {
 
     async fn unheard(&self, node: &NodeId) {
         self.mesh.unheard(node).await;
+    }
+}
+
+/// The way of replicas here to others of their service.
+pub struct MeshSiblings(pub MeshHandle);
+
+#[async_trait]
+impl ReplicaLink for MeshSiblings {
+    fn ready(&self, served_name: &str) -> Vec<(AttemptId, NodeId)> {
+        let others = self.0.ready_replicas().into_iter();
+        let others = others.filter(|one| one.served_name == served_name && one.node != *self.0.node());
+        others.map(|one| (one.attempt, one.node)).collect()
+    }
+
+    async fn open(&self, node: &NodeId) -> io::Result<Box<dyn siblings::Duplex>> {
+        Ok(Box::new(self.0.open_stream(node, StreamKind::Services).await?))
+    }
+
+    async fn unheard(&self, node: &NodeId) {
+        self.0.unheard(node).await;
     }
 }
 

@@ -140,6 +140,9 @@ fn on_own_thread(
     modules: &[&'static dyn Module],
 ) -> Result<ModuleOutput, ModuleError> {
     let name = run.spec.task_type.name();
+    if let Some(module) = modules.iter().find(|module| module.name() == name) {
+        module.set_up_process();
+    }
     let modules = modules.to_vec();
     let thread = std::thread::Builder::new().name(name.into()).stack_size(STACK_BYTES);
     let module = thread

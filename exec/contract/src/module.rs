@@ -18,6 +18,9 @@ pub trait Module: Send + Sync {
         Vec::new()
     }
 
+    /// Sets up the process that is to run it, before that has a thread for it.
+    fn set_up_process(&self) {}
+
     /// Runs one attempt from `ctx.resume()` (or the start) to its end.
     ///
     /// # Errors

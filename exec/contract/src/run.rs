@@ -19,6 +19,19 @@ use serde::{Deserialize, Serialize};
 /// Version of [`Run`]'s file. Parent and child are the same binary, save while it is being replaced.
 pub const RUN_VERSION: u32 = 1;
 
+/// Header of a request to another shard: its number, from 0; [`OLDER`] and the number of a replica of an older version, of
+/// those that can be asked; or [`NEWER`], any replica of a newer one. An answer 404 with [`LOST`] says that there is nobody.
+pub const SHARD: &str = "mloc-shard";
+/// In [`SHARD`].
+pub const OLDER: &str = "older ";
+/// In [`SHARD`].
+pub const NEWER: &str = "newer";
+/// Header of a request that another shard makes: its attempt. No client can say it.
+pub const SIBLING: &str = "mloc-sibling";
+
+/// Header of an answer that no replica gave: why.
+pub const LOST: &str = "mloc-lost";
+
 /// One attempt, as its child is to run it. Holds no secrets: those come by environment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Run {
@@ -61,6 +74,10 @@ pub struct Run {
     /// Memory that there is.
     #[serde(default)]
     pub memory: Memory,
+    /// A Unix socket where the daemon passes requests on to other replicas of the service, where they are shards of one whole:
+    /// HTTP/1.1 with the header [`SHARD`].
+    #[serde(default)]
+    pub siblings: Option<PathBuf>,
 }
 
 /// Memory that there is for an attempt, in bytes; 0 where nobody looked.

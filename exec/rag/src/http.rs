@@ -10,18 +10,32 @@
 //! POST   /v1/rag/{service}/chat/completions       also at /v1/chat/completions
 //! ```
 //!
+//! Where documents are in several shards, whichever is asked asks all. `missing_shards` names those that did not answer, or
+//! have not all of their documents yet: of a list, of `/retrieve`, and of chat in `rag`, which a stream has in its last chunk.
+//! An upload's `copies` says how many shards have its file; what belongs to a shard that is away is refused with 503.
+//!
 //! Deliberately absent: TLS, authentication and accounts, which the node in front of it has; the chat model, which is
-//! reached through [`Chat`]; other shards, which are reached through [`Peers`].
+//! reached through [`Chat`]; other shards, which are reached through [`Peers`], and ask by [`shard_router`].
 
 mod chat;
+mod copies;
 mod documents;
+mod keep;
 mod peers;
 mod refusal;
 mod retrieve;
+mod shard;
 mod stream;
 mod work;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -32,9 +46,10 @@ use axum::{
 };
 use futures::{future::BoxFuture, stream::BoxStream};
 use serde_json::Value;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Mutex, Notify, Semaphore};
 
-pub use peers::{Call, Peers, Reply};
+pub use keep::keep;
+pub use peers::{Call, NoReply, Peers, Reply, To};
 pub use refusal::Refusal;
 pub use work::work;
 
@@ -100,7 +115,16 @@ pub struct App {
     came: Notify,
     /// Places for files that come.
     uploads: Semaphore,
+    /// Whether this shard has all documents that belong to it, as far as is known.
+    whole: AtomicBool,
+    /// Whether the shard that keeps copies was asked for them in vain.
+    tried: AtomicBool,
+    /// A document's comes before it is changed, and is left when its copy was: copies are told in the order of changes.
+    turns: [Mutex<()>; TURNS],
 }
+
+/// More than one document that changes seldom waits for another.
+const TURNS: usize = 16;
 
 impl App {
     /// Over a service. `nonce`: random, new each time it is asked; `now`: seconds since 1970.
@@ -113,7 +137,11 @@ impl App {
     ) -> Self {
         let (nonce, came) = (Box::new(nonce), Notify::new());
         let uploads = Semaphore::new(limits.uploads.min(Semaphore::MAX_PERMITS));
-        Self { service, chat, peers: None, limits, marks: Vec::new(), nonce, now, came, uploads }
+        // The only shard is, where nobody says otherwise.
+        let whole = service.is_whole().map(|whole| whole.unwrap_or(service.settings().sharding.count == 1));
+        let whole = whole.unwrap_or(false).into();
+        let (peers, marks, tried, turns) = Default::default();
+        Self { service, chat, peers, limits, marks, nonce, now, came, uploads, whole, tried, turns }
     }
 
     /// With other shards.
@@ -131,6 +159,30 @@ impl App {
     /// Says that something waits to be indexed: for who accepts documents past this router, as from a folder.
     pub fn wake(&self) {
         self.came.notify_one();
+    }
+
+    /// Whether this shard has all documents that belong to it, as far as is known. Until then its answers name it among the
+    /// missing shards.
+    pub fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is not whole and may soon be: the shard that keeps copies has not been asked in vain.
+    pub fn takes_copies(&self) -> bool {
+        !self.is_whole() && !self.tried.load(Ordering::Relaxed)
+    }
+
+    fn becomes_whole(&self) {
+        self.whole.store(true, Ordering::Relaxed);
+    }
+
+    fn has_tried(&self) {
+        self.tried.store(true, Ordering::Relaxed);
+    }
+
+    fn turn(&self, id: &str) -> &Mutex<()> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(id);
+        &self.turns[usize::try_from(hash % TURNS as u64).unwrap_or_default()]
     }
 
     fn is_here(&self, service: &str) -> Result<(), Refusal> {
@@ -157,6 +209,20 @@ pub fn router(app: Arc<App>) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         // Each handler reads its own body, within its own bounds.
+        .layer(axum::extract::DefaultBodyLimit::disable())
+        .with_state(app)
+}
+
+/// What other shards ask. Who mounts it lets nobody else in: it gives and takes documents without further questions.
+pub fn shard_router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/rag/{service}/shard/statistics", post(shard::statistics))
+        .route("/v1/rag/{service}/shard/retrieve", post(shard::retrieve))
+        .route("/v1/rag/{service}/shard/found", post(shard::found))
+        .route("/v1/rag/{service}/shard/documents", post(documents::handed))
+        .route("/v1/rag/{service}/shard/handover", get(copies::handover))
+        .route("/v1/rag/{service}/shard/copies", get(copies::list))
+        .route("/v1/rag/{service}/shard/copies/{id}", get(copies::one).put(copies::take))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(app)
 }

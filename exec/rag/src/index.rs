@@ -5,7 +5,7 @@
 //! words    BM25 by tantivy in words/; caught up from the store after each change and when the index is opened
 //! memory   vectors, graph and metadata, read when it is opened      vectors, graph  the dense arm
 //! change   a batch of documents in or out: one transaction, then the words
-//! search   filter, both arms, fusion                                filter, fuse, hit
+//! search   filter, both arms, fusion                                filter, fuse, hit; statistics: what BM25 counts
 //! ```
 //!
 //! A change is durable when [`Index::put`] or [`Index::delete`] returns, and is seen by searches whole or not at all, but
@@ -19,6 +19,7 @@ pub mod graph;
 pub mod hit;
 mod memory;
 mod search;
+pub mod statistics;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ pub use filter::{Condition, Filter};
 pub use graph::Measures;
 pub use hit::Hit;
 pub use search::Query;
+pub use statistics::Statistics;
 pub use store::{CHUNKS_MAX, FORMAT, Note, Row};
 use words::Words;
 

@@ -9,11 +9,11 @@
 //! index      the folder on disk: redb is the truth, tantivy and the graph follow; filter, both arms, fusion
 //! answer     hits to what a chat model is told, and its answer to citations
 //!
-//! service    one service: accept, ingest, retrieve, follow a folder
+//! service    one service: accept, ingest, retrieve, follow a folder, keep files for other shards
 //! watch      a folder's changes      shard  who holds a document, one order out of several
 //! measure    recall and reciprocal rank over questions with known answers
 //!
-//! http       the async shell: routes, streams, other shards, the one who indexes
+//! http       the async shell: routes, streams, other shards, the one who indexes, the one who compares copies
 //! span       a stretch of a text
 //! ```
 //!

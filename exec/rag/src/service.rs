@@ -1,7 +1,9 @@
 //! One service's documents: accepted, read, indexed, found. All of it blocks; the shell around it ([`crate::http`]) doesn't.
 //!
-//! An accepted document is on disk before it is said to be, and is indexed after a restart too.
+//! An accepted document is on disk before it is said to be, and is indexed after a restart too. Of a service of several
+//! shards its file is kept, here and by another one.
 
+mod copies;
 mod folder;
 mod ingest;
 mod jobs;
@@ -14,10 +16,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use copies::{Came, Kept, Stamp, digest};
 pub use folder::Followed;
 pub use jobs::{Accepted, Status, Upload, View};
 pub use retrieve::{Ask, Floor, Found};
 
+use copies::Stamps;
 use jobs::Queue;
 
 use crate::{
@@ -153,6 +157,8 @@ pub struct Service {
     /// Jobs that wait. Held while jobs change: a document that is deleted or replaced while it is read must not come in
     /// afterwards.
     jobs: Mutex<Queue>,
+    /// What was said of documents whose files are kept. Taken after `jobs`, where both are.
+    stamps: Mutex<Stamps>,
     /// One document is indexed at a time.
     ingesting: Mutex<()>,
 }
@@ -169,8 +175,9 @@ impl Service {
         parser: Parser,
         settings: Settings,
     ) -> Result<Self, ServiceError> {
-        let jobs = Mutex::new(Queue::of(&index)?);
-        Ok(Self { name: name.to_owned(), index, models, parser, settings, jobs, ingesting: Mutex::new(()) })
+        let (jobs, stamps) = (Mutex::new(Queue::of(&index)?), Mutex::new(Stamps::of(&index)?));
+        let (name, ingesting) = (name.to_owned(), Mutex::new(()));
+        Ok(Self { name, index, models, parser, settings, jobs, stamps, ingesting })
     }
 
     /// Its name, as paths say it.

@@ -5,7 +5,8 @@ use sha2::{Digest, Sha256};
 
 use crate::index::{Hit, hit::rank_anew};
 
-/// One shard of several. Another count is another place for nearly every document: they are ingested anew then.
+/// One shard of several. Another count is another place for nearly every document: they are ingested anew then. The one
+/// after it keeps copies of the files that came to it, so that whoever takes its place has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sharding {
     /// This one, from 0.
@@ -34,6 +35,16 @@ impl Sharding {
         shard_of(document_id, self.count) == self.index
     }
 
+    /// Who keeps copies of what belongs here; `None` = there is nobody else.
+    pub fn keeper(self) -> Option<u32> {
+        (self.count > 1).then(|| (self.index + 1) % self.count)
+    }
+
+    /// Of whose documents copies are kept here.
+    pub fn kept_for(self) -> Option<u32> {
+        (self.count > 1).then(|| (self.index + self.count - 1) % self.count)
+    }
+
     /// The others.
     pub fn others(self) -> impl Iterator<Item = u32> {
         (0..self.count).filter(move |shard| *shard != self.index)
@@ -49,11 +60,12 @@ pub struct Merged {
     pub missing: Vec<u32>,
 }
 
-/// Hits of several shards in one order; `None` = that shard did not answer.
+/// Hits of several shards in one order; `None` = that shard did not answer. `depth`: candidates of each arm, of all together
+/// as of one index.
 ///
-/// The arms' scores are compared across shards and ranks given anew. Cosines mean the same everywhere; BM25 counts how
-/// rare a word is in its own shard, which documents dealt out by hash make nearly the same.
-pub fn merge(answers: Vec<(u32, Option<Vec<Hit>>)>) -> Merged {
+/// The arms' scores are compared across shards and ranks given anew. Cosines mean the same everywhere, and so does BM25
+/// where all shards weighed by the statistics of all: then this is the order of one index.
+pub fn merge(answers: Vec<(u32, Option<Vec<Hit>>)>, depth: usize) -> Merged {
     let mut merged = Merged { hits: Vec::new(), missing: Vec::new() };
     for (shard, answer) in answers {
         match answer {
@@ -62,6 +74,6 @@ pub fn merge(answers: Vec<(u32, Option<Vec<Hit>>)>) -> Merged {
         }
     }
     merged.missing.sort_unstable();
-    rank_anew(&mut merged.hits);
+    rank_anew(&mut merged.hits, depth);
     merged
 }

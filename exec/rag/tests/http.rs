@@ -19,7 +19,7 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use http_body_util::BodyExt;
 use mloc_rag::{
     answer::NOT_IN_DOCUMENTS,
-    http::{App, Call, Chat, ChatError, Limits, Peers, Reply, Told, router, work},
+    http::{App, Call, Chat, ChatError, Limits, NoReply, Peers, Reply, To, Told, keep, router, shard_router, work},
     service::{Floor, Settings},
     shard::{Sharding, shard_of},
 };
@@ -67,8 +67,20 @@ impl Chat for Parrot {
     }
 }
 
+/// What was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begins {
+    /// It has all of its documents.
+    Whole,
+    /// Nobody was this shard before.
+    First,
+    /// Somebody was, with another folder or with this one.
+    Anew,
+}
+
 struct Env {
-    _dir: tempfile::TempDir,
+    dir: Option<tempfile::TempDir>,
+    app: Arc<App>,
     chat: Arc<Parrot>,
     router: Router,
     stop: CancellationToken,
@@ -84,11 +96,26 @@ impl Env {
     }
 
     fn with(says: &str, settings: Settings, peers: Option<Arc<dyn Peers>>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::over(tempfile::tempdir().unwrap(), says, settings, peers, Begins::Whole)
+    }
+
+    /// Over a folder that may hold what was before.
+    fn over(
+        dir: tempfile::TempDir,
+        says: &str,
+        settings: Settings,
+        peers: Option<Arc<dyn Peers>>,
+        begins: Begins,
+    ) -> Self {
         let chat = Arc::new(Parrot { says: says.into(), ..Parrot::default() });
         let count = AtomicU64::new(0);
         let nonce = move || format!("n{}", count.fetch_add(1, Ordering::SeqCst));
         let service = Arc::new(service_with(dir.path(), settings));
+        match begins {
+            Begins::Whole => service.set_whole(true).unwrap(),
+            Begins::First | Begins::Anew if service.is_whole().unwrap().is_none() => service.set_whole(false).unwrap(),
+            Begins::First | Begins::Anew => {}
+        }
         let mut app =
             App::new(service, chat.clone(), Limits { body_bytes: 100_000, ..Limits::default() }, nonce, || 1_000);
         if let Some(peers) = peers {
@@ -97,7 +124,21 @@ impl Env {
         let app = Arc::new(app);
         let stop = CancellationToken::new();
         tokio::spawn(work(app.clone(), stop.clone()));
-        Self { _dir: dir, chat, router: router(app), stop }
+        let first = begins == Begins::First;
+        tokio::spawn(keep(app.clone(), first, Duration::from_millis(20), stop.clone()));
+        let router = router(app.clone()).merge(shard_router(app.clone()));
+        Self { dir: Some(dir), app, chat, router, stop }
+    }
+
+    /// Its folder, once nobody has it any more.
+    async fn end(mut self) -> tempfile::TempDir {
+        let dir = self.dir.take().unwrap();
+        let app = Arc::downgrade(&self.app);
+        drop(self);
+        while app.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        dir
     }
 
     async fn send(&self, method: Method, path: &str, kind: &str, body: impl Into<Body>) -> (StatusCode, String) {
@@ -307,13 +348,22 @@ async fn refusals_say_what_would_work() {
 }
 
 /// Other shards by their routers; none for one that is away.
-struct Routers(Mutex<Vec<Option<Router>>>);
+#[derive(Default)]
+struct Routers {
+    shards: Mutex<Vec<Option<Router>>>,
+    older: Mutex<Vec<Router>>,
+    newer: Mutex<Option<Router>>,
+}
 
 impl Peers for Routers {
-    fn call(&self, shard: u32, call: Call) -> BoxFuture<'static, Result<Reply, String>> {
-        let router = self.0.lock().unwrap().get(shard as usize).cloned().flatten();
+    fn call(&self, to: To, call: Call) -> BoxFuture<'static, Result<Reply, NoReply>> {
+        let router = match to {
+            To::Shard(shard) => self.shards.lock().unwrap().get(shard as usize).cloned().flatten(),
+            To::Older(number) => self.older.lock().unwrap().get(number as usize).cloned(),
+            To::Newer => self.newer.lock().unwrap().clone(),
+        };
         async move {
-            let router = router.ok_or("away")?;
+            let router = router.ok_or(NoReply::Nobody("away".to_owned()))?;
             let encoded = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
             let query: Vec<String> = call.query.iter().map(|(n, v)| format!("{n}={}", encoded(v))).collect();
             let uri = format!("/v1/rag/docs/{}?{}", call.path, query.join("&"));
@@ -322,25 +372,30 @@ impl Peers for Routers {
             let response = router.oneshot(request.body(Body::from(call.body)).unwrap()).await.unwrap();
             let status = response.status().as_u16();
             let body = response.into_body().collect().await.unwrap().to_bytes();
-            Ok(Reply { status, body: serde_json::from_slice(&body).unwrap() })
+            Ok(Reply { status, retry_after: None, body: body.to_vec() })
         }
         .boxed()
     }
 }
 
+impl Routers {
+    fn lead_to(&self, envs: &[Env]) {
+        *self.shards.lock().unwrap() = envs.iter().map(|env| Some(env.router.clone())).collect();
+    }
+}
+
+/// One shard of two.
+fn of_two(index: u32) -> Settings {
+    let floor = Floor { cosine: Some(0.05), ..Floor::default() };
+    Settings { sharding: Sharding { index, count: 2 }, floor, ..Settings::default() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_answer_as_one_and_say_who_is_missing() {
-    let peers = Arc::new(Routers(Mutex::new(vec![None, None])));
-    let shard = |index| {
-        let settings = Settings {
-            sharding: Sharding { index, count: 2 },
-            floor: Floor { cosine: Some(0.05), ..Floor::default() },
-            ..Settings::default()
-        };
-        Env::with("It says so [1].", settings, Some(peers.clone()))
-    };
+    let peers = Arc::new(Routers::default());
+    let shard = |index| Env::with("It says so [1].", of_two(index), Some(peers.clone()));
     let envs = [shard(0), shard(1)];
-    *peers.0.lock().unwrap() = envs.iter().map(|env| Some(env.router.clone())).collect();
+    peers.lead_to(&envs);
     // All go in by the first one, and each lands where it belongs.
     let ids: Vec<String> = (0..8).map(|n| format!("d{n}")).collect();
     for (id, n) in ids.iter().zip(0..) {
@@ -350,6 +405,10 @@ async fn shards_answer_as_one_and_say_who_is_missing() {
     assert!(!elsewhere.is_empty() && elsewhere.len() < 8);
     let (_, list) = envs[0].get("/v1/rag/docs/documents").await;
     assert_eq!((list["data"].as_array().unwrap().len(), &list["missing_shards"]), (8, &json!([])));
+    let path = format!("/v1/rag/docs/documents?id={}&name=x.md", elsewhere[0]);
+    let (_, again) = envs[0].send(Method::POST, &path, "text/markdown", "# Animal\n\nAs it was.").await;
+    assert!(again.contains("\"copies\":2"), "{again}");
+    envs[0].put(elsewhere[0], &format!("# Animal\n\nThe creature called zorb{} lives.", &elsewhere[0][1..])).await;
     let question = format!("Where does zorb{} live?", &elsewhere[0][1..]);
     let (_, answer) = envs[0].json(Method::POST, "/v1/chat/completions", asks(&question)).await;
     assert_eq!(
@@ -357,7 +416,7 @@ async fn shards_answer_as_one_and_say_who_is_missing() {
         (&json!(elsewhere[0]), &json!([]))
     );
     // A shard goes away: answers go on, and say so.
-    peers.0.lock().unwrap()[1] = None;
+    peers.shards.lock().unwrap()[1] = None;
     let (_, found) = envs[0].json(Method::POST, "/v1/rag/docs/retrieve", json!({ "query": question })).await;
     assert_eq!(found["missing_shards"], json!([1]));
     for streamed in [false, true] {
@@ -373,4 +432,170 @@ async fn shards_answer_as_one_and_say_who_is_missing() {
     }
     let (status, body) = envs[0].get(&format!("/v1/rag/docs/documents/{}", elsewhere[0])).await;
     assert_eq!((status, &body["error"]["code"]), (503, &json!("shard_missing")));
+    // What belongs to it is not taken, nor taken out, and when to try again is said.
+    for (method, path) in [
+        (Method::POST, format!("/v1/rag/docs/documents?id={}&name=x.md", elsewhere[0])),
+        (Method::DELETE, format!("/v1/rag/docs/documents/{}", elsewhere[0])),
+    ] {
+        let request = Request::builder().method(method).uri(path).body(Body::from("new")).unwrap();
+        let response = envs[0].router.clone().oneshot(request).await.unwrap();
+        assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &"5".parse().unwrap()));
+    }
+    // Of those of the shard that is there the copy comes later.
+    let own = ids.iter().find(|id| shard_of(id, 2) == 0).unwrap();
+    let path = format!("/v1/rag/docs/documents?id={own}&name={own}.md");
+    let (status, body) = envs[0].send(Method::POST, &path, "text/markdown", "# Another\n\nword").await;
+    assert!(status == StatusCode::ACCEPTED && body.contains("\"copies\":1"), "{body}");
+}
+
+/// Ids of documents that a shard of two lists, in order.
+async fn listed(env: &Env) -> Vec<String> {
+    let (_, list) = env.get("/v1/rag/docs/documents?local=true").await;
+    list["data"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Until the files of one shard and their copies with the other are alike.
+async fn agree(envs: &[Env; 2]) {
+    for (of, with) in [(0, 1), (1, 0)] {
+        let stamps = async |env: &Env| {
+            let (_, body) = env.get(&format!("/v1/rag/docs/shard/copies?of={of}&digest=none")).await;
+            body["stamps"].clone()
+        };
+        for round in 0.. {
+            if stamps(&envs[of]).await == stamps(&envs[with]).await {
+                break;
+            }
+            assert!(round < 500, "shard {of} and its copies do not come to agree");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_begins_anew_has_its_documents_from_the_other() {
+    let peers = Arc::new(Routers::default());
+    let shard = |index| Env::with("", of_two(index), Some(peers.clone()));
+    let mut envs = [shard(0), shard(1)];
+    peers.lead_to(&envs);
+    let ids: Vec<String> = (0..8).map(|n| format!("d{n}")).collect();
+    for (id, n) in ids.iter().zip(0..) {
+        envs[n % 2].put(id, &format!("# Animal {n}\n\nThe creature called zorb{n} lives on hill {n}.")).await;
+    }
+    let of_one = |shard| ids.iter().filter(|id| shard_of(id, 2) == shard).cloned().collect::<Vec<_>>();
+    assert_eq!((listed(&envs[0]).await, listed(&envs[1]).await), (of_one(0), of_one(1)));
+    let gone = of_one(1)[0].clone();
+    assert_eq!(envs[0].json(Method::DELETE, &format!("/v1/rag/docs/documents/{gone}"), Value::Null).await.0, 200);
+
+    // Another folder, as on another node. Until it has heard of its documents it is named among the missing.
+    peers.shards.lock().unwrap().clear();
+    let anew = Env::over(tempfile::tempdir().unwrap(), "", of_two(1), Some(peers.clone()), Begins::Anew);
+    let (_, found) = anew.json(Method::POST, "/v1/rag/docs/retrieve", json!({ "query": "creature" })).await;
+    assert!(found["missing_shards"].as_array().unwrap().contains(&json!(1)), "{found}");
+    assert_eq!(anew.get(&format!("/v1/rag/docs/documents/{}", of_one(1)[1])).await.0, 503, "nobody knows yet");
+    let [first, lost] = envs;
+    drop(lost.end().await);
+    envs = [first, anew];
+    peers.lead_to(&envs);
+    for round in 0.. {
+        if envs[1].app.is_whole() {
+            break;
+        }
+        assert!(round < 500, "it does not become whole");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(listed(&envs[1]).await, of_one(1)[1..], "what was deleted stays so");
+    let (_, found) = envs[0].json(Method::POST, "/v1/rag/docs/retrieve", json!({ "query": "creature" })).await;
+    assert_eq!((found["data"].as_array().unwrap().len(), &found["missing_shards"]), (6, &json!([])));
+    // It keeps copies for the other again: that one may go now.
+    agree(&envs).await;
+    let [lost, second] = envs;
+    peers.shards.lock().unwrap()[0] = None;
+    drop(lost.end().await);
+    let anew = Env::over(tempfile::tempdir().unwrap(), "", of_two(0), Some(peers.clone()), Begins::Anew);
+    envs = [anew, second];
+    peers.lead_to(&envs);
+    agree(&envs).await;
+    for id in of_one(0) {
+        envs[0].until(&id, "indexed").await;
+    }
+    assert_eq!(listed(&envs[0]).await, of_one(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changed_while_the_other_was_away_is_told_when_it_is_back() {
+    let peers = Arc::new(Routers::default());
+    let shard = |index| Env::with("", of_two(index), Some(peers.clone()));
+    let envs = [shard(0), shard(1)];
+    peers.lead_to(&envs);
+    let own: Vec<String> = (0..9).map(|n| format!("d{n}")).filter(|id| shard_of(id, 2) == 0).take(3).collect();
+    for id in &own {
+        envs[0].put(id, &format!("# A title\n\nThe words of {id}.")).await;
+    }
+    let [first, second] = envs;
+    peers.shards.lock().unwrap()[1] = None;
+    let folder = second.end().await;
+    assert_eq!(first.json(Method::DELETE, &format!("/v1/rag/docs/documents/{}", own[0]), Value::Null).await.0, 200);
+    first.put(&own[1], "# A title\n\nOther words.").await;
+    // The same folder: a process that was started again.
+    let back = Env::over(folder, "", of_two(1), Some(peers.clone()), Begins::Anew);
+    assert!(back.app.is_whole(), "it lost nothing");
+    let envs = [first, back];
+    peers.lead_to(&envs);
+    agree(&envs).await;
+    let (_, body) = envs[1].get("/v1/rag/docs/shard/copies?of=0&digest=none").await;
+    assert!(body["stamps"][&own[0]][1].is_null(), "that it went is known: {body}");
+    let (status, copy) = envs[1].send(Method::GET, &format!("/v1/rag/docs/shard/copies/{}", own[1]), "", "").await;
+    assert!(status == StatusCode::OK && copy.ends_with("Other words."), "{copy}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_version_takes_over_into_as_many_shards_as_it_has() {
+    let (old, new) = (Arc::new(Routers::default()), Arc::new(Routers::default()));
+    let older = [0, 1].map(|index| Env::with("", of_two(index), Some(old.clone())));
+    old.lead_to(&older);
+    let mut ids: Vec<String> = (0..9).map(|n| format!("d{n}")).collect();
+    for id in &ids {
+        older[0].put(id, &format!("# A title\n\nThe words of {id}.")).await;
+    }
+    *new.older.lock().unwrap() = older.iter().map(|env| env.router.clone()).collect();
+    let shard = |index| {
+        let settings = Settings { sharding: Sharding { index, count: 3 }, ..Settings::default() };
+        Env::over(tempfile::tempdir().unwrap(), "", settings, Some(new.clone()), Begins::First)
+    };
+    let newer = [0, 1, 2].map(shard);
+    new.lead_to(&newer);
+    let has = async |wanted: &[String]| {
+        let mut all = Vec::new();
+        for (shard, env) in (0..).zip(&newer) {
+            let own = listed(env).await;
+            assert!(own.iter().all(|id| shard_of(id, 3) == shard), "{own:?} at shard {shard}");
+            all.extend(own.into_iter().filter(|_| env.app.is_whole()));
+        }
+        all.sort();
+        all == wanted
+    };
+    let until = async |wanted: &[String]| {
+        for _ in 0..500 {
+            if has(wanted).await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the newer version does not come to have {wanted:?}");
+    };
+    until(&ids).await;
+    // A shard of it is away: the older version is whole, and its answer is given.
+    let away = new.shards.lock().unwrap()[1].take();
+    let (_, found) = newer[0].json(Method::POST, "/v1/rag/docs/retrieve", json!({ "query": "words of d3" })).await;
+    assert_eq!((&found["data"][0]["document_id"], &found["missing_shards"]), (&json!("d3"), &json!([])));
+    new.shards.lock().unwrap()[1] = away;
+    // What is changed with the older one meanwhile is changed with the newer one, at once.
+    *old.newer.lock().unwrap() = Some(newer[0].router.clone());
+    new.older.lock().unwrap().clear();
+    older[1].put("late", "# A title\n\nThe last words.").await;
+    ids.push("late".to_owned());
+    assert_eq!(older[0].json(Method::DELETE, "/v1/rag/docs/documents/d0", Value::Null).await.0, 200);
+    until(&ids[1..]).await;
+    let (_, found) = newer[2].json(Method::POST, "/v1/rag/docs/retrieve", json!({ "query": "last words" })).await;
+    assert_eq!((&found["data"][0]["document_id"], &found["missing_shards"]), (&json!("late"), &json!([])));
 }

@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use mloc_rag::{
     answer::cited,
-    index::{Settings as IndexSettings, Stems},
+    index::{Arms, Settings as IndexSettings, Stems},
     service::Ask,
     span::Span,
 };
 use support::{
     Hashed, WordTokens,
-    compare::{Compared, measure_all, pages, questions},
+    compare::{Compared, Counts, Dealt, measure_all, pages, questions},
     ingest_all,
 };
 
@@ -36,6 +36,29 @@ fn stems_find_more() {
     let stems = IndexSettings { stems: Some(Stems::English), ..IndexSettings::default() };
     let [_, _, fusion] = measure_all(Arc::new(Hashed), Arc::new(WordTokens), stems).pages;
     assert!(fusion.recall_at_5 >= 0.9 && fusion.mrr >= 0.72, "fusion with stems: {fusion}");
+}
+
+#[test]
+fn shards_find_what_one_index_finds() {
+    let (one, four) = (Dealt::to(1), Dealt::to(4));
+    for (name, arms) in [("BM25", Arms::WORDS), ("fusion", Arms::default())] {
+        let (scores, whole) = one.measure(arms, Counts::Own);
+        println!("{name:8} one index              {whole}");
+        for counts in [Counts::Own, Counts::All] {
+            let (merged, measured) = four.measure(arms, counts);
+            let alike = |(one, all): &(&Vec<f32>, &Vec<f32>)| {
+                one.len() == all.len() && one.iter().zip(*all).all(|(one, all)| (one - all).abs() < 1e-3)
+            };
+            let same = scores.iter().zip(&merged).filter(alike).count();
+            println!("{name:8} four shards, counts {counts:?} {measured}  {same} of {} weighed alike", scores.len());
+            if counts == Counts::All {
+                // Of chunks that weigh the same either may be first.
+                assert_eq!(same, scores.len(), "{name}");
+                assert!((measured.recall_at_5 - whole.recall_at_5).abs() < 0.02, "{measured} of {whole}");
+                assert!((measured.mrr - whole.mrr).abs() < 0.02, "{measured} of {whole}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -308,16 +308,21 @@ fn shards_hold_what_is_theirs_and_answer_together() {
     ingest_all(&whole);
     assert_eq!(shards.iter().map(|service| service.index().size().0).sum::<usize>(), 60);
     assert!(shards.iter().all(|service| service.index().size().0 > 10), "dealt out by hash");
-    let ask = Ask::new("brown bear number 42");
+    let asked = Ask::new("brown bear number 42");
+    let mut ask = shards[0].counted(asked.clone()).unwrap();
+    for other in &shards[1..] {
+        ask.statistics.as_mut().unwrap().add(other.counted(asked.clone()).unwrap().statistics.unwrap());
+    }
     let of = |service: &Service| Some(service.candidates(&ask).unwrap());
-    let merged = merge((0..).zip(shards.iter().map(of)).collect());
+    let merged = merge((0..).zip(shards.iter().map(of)).collect(), 50);
     assert!(merged.missing.is_empty());
-    let one = whole.candidates(&ask).unwrap();
+    let one = whole.candidates(&asked).unwrap();
+    assert_eq!(whole.counted(asked.clone()).unwrap().statistics, ask.statistics);
     let top =
         |hits: &[mloc_rag::index::Hit]| hits.iter().take(5).map(|hit| hit.document_id.clone()).collect::<Vec<_>>();
     assert_eq!(top(&merged.hits)[0], top(&one)[0]);
     let ranks: Vec<u32> = merged.hits.iter().filter_map(|hit| hit.dense.map(|arm| arm.rank)).collect();
-    assert_eq!(ranks.iter().max().copied(), Some(ranks.len() as u32), "ranks are given anew, each once");
+    assert_eq!((ranks.iter().max().copied(), ranks.len()), (Some(50), 50), "ranks are given anew, each once");
     // The dense arm says of all shards what it says of one index.
     let dense = |hits: &[mloc_rag::index::Hit]| {
         let mut scores: Vec<f32> = hits.iter().filter_map(|hit| hit.dense.map(|arm| arm.score)).collect();
@@ -326,7 +331,15 @@ fn shards_hold_what_is_theirs_and_answer_together() {
         scores
     };
     assert_eq!(dense(&merged.hits), dense(&one));
-    let partial = merge(vec![(0, of(&shards[0])), (1, None), (2, None)]);
+    // And so do the words, which are weighed by what all shards count.
+    let words = |hits: &[mloc_rag::index::Hit]| {
+        let arm = |hit: &mloc_rag::index::Hit| hit.words.map(|arm| (arm.score * 1e4).round() as i64);
+        let mut scores: Vec<i64> = hits.iter().filter_map(arm).collect();
+        scores.sort_unstable();
+        scores
+    };
+    assert_eq!(words(&merged.hits), words(&one));
+    let partial = merge(vec![(0, of(&shards[0])), (1, None), (2, None)], 50);
     assert_eq!(partial.missing, [1, 2]);
     assert!(!partial.hits.is_empty());
 }

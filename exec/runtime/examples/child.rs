@@ -25,15 +25,15 @@ use mloc_core::{
 };
 use mloc_exec::{Module, ModuleError, ModuleOutput, Output, RunContext};
 
-struct Breakable;
+/// By its name.
+struct Breakable(&'static str);
 
 impl Module for Breakable {
     fn name(&self) -> &'static str {
-        "echo"
+        self.0
     }
 
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
-        let settings = Echo::of(&ctx.run().spec);
         let mode = std::env::var("MODE").unwrap_or_default();
         ctx.phase(Phase::Training);
         match mode.as_str() {
@@ -85,6 +85,7 @@ impl Module for Breakable {
             }
             _ => {}
         }
+        let settings = Echo::of(&ctx.run().spec);
         let mut text = match ctx.resume() {
             Some(from) => fs::read_to_string(from.dir.join("text")).unwrap(),
             None => String::new(),
@@ -168,7 +169,9 @@ fn serve(socket: &Path) -> Arc<AtomicU64> {
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some("__attempt") => mloc_runtime::child::main(Path::new(&args[2]), &[&Breakable]),
+        Some("__attempt") => {
+            mloc_runtime::child::main(Path::new(&args[2]), &[&Breakable("echo"), &Breakable("rag_inference")])
+        }
         Some("__daemon") => daemon(Path::new(&args[2]), &args[3]),
         _ => ExitCode::from(64),
     }

@@ -37,7 +37,10 @@ use crate::{
     launch::{self, Child},
     logs::{LOG_BYTES_MAX, LogFile},
     relay::{Local, Relay, Said, copy},
-    serving::{Replicas, health},
+    serving::{
+        Replicas, health,
+        siblings::{ReplicaLink, Siblings},
+    },
     tools::Tools,
 };
 
@@ -74,6 +77,8 @@ pub(crate) struct Bench {
     pub disk: Arc<DiskWatch>,
     /// Replicas of services that run here.
     pub replicas: Arc<Replicas>,
+    /// The way to those of other nodes.
+    pub link: Arc<dyn ReplicaLink>,
 }
 
 /// One start.
@@ -84,6 +89,8 @@ pub(crate) struct Start {
     pub outlet: Outlet,
     /// Marks of its inputs: they are not evicted while it runs.
     pub held: Vec<Arc<File>>,
+    /// Its way to other shards of its task, where there are some.
+    pub siblings: Option<Siblings>,
 }
 
 /// Where its events go. Figures never wait: only the newest matter.
@@ -201,12 +208,20 @@ impl Start {
             _ = wish.wait_for(|wish| *wish > Wish::Go) => return Err(NoChild::Stopped),
             pulled = self.pull(&log) => pulled?,
         };
+        self.siblings = self.reach_siblings(&dir).map_err(|e| disk("listen in", &dir, &e))?;
         let run_file = self.write_run_file(pulled, started_unix_ms).await?;
         failpoint::reached("attempt.run_file");
         let child = launch::start(&bench.program, &run_file, &dir, &environment, &self.held)
             .map_err(|e| Failure { class: FailureClass::Retryable, message: e.to_string() })?;
         failpoint::reached("attempt.spawned");
         Ok((log, child))
+    }
+
+    fn reach_siblings(&self, dir: &Path) -> io::Result<Option<Siblings>> {
+        let spec = &self.assign.spec;
+        let (Some(service), Some(shards)) = (&spec.service, spec.shards()) else { return Ok(None) };
+        let (name, bench) = (service.served_name.as_str(), &self.bench);
+        Siblings::open(dir, self.id(), (name, shards), bench.replicas.clone(), bench.link.clone()).map(Some)
     }
 
     async fn disk_short(&self) -> Option<Failure> {
@@ -322,6 +337,7 @@ impl Start {
             programs: self.bench.tools.programs(),
             cpu_devices: 1,
             memory,
+            siblings: self.siblings.as_ref().map(|siblings| siblings.socket().to_owned()),
             keep_checkpoints: keep.and_then(|keep| usize::try_from(keep).ok()).unwrap_or(0),
         };
         run.write(&path).map_err(|e| disk("write", &path, &e))?;

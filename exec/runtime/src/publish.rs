@@ -289,6 +289,7 @@ mod tests {
             node: NodeId::new("n"),
             program: PathBuf::new(),
             replicas: Arc::default(),
+            link: Arc::new(crate::serving::siblings::NoOthers),
         });
         let (events, mut said) = mpsc::channel(1);
         let stopped = CancellationToken::new();

@@ -31,7 +31,7 @@ use crate::{
     launch,
     logs::AttemptLogs,
     publish::Publication,
-    serving::Replicas,
+    serving::{Replicas, siblings::ReplicaLink},
     tidy,
     tools::Tools,
 };
@@ -128,6 +128,7 @@ impl Worker {
         settings: WorkerSettings,
         transfers: Arc<dyn Transfers>,
         link: Arc<dyn LeaderLink>,
+        others: Arc<dyn ReplicaLink>,
         inbox: mpsc::Receiver<WorkerMessage>,
     ) -> Result<Self, WorkerStartError> {
         let folders = Folders::new(&settings.data_dir);
@@ -178,6 +179,7 @@ impl Worker {
                 disk: Arc::new(DiskWatch::new(settings.data_dir, settings.disk_reserve_bytes, room)),
                 tools: tools.clone(),
                 replicas: replicas.clone(),
+                link: others,
             }),
             link,
             journal: Some(journal),
@@ -433,7 +435,7 @@ impl Service {
         self.logs.set_live(&attempt, true);
         let replicas = self.bench.replicas.clone();
         let outlet = Outlet { attempt: attempt.clone(), run, events: self.events.clone(), replicas };
-        let start = Start { bench: self.bench.clone(), assign, wish: wished, outlet, held: Vec::new() };
+        let start = Start { bench: self.bench.clone(), assign, wish: wished, outlet, held: Vec::new(), siblings: None };
         let done = self.own(&attempt, attempt::run(start));
         self.runs.insert(attempt, Started { run, wish, done });
     }

@@ -8,7 +8,7 @@ use crate::{
     capability::{Capability, Gpu, GpuRequest, Grant, SIMULATED},
     id::AttemptId,
     quantity::{show_bytes, show_cpu},
-    task::{TaskSpec, TaskType, spec::SEVERAL_GPUS},
+    task::{TaskSpec, TaskType, agent::UNFENCED, spec::SEVERAL_GPUS},
 };
 
 /// What an attempt holds on a node.
@@ -163,6 +163,9 @@ impl Misfit {
                     format!("add {what} under `volumes` in its node.yaml, or name another volume")
                 }
                 Some(_) if name == SEVERAL_GPUS => "ask for gpu.count 1".into(),
+                Some(_) if name == UNFENCED => {
+                    "set modules.command.sandbox: off in its node.yaml, when agents may start any program there".into()
+                }
                 Some((kind, what)) => format!("use a node whose build and configuration offer {kind} {what}"),
                 None if name == TaskType::Command.name() => {
                     "set modules.command.enabled: true in its node.yaml, when its users may run what they like there"
@@ -198,6 +201,9 @@ impl fmt::Display for Misfit {
             Misfit::Feature { name } => match name.split_once(':') {
                 Some(_) if name == SEVERAL_GPUS => {
                     write!(f, "several GPUs asked: this node's build trains on one (feature {name})")
+                }
+                Some(_) if name == UNFENCED => {
+                    write!(f, "programs are held to their folders on this node, and those that speak MCP would not be")
                 }
                 Some((kind, what)) => write!(f, "no {kind} `{what}` on this node (feature {name})"),
                 None if name == TaskType::Command.name() => write!(f, "programs of users are not run on this node"),

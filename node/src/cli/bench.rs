@@ -107,6 +107,9 @@ pub struct BenchServeArgs {
     /// Threads that compute [default: as many as there are cores]
     #[arg(long, requires = "model")]
     pub threads: Option<usize>,
+    /// The GPU that computes, from 0, in a build for GPUs [default: the processor does]
+    #[arg(long, requires = "model", conflicts_with = "threads")]
+    pub gpu: Option<usize>,
     /// A server, http://HOST:PORT
     #[arg(long, requires = "name")]
     pub url: Option<String>,

@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write};
 use anyhow::Context;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Response, body::Incoming};
+use mloc_modules::sse::Events;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 
@@ -100,19 +101,15 @@ async fn show(
     response: Response<Incoming>,
     from: &mut u64,
 ) -> Result<Option<Result<(), Refusal>>, Refusal> {
-    let (mut body, mut rest) = (response.into_body(), Vec::new());
+    let (mut body, mut events) = (response.into_body(), Events::new(EVENT_BYTES));
     // Whether a line is unfinished, and whether the newest answer was shown as it came.
     let (mut said, mut shown) = (false, false);
     loop {
         let Some(Ok(frame)) = body.frame().await else { return Ok(None) };
-        rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        if rest.len() > EVENT_BYTES {
-            return Err(Refusal::new(1, "an event of an agent that has no end"));
-        }
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = rest.drain(..=end).collect();
-            let Some(data) = line.strip_prefix(b"data:") else { continue };
-            let Ok(event) = serde_json::from_slice::<Value>(data) else { continue };
+        let mut heard = Vec::new();
+        let read = events.take(frame.data_ref().map_or(&[][..], |data| data), |data| heard.push(data));
+        for data in heard {
+            let Ok(event) = serde_json::from_str::<Value>(&data) else { continue };
             if let Some(text) = event["content"].as_str() {
                 said |= print(text);
                 shown |= said;
@@ -134,6 +131,7 @@ async fn show(
                 return Ok(Some(done));
             }
         }
+        read.map_err(|error| Refusal::new(1, format!("{error}: this is no agent's event")))?;
     }
 }
 

@@ -76,12 +76,17 @@ fn page(bench: &TrainBench, report: &TrainReport) -> String {
         ("loss", format!("{:>9.4} nats at first, {:.4} at last", report.loss[0], report.loss[1])),
     ];
     let lines = rows.iter().map(|(name, value)| format!("{name:<11} {value}").trim_end().to_owned());
-    lines.collect::<Vec<_>>().join("\n")
+    let spent = report.spent.iter().enumerate().map(|(index, spent)| {
+        let name = if index == 0 { "time" } else { "" };
+        let share = 100.0 * spent.seconds / report.seconds;
+        format!("{name:<11} {:>9.3} s a step, {share:4.1} %: {}", spent.seconds / steps, spent.on)
+    });
+    lines.chain(spent).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
 mod tests {
-    use mloc_modules::bench::MatmulRate;
+    use mloc_modules::bench::{MatmulRate, Spent};
 
     use super::*;
 
@@ -116,6 +121,10 @@ mod tests {
             matmul: vec![MatmulRate { size: 512, gflops: 180.0 }, MatmulRate { size: 1024, gflops: 200.0 }],
             matmul_gflops: 200.0,
             share_of_matmul: 0.75,
+            spent: vec![
+                Spent { on: "matrix products of layers".into(), seconds: 30.0 },
+                Spent { on: "everything else".into(), seconds: 2.0 },
+            ],
             loss: [2.5, 2.25],
         };
         let wanted = "\
@@ -129,7 +138,9 @@ memory            1.1 GiB at the fullest; planned 1.2 GiB
 arithmetic      150.0 GFLOP/s, 300.0 GFLOP a step
 products        200.0 GFLOP/s, f32, 2 threads: 180.0 at 512², 200.0 at 1024²
 share            75.0 % of the rate of products
-loss           2.5000 nats at first, 2.2500 at last";
+loss           2.5000 nats at first, 2.2500 at last
+time            1.500 s a step, 75.0 %: matrix products of layers
+                0.100 s a step,  5.0 %: everything else";
         assert_eq!(page(&bench, &report), wanted);
     }
 }

@@ -7,11 +7,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{
-    Refusal, Shared, Told, json, read,
-    retrieve::{Wanted, gathered},
-    stream,
-};
+use super::{Refusal, Shared, Told, json, read, retrieve::Wanted, shard::gathered, stream};
 use crate::{
     answer::{NOT_IN_DOCUMENTS, Quoting, about_missing, cited, messages, quote::question},
     index::Hit,
@@ -66,7 +62,7 @@ async fn complete(app: Shared, request: Request) -> Result<Response, Refusal> {
         return Err(Refusal::field("body", "expected an object"));
     };
     let rag = fields.shift_remove("rag").filter(|rag| !rag.is_null()).unwrap_or_else(|| json!({}));
-    let mut wanted = Wanted::read(rag.clone(), "rag")?;
+    let mut wanted = Wanted::read(rag, "rag")?;
     let Some(conversation) = fields.get("messages").and_then(Value::as_array).cloned() else {
         return Err(Refusal::field("messages", "there are no messages"));
     };
@@ -77,10 +73,8 @@ async fn complete(app: Shared, request: Request) -> Result<Response, Refusal> {
         let chars = query.chars().count();
         query.chars().skip(chars.saturating_sub(4096)).collect()
     };
-    let ask = wanted.ask(query.clone(), &app.limits)?;
-    let mut passed = rag;
-    passed["query"] = query.into();
-    let (found, missing) = gathered(&app, ask, passed).await?;
+    let ask = wanted.ask(query, &app.limits)?;
+    let (found, missing) = gathered(&app, ask).await?;
     let not_in_documents = found.not_in_documents();
     let Found { hits, notes, .. } = found;
     let sentence = about_missing(&missing, app.service.settings().sharding.count);

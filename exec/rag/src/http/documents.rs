@@ -9,16 +9,19 @@ use axum::{
     http::{Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::SemaphorePermit;
 
 use super::{
-    Call, Refusal, Reply, Shared, apart,
-    peers::{LOCAL, elsewhere},
+    App, Call, Refusal, Reply, Shared, To, apart, copies,
+    peers::{LOCAL, asked, elsewhere, missing},
     read,
 };
 use crate::{
     parse::{Metadata, Source},
-    service::{Upload, View},
+    service::{Came, Kept, Upload, View},
+    shard::shard_of,
     span::Span,
 };
 
@@ -36,13 +39,30 @@ fn shown(view: &View) -> Value {
     shown
 }
 
-fn answered(Reply { status, body }: Reply) -> Response {
-    (StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY), Json(body)).into_response()
-}
-
 fn call(method: Method, path: String, pairs: &BTreeMap<String, String>) -> Call {
     let query = pairs.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-    Call { method, path, query, content_type: None, body: Vec::new() }
+    Call { query, ..Call::new(method, path) }
+}
+
+/// There is none; or nobody knows yet.
+fn not_found(app: &App, id: &str) -> Refusal {
+    if app.is_whole() {
+        return Refusal::no_document(id);
+    }
+    let here = app.service.settings().sharding.index;
+    missing(format!("shard {here} began anew and has not heard of all of its documents yet: {id:?} may be one of them"))
+}
+
+/// How many shards have a document's file, now that it was changed here. A copy that could not be given now is given later.
+async fn copied(app: &Shared, id: &str) -> u32 {
+    let Some(keeper) = app.service.settings().sharding.keeper() else { return 1 };
+    match copies::tell(app, keeper, id).await {
+        Ok(()) => 2,
+        Err(why) => {
+            tracing::warn!(keeper, document = id, why, "its copy comes later");
+            1
+        }
+    }
 }
 
 /// A file comes: 202 when it waits to be indexed, 200 when it was there already.
@@ -53,10 +73,7 @@ pub(super) async fn upload(
     request: Request,
 ) -> Result<Response, Refusal> {
     app.is_here(&service)?;
-    let Ok(_place) = app.uploads.try_acquire() else {
-        let message = format!("{} documents are on their way in, as many as may: try again", app.limits.uploads);
-        return Err(Refusal::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("rate_limit_exceeded"));
-    };
+    let _place = place(&app)?;
     let (parts, body) = request.into_parts();
     let media = parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let max = app.service.settings().document_bytes;
@@ -67,12 +84,89 @@ pub(super) async fn upload(
         let bytes = read(body, max, app.limits.upload_within).await?;
         raw(&pairs, media, bytes)?
     };
+    take_or_hand_on(&app, upload).await
+}
+
+/// To the shard that it belongs to.
+async fn take_or_hand_on(app: &Shared, upload: Upload) -> Result<Response, Refusal> {
     let id = upload.id();
-    if let Some(reply) = elsewhere(&app, &id, handed_on(&pairs, &upload)).await {
-        return reply.map(answered);
+    let sharding = app.service.settings().sharding;
+    if sharding.holds(&id) {
+        return take(app, upload).await;
     }
-    let (accepted, view) = apart(&app, move |app| {
-        let accepted = app.service.accept(upload, (app.now)())?;
+    app.service.fits(&upload)?;
+    let shard = shard_of(&id, sharding.count);
+    let Upload { source, metadata, bytes, .. } = upload;
+    let call = handed_on(&Handed { id: id.clone(), source, metadata }, &bytes)?;
+    Ok(asked(app, shard, &id, call).await?.into_response())
+}
+
+/// What goes before a file to the shard that it belongs to.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Handed {
+    id: String,
+    source: Source,
+    metadata: Metadata,
+}
+
+fn handed_on(handed: &Handed, file: &[u8]) -> Result<Call, Refusal> {
+    let body = copies::framed(handed, file).map_err(Refusal::failure)?;
+    Ok(Call { body, ..Call::new(Method::POST, "shard/documents") })
+}
+
+/// A file comes that another shard was given, of this version or of an older one.
+pub(super) async fn handed(
+    State(app): State<Shared>,
+    Path(service): Path<String>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    app.is_here(&service)?;
+    let _place = place(&app)?;
+    let max = app.service.settings().document_bytes + copies::LINE_BYTES;
+    let bytes = read(request.into_body(), max, app.limits.upload_within).await?;
+    let framed = copies::unframed::<Handed>(bytes);
+    let (Handed { id, source, metadata }, bytes) = framed.map_err(|why| Refusal::new(StatusCode::BAD_REQUEST, why))?;
+    take_or_hand_on(&app, Upload { id: Some(id), source, metadata, bytes }).await
+}
+
+/// Tells a newer version, where there is one, what was just changed here: it may have compared a moment ago, and this shard
+/// may stop before it does so again.
+async fn tell_newer(app: &Shared, id: &str) {
+    let probe = Call::new(Method::GET, "documents").with("limit", "1").with(LOCAL, "true");
+    if app.ask(To::Newer, probe).await.is_err() {
+        return;
+    }
+    let known = id.to_owned();
+    let kept = apart(app, move |app| Ok(app.service.kept(&known)?)).await;
+    let call = kept.and_then(|kept| match kept {
+        Some((Kept { came: Some(Came { source, metadata, .. }), .. }, file)) => {
+            handed_on(&Handed { id: id.to_owned(), source, metadata }, &file)
+        }
+        _ => Ok(Call::new(Method::DELETE, format!("documents/{id}"))),
+    });
+    let told = match call {
+        Ok(call) => app.ask(To::Newer, call).await.map(|reply| reply.status).map_err(|error| error.to_string()),
+        Err(refusal) => Err(refusal.to_string()),
+    };
+    if !matches!(told, Ok(200 | 202 | 404)) {
+        tracing::warn!(document = id, ?told, "a newer version was not told of a change");
+    }
+}
+
+fn place(app: &App) -> Result<SemaphorePermit<'_>, Refusal> {
+    app.uploads.try_acquire().map_err(|_| {
+        let message = format!("{} documents are on their way in, as many as may: try again", app.limits.uploads);
+        Refusal::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("rate_limit_exceeded").again_after(5)
+    })
+}
+
+/// Of a document that belongs here.
+async fn take(app: &Shared, upload: Upload) -> Result<Response, Refusal> {
+    let id = upload.id();
+    let _turn = app.turn(&id).lock().await;
+    let (accepted, view) = apart(app, move |app| {
+        let accepted = app.service.accept_kept(upload, (app.now)())?;
         app.wake();
         let view = app.service.document(&accepted.id)?;
         Ok((accepted, view))
@@ -81,17 +175,9 @@ pub(super) async fn upload(
     let status = if accepted.unchanged { StatusCode::OK } else { StatusCode::ACCEPTED };
     let mut body = view.as_ref().map(shown).unwrap_or_default();
     body["unchanged"] = accepted.unchanged.into();
+    body["copies"] = copied(app, &id).await.into();
+    tell_newer(app, &id).await;
     Ok((status, Json(body)).into_response())
-}
-
-/// As a body of its own, which is what [`raw`] reads.
-fn handed_on(pairs: &BTreeMap<String, String>, upload: &Upload) -> Call {
-    let mut query = vec![("id".to_owned(), upload.id()), ("name".to_owned(), upload.source.name.clone())];
-    query.extend(upload.source.text_field.iter().map(|field| ("text_field".to_owned(), field.clone())));
-    query.push(("metadata".to_owned(), Value::Object(upload.metadata.clone()).to_string()));
-    query.extend(pairs.get_key_value(LOCAL).map(|(name, value)| (name.clone(), value.clone())));
-    let content_type = upload.source.media_type.clone();
-    Call { method: Method::POST, path: "documents".into(), query, content_type, body: upload.bytes.clone() }
 }
 
 fn metadata(text: &str) -> Result<Metadata, Refusal> {
@@ -167,21 +253,25 @@ pub(super) async fn list(
     })
     .await?;
     let mut more = data.len() > limit;
-    let mut missing = Vec::new();
+    let sharding = app.service.settings().sharding;
+    let mut missing: Vec<u32> = (!app.is_whole()).then_some(sharding.index).into_iter().collect();
     if !pairs.contains_key(LOCAL) {
-        let asked = [("after", after), ("limit", limit.to_string()), (LOCAL, "true".to_owned())];
-        let query = asked.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-        let call = Call { method: Method::GET, path: "documents".into(), query, content_type: None, body: Vec::new() };
-        for (shard, answer) in app.ask_others(call).await {
+        let call = Call::new(Method::GET, "documents").with("after", after).with("limit", limit.to_string());
+        for (shard, answer) in app.ask_shards(sharding.others(), &call.with(LOCAL, "true")).await {
             match answer {
                 Some(mut answer) => {
                     more |= answer["has_more"] == true;
+                    // Not all of its documents, yet.
+                    missing.extend(
+                        answer["missing_shards"].as_array().is_some_and(|all| !all.is_empty()).then_some(shard),
+                    );
                     data.extend(answer["data"].as_array_mut().map(std::mem::take).unwrap_or_default());
                 }
                 None => missing.push(shard),
             }
         }
     }
+    missing.sort_unstable();
     data.sort_by(|one, other| one["id"].as_str().cmp(&other["id"].as_str()));
     more |= data.len() > limit;
     data.truncate(limit);
@@ -199,10 +289,10 @@ pub(super) async fn one(
 ) -> Result<Response, Refusal> {
     app.is_here(&service)?;
     if let Some(reply) = elsewhere(&app, &id, call(Method::GET, format!("documents/{id}"), &pairs)).await {
-        return reply.map(answered);
+        return reply.map(Reply::into_response);
     }
     apart(&app, move |app| {
-        let view = app.service.document(&id)?.ok_or_else(|| Refusal::no_document(&id))?;
+        let view = app.service.document(&id)?.ok_or_else(|| not_found(app, &id))?;
         Ok(Json(shown(&view)).into_response())
     })
     .await
@@ -216,7 +306,7 @@ pub(super) async fn text(
 ) -> Result<Response, Refusal> {
     app.is_here(&service)?;
     if let Some(reply) = elsewhere(&app, &id, call(Method::GET, format!("documents/{id}/text"), &pairs)).await {
-        return reply.map(answered);
+        return reply.map(Reply::into_response);
     }
     let place = |name: &str| match pairs.get(name).map(|value| value.parse::<usize>()) {
         None => Ok(None),
@@ -227,7 +317,7 @@ pub(super) async fn text(
     apart(&app, move |app| {
         let index = app.service.index();
         let (Some(row), Some(text)) = (index.document(&id)?, index.text(&id)?) else {
-            return Err(Refusal::no_document(&id));
+            return Err(not_found(app, &id));
         };
         let text = Span::new(start, end).of_chars(&text);
         let end = start + text.chars().count();
@@ -245,13 +335,18 @@ pub(super) async fn delete(
 ) -> Result<Response, Refusal> {
     app.is_here(&service)?;
     if let Some(reply) = elsewhere(&app, &id, call(Method::DELETE, format!("documents/{id}"), &pairs)).await {
-        return reply.map(answered);
+        return reply.map(Reply::into_response);
     }
-    apart(&app, move |app| {
-        if !app.service.delete(&id)? {
-            return Err(Refusal::no_document(&id));
-        }
-        Ok(Json(json!({ "id": id, "object": "rag.document", "deleted": true })).into_response())
-    })
-    .await
+    let _turn = app.turn(&id).lock().await;
+    let known = id.clone();
+    apart(
+        &app,
+        move |app| {
+            if app.service.delete_kept(&known, (app.now)())? { Ok(()) } else { Err(not_found(app, &known)) }
+        },
+    )
+    .await?;
+    copied(&app, &id).await;
+    tell_newer(&app, &id).await;
+    Ok(Json(json!({ "id": id, "object": "rag.document", "deleted": true })).into_response())
 }

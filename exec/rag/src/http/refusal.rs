@@ -67,9 +67,22 @@ impl Refusal {
         self
     }
 
+    /// With seconds after which it might be otherwise.
+    #[must_use]
+    pub fn again_after(self, seconds: u32) -> Self {
+        Self { retry_after: Some(seconds), ..self }
+    }
+
     /// The body.
     pub fn body(&self) -> &Value {
         &self.body
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    /// For logs.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.body["error"]["message"].as_str().unwrap_or_default())
     }
 }
 
@@ -86,8 +99,7 @@ impl From<ServiceError> for Refusal {
             }
             ServiceError::Format(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
             ServiceError::Full(_) => {
-                let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("rate_limit_exceeded");
-                Self { retry_after: Some(5), ..refusal }
+                Self::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("rate_limit_exceeded").again_after(5)
             }
             ServiceError::OtherShard { .. } => {
                 Self::new(StatusCode::MISDIRECTED_REQUEST, message).with_code("other_shard")

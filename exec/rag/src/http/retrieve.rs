@@ -2,17 +2,15 @@
 
 use axum::{
     Json,
-    extract::{Path, Query, Request, State},
-    http::Method,
+    extract::{Path, Request, State},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Call, Limits, Refusal, Shared, apart, json, peers::LOCAL, read};
+use super::{Limits, Refusal, Shared, json, read, shard::gathered};
 use crate::{
-    index::{Arms, Filter, Hit},
+    index::{Arms, Filter},
     service::{Ask, Floor, Found},
-    shard::merge,
 };
 
 /// Chars of a question.
@@ -61,47 +59,23 @@ impl Wanted {
         let arms = arms
             .filter(|arms| !arms.is_empty())
             .map(|arms| Arms { dense: arms.contains(&ArmName::Dense), words: arms.contains(&ArmName::Words) });
-        Ok(Ask { query, filter, top_k, floor, arms, rerank: rerank.unwrap_or(true) })
+        let rerank = rerank.unwrap_or(true);
+        Ok(Ask { filter, top_k, floor, arms, rerank, ..Ask::new(&query) })
     }
 }
 
-/// Hits of all shards, and shards that said nothing. `body`: the question as it came, for the others.
-pub(super) async fn gathered(app: &Shared, ask: Ask, body: Value) -> Result<(Found, Vec<u32>), Refusal> {
-    let query = vec![(LOCAL.to_owned(), "true".to_owned())];
-    let content_type = Some("application/json".to_owned());
-    let call =
-        Call { method: Method::POST, path: "retrieve".into(), query, content_type, body: body.to_string().into() };
-    let asked = ask.clone();
-    let here = app.service.settings().sharding.index;
-    let (own, others) =
-        futures::join!(apart(app, move |app| Ok(app.service.candidates(&asked)?)), app.ask_others(call));
-    let mut answers = vec![(here, Some(own?))];
-    for (shard, answer) in others {
-        let hits = answer.and_then(|mut answer| serde_json::from_value::<Vec<Hit>>(answer["data"].take()).ok());
-        answers.push((shard, hits));
-    }
-    let merged = merge(answers);
-    let found = apart(app, move |app| Ok(app.service.finish(&ask, merged.hits))).await?;
-    Ok((found, merged.missing))
-}
-
-/// The route. Asked by another shard it gives its candidates, unranked by models and above no floor.
+/// The route.
 pub(super) async fn retrieve(
     State(app): State<Shared>,
     Path(service): Path<String>,
-    Query(pairs): Query<std::collections::BTreeMap<String, String>>,
     request: Request,
 ) -> Result<Json<Value>, Refusal> {
     app.is_here(&service)?;
     let body = json(&read(request.into_body(), app.limits.body_bytes, app.limits.body_within).await?)?;
-    let mut wanted = Wanted::read(body.clone(), "body")?;
+    let mut wanted = Wanted::read(body, "body")?;
     let query = wanted.query.take().ok_or_else(|| Refusal::field("query", "there is no query"))?;
     let ask = wanted.ask(query, &app.limits)?;
-    if pairs.contains_key(LOCAL) {
-        let hits = apart(&app, move |app| Ok(app.service.candidates(&ask)?)).await?;
-        return Ok(Json(json!({ "object": "list", "data": hits })));
-    }
-    let (found, missing) = gathered(&app, ask, body).await?;
+    let (found, missing) = gathered(&app, ask).await?;
     let not_in_documents = found.not_in_documents();
     let Found { hits, below, notes } = found;
     Ok(Json(json!({

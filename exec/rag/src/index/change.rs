@@ -108,11 +108,22 @@ impl Index {
     /// # Errors
     /// The disk's.
     pub fn delete(&self, id: &str) -> Result<bool, IndexError> {
+        self.delete_noting(id, &[])
+    }
+
+    /// The same, and with it notes as [`Index::put_notes`] does, whether there was one or not.
+    ///
+    /// # Errors
+    /// The disk's. After [`IndexError::Words`] it is out all the same.
+    pub fn delete_noting(&self, id: &str, notes: &[Note]) -> Result<bool, IndexError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(key) = self.key(id) else {
+            if !notes.is_empty() {
+                self.put_notes(notes)?;
+            }
             return Ok(false);
         };
-        self.change(Vec::new(), vec![key], &[])?;
+        self.change(Vec::new(), vec![key], notes)?;
         Ok(true)
     }
 

@@ -59,16 +59,19 @@ pub fn order(hits: &mut [Hit]) {
     });
 }
 
-/// Gives ranks anew by the arms' scores, and fuses them: for hits that come from several shards.
-pub fn rank_anew(hits: &mut [Hit]) {
+/// Gives ranks anew by the arms' scores, and fuses them: for hits that come from several shards. Each arm has named its
+/// `depth` best then, and what nobody has named is gone.
+pub fn rank_anew(hits: &mut Vec<Hit>, depth: usize) {
     let arms: [fn(&mut Hit) -> &mut Option<Arm>; 2] = [|hit| &mut hit.dense, |hit| &mut hit.words];
     for arm in arms {
-        let mut named: Vec<&mut Arm> = hits.iter_mut().filter_map(|hit| arm(hit).as_mut()).collect();
-        named.sort_by(|one, other| other.score.total_cmp(&one.score));
+        let mut named: Vec<&mut Option<Arm>> = hits.iter_mut().map(arm).filter(|arm| arm.is_some()).collect();
+        let score = |arm: &Option<Arm>| arm.map_or(f32::NEG_INFINITY, |arm| arm.score);
+        named.sort_by(|one, other| score(other).total_cmp(&score(one)));
         for (arm, rank) in named.into_iter().zip(1..) {
-            arm.rank = rank;
+            *arm = arm.filter(|_| rank as usize <= depth).map(|arm| Arm { rank, ..arm });
         }
     }
+    hits.retain(|hit| hit.dense.is_some() || hit.words.is_some());
     for hit in hits.iter_mut() {
         hit.fused = fused(&[hit.dense, hit.words]);
     }

@@ -6,6 +6,7 @@ use super::{
     Arms, CHUNKS, DOCUMENTS, Filter, Hit, Index, IndexError, Row,
     fuse::{Arm, fused},
     hit::order,
+    statistics::Statistics,
     store::{StoredChunk, document_of},
     vectors::unit,
 };
@@ -23,12 +24,22 @@ pub struct Query {
     pub depth: usize,
     /// Which arms.
     pub arms: Arms,
+    /// What the words are weighed by; `None` = by what this index counts.
+    pub statistics: Option<Statistics>,
 }
 
 /// Both arms' words about a chunk.
 type Named = BTreeMap<u64, (Option<Arm>, Option<Arm>)>;
 
 impl Index {
+    /// What the words are weighed by, of this index alone.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn statistics(&self, text: &str) -> Result<Statistics, IndexError> {
+        Ok(self.words.statistics(text)?)
+    }
+
     /// Each arm's candidates, fused, best first.
     ///
     /// # Errors
@@ -60,7 +71,8 @@ impl Index {
         drop(memory);
         if query.arms.words {
             let accepts = move |chunk| slots.get(&chunk).is_some_and(|slot| accepted.has(*slot));
-            for ((chunk, score), rank) in self.words.search(&query.text, query.depth, accepts)?.into_iter().zip(1..) {
+            let found = self.words.search(&query.text, query.depth, query.statistics.as_ref(), accepts)?;
+            for ((chunk, score), rank) in found.into_iter().zip(1..) {
                 named.entry(chunk).or_default().1 = Some(Arm { rank, score });
             }
         }

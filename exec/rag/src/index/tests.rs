@@ -55,7 +55,14 @@ fn open(folder: &Path) -> Index {
 }
 
 fn query(text: &str, arms: Arms) -> Query {
-    Query { text: text.into(), vector: Some(vector(text)), filter: Filter::default(), depth: 10, arms }
+    Query {
+        text: text.into(),
+        vector: Some(vector(text)),
+        filter: Filter::default(),
+        depth: 10,
+        arms,
+        statistics: None,
+    }
 }
 
 fn found(index: &Index, query: &Query) -> Vec<String> {

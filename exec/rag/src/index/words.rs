@@ -1,15 +1,22 @@
 //! BM25 over words, by tantivy. It holds no truth: each commit says up to which version of the store it has come, and what
 //! it lacks, or all of it, is written again from there.
 
-use std::{fs, path::Path, sync::Mutex};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    sync::Mutex,
+};
 
 use tantivy::{
     Index, IndexReader, IndexWriter, ReloadPolicy, TantivyDocument, Term,
     collector::{FilterCollector, TopDocs},
-    query::{BooleanQuery, Occur, Query, TermQuery},
+    query::{Bm25StatisticsProvider, BooleanQuery, Occur, Query, TermQuery},
     schema::{FAST, Field, INDEXED, IndexRecordOption, Schema, TextFieldIndexing, TextOptions},
     tokenizer::{Language, LowerCaser, RemoveLongFilter, Stemmer, TextAnalyzer, Token, TokenStream, Tokenizer},
 };
+
+use super::statistics::Statistics;
 
 /// Bytes of postings in memory before they are written; the least that tantivy takes.
 const BUFFER_BYTES: usize = 16 << 20;
@@ -138,7 +145,33 @@ impl Words {
         Ok(())
     }
 
-    /// The `count` best chunks of those that are accepted, best first, with their BM25.
+    fn words_of(&self, text: &str) -> BTreeSet<String> {
+        let mut analyzer = self.analyzer.clone();
+        let mut words = BTreeSet::new();
+        let mut stream = analyzer.token_stream(text);
+        while words.len() < QUERY_WORDS && stream.advance() {
+            words.insert(stream.token().text.clone());
+        }
+        words
+    }
+
+    /// What BM25 counts here for the words of a question.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn statistics(&self, text: &str) -> tantivy::Result<Statistics> {
+        let searcher = self.reader.searcher();
+        let mut words = BTreeMap::new();
+        for word in self.words_of(text) {
+            let chunks = searcher.doc_freq(&Term::from_field_text(self.fields.words, &word))?;
+            words.insert(word, chunks);
+        }
+        let (chunks, tokens) = (searcher.total_num_docs()?, searcher.total_num_tokens(self.fields.words)?);
+        Ok(Statistics { chunks, tokens, words })
+    }
+
+    /// The `count` best chunks of those that are accepted, best first, with their BM25: by these statistics, or by this
+    /// index's own.
     ///
     /// # Errors
     /// The disk's.
@@ -146,14 +179,10 @@ impl Words {
         &self,
         text: &str,
         count: usize,
+        statistics: Option<&Statistics>,
         accepted: impl Fn(u64) -> bool + Send + Sync + 'static,
     ) -> tantivy::Result<Vec<(u64, f32)>> {
-        let mut analyzer = self.analyzer.clone();
-        let mut words = std::collections::BTreeSet::new();
-        let mut stream = analyzer.token_stream(text);
-        while words.len() < QUERY_WORDS && stream.advance() {
-            words.insert(stream.token().text.clone());
-        }
+        let words = self.words_of(text);
         if words.is_empty() || count == 0 {
             return Ok(Vec::new());
         }
@@ -166,7 +195,12 @@ impl Words {
         let accepted = move |chunk| accepted(chunk);
         let top = TopDocs::with_limit(count).order_by_score();
         let searcher = self.reader.searcher();
-        let found = searcher.search(&query, &FilterCollector::new("chunk".to_owned(), accepted, top))?;
+        let collector = FilterCollector::new("chunk".to_owned(), accepted, top);
+        let counted: &dyn Bm25StatisticsProvider = match statistics {
+            Some(statistics) => statistics,
+            None => &searcher,
+        };
+        let found = searcher.search_with_statistics_provider(&query, &collector, counted)?;
         let mut hits = Vec::with_capacity(found.len());
         for (score, place) in found {
             let column = searcher.segment_reader(place.segment_ord).fast_fields().u64("chunk")?;

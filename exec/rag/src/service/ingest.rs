@@ -109,7 +109,9 @@ impl Service {
         if self.is_indexed(id, job).map_err(|error| error.to_string())? {
             return Ok(None);
         }
-        let file = self.index.raw_note(&format!("{FILE}{id}")).map_err(|error| error.to_string())?;
+        let waits = self.index.raw_note(&format!("{FILE}{id}"));
+        let file = waits.and_then(|file| file.map_or_else(|| self.kept_file(id), |file| Ok(Some(file))));
+        let file = file.map_err(|error| error.to_string())?;
         let document = self.read(&job.source, &file.ok_or("its file is gone\nhint: send it again")?)?;
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).parsed = Some(job.number);
         self.embedded(id, job.clone(), document, now).map(Some)

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::PoisonError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Service, ServiceError};
+use super::{Kept, Service, ServiceError};
 use crate::{
     index::{Index, IndexError, Note, Row},
     parse::{Format, Metadata, Source},
@@ -107,6 +107,10 @@ impl Queue {
         self.jobs.iter().take(count).map(|(number, (id, _))| (*number, id.clone())).collect()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
     fn push(&mut self, id: &str, job: &Job) {
         self.last = self.last.max(job.number);
         self.bytes += job.bytes;
@@ -158,8 +162,14 @@ impl Service {
     /// # Errors
     /// Why it is not taken.
     pub fn accept(&self, upload: Upload, now: u64) -> Result<Accepted, ServiceError> {
+        self.take(upload, now, None)
+    }
+
+    /// With a word to keep its file by the file stays beside the index; without one it goes once it is read.
+    pub(super) fn take(&self, upload: Upload, now: u64, kept: Option<&Kept>) -> Result<Accepted, ServiceError> {
         let id = upload.id();
-        self.checked(&id, &upload)?;
+        self.fits(&upload)?;
+        self.belongs(&id)?;
         let Upload { source, metadata, bytes, .. } = upload;
         let hash = hex::encode(Sha256::digest(&bytes));
         let mut queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,19 +178,35 @@ impl Service {
         let before = self.job(&id)?;
         if self.is_indexed(&id, &job)? {
             self.forget(&mut queue, &id, before.as_ref())?;
+            if let Some(kept) = kept.filter(|kept| self.stamp(&id) != Some(kept.stamp())) {
+                self.index.put_notes(&kept.rows(&id, Some(bytes))?)?;
+                self.say(&id, kept);
+            }
             return Ok(Accepted { id, unchanged: true });
         }
         if queue.bytes + size > self.settings.queue_bytes as u64 {
             return Err(ServiceError::Full(self.settings.queue_bytes));
         }
-        let last = (LAST.to_owned(), Some(number.to_string().into_bytes()));
-        self.index.put_notes(&[job_row(&id, &job)?, (format!("{FILE}{id}"), Some(bytes)), last])?;
+        let file = format!("{FILE}{id}");
+        let mut notes = vec![job_row(&id, &job)?, (LAST.to_owned(), Some(number.to_string().into_bytes()))];
+        match kept {
+            // One that waited without being kept is not read in its place.
+            Some(kept) => notes.extend(kept.rows(&id, Some(bytes))?.into_iter().chain([(file, None)])),
+            None => notes.push((file, Some(bytes))),
+        }
+        self.index.put_notes(&notes)?;
         queue.remove(before.as_ref());
         queue.push(&id, &job);
+        kept.into_iter().for_each(|kept| self.say(&id, kept));
         Ok(Accepted { id, unchanged: false })
     }
 
-    fn checked(&self, id: &str, upload: &Upload) -> Result<(), ServiceError> {
+    /// Whether a document may come: to this shard or to another one.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn fits(&self, upload: &Upload) -> Result<(), ServiceError> {
+        let id = upload.id();
         let field = |field: &str, message: String| Err(ServiceError::Field { field: field.to_owned(), message });
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
         if id.is_empty() || id.len() > ID_CHARS || !id.chars().all(plain) {
@@ -200,7 +226,6 @@ impl Service {
         if bytes > max {
             return Err(ServiceError::TooLarge { bytes, max });
         }
-        self.belongs(id)?;
         Format::of(&upload.source.name, upload.source.media_type.as_deref()).map(drop).map_err(ServiceError::Format)
     }
 
@@ -277,11 +302,24 @@ impl Service {
     /// # Errors
     /// When it belongs to another shard, or the disk fails.
     pub fn delete(&self, id: &str) -> Result<bool, ServiceError> {
+        self.delete_saying(id, None)
+    }
+
+    /// With a word that it went, which is known once it did.
+    pub(super) fn delete_saying(&self, id: &str, gone: Option<&Kept>) -> Result<bool, ServiceError> {
         self.belongs(id)?;
         let mut queue = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         let job = self.job(id)?;
-        self.forget(&mut queue, id, job.as_ref())?;
-        Ok(self.index.delete(id)? || job.is_some())
+        let mut notes: Vec<Note> = job.as_ref().map(|_| without(id)).into_iter().flatten().collect();
+        if let Some(gone) = gone {
+            notes.extend(gone.rows(id, None)?);
+        }
+        let deleted = self.index.delete_noting(id, &notes);
+        if matches!(deleted, Ok(_) | Err(IndexError::Words(_))) {
+            queue.remove(job.as_ref());
+            gone.into_iter().for_each(|gone| self.say(id, gone));
+        }
+        Ok(deleted? || job.is_some())
     }
 
     fn view(&self, id: &str, job: Option<Job>, row: Option<Row>) -> Option<View> {

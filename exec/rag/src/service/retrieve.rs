@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Service, ServiceError};
 use crate::{
-    index::{Arms, Filter, Hit, Query, hit::order},
+    index::{Arms, Filter, Hit, Query, Statistics, hit::order},
     seams::Side,
 };
 
@@ -38,8 +38,9 @@ impl Floor {
     }
 }
 
-/// A question.
-#[derive(Clone, Debug, PartialEq)]
+/// A question. Shards ask it of each other as JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ask {
     /// In words.
     pub query: String,
@@ -53,12 +54,18 @@ pub struct Ask {
     pub arms: Option<Arms>,
     /// Whether the reranker is asked, where there is one.
     pub rerank: bool,
+    /// As the service's embedder made it already.
+    pub vector: Option<Vec<f32>>,
+    /// What the words are weighed by; `None` = by what this shard counts.
+    pub statistics: Option<Statistics>,
 }
 
 impl Ask {
     /// In words, of everything.
     pub fn new(query: &str) -> Self {
-        Self { query: query.to_owned(), filter: Filter::default(), top_k: None, floor: None, arms: None, rerank: true }
+        let query = query.to_owned();
+        let (filter, rerank) = (Filter::default(), true);
+        Self { query, filter, top_k: None, floor: None, arms: None, rerank, vector: None, statistics: None }
     }
 }
 
@@ -81,21 +88,57 @@ impl Found {
 }
 
 impl Service {
+    /// Makes the question's vector, and counts for its words: what is the same for all shards, or is added up over them. A
+    /// question that is not about words has nothing to count.
+    ///
+    /// # Errors
+    /// The filter's, the embedder's or the disk's.
+    pub fn counted(&self, mut ask: Ask) -> Result<Ask, ServiceError> {
+        ask.filter.check().map_err(|(field, message)| ServiceError::Field { field, message })?;
+        ask.vector = Some(self.vector_of(&ask)?);
+        if self.counts(&ask) {
+            ask.statistics = Some(self.index.statistics(&ask.query)?);
+        }
+        Ok(ask)
+    }
+
+    /// Whether a question is about words, which are weighed by how rare they are.
+    pub fn counts(&self, ask: &Ask) -> bool {
+        ask.arms.unwrap_or(self.settings.arms).words
+    }
+
+    fn vector_of(&self, ask: &Ask) -> Result<Vec<f32>, ServiceError> {
+        let embed = || -> anyhow::Result<Vec<f32>> {
+            let vectors = self.models.embedder.embed(std::slice::from_ref(&ask.query), Side::Query)?;
+            vectors.into_iter().next().ok_or_else(|| anyhow::anyhow!("it made no vector"))
+        };
+        match &ask.vector {
+            Some(vector) => Ok(vector.clone()),
+            None => embed().map_err(ServiceError::Embedder),
+        }
+    }
+
+    /// How many candidates an arm names.
+    pub fn depth(&self, ask: &Ask) -> usize {
+        self.settings.depth.max(ask.top_k.unwrap_or(self.settings.top_k))
+    }
+
     /// Each arm's candidates, fused: what a shard answers another with.
     ///
     /// # Errors
     /// The filter's, the embedder's or the disk's.
     pub fn candidates(&self, ask: &Ask) -> Result<Vec<Hit>, ServiceError> {
         ask.filter.check().map_err(|(field, message)| ServiceError::Field { field, message })?;
-        let embed = || -> anyhow::Result<Vec<f32>> {
-            let vectors = self.models.embedder.embed(std::slice::from_ref(&ask.query), Side::Query)?;
-            vectors.into_iter().next().ok_or_else(|| anyhow::anyhow!("it made no vector"))
-        };
         // Also for the words alone: their hits' cosines tell whether they are above the floor.
-        let vector = Some(embed().map_err(ServiceError::Embedder)?);
-        let arms = ask.arms.unwrap_or(self.settings.arms);
-        let depth = self.settings.depth.max(ask.top_k.unwrap_or(self.settings.top_k));
-        let query = Query { text: ask.query.clone(), vector, filter: ask.filter.clone(), depth, arms };
+        let vector = Some(self.vector_of(ask)?);
+        let query = Query {
+            text: ask.query.clone(),
+            vector,
+            filter: ask.filter.clone(),
+            depth: self.depth(ask),
+            arms: ask.arms.unwrap_or(self.settings.arms),
+            statistics: ask.statistics.clone(),
+        };
         Ok(self.index.search(&query)?)
     }
 

@@ -10,11 +10,12 @@ use mloc_rag::{
     parse::Source,
     seams::{Embedder, Tokens},
     service::{Ask, Models, Parser, Service, Settings, Upload},
+    shard::{Sharding, merge, shard_of},
     span::Span,
 };
 use serde_json::Value;
 
-use super::{docx, escaped, ingest_all, pdf};
+use super::{Hashed, WordTokens, docx, escaped, ingest_all, pdf};
 
 fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
@@ -179,4 +180,75 @@ pub fn measure_all(embedder: Arc<dyn Embedder>, tokens: Arc<dyn Tokens>, setting
         asked.iter().map(question).collect()
     };
     Compared { pages: compare(pages(), &questions), records: compare(vec![upload], &of_records) }
+}
+
+/// Whose statistics BM25 goes by, where an index is cut into shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    /// Each shard's own.
+    Own,
+    /// Those of all together.
+    All,
+}
+
+/// The project's questions and answers, each answer a document, dealt out to so many shards.
+pub struct Dealt {
+    _dir: tempfile::TempDir,
+    shards: Vec<Service>,
+    questions: Vec<Question>,
+}
+
+impl Dealt {
+    /// Over functions in place of models.
+    pub fn to(count: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let shard = |index: u32| {
+            let folder = dir.path().join(index.to_string());
+            let index_of =
+                Index::open(&folder, Hashed.identity(), Hashed.dimension(), IndexSettings::default()).unwrap();
+            let models = Models { embedder: Arc::new(Hashed), tokens: Arc::new(WordTokens), reranker: None };
+            let settings = Settings { sharding: Sharding { index, count }, ..Settings::default() };
+            Service::new("docs", index_of, models, Parser::Here, settings).unwrap()
+        };
+        let shards: Vec<Service> = (0..count).map(shard).collect();
+        let mut questions = Vec::new();
+        for (n, (question, answer)) in records().1.into_iter().enumerate() {
+            let id = format!("answer-{n}");
+            let source = Source { name: format!("{id}.txt"), ..Source::default() };
+            let answer_is = Span::new(0, answer.chars().count());
+            let upload = Upload { id: Some(id.clone()), source, bytes: answer.into_bytes(), ..Upload::default() };
+            shards[shard_of(&id, count) as usize].accept(upload, 1).unwrap();
+            questions.push(Question { question, document: id, answer: answer_is });
+        }
+        shards.iter().for_each(ingest_all);
+        // A third of them says as much, in a third of the time.
+        let questions = questions.into_iter().step_by(3).collect();
+        Self { _dir: dir, shards, questions }
+    }
+
+    /// What BM25 says of the best five of each question, and how well all answer.
+    pub fn measure(&self, arms: Arms, counts: Counts) -> (Vec<Vec<f32>>, Measured) {
+        let answered = |question: &Question| {
+            let asked = Ask { arms: Some(arms), top_k: Some(20), ..Ask::new(&question.question) };
+            let prepared: Vec<Ask> = self.shards.iter().map(|shard| shard.counted(asked.clone()).unwrap()).collect();
+            let mut all = prepared[0].clone();
+            for other in &prepared[1..] {
+                if let (Some(sum), Some(more)) = (&mut all.statistics, other.statistics.clone()) {
+                    sum.add(more);
+                }
+            }
+            let of = |(shard, own): (&Service, &Ask)| {
+                shard.candidates(if counts == Counts::All { &all } else { own }).unwrap()
+            };
+            let found = self.shards.iter().zip(&prepared).map(of).map(Some);
+            let merged = merge((0..).zip(found).collect(), self.shards[0].depth(&asked));
+            let mut scores: Vec<f32> = merged.hits.iter().filter_map(|hit| Some(hit.words?.score)).collect();
+            scores.sort_by(|one, other| other.total_cmp(one));
+            scores.truncate(5);
+            (scores, self.shards[0].finish(&asked, merged.hits).hits)
+        };
+        let (scores, hits): (Vec<Vec<f32>>, Vec<_>) = self.questions.iter().map(answered).unzip();
+        let ranks: Vec<_> = self.questions.iter().zip(&hits).map(|(question, hits)| question.rank(hits)).collect();
+        (scores, measured(&ranks))
+    }
 }

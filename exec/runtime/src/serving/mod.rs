@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! child ── event `serving` ─→ health ─ GET until 200 ─→ Replicas: ready ─→ gossip (by whoever watches `changed`)
+//! child ── HTTP/1 ─→ siblings ─→ proxy here, or of the node where the other replica is
 //! member ── HTTP/1 ─→ proxy ─ admit ─→ Replicas: one more under way ─→ the child's port or socket
 //! stop ─→ drain: nobody is admitted any more, `drained` when the last answer has ended
 //! ```
@@ -10,9 +11,11 @@
 //! |---|---|
 //! | [`health`] | whether a replica answers |
 //! | [`proxy`] | requests to it, and what becomes of them |
+//! | [`siblings`] | requests of a replica to other shards of its task |
 
 pub(crate) mod health;
 pub mod proxy;
+pub mod siblings;
 
 use std::{
     collections::BTreeMap,
@@ -55,10 +58,21 @@ struct Replica {
     ready: bool,
     draining: bool,
     running: u32,
+    /// Requests of other replicas under way. They are no work of its own: neither its load nor its idleness shows them.
+    siblings: u32,
     done: u64,
     broken: u64,
     /// When the last request ended, or it became ready.
     idle_since: Instant,
+}
+
+/// Who makes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asks {
+    /// Somebody's client.
+    Client,
+    /// Another replica of its task.
+    Sibling,
 }
 
 /// Why a request is not let through.
@@ -100,6 +114,7 @@ impl Replicas {
             ready: false,
             draining: false,
             running: 0,
+            siblings: 0,
             done: 0,
             broken: 0,
             idle_since: Instant::now(),
@@ -126,7 +141,7 @@ impl Replicas {
     /// Returns when no request is under way.
     pub(crate) async fn drained(&self, attempt: &AttemptId) {
         let mut changes = self.changes.subscribe();
-        let running = || self.lock().get(attempt).map_or(0, |replica| replica.running);
+        let running = || self.lock().get(attempt).map_or(0, |replica| replica.running + replica.siblings);
         // The sender lives as long as this value.
         while running() > 0 && changes.changed().await.is_ok() {}
     }
@@ -162,17 +177,20 @@ impl Replicas {
     }
 
     /// Lets a request through to where the replica listens; it counts as under way until the ticket is dropped.
-    pub(crate) fn admit(self: &Arc<Self>, attempt: &AttemptId) -> Result<(Listens, Ticket), Refused> {
+    pub(crate) fn admit(self: &Arc<Self>, attempt: &AttemptId, asks: Asks) -> Result<(Listens, Ticket), Refused> {
         let admitted = self.change(attempt, |replica| match &replica.listens {
             _ if replica.draining => Err(Refused::Draining),
             Some(listens) if replica.ready => {
-                replica.running += 1;
+                match asks {
+                    Asks::Client => replica.running += 1,
+                    Asks::Sibling => replica.siblings += 1,
+                }
                 Ok(listens.clone())
             }
             Some(_) | None => Err(Refused::NotReady),
         });
         let listens = admitted.ok_or(Refused::Unknown)??;
-        Ok((listens, Ticket { replicas: self.clone(), attempt: attempt.clone(), whole: false }))
+        Ok((listens, Ticket { replicas: self.clone(), attempt: attempt.clone(), asks, whole: false }))
     }
 }
 
@@ -193,6 +211,7 @@ impl Drop for Entered {
 pub(crate) struct Ticket {
     replicas: Arc<Replicas>,
     attempt: AttemptId,
+    asks: Asks,
     whole: bool,
 }
 
@@ -205,8 +224,12 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let whole = self.whole;
+        let (whole, asks) = (self.whole, self.asks);
         self.replicas.change(&self.attempt, |replica| {
+            if asks == Asks::Sibling {
+                replica.siblings = replica.siblings.saturating_sub(1);
+                return;
+            }
             replica.running = replica.running.saturating_sub(1);
             let counter = if whole { &mut replica.done } else { &mut replica.broken };
             *counter += 1;
@@ -228,13 +251,15 @@ mod tests {
     #[tokio::test]
     async fn a_replica_that_drains_ends_what_it_has_begun_and_takes_nothing_new() {
         let replicas = Arc::new(Replicas::default());
-        let refused = |replicas: &Arc<Replicas>| replicas.admit(&attempt()).map(|_| ()).unwrap_err();
+        let refused = |replicas: &Arc<Replicas>| replicas.admit(&attempt(), Asks::Client).map(|_| ()).unwrap_err();
         assert_eq!(refused(&replicas), Refused::Unknown);
         let entered = replicas.enter(&attempt(), "chat");
         assert_eq!((refused(&replicas), replicas.shown()), (Refused::NotReady, vec![]));
         replicas.ready(&attempt(), Listens::Port(1));
         assert_eq!(replicas.shown(), [Shown { served_name: "chat".into(), attempt: attempt() }]);
-        let (listens, mut ticket) = replicas.admit(&attempt()).unwrap();
+        let (listens, mut ticket) = replicas.admit(&attempt(), Asks::Client).unwrap();
+        // What it is asked by another replica is no work of its own.
+        drop(replicas.admit(&attempt(), Asks::Sibling).unwrap());
         assert_eq!(listens, Listens::Port(1));
         replicas.drain(&attempt());
         assert_eq!((refused(&replicas), replicas.shown()), (Refused::Draining, vec![]));

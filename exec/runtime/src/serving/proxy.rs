@@ -25,15 +25,18 @@ use tokio::{
     net::{TcpStream, UnixStream},
 };
 
-use super::{Listens, Replicas, Ticket};
+use super::{Asks, Listens, Replicas, Ticket};
 
 /// Header of a member's request: which attempt it is for.
 pub const REPLICA: HeaderName = HeaderName::from_static("mloc-replica");
 /// Header of an answer that is not the program's: why it was not asked ([`UNASKED`]), or was lost before it answered.
-pub const LOST: HeaderName = HeaderName::from_static("mloc-lost");
+pub const LOST: HeaderName = HeaderName::from_static(mloc_exec::run::LOST);
 /// Status of an answer with [`LOST`] when nothing of the request has reached the program.
 pub const UNASKED: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
-/// Headers that begin so stay within the mesh, save [`USER`].
+/// Header of a request that another replica of the same service makes: its attempt. Programs see it, and believe it: members
+/// say it of their own replicas alone.
+pub const SIBLING: HeaderName = HeaderName::from_static(mloc_exec::run::SIBLING);
+/// Headers that begin so stay within the mesh, save [`USER`] and [`SIBLING`].
 pub const OWN: &str = "mloc-";
 /// Header in which a program is told who asks.
 pub const USER: HeaderName = HeaderName::from_static("mloc-user");
@@ -51,7 +54,7 @@ const HOP: [HeaderName; 7] = [
     header::UPGRADE,
 ];
 
-type AnyBody = UnsyncBoxBody<Bytes, hyper::Error>;
+pub(super) type AnyBody = UnsyncBoxBody<Bytes, hyper::Error>;
 
 /// Answers the requests of one connection until it ends.
 ///
@@ -69,12 +72,14 @@ where
 }
 
 /// One request to its replica.
-async fn ask(replicas: &Arc<Replicas>, mut request: Request<Incoming>) -> Response<AnyBody> {
+pub(super) async fn ask(replicas: &Arc<Replicas>, mut request: Request<Incoming>) -> Response<AnyBody> {
     let named = request.headers().get(&REPLICA).and_then(|value| value.to_str().ok());
     let Some(attempt) = named.and_then(|text| text.parse::<AttemptId>().ok()) else {
         return lost(UNASKED, &format!("a member's request names its replica in `{REPLICA}`"));
     };
-    let (listens, ticket) = match replicas.admit(&attempt) {
+    let sibling = request.headers_mut().remove(&SIBLING);
+    let asks = if sibling.is_some() { Asks::Sibling } else { Asks::Client };
+    let (listens, ticket) = match replicas.admit(&attempt, asks) {
         Ok(admitted) => admitted,
         Err(why) => return lost(UNASKED, &why.to_string()),
     };
@@ -88,6 +93,7 @@ async fn ask(replicas: &Arc<Replicas>, mut request: Request<Incoming>) -> Respon
     headers.remove(header::AUTHORIZATION);
     headers.insert(header::HOST, HeaderValue::from_static(HOST));
     headers.extend(user.map(|user| (USER, user)));
+    headers.extend(sibling.map(|sibling| (SIBLING, sibling)));
     match sender.send_request(request).await {
         Ok(mut response) => {
             clean(response.headers_mut());
@@ -117,7 +123,7 @@ pub fn clean(headers: &mut HeaderMap) {
     }
 }
 
-fn lost(status: StatusCode, why: &str) -> Response<AnyBody> {
+pub(super) fn lost(status: StatusCode, why: &str) -> Response<AnyBody> {
     let body = Full::new(Bytes::from(format!("{why}\n"))).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -144,7 +150,7 @@ where
     }
 }
 
-async fn handshake<S, B>(stream: S) -> io::Result<SendRequest<B>>
+pub(super) async fn handshake<S, B>(stream: S) -> io::Result<SendRequest<B>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     B: Body<Data = Bytes> + Send + 'static,

@@ -25,6 +25,7 @@ use mloc_core::{
     wire::{Assign, AttemptProgress, FromLeader, FromWorker, Heartbeat, Report, StopReason, ToLeader, ToWorker},
 };
 use mloc_exec::{Arrived, Lineage, ModuleOutput, Moved, OnMoved, OnSaid, Output, Transfers, checkpoint::Retention};
+use mloc_runtime::serving::siblings::{Duplex, ReplicaLink};
 use mloc_runtime::{LeaderLink, LinkDown, Worker, WorkerMessage, WorkerSettings};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -290,6 +291,22 @@ impl Transfers for Folders {
     }
 }
 
+/// No other node has a replica.
+struct Alone;
+
+#[async_trait]
+impl ReplicaLink for Alone {
+    fn ready(&self, _: &str) -> Vec<(AttemptId, NodeId)> {
+        Vec::new()
+    }
+    async fn open(&self, node: &NodeId) -> std::io::Result<Box<dyn Duplex>> {
+        Err(std::io::Error::other(format!("there is no {node}")))
+    }
+    async fn unheard(&self, _: &NodeId) {
+        std::future::pending().await
+    }
+}
+
 /// A started worker.
 pub struct Node {
     pub leader: Arc<Leader>,
@@ -331,7 +348,8 @@ impl Node {
             disk_reserve_bytes: 1 << 20,
         };
         change(&mut settings);
-        let worker = Worker::start(settings, transfers, leader.clone(), inbox).await.expect("worker starts");
+        let worker =
+            Worker::start(settings, transfers, leader.clone(), Arc::new(Alone), inbox).await.expect("worker starts");
         Self { leader, worker, places, to_worker }
     }
 

@@ -36,6 +36,8 @@ use crate::{
 const CONVERTED: &str = "refs/convert/parquet";
 /// Larger cards are none.
 const CARD_MAX: u64 = 8 << 20;
+/// Signed addresses that are asked for in a row, before what the store forbids is believed to be forbidden.
+const FRESH_MAX: u32 = 3;
 
 /// A source on the Hub.
 pub(super) struct Hub {
@@ -361,6 +363,7 @@ impl Remote for Hub {
         let asked = Url::parse(&object.key).map_err(|e| api.broken(&place, format!("{}: {e}", object.key)))?;
         let bytes = format!("bytes={}-{}", range.start, range.end.saturating_sub(1));
         let fill = |request: reqwest::RequestBuilder| request.header(RANGE, &bytes);
+        let mut fresh = 0;
         loop {
             let known = self.known(&object.key);
             let (ended, response) = api.once(&place, &Method::GET, known.as_ref().unwrap_or(&asked), &fill).await?;
@@ -377,6 +380,11 @@ impl Remote for Hub {
                 continue;
             }
             let own = api.is_own(&ended);
+            fresh += 1;
+            if !own && status == StatusCode::FORBIDDEN && fresh < FRESH_MAX {
+                // It may have ended between the Hub's answer and the store's.
+                continue;
+            }
             let answer = api.refusal(response).await;
             return Err(match (own, answer.status) {
                 (_, 200) => api.broken(&place, "it does not serve parts of files".into()),

@@ -146,7 +146,7 @@ pub enum Entry {
     Replicas {
         /// The task.
         task: TaskId,
-        /// Numbers of those that are wanted from now on: retired ones whose last attempt is over, or the next new ones.
+        /// Numbers of those that are wanted from now on: retired ones whose last attempt is over, or new ones.
         start: Vec<u32>,
         /// Numbers of those that are retired: their attempts stop.
         stop: Vec<u32>,

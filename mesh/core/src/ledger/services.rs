@@ -167,7 +167,9 @@ fn step(task: &Task, start: &[u32], stop: &[u32], why: &str, at: Millis) -> Opti
         }
     }
     for number in start {
-        if *number as usize == replicas.len() && *number < REPLICAS_MAX {
+        if *number as usize >= replicas.len() && *number < REPLICAS_MAX {
+            // The next number of a shard may lie further on: those between are nobody's yet.
+            replicas.resize(*number as usize, Replica { retired: true, pending_since: at, ..Replica::default() });
             replicas.push(Replica { pending_since: at, ..Replica::default() });
             continue;
         }

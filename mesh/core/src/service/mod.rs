@@ -33,6 +33,7 @@
 //! |---|---|
 //! | [`plan`] | which replicas start and which stop |
 //! | [`scale`] | how many there should be |
+//! | [`shard`] | which part of the whole a replica is, where they are not alike |
 //! | [`route`] | which of the ready ones a request goes to |
 //!
 //! Promises, checked by [`crate::ledger::invariants`]: `SV1 a served name has one owner`, `SV2 replicas never exceed max
@@ -43,5 +44,6 @@
 pub mod plan;
 pub mod route;
 pub mod scale;
+pub mod shard;
 
 pub use plan::plan;

@@ -4,8 +4,11 @@
 //! leave that sit on a member that drains. `N` is what is wanted of the current one:
 //! - it starts replicas until `N` of it stay, never with more than `N + maxSurge` in all;
 //! - of those that leave at least `N - maxUnavailable - (ready ones that stay)` are kept, ready ones first.
+//!
+//! Of a service of shards ([`super::shard`]) one of each stays, whoever is started is a shard that nobody else is, and all of
+//! the older version are kept until all of the current one are ready, where the surges of both leave room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     id::TaskId,
@@ -13,6 +16,7 @@ use crate::{
         Entry, Ledger,
         state::{Attempt, Replica, Task},
     },
+    service::shard::{self, shard_of},
     time::Millis,
 };
 
@@ -44,7 +48,11 @@ fn step(ledger: &Ledger, versions: &[(&TaskId, &Task)], now: Millis) -> Vec<Entr
     let Some((&(current, task), older)) = versions.split_last() else { return Vec::new() };
     let Some(service) = &task.spec.service else { return Vec::new() };
     let wanted = task.desired() as usize;
-    let (surge, unavailable) = (service.update.max_surge as usize, service.update.max_unavailable as usize);
+    let shards = task.spec.shards();
+    // An older version of shards may have more of them: it stays beside the newer one by its own surge, too.
+    let beside = if shards.is_some() { versions } else { &versions[versions.len() - 1..] };
+    let surges = beside.iter().filter_map(|(_, task)| Some(task.spec.service.as_ref()?.update.max_surge));
+    let (surge, unavailable) = (surges.max().unwrap_or(0) as usize, service.update.max_unavailable as usize);
 
     let (mut stay, mut leave) = (Vec::new(), Vec::new());
     for (number, replica) in wanted_of(task) {
@@ -59,8 +67,18 @@ fn step(ledger: &Ledger, versions: &[(&TaskId, &Task)], now: Millis) -> Vec<Entr
     let mut entries = Vec::new();
     // Those that answer are stopped last, and of the others the last that came.
     stay.sort_by_key(|one| (!one.ready, one.number));
+    let mut held = BTreeSet::new();
+    // Of two of one shard the other leaves: one that drained, and drains no more.
+    let (mut stay, twins): (Vec<_>, Vec<_>) =
+        stay.into_iter().partition(|one| shards.is_none_or(|shards| held.insert(shard_of(one.number, shards))));
+    leave.extend(twins);
     let mut stop: Vec<Wanted<'_>> = stay.split_off(stay.len().min(wanted));
-    let kept = wanted.saturating_sub(unavailable).saturating_sub(stay.iter().filter(|one| one.ready).count());
+    let ready = stay.iter().filter(|one| one.ready).count();
+    let kept = match shards {
+        // They take over from all of the older ones, where there is room for both.
+        Some(_) if !older.is_empty() && ready < wanted && surge >= leave.len() => leave.len(),
+        _ => wanted.saturating_sub(unavailable).saturating_sub(ready),
+    };
     // The newest of the older ones are nearest to what is wanted.
     leave.sort_by_key(|one| (!one.ready, std::cmp::Reverse(one.task), one.number));
     stop.extend(leave.split_off(leave.len().min(kept)));
@@ -75,7 +93,10 @@ fn step(ledger: &Ledger, versions: &[(&TaskId, &Task)], now: Millis) -> Vec<Entr
 
     let missing = wanted.saturating_sub(stay.len());
     let room = (wanted + surge).saturating_sub(stay.len() + leave.len());
-    let start = free_numbers(task, missing.min(room));
+    let start = match shards {
+        Some(shards) => shard::free_numbers(task, shards, &held, missing.min(room)),
+        None => free_numbers(task, missing.min(room)),
+    };
     if !start.is_empty() {
         let (task, why) = (current.clone(), format!("{wanted} are wanted"));
         entries.push(Entry::Replicas { task, start, stop: Vec::new(), why, at: now });

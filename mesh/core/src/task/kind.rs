@@ -58,6 +58,8 @@ pub struct TaskTypeRow {
     pub needs_real_device: bool,
     /// Why it computes on one GPU only. Others share each step among those of a node, or have their own use for them.
     pub one_gpu: Option<&'static str>,
+    /// Whether its replicas part among them what they hold: each is a shard of it, and none is like another.
+    pub sharded: bool,
 }
 
 const TRAINING: &[Kind] = &[Kind::TrainingTask];
@@ -83,7 +85,11 @@ pub const TASK_TYPES: &[TaskTypeRow] = &[
     row(TaskType::Pretrain, "pretrain", TRAINING, false, true, true),
     row(TaskType::Command, "command", EITHER, false, false, false),
     TaskTypeRow { one_gpu: SERVES, ..row(TaskType::Inference, "inference", SERVICE, true, false, true) },
-    TaskTypeRow { one_gpu: SERVES, ..row(TaskType::RagInference, "rag_inference", SERVICE, true, false, true) },
+    TaskTypeRow {
+        one_gpu: SERVES,
+        sharded: true,
+        ..row(TaskType::RagInference, "rag_inference", SERVICE, true, false, true)
+    },
     TaskTypeRow { one_gpu: SERVES, ..row(TaskType::Agent, "agent", SERVICE, true, false, true) },
 ];
 
@@ -95,7 +101,7 @@ const fn row(
     needs_dataset: bool,
     needs_real_device: bool,
 ) -> TaskTypeRow {
-    TaskTypeRow { task_type, name, kinds, needs_model, needs_dataset, needs_real_device, one_gpu: None }
+    TaskTypeRow { task_type, name, kinds, needs_model, needs_dataset, needs_real_device, one_gpu: None, sharded: false }
 }
 
 impl TaskType {
@@ -108,6 +114,11 @@ impl TaskType {
     /// Whether it serves a model with the engine, whose settings it has then.
     pub fn has_engine(self) -> bool {
         matches!(self, TaskType::Inference | TaskType::RagInference | TaskType::Agent)
+    }
+
+    /// Whether what its replicas hold lies in their folder on their node, where a successor goes on with it.
+    pub fn keeps_state(self) -> bool {
+        matches!(self, TaskType::RagInference | TaskType::Agent)
     }
 
     /// Its name in `spec.taskType`.

@@ -3,6 +3,7 @@
 //!
 //! [`parse`] is the way in; [`canonical`] writes a spec back as a file that means the same.
 
+pub mod agent;
 pub mod artifacts;
 pub mod canonical;
 mod fields;

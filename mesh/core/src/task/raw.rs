@@ -329,7 +329,7 @@ const ADAPTER_NOT_YET: &[(&str, &str)] = &[
     ("lora_bias", "a bias beside B is not in this build"),
     ("fan_in_fan_out", "no family of this build stores its weights that way round"),
     ("use_qalora", "QALoRA is not in this build"),
-    ("target_parameters", "mixtures of experts are not in this build"),
+    ("target_parameters", "adapters are beside linear layers in this build, not beside experts' stacked weights"),
     (
         "trainable_token_indices",
         "single rows of the embedding are not in this build: `modules_to_save: [embed_tokens]`",

@@ -19,6 +19,7 @@ pub use self::{
     retrieval::{Retrieval, RetrievalMode},
 };
 use super::{
+    agent,
     kind::{Kind, TaskType},
     reward::Reward,
 };
@@ -315,6 +316,12 @@ pub struct Checkpointing {
 }
 
 impl TaskSpec {
+    /// Into how many shards its replicas part what they hold; `None` where each of them is like the others.
+    pub fn shards(&self) -> Option<u32> {
+        let service = self.service.as_ref().filter(|_| self.task_type.row().sharded)?;
+        Some(service.scale.max.max(1))
+    }
+
     /// Its inputs, and where they come from.
     pub fn sources(&self) -> impl Iterator<Item = (Input, &Location)> {
         let (model, dataset, reward) = (self.model.as_ref(), self.dataset.as_ref(), self.reward.as_ref());
@@ -391,6 +398,7 @@ impl TaskSpec {
         if self.reward.as_ref().is_some_and(Reward::runs_programs) {
             needs.insert(TaskType::Command.name().to_owned());
         }
+        needs.extend(self.agent.iter().flat_map(agent::needs).map(str::to_owned));
         needs.extend(self.secrets_from.iter().map(|name| format!("secret:{name}")));
         if self.task_type.row().needs_real_device && self.request.gpu.as_ref().is_some_and(|gpu| gpu.count > 1) {
             needs.insert(SEVERAL_GPUS.to_owned());

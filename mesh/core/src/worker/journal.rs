@@ -39,6 +39,9 @@ pub struct AttemptRow {
     pub stage: Stage,
     /// Newest whole checkpoint on this node's disk.
     pub checkpoint: Option<LocalCheckpoint>,
+    /// Whether what its replica holds is in its folder here, for a successor to go on with.
+    #[serde(default)]
+    pub state: bool,
     /// Reports that are not committed, oldest first.
     pub outbox: VecDeque<Report>,
     /// Milliseconds its children ran before the present one.
@@ -58,8 +61,8 @@ pub enum Stage {
     Ending(Ending),
     /// Its last report is in the outbox.
     Over,
-    /// Over and reported, without a result: its checkpoint is kept for a successor on this node. It holds nothing and is
-    /// not spoken of.
+    /// Over and reported, without a result: its checkpoint or state is kept for a successor on this node. It holds nothing
+    /// and is not spoken of.
     Kept,
 }
 

@@ -12,7 +12,7 @@ use crate::{
     wire::{Assign, FromLeader, FromWorker, Heartbeat, Phase, Progress, Report, StopReason, ToWorker},
 };
 
-/// Attempts without a result whose checkpoints are kept: a bound on the disk, for nobody says when a task is dropped.
+/// Attempts without a result whose checkpoints or state are kept: a bound on the disk, for nobody says when a task is dropped.
 const KEPT_MAX: usize = 16;
 
 impl Worker {
@@ -127,7 +127,8 @@ impl Worker {
         let left = others.iter().filter_map(|older| self.attempts.get(older)?.row.checkpoint.clone());
         let checkpoint = left.max_by_key(|checkpoint| checkpoint.step);
         let outbox = VecDeque::from([Report::Started]);
-        let row = AttemptRow { assign, stage: Stage::Accepted, checkpoint, outbox, ran_ms: 0 };
+        let state = assign.spec.task_type.keeps_state();
+        let row = AttemptRow { assign, stage: Stage::Accepted, checkpoint, state, outbox, ran_ms: 0 };
         let write = self.write(Write::Attempt(Box::new(row.clone())), actions);
         self.attempts.insert(id, Running::new(row, write, now));
         FromWorker::Journalled
@@ -283,6 +284,7 @@ impl Worker {
     fn drop_checkpoint_if(&mut self, id: &AttemptId, useless: bool) {
         if let Some(running) = self.attempts.get_mut(id).filter(|_| useless) {
             running.row.checkpoint = None;
+            running.row.state = false;
             running.dropped = true;
         }
     }
@@ -310,6 +312,7 @@ impl Worker {
             Ending::Finished(_) => true,
         } {
             running.row.checkpoint = None;
+            running.row.state = false;
         }
         running.row.stage = Stage::Ending(ending);
         let grace_ms = running.row.assign.spec.timeouts.stop_ms.unwrap_or(grace);
@@ -379,21 +382,24 @@ impl Worker {
         }
     }
 
-    /// A checkpoint of its own is kept in place of its predecessors'; one it started from lies with its predecessor.
+    /// A checkpoint of its own is kept in place of its predecessors'; one it started from lies with its predecessor. Of state
+    /// there is one for all attempts of a replica: the first keeps it for the others.
     fn forget_or_keep(&mut self, id: &AttemptId, now: u64, actions: &mut Vec<Action>) {
-        let checkpoint = self.attempts.get(id).and_then(|running| running.row.checkpoint.clone());
+        let row = self.attempts.get(id).map(|running| &running.row);
+        let checkpoint = row.and_then(|row| row.checkpoint.clone());
+        let stays = checkpoint.is_some() || row.is_some_and(|row| row.state);
         let kept = |worker: &Self, id: &AttemptId| worker.attempts.get(id).is_some_and(|r| r.row.stage == Stage::Kept);
         let older: Vec<AttemptId> = self.of_same_replica(id).into_iter().filter(|other| kept(self, other)).collect();
         let inherited = older.iter().any(|o| self.attempts.get(o).is_some_and(|r| r.row.checkpoint == checkpoint));
-        match checkpoint {
-            Some(_) if inherited => return self.forget(id, actions),
-            Some(_) => {
+        match stays {
+            true if inherited => return self.forget(id, actions),
+            true => {
                 if let Some(running) = self.attempts.get_mut(id) {
                     running.row.stage = Stage::Kept;
                 }
                 self.write_row(id, now, actions);
             }
-            None => self.forget(id, actions),
+            false => self.forget(id, actions),
         }
         // A successor that is here already may have started from any of them.
         let succeeded = |worker: &Self, id: &AttemptId| worker.of_same_replica(id).iter().any(|o| !kept(worker, o));

@@ -5,6 +5,7 @@ use crate::{
     capability::Grant,
     cases::{attempt, spec},
     ledger::entry::FailureClass,
+    task::TaskType,
     wire::StopReason,
 };
 
@@ -196,6 +197,34 @@ fn a_successor_on_the_same_node_goes_on_from_what_was_left() {
     let failure = Failure { class: FailureClass::Fatal, message: "bad data".to_owned() };
     env.child(&third, ChildEvent::Failed(failure));
     env.child(&third, ChildEvent::Exited(Exit::Code(1)));
+    let forgotten = [Action::Forgotten { attempt: third.clone() }, Action::Forgotten { attempt: first }];
+    assert_eq!(env.committed(&third), forgotten);
+    assert!(env.disk.attempts.is_empty());
+}
+
+#[test]
+fn what_a_replica_holds_outlives_its_processes_and_goes_with_its_task() {
+    let agent = |id: &AttemptId| {
+        let Event::Message { request, message: ToWorker::Assign(mut assign) } = assign(id, 1) else { unreachable!() };
+        assign.spec.task_type = TaskType::Agent;
+        Event::Message { request, message: ToWorker::Assign(assign) }
+    };
+    let mut env = Env::new();
+    let [first, second, third] = [1, 2, 3].map(|number| attempt("t", number));
+    env.on(agent(&first));
+    env.committed(&first);
+    env.child(&first, ChildEvent::Exited(Exit::Signal(9)));
+    assert_eq!(env.committed(&first), [], "its folder is for the next, whenever that comes");
+    let mut env = Env::from(env.disk, 3_000);
+    env.on(agent(&second));
+    env.committed(&second);
+    env.child(&second, ChildEvent::Exited(Exit::Signal(9)));
+    assert_eq!(env.committed(&second), [Action::Forgotten { attempt: second }], "the first keeps it for all");
+    env.on(agent(&third));
+    env.committed(&third);
+    let stop = ToWorker::Stop { term: 1, attempt: third.clone(), why: StopReason::Cancelled };
+    env.on(Event::Message { request: 2, message: stop });
+    env.child(&third, ChildEvent::Exited(Exit::Code(0)));
     let forgotten = [Action::Forgotten { attempt: third.clone() }, Action::Forgotten { attempt: first }];
     assert_eq!(env.committed(&third), forgotten);
     assert!(env.disk.attempts.is_empty());

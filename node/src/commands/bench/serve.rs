@@ -7,7 +7,7 @@ use std::{thread, time::Duration};
 use anyhow::Context;
 use mloc_core::quantity::show_bytes;
 use mloc_modules::serve::{
-    Number, Served, Settings,
+    Number, On, Served, Settings,
     listen::{Listening, routes},
     openai::Limits,
 };
@@ -95,6 +95,9 @@ impl Own {
     fn open(path: &std::path::Path, args: &BenchServeArgs) -> Result<Self, Refusal> {
         let threads = args.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, usize::from));
         let mut settings = Settings::new("bench", threads);
+        if let Some(gpu) = args.gpu {
+            settings.on = On::gpu(gpu);
+        }
         settings.number = match args.quantization {
             None => Number::AsStored,
             Some(BenchQuantization::Float32) => Number::F32,

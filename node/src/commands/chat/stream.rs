@@ -1,5 +1,6 @@
-//! Server-sent events of a chat completion, read as they come.
+//! What the events of a chat completion say, read as they come.
 
+use mloc_modules::sse::Events;
 use serde_json::Value;
 
 /// Bytes of one event at most.
@@ -26,9 +27,15 @@ pub enum Piece {
 }
 
 /// Events whose bytes come in any cut.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pieces {
-    rest: Vec<u8>,
+    events: Events,
+}
+
+impl Default for Pieces {
+    fn default() -> Self {
+        Self { events: Events::new(EVENT_MAX) }
+    }
 }
 
 impl Pieces {
@@ -37,21 +44,13 @@ impl Pieces {
     /// # Errors
     /// What is no such stream.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<Piece>, String> {
-        self.rest.extend_from_slice(bytes);
-        let mut pieces = Vec::new();
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line);
-            let line = line.trim_end();
-            // Comments keep the connection; names of events say what their data says too.
-            if let Some(data) = line.strip_prefix("data:") {
-                of_data(data.trim(), &mut pieces)?;
-            }
+        let (mut told, mut pieces) = (Vec::new(), Vec::new());
+        let read = self.events.take(bytes, |data| told.push(data));
+        for data in told {
+            of_data(&data, &mut pieces)?;
         }
-        match self.rest.len() {
-            ..EVENT_MAX => Ok(pieces),
-            long => Err(format!("an event of more than {long} bytes: this is no chat completion")),
-        }
+        read.map_err(|error| format!("{error}: this is no chat completion"))?;
+        Ok(pieces)
     }
 }
 
@@ -103,9 +102,9 @@ mod tests {
     #[test]
     fn what_ends_badly_says_why() {
         let mut pieces = Pieces::default();
-        let said = pieces.push(b"data: {\"error\":{\"message\":\"the replica died\"}}\n").expect("an event");
+        let said = pieces.push(b"data: {\"error\":{\"message\":\"the replica died\"}}\n\n").expect("an event");
         assert_eq!(said, [Piece::Failed("the replica died".into())]);
-        let error = pieces.push(b"data: <html>\n").expect_err("no JSON");
+        let error = pieces.push(b"data: <html>\n\n").expect_err("no JSON");
         assert!(error.starts_with("an event that is no JSON"), "{error}");
     }
 }

@@ -15,7 +15,7 @@ use crate::{
         state::{AttemptState, TaskEnd},
     },
     schedule::{NodeView, Problem, solve},
-    task::{TaskSpec, spec::Update},
+    task::{TaskSpec, TaskType, spec::Update},
 };
 
 /// A mesh in which whatever is planned happens.
@@ -30,7 +30,9 @@ struct Mesh {
 impl Mesh {
     fn of(names: &[&str]) -> Self {
         let view = |name: &&str| {
-            let view = NodeView { capability: Some(node(name, &[])), alive: true };
+            let mut capability = node(name, &[]);
+            capability.features.insert("rag_inference".to_owned());
+            let view = NodeView { capability: Some(capability), alive: true };
             (NodeId::new(*name), view)
         };
         Self { ledger: ledger(names), nodes: names.iter().map(view).collect(), now: 10, done: Vec::new() }
@@ -192,6 +194,78 @@ fn a_node_that_drains_is_left_once_another_is_ready() {
     assert_eq!(mesh.ledger.live_attempts().count(), 2);
 }
 
+/// Shards of the wanted replicas that are ready.
+fn shards(mesh: &Mesh, task: &str) -> Vec<u32> {
+    let task = &mesh.ledger.tasks[&TaskId::new(task)];
+    let mut shards: Vec<u32> = wanted_of(task)
+        .filter(|(_, replica)| is_ready(replica))
+        .map(|(n, _)| shard_of(n, task.spec.replicas))
+        .collect();
+    shards.sort_unstable();
+    shards
+}
+
+#[test]
+fn whoever_takes_a_shards_place_is_the_same_shard() {
+    let mut mesh = Mesh::of(&["a", "b", "c", "d"]);
+    let mut spec = service("s", 3);
+    spec.task_type = TaskType::RagInference;
+    mesh.take(submit("s", spec, 1));
+    mesh.settle(always);
+    assert_eq!(shards(&mesh, "s"), [0, 1, 2]);
+    // Each node in turn, twice over: numbers come round, and are used again.
+    for name in ["a", "b", "c", "d"].repeat(2) {
+        let drain = |draining, at| Entry::MemberDrained { node: NodeId::new(name), draining, at: Millis(at) };
+        mesh.take(drain(true, mesh.now));
+        mesh.settle(always);
+        assert_eq!(shards(&mesh, "s"), [0, 1, 2], "{name} drained");
+        assert!(!mesh.ready("s").contains(&name.to_owned()));
+        mesh.take(drain(false, mesh.now));
+        mesh.settle(always);
+        assert_eq!(mesh.ledger.live_attempts().count(), 3);
+    }
+    let numbers = mesh.ledger.tasks[&TaskId::new("s")].replicas.len();
+    assert!(numbers <= 6, "{numbers} numbers");
+}
+
+#[test]
+fn an_older_version_of_shards_stays_until_all_of_the_newer_one_are_ready() {
+    for (before, after) in [(3, 3), (3, 2), (1, 3), (3, 1)] {
+        let mut mesh = Mesh::of(&["a", "b", "c"]);
+        let version = |name: &str, count| {
+            let update = Update { max_surge: count, max_unavailable: 0 };
+            TaskSpec { task_type: TaskType::RagInference, ..named(name, count, update) }
+        };
+        mesh.take(submit("one", version("one", before), 1));
+        mesh.settle(always);
+        mesh.take(submit("two", version("two", after), 2));
+        for _ in 0..10 {
+            mesh.turn();
+            mesh.work(|id| id.replica + 1 < after);
+        }
+        let ready = (mesh.ready("one").len() as u32, mesh.ready("two").len() as u32);
+        assert_eq!(ready, (before, after - 1), "{before} shards, then {after}");
+        mesh.settle(always);
+        assert_eq!((mesh.ready("one").len() as u32, mesh.ready("two").len() as u32), (0, after));
+    }
+}
+
+#[test]
+fn of_two_of_one_shard_one_leaves() {
+    let mut mesh = Mesh::of(&["a", "b", "c"]);
+    let mut spec = service("s", 2);
+    spec.task_type = TaskType::RagInference;
+    mesh.take(submit("s", spec, 1));
+    mesh.settle(always);
+    let node = mesh.ledger.tasks[&TaskId::new("s")].replicas[1].live().unwrap().node.clone();
+    mesh.take(Entry::MemberDrained { node: node.clone(), draining: true, at: Millis(mesh.now) });
+    mesh.turn();
+    mesh.take(Entry::MemberDrained { node, draining: false, at: Millis(mesh.now) });
+    mesh.settle(always);
+    assert_eq!(shards(&mesh, "s"), [0, 1]);
+    assert_eq!(mesh.ledger.live_attempts().count(), 2);
+}
+
 #[test]
 fn a_name_is_its_owners() {
     let mut mesh = Mesh::of(&["a"]);
@@ -264,6 +338,8 @@ enum Happens {
     Lose(prop::sample::Index),
     Drain(u8, bool),
     Submit(u32, u32, u32),
+    /// The same of shards, as many as are wanted.
+    Shards(u32, u32),
     Cancel(prop::sample::Index),
     Scale(u32),
 }
@@ -276,6 +352,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => any::<prop::sample::Index>().prop_map(Happens::Lose),
         1 => (0..3u8, any::<bool>()).prop_map(|(node, drains)| Happens::Drain(node, drains)),
         2 => (1..4u32, 0..3u32, 0..3u32).prop_map(|(n, surge, out)| Happens::Submit(n, surge, out)),
+        1 => (1..4u32, 0..3u32).prop_map(|(n, surge)| Happens::Shards(n, surge)),
         1 => any::<prop::sample::Index>().prop_map(Happens::Cancel),
         1 => (0..5u32).prop_map(Happens::Scale),
     ]
@@ -315,6 +392,12 @@ proptest! {
                     spec.service.as_mut().unwrap().scale.max = replicas + 1;
                     mesh.apply(submit(&id, spec, mesh.now));
                 }
+                Happens::Shards(replicas, max_surge) => {
+                    let update = Update { max_surge, max_unavailable: u32::from(max_surge == 0) };
+                    let id = format!("task-{}", mesh.ledger.next_seq);
+                    let spec = TaskSpec { task_type: TaskType::RagInference, ..named(&id, replicas, update) };
+                    mesh.apply(submit(&id, spec, mesh.now));
+                }
                 Happens::Cancel(which) => {
                     let versions: Vec<TaskId> =
                         mesh.ledger.versions_of("chat").iter().map(|(id, _)| (*id).clone()).collect();
@@ -340,6 +423,9 @@ proptest! {
             prop_assert_eq!(mesh.ready(id.as_str()).len(), wanted);
             prop_assert_eq!(mesh.ledger.live_attempts().count(), wanted);
             prop_assert_eq!(mesh.ledger.versions_of("chat").len(), 1);
+            if let Some(count) = task.spec.shards() {
+                prop_assert_eq!(shards(&mesh, id.as_str()), (0..count).collect::<Vec<_>>());
+            }
         }
     }
 }

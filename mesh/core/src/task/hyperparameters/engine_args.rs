@@ -4,7 +4,8 @@
 use super::rows::{Default, Row, no_effect, only, secret};
 
 const ONE_DEVICE: &str = "an engine computes on one device in this build: `resources.replicas` serves from several";
-const EXPERTS: &str = "mixtures of experts are not in this build";
+const EXPERTS: &str =
+    "a model's experts are on the one device that computes it, and are chosen as its config.json says";
 const GRANTED: &str = "the cache has its part of what `resources.hardware` grants, or `kv_cache_memory_bytes`";
 const WHOLE: &str = "weights and cache are held whole on the device that computes with them";
 const KERNELS: &str = "kernels are this build's own";

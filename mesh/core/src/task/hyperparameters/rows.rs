@@ -304,7 +304,8 @@ pub fn tables(task_type: TaskType) -> &'static [&'static [Row]] {
     }
 }
 
-const ONE_DEVICE: &str = "a training task runs on one worker and one device in this build";
+const ONE_DEVICE: &str =
+    "a training task runs on one worker in this build, and shares its steps among that worker's GPUs by itself";
 /// When something is done again and again.
 const INTERVALS: &[&str] = &["no", "steps", "epoch"];
 const RESUMES: &str = "the mesh resumes by itself, from the last whole checkpoint";
@@ -456,7 +457,7 @@ const TRAINER: &[Row] = &[
     only("chat_template_path", Default::Null, "the tokenizer's own chat template is used"),
     only("eos_token", Default::Null, "the tokenizer's own tokens are used"),
     only("pad_token", Default::Null, "the tokenizer's own tokens are used"),
-    only("router_aux_loss_coef", Default::Null, "mixtures of experts are not in this build"),
+    only("router_aux_loss_coef", Default::Null, "the balance of experts counts as the model's config.json says"),
     // What follows is ours; the first two are arguments of transformers' `EarlyStoppingCallback`.
     or_null("early_stopping_patience", SOME, Default::Null),
     works("early_stopping_threshold", NOT_NEGATIVE, Default::Float(0.0)),

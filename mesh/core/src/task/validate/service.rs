@@ -88,6 +88,9 @@ impl Validation<'_> {
             let problem = Problem::new(path, at, show(served), "another name than the service's own");
             self.problems.push(problem.hint("it is asked for as `servedName:name`"));
         }
+        if let Some(row) = row.filter(|row| row.sharded) {
+            self.of_shards(spec, row);
+        }
         Some(Service {
             served_name: served_name.unwrap_or_default(),
             health: spec.health.as_ref().map_or_else(Health::default, |health| self.health(health)),
@@ -95,8 +98,31 @@ impl Validation<'_> {
                 Some(autoscale) => self.autoscale(autoscale, spec.replicas.as_ref()),
                 None => Scale::fixed(replicas),
             },
-            update: spec.update.as_ref().map_or_else(Update::default, |update| self.update(update)),
+            update: {
+                let mut default = Update::default();
+                // A newer version takes over from all shards of the older one, beside it.
+                if row.is_some_and(|row| row.sharded) {
+                    default.max_surge = replicas.max(1);
+                }
+                spec.update.as_ref().map_or(default.clone(), |update| self.update(update, default))
+            },
         })
+    }
+
+    /// Where each replica holds a part, another number of them is another place for nearly every part.
+    fn of_shards(&mut self, spec: &RawSpec, row: &TaskTypeRow) {
+        if let Some(autoscale) = &spec.autoscale {
+            let expected = format!("no `autoscale` with {}, whose replicas are shards of its documents", row.name);
+            let problem = Problem::new("spec.autoscale", autoscale.at, "the key `autoscale`", expected);
+            self.problems.push(problem.hint(
+                "write `resources.replicas`; submitted again with another number it is a newer version, which takes them over",
+            ));
+        }
+        if let Some(idle) = &spec.timeout_idle {
+            let text =
+                "what came over HTTP is lost when it sleeps: its replicas begin anew, with `dataset.source` alone";
+            self.note(&idle.path, idle.at, text);
+        }
     }
 
     fn without_a_service(&mut self, spec: &RawSpec) {
@@ -158,8 +184,7 @@ impl Validation<'_> {
         }
     }
 
-    fn update(&mut self, raw: &RawUpdate) -> Update {
-        let default = Update::default();
+    fn update(&mut self, raw: &RawUpdate, default: Update) -> Update {
         let max_surge = self.count(&raw.max_surge, 0, REPLICAS_MAX).unwrap_or(default.max_surge);
         let max_unavailable = self.count(&raw.max_unavailable, 0, REPLICAS_MAX).unwrap_or(default.max_unavailable);
         if (max_surge, max_unavailable) == (0, 0) {

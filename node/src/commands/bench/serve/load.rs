@@ -8,6 +8,7 @@ use std::{
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, body::Bytes, body::Incoming, header};
 use hyper_util::rt::TokioIo;
+use mloc_modules::sse::Events;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use tokio::{
@@ -33,6 +34,9 @@ enum Place {
 
 /// Ids that every tokenizer of a language model has as plain text.
 const PLAIN: u32 = 3000;
+
+/// Bytes of one event at most.
+const EVENT_MAX: usize = 4 << 20;
 
 /// When an answer came.
 #[derive(Debug, Clone, Copy)]
@@ -165,19 +169,14 @@ impl Server {
 }
 
 async fn timed(mut body: Incoming, since: Instant) -> Result<Timed, String> {
-    let (mut rest, mut first, mut last, mut tokens) = (Vec::new(), None, since, None);
-    let mut events = 0;
+    let (mut events, mut first, mut last, mut tokens) = (Events::new(EVENT_MAX), None, since, None);
+    let mut pieces = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| format!("the answer broke off: {e}"))?;
         let now = Instant::now();
-        rest.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = rest.drain(..=end).collect();
-            let line = String::from_utf8_lossy(&line);
-            let Some(data) = line.trim().strip_prefix("data:").map(str::trim) else { continue };
-            if data == "[DONE]" {
-                continue;
-            }
+        let mut told = Vec::new();
+        let read = events.take(frame.data_ref().map_or(&[][..], |data| data), |data| told.push(data));
+        for data in told.iter().filter(|data| *data != "[DONE]") {
             let json: Value =
                 serde_json::from_str(data).map_err(|e| format!("an event that is no JSON ({e}): {data}"))?;
             if let Some(error) = json.get("error") {
@@ -187,12 +186,13 @@ async fn timed(mut body: Incoming, since: Instant) -> Result<Timed, String> {
             if json["choices"].as_array().is_some_and(|choices| !choices.is_empty()) {
                 first.get_or_insert(now);
                 last = now;
-                events += 1;
+                pieces += 1;
             }
         }
+        read.map_err(|e| format!("{e}: this is no answer"))?;
     }
     let first = first.ok_or("the answer has no token")?;
     // A server that says no usage has told a token an event, but for the last one.
-    let tokens = tokens.map_or(events, |tokens| tokens as usize);
+    let tokens = tokens.map_or(pieces, |tokens| tokens as usize);
     Ok(Timed { first: first - since, whole: last - since, tokens })
 }
