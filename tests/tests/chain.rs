@@ -1,6 +1,6 @@
 //! One task's artifacts are another's source.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use mloc_tests::{Sandbox, root, s3::S3};
 use serde_json::Value;
 
@@ -63,5 +63,49 @@ fn an_adapter_of_one_task_is_where_the_next_one_starts() -> anyhow::Result<()> {
 
     let log = sandbox.run(node, &["logs", &second])?.out;
     assert!(log.contains("the adapter is version sha256:"), "{log}");
+    Ok(())
+}
+
+/// One of the chain that is shipped, with some lines changed, whose result goes to the volume `results`.
+fn shipped(file: &str, name: &str, changes: &[(&str, &str)]) -> anyhow::Result<String> {
+    let mut task = std::fs::read_to_string(root().join("configs").join(file))?;
+    let into = format!("  output:\n    destination: {{type: local, path: results/{name}}}\n");
+    for (from, to) in changes.iter().chain([&("  output:\n", into.as_str())]) {
+        ensure!(task.matches(from).count() == 1, "{file}: `{from}` is not there once");
+        task = task.replace(from, to);
+    }
+    Ok(task)
+}
+
+#[test]
+fn the_reward_model_of_one_task_rewards_another() -> anyhow::Result<()> {
+    let mut sandbox = Sandbox::new(&[])?;
+    let results = tempfile::tempdir()?;
+    let config = format!(
+        "hardware: {{cpu: '2', memory: 8GiB}}\nvolumes: {{quickstart: {}, results: {}}}",
+        root().join("configs/quickstart").display(),
+        results.path().display()
+    );
+    let node = sandbox.start("one", &config)?;
+    let few = ("max_steps: 60", "max_steps: 3");
+    sandbox.submit(node, &shipped("rlhf_sft.yaml", "sft", &[few])?)?;
+    let rm = sandbox.submit(node, &shipped("rlhf_rm.yaml", "rm", &[few])?)?;
+    let short = [("total_episodes: 256", "total_episodes: 32"), ("response_length: 24", "response_length: 4")];
+    let ppo = sandbox.submit(node, &shipped("rlhf_ppo.yaml", "ppo", &short)?)?;
+    let why = sandbox.run(node, &["explain", &ppo])?.out;
+    ensure!(why.contains(&rm), "it waits for its reward model: {why}");
+    sandbox.until_state(node, &ppo, &["COMPLETED"])?;
+
+    let manifest: Value = serde_json::from_slice(&std::fs::read(results.path().join("ppo/mloc-manifest.json"))?)?;
+    let from = |input: &str| manifest["lineage"]["inputs"][input]["source"]["path"].clone();
+    assert_eq!((from("model"), from("reward")), ("results/sft".into(), "results/rm".into()), "{manifest}");
+    let log = std::fs::read_to_string(results.path().join("ppo/training_log.jsonl"))?;
+    let scores: Vec<f64> = log
+        .lines()
+        .map(serde_json::from_str::<Value>)
+        .filter_map(|line| line.map(|line| line["objective/scores"].as_f64()).transpose())
+        .collect::<Result<_, _>>()?;
+    assert_eq!(scores.len(), 2, "one a rollout: {log}");
+    assert!(scores.iter().all(|score| score.is_finite() && *score != 0.0), "{scores:?}");
     Ok(())
 }

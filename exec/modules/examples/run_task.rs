@@ -56,6 +56,7 @@ fn main() -> Result<()> {
         result: work.join("result.json"),
         threads: std::thread::available_parallelism()?.get(),
         cpu_devices: 1,
+        siblings: None,
         keep_checkpoints: 0,
         work: work.join("work"),
         // The user's own process and the user's own program.

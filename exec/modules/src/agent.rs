@@ -20,7 +20,7 @@ use mloc_core::task::{
     problem::{At, Problem},
 };
 use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext, Sandbox};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use url::{Host, Url};
 
 use crate::{
@@ -71,7 +71,7 @@ impl Module for AgentModule {
         let chat = Arc::new(Own {
             inner: Inner(loaded.routes.clone()),
             name: loaded.name.clone(),
-            parameters: settings.model.parameters.clone(),
+            parameters: settings.parameters.clone(),
         });
         // Beside the checkpoints of other tasks: what is there outlives this attempt.
         let folder = ctx.run().checkpoints.join("runs");
@@ -86,17 +86,15 @@ impl Module for AgentModule {
     }
 }
 
-/// An agent's settings, with a model of its own in place of one at an address.
+/// An agent's settings: its model is the task's.
 ///
 /// # Errors
 /// Every problem, with its place in the task.
 pub fn settings(spec: &TaskSpec) -> Result<Settings, Vec<Problem>> {
-    let mut written: Map<String, Value> = spec.agent.clone().unwrap_or_default().into_iter().collect();
+    let written: Map<String, Value> = spec.agent.clone().unwrap_or_default();
     if written.contains_key("model") {
         return Err(vec![Problem::new("spec.agent.model", At::START, "a model", "none: it is the task's own `model`")]);
     }
-    let parameters = written.shift_remove("parameters").unwrap_or_else(|| json!({}));
-    written.insert("model".into(), json!({"url": "http://model.invalid/v1", "name": "own", "parameters": parameters}));
     // Where in the file it stands the task's own reader knows, and this one does not.
     let problem = |found: &mloc_agent::settings::Problem| {
         Problem::new(format!("spec.agent.{}", found.path), At::START, &found.found, &found.hint)
@@ -130,6 +128,17 @@ fn is_loopback(url: &str) -> bool {
     }
 }
 
+/// The field that is refused where a schema cannot be made a grammar.
+const GRAMMAR: &str = "structured_outputs.grammar";
+
+/// A call that the model begins becomes a whole one, with arguments that match the tool's schema, whatever it would write.
+fn to_the_letter(mut body: Value) -> Value {
+    for tool in body.get_mut("tools").and_then(Value::as_array_mut).into_iter().flatten() {
+        tool["function"]["strict"] = true.into();
+    }
+    body
+}
+
 /// The model of the same process.
 struct Own {
     inner: Inner,
@@ -146,7 +155,12 @@ impl Chat for Own {
         tell: &(dyn Fn(Delta) + Send + Sync),
     ) -> Result<Answer, ChatError> {
         let body = openai::body(&self.name, &self.parameters, ask, tools);
-        let mut bytes = self.inner.ask(body).await.map_err(|refused| {
+        let mut asked = self.inner.ask(to_the_letter(body.clone())).await;
+        if asked.as_ref().is_err_and(|refused| refused.body["error"]["param"] == GRAMMAR) {
+            // Some schema says what no grammar can: the machine of the run tells the model what did not fit.
+            asked = self.inner.ask(body).await;
+        }
+        let mut bytes = asked.map_err(|refused| {
             let said =
                 refused.body["error"]["message"].as_str().map_or_else(|| refused.body.to_string(), str::to_owned);
             match refused.status {

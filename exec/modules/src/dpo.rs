@@ -39,6 +39,10 @@ impl Module for Dpo {
         "dpo"
     }
 
+    fn set_up_process(&self) {
+        mloc_burn::allocator::keep_freed_memory();
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (training, settings) = (Training::of(&spec), Settings::of(&spec));

@@ -205,6 +205,7 @@ mod tests {
             result: dir.join("result.json"),
             threads: 1,
             cpu_devices: 1,
+            siblings: None,
             keep_checkpoints: 0,
             work: dir.join("work"),
             programs: None,

@@ -46,6 +46,10 @@ impl Module for Grpo {
         "grpo"
     }
 
+    fn set_up_process(&self) {
+        mloc_burn::allocator::keep_freed_memory();
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (training, grpo) = (Training::of(&spec), settings::Grpo::of(&spec));

@@ -63,9 +63,12 @@ use mloc_core::task::{
     TaskSpec,
     kind::TaskType,
     problem::{At, Problem},
+    settings::{self, Quantization},
 };
 use mloc_exec::{Module, ModuleError, RunContext};
 
+/// Server-sent events as they come, for whoever asks a service.
+pub use mloc_agent::model::sse;
 /// What `inference` serves with, for whoever measures it.
 pub use mloc_serve as serve;
 
@@ -101,26 +104,20 @@ pub fn check(spec: &TaskSpec) -> Vec<Problem> {
         TaskType::Agent => agent::settings(spec).err().unwrap_or_default(),
         _ => Vec::new(),
     };
-    if spec.task_type.has_engine() && spec.request.gpu.is_some() {
-        let found = "a GPU, which would stand idle";
-        let problem = Problem::new(
-            "spec.resources.hardware.gpu",
-            At::START,
-            found,
-            "none: it computes on processors in this build",
-        );
-        let hint = "leave it out; a program of your own, such as vLLM, serves on GPUs by `taskType: command`";
-        problems.push(problem.hint(hint));
+    let gpus = spec.request.gpu.as_ref().map_or(0, |gpu| gpu.count);
+    if spec.task_type.has_engine() && gpus > 1 {
+        let problem = Problem::new("spec.resources.hardware.gpu.count", At::START, format!("`{gpus}`"), "1");
+        problems.push(problem.hint(inference::ONE_GPU));
+    }
+    if spec.task_type.has_engine() && gpus > 0 && settings::Inference::of(spec).quantization == Quantization::Int8 {
+        let path = "spec.hyperparameters.quantization";
+        let problem = Problem::new(path, At::START, "`int8`, and a GPU", "int4, which is NF4 there, or none");
+        problems.push(problem.hint("8 bits are of processors; on a GPU bf16 is what its products are made for"));
     }
     let most = spec.service.as_ref().map_or(1, |service| service.scale.max);
-    let kept = match spec.task_type {
-        TaskType::RagInference => Some("documents"),
-        TaskType::Agent => Some("runs"),
-        _ => None,
-    };
-    if let Some(kept) = kept.filter(|_| most > 1) {
+    if spec.task_type == TaskType::Agent && most > 1 {
         let problem = Problem::new("spec.resources.replicas", At::START, format!("`{most}`"), "1 in this build");
-        let hint = format!("its {kept} are in the replica's own folder, and another replica would not know them");
+        let hint = "its runs are in the replica's own folder, and another replica would not know them";
         problems.push(problem.hint(hint));
     }
     problems
@@ -150,6 +147,7 @@ mod tests {
             include_str!("../../../configs/agent_research.yaml"),
             include_str!("../../../configs/rag_inference_service.yaml"),
             include_str!("../../../configs/inference_smollm2.yaml"),
+            include_str!("../../../configs/inference_qwen3_8b_gpu.yaml"),
         ] {
             assert_eq!(check(&spec(example)), []);
         }
@@ -164,10 +162,16 @@ mod tests {
         agent.insert("budgets".into(), serde_json::json!({"steps": 0}));
         agent.insert("sytem".into(), "You help.".into());
         wrong.service.as_mut().expect("a service").scale.max = 3;
-        wrong.request.gpu = Some(mloc_core::capability::GpuRequest { kind: "any".into(), count: 1, memory_bytes: 0 });
+        wrong.request.gpu = Some(mloc_core::capability::GpuRequest { kind: "any".into(), count: 2, memory_bytes: 0 });
+        wrong.hyperparameters.insert("quantization".into(), "int8".into());
         let told: Vec<String> = check(&wrong).into_iter().map(|problem| problem.path).collect();
-        let paths =
-            ["spec.agent.budgets.steps", "spec.agent.sytem", "spec.resources.replicas", "spec.resources.hardware.gpu"];
+        let paths = [
+            "spec.agent.budgets.steps",
+            "spec.agent.sytem",
+            "spec.resources.replicas",
+            "spec.resources.hardware.gpu.count",
+            "spec.hyperparameters.quantization",
+        ];
         for path in paths {
             assert!(told.iter().any(|told| told == path), "{path} in {told:?}");
         }

@@ -49,6 +49,10 @@ impl Module for Ppo {
         "ppo"
     }
 
+    fn set_up_process(&self) {
+        mloc_burn::allocator::keep_freed_memory();
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (mut training, ppo) = (Training::of(&spec), settings::Ppo::of(&spec));

@@ -41,6 +41,10 @@ impl Module for Pretrain {
         "pretrain"
     }
 
+    fn set_up_process(&self) {
+        mloc_burn::allocator::keep_freed_memory();
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, shape) = (Training::of(&spec), Shape::of(&spec));

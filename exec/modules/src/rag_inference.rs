@@ -1,12 +1,29 @@
-//! `taskType: rag_inference`: a model that answers from documents. Its index is in the replica's folder on the node, which
-//! outlives attempts there; documents of `dataset.source` are read again wherever it begins anew.
+//! `taskType: rag_inference`: a model that answers from documents. Each of its replicas is a shard: it has an index of the
+//! documents that belong to it, in its folder on the node. Whichever is asked asks all; a document goes to the one it belongs
+//! to.
+//!
+//! Wherever a shard begins anew it reads its share of `dataset.source` again, and takes what came over HTTP from the shard
+//! after it, which keeps copies. With one replica there is none: what came over HTTP is lost with its folder. A newer version
+//! takes it from the older one, into as many shards as it has.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `shards` | which shard a replica is, and its way to the others |
+
+mod shards;
 
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
+use axum::{
+    extract::Request,
+    http::StatusCode,
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+};
 use mloc_burn::{
     device::DeviceChoice,
     embedding::{Embedder, Reranker},
@@ -17,7 +34,7 @@ use mloc_exec::{Module, ModuleError, ModuleOutput, RunContext};
 use mloc_openai::server::unix_now;
 use mloc_rag::{
     chunk::Chunking,
-    http::{App, Limits, router, work},
+    http::{App, Limits, keep, router, shard_router, work},
     index::{Arms, Index, Settings as IndexSettings},
     seams,
     service::{Floor, Models, Parser, Service, Settings},
@@ -31,11 +48,17 @@ use crate::{
     fatal,
     inference::{self, Loaded, inner::Inner},
 };
+use shards::Siblings;
 
 /// The private subcommand of the binary that reads one file, within limits.
 pub const PARSE: &str = "__parse";
 /// The folder of `dataset.source` among those that are followed.
 const DATASET: &str = "dataset";
+
+/// Between two comparisons of files with their copies; what comes meanwhile is copied at once.
+const COMPARED_EVERY: Duration = Duration::from_secs(5);
+/// For so long a shard that began anew is not ready, if it can have its documents meanwhile. Whoever it follows answers.
+const TAKES_COPIES_MAX: Duration = Duration::from_secs(120);
 
 /// The module.
 pub struct RagInference;
@@ -59,14 +82,42 @@ impl Module for RagInference {
         let index = index.map_err(|error| fatal(error.to_string()))?;
         let (documents, chunks) = index.size();
         ctx.log(format_args!("an index of {documents} documents in {chunks} pieces; embedder {}", embedder.identity()));
-        let service = Service::new(&loaded.name, index, models, parser()?, settings(&asked));
+        let sharding = shards::sharding(&ctx.run().attempt, ctx.run().spec.shards());
+        let service = Service::new(&loaded.name, index, models, parser()?, settings(&asked, sharding));
         let service = Arc::new(service.map_err(|error| fatal(error.to_string()))?);
-        let app = App::new(service.clone(), Arc::new(Inner(loaded.routes.clone())), Limits::default(), nonce, unix_now);
+        let first = shards::is_first(&ctx.run().attempt, sharding);
+        if service.is_whole().map_err(|error| fatal(error.to_string()))?.is_none() {
+            // It begins anew here: there may be an older version, and another shard may keep copies.
+            service.set_whole(false).map_err(|error| fatal(error.to_string()))?;
+            if !first {
+                let copies = match sharding.keeper() {
+                    Some(keeper) => format!("it takes what came over HTTP from shard {keeper}, which keeps copies"),
+                    None => "what came over HTTP is lost: one replica has no other that keeps copies".to_owned(),
+                };
+                ctx.warn(format_args!("this shard was elsewhere before, and begins anew here; {copies}"));
+            }
+        }
+        if sharding.count > 1 {
+            ctx.log(format_args!("this is shard {} of {}", sharding.index, sharding.count));
+        }
+        let mut app =
+            App::new(service.clone(), Arc::new(Inner(loaded.routes.clone())), Limits::default(), nonce, unix_now);
+        if let Some(socket) = ctx.run().siblings.clone() {
+            app = app.with_peers(Arc::new(Siblings { socket, service: loaded.name.clone() }));
+        }
         let app = Arc::new(app.with_marks(marks));
         // Whatever is not about documents is the model's own.
-        let routes = router(app.clone()).fallback_service(loaded.routes.clone());
+        let ready = Duration::from_millis(ctx.run().spec.timeouts.ready_ms.unwrap_or(u64::MAX));
+        let (begun, within, of_health) = (Instant::now(), TAKES_COPIES_MAX.min(ready / 2), app.clone());
+        let model = loaded.routes.clone().layer(middleware::from_fn(move |request: Request, next: Next| {
+            let waits = of_health.takes_copies() && begun.elapsed() < within;
+            healthy_with_its_documents(waits, request, next)
+        }));
+        let between_shards = shard_router(app.clone()).layer(middleware::from_fn(shards::shards_alone));
+        let routes = router(app.clone()).merge(between_shards).fallback_service(model);
         let listening = inference::listen(ctx, inference::threads()?, routes)?;
         listening.handle().spawn(work(app.clone(), listening.stopping()));
+        let keeping = keep(app.clone(), first, COMPARED_EVERY, listening.stopping());
         let folder = ctx.run().inputs.dataset.clone();
         let follower =
             folder.map(|folder| Follower { service, app, folder, every: asked.watch_ms.map(Duration::from_millis) });
@@ -85,8 +136,18 @@ impl Module for RagInference {
                 }
             });
         }
+        // After the first look: what is to be read of the folder waits to be indexed by now.
+        listening.handle().spawn(keeping);
         Err(inference::serve(ctx, &loaded, listening, |_| ()))
     }
+}
+
+/// A replica that begins anew is ready once it has its documents: whoever it takes the place of is stopped then.
+async fn healthy_with_its_documents(waits: bool, request: Request, next: Next) -> Response {
+    if waits && request.uri().path() == "/health" {
+        return (StatusCode::SERVICE_UNAVAILABLE, "it takes its documents from their copies\n").into_response();
+    }
+    next.run(request).await
 }
 
 /// A folder that is followed.
@@ -132,7 +193,7 @@ fn arms(asked: &Retrieval) -> Arms {
     Arms { dense, words }
 }
 
-fn settings(asked: &Retrieval) -> Settings {
+fn settings(asked: &Retrieval, sharding: Sharding) -> Settings {
     let floor = asked.score_floor_milli.map(|milli| milli as f32 / 1e3);
     Settings {
         chunking: Chunking { max_tokens: asked.chunk_tokens as usize, overlap: asked.chunk_overlap as usize },
@@ -141,8 +202,7 @@ fn settings(asked: &Retrieval) -> Settings {
         arms: arms(asked),
         // Of the reranker where there is one, else of the vectors.
         floor: Floor { cosine: floor, rerank: floor, ..Floor::default() },
-        // Every replica holds all documents: a question is answered by any of them.
-        sharding: Sharding { index: 0, count: 1 },
+        sharding,
         ..Settings::default()
     }
 }
@@ -168,7 +228,7 @@ pub fn open_models(folder: &Path, reranker: Option<&Path>) -> Result<Models, Mod
     let of_tokenizer = tokenizer.to_json().map_err(fatal)?;
     let identity = format!(
         "{} {:?}{} sha256:{}",
-        embedder.encoder.config.architecture,
+        embedder.backbone.architecture(),
         embedder.pooling,
         if embedder.normalise { " normalised" } else { "" },
         digest_of_weights(folder)?

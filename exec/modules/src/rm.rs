@@ -33,6 +33,10 @@ impl Module for Rm {
         "rm"
     }
 
+    fn set_up_process(&self) {
+        mloc_burn::allocator::keep_freed_memory();
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let spec = ctx.run().spec.clone();
         let (settings, reward) = (Training::of(&spec), Reward::of(&spec));

@@ -23,6 +23,10 @@ impl Module for Sft {
         adapter::features().into_iter().chain([SEVERAL_GPUS.to_owned()]).collect()
     }
 
+    fn set_up_process(&self) {
+        mloc_burn::allocator::keep_freed_memory();
+    }
+
     fn run(&self, ctx: &mut RunContext) -> Result<ModuleOutput, ModuleError> {
         let settings = Training::of(&ctx.run().spec);
         let devices = base_model::open_devices(ctx)?;

@@ -9,10 +9,14 @@
 mod model;
 mod rows;
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use burn::tensor::{Device, FloatDType};
 use mloc_burn::{
+    allocator,
     batch::Batch,
     device,
     lora::{self, LoraConfig, Modules},
@@ -22,6 +26,7 @@ use mloc_burn::{
     optim::OptimizerSettings,
     quant::{FourBitSettings, QuantType},
     schedule::{Schedule, ScheduleKind},
+    spent::{self, Work},
     train::{TrainSettings, Trainer},
 };
 use serde::Serialize;
@@ -115,8 +120,19 @@ pub struct TrainReport {
     pub matmul_gflops: f64,
     /// `gflops` of that.
     pub share_of_matmul: f64,
+    /// Where the seconds went, the most first.
+    pub spent: Vec<Spent>,
     /// Loss of the first step and of the last.
     pub loss: [f64; 2],
+}
+
+/// Time of one kind of work.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Spent {
+    /// The work, for people.
+    pub on: String,
+    /// All steps together.
+    pub seconds: f64,
 }
 
 /// Of one size.
@@ -134,6 +150,8 @@ impl TrainBench {
     /// # Errors
     /// For people: a model or data that is none, settings that do not fit.
     pub fn run(&self, tell: &mut dyn FnMut(String)) -> Result<TrainReport, String> {
+        // As a task's process does.
+        allocator::keep_freed_memory();
         let on = Device::flex();
         let before = rates(&on)?;
         // What matrices took is not what training takes.
@@ -189,6 +207,7 @@ impl TrainBench {
             ));
             if step == 0 {
                 loss[0] = report.loss;
+                spent::begin();
                 continue;
             }
             loss[1] = report.loss;
@@ -196,6 +215,7 @@ impl TrainBench {
             seconds += took;
             counted += operations::of_step(trainer.model(), &lengths(batch), batch.num_targets());
         }
+        let spent = spent_on(seconds, &spent::end());
         let peak_memory_bytes = if forgotten { peak_memory_bytes() } else { 0 };
         drop(trainer);
         let after = rates(&on)?;
@@ -224,6 +244,7 @@ impl TrainBench {
             matmul,
             matmul_gflops,
             share_of_matmul: gflops / matmul_gflops,
+            spent,
             loss,
         })
     }
@@ -246,6 +267,17 @@ impl TrainBench {
         };
         memory::plan(&setup).map_or(0, |plan| plan.peak() + crate::memory::PROCESS_BYTES)
     }
+}
+
+/// By kind of work, and the rest: what batches are made ready with, memory that is asked for and given back, copies.
+fn spent_on(seconds: f64, counted: &[(Work, Duration)]) -> Vec<Spent> {
+    let mut spent: Vec<Spent> =
+        counted.iter().map(|(work, time)| Spent { on: work.words().to_owned(), seconds: time.as_secs_f64() }).collect();
+    let rest = seconds - spent.iter().map(|spent| spent.seconds).sum::<f64>();
+    spent.push(Spent { on: "everything else".to_owned(), seconds: rest.max(0.0) });
+    spent.retain(|spent| spent.seconds > 0.0);
+    spent.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    spent
 }
 
 /// Real tokens of each row.
@@ -293,6 +325,10 @@ mod tests {
             assert!((report.share_of_matmul * report.matmul_gflops / report.gflops - 1.0).abs() < 1e-9);
             assert_eq!(report.trainable == report.parameters, method == Method::Full);
             assert!(report.loss[0].is_finite() && report.planned_memory_bytes > 0);
+            let spent: f64 = report.spent.iter().map(|spent| spent.seconds).sum();
+            assert!((spent / report.seconds - 1.0).abs() < 1e-6, "{:?} in {} s", report.spent, report.seconds);
+            let products = report.spent.iter().find(|spent| spent.on == Work::Products.words()).expect("products");
+            assert!(products.seconds < report.seconds);
         }
     }
 

@@ -42,6 +42,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// What the first two tokens may take. The slowest model that anyone would serve says a word a minute.
 const TRY_OUT: Duration = Duration::from_secs(120);
+/// A model is not divided over GPUs.
+pub const ONE_GPU: &str =
+    "a model is served on one GPU: ask for count: 1, and for more replicas where there are more GPUs";
 /// What is under way when it is to stop has had its time: its daemon lets no request in, waits for those there are, and
 /// only then asks.
 const STOP: Duration = Duration::from_secs(2);
@@ -77,7 +80,7 @@ impl Loaded {
     /// # Errors
     /// The model's, the adapter's, the machine's; and that it was asked to stop.
     pub fn of(ctx: &mut RunContext) -> Result<Self, ModuleError> {
-        must_compute_on_a_processor(ctx)?;
+        must_be_one_device(ctx)?;
         let path = ctx.run().inputs.model.clone().ok_or_else(|| fatal("model.source: the task names no model"))?;
         let settings = settings::of(ctx.run());
         ctx.log(format_args!("loading {}", settings.root));
@@ -90,6 +93,11 @@ impl Loaded {
             let took = decoder.try_out(TRY_OUT).map_err(not_served)?;
             ctx.log(format_args!("tried out: two tokens in {:.0} ms", took.as_secs_f64() * 1e3));
         } else {
+            if let DeviceChoice::Cuda { .. } = ctx.device() {
+                return Err(fatal(
+                    "resources.hardware.gpu: an encoder computes on processors, and the GPU would stand idle: leave it out",
+                ));
+            }
             ctx.log(format_args!("an encoder, loaded in {:.1} s", since.elapsed().as_secs_f64()));
             let of_a_decoder = ctx.run().spec.hyperparameters.keys().filter(|name| *name != "max_model_len");
             let unused: Vec<String> = of_a_decoder.cloned().collect();
@@ -202,14 +210,11 @@ fn look_after(ctx: &mut RunContext, served: &Served, listening: &Listening) -> M
     }
 }
 
-fn must_compute_on_a_processor(ctx: &RunContext) -> Result<(), ModuleError> {
+fn must_be_one_device(ctx: &RunContext) -> Result<(), ModuleError> {
     let task_type = ctx.run().spec.task_type;
     match ctx.device() {
-        DeviceChoice::Cpu { .. } => Ok(()),
-        DeviceChoice::Cuda { .. } => Err(fatal(format!(
-            "resources.hardware.gpu: `{task_type}` computes on processors in this build, and a GPU that is granted would \
-             stand idle\nhint: leave gpu out; a program of your own, such as vLLM, serves on GPUs by `taskType: command`"
-        ))),
+        DeviceChoice::Cpu { .. } | DeviceChoice::Cuda { count: 1 } => Ok(()),
+        DeviceChoice::Cuda { count } => Err(fatal(format!("resources.hardware.gpu: {count}: {ONE_GPU}"))),
         DeviceChoice::Simulated { kind } => Err(fatal(format!(
             "{kind} exists in a node's configuration only, and {task_type} computes for real: ask for no GPU"
         ))),
@@ -239,7 +244,11 @@ fn tell_facts(ctx: &mut RunContext, decoder: &Decoder, took: Duration) {
         facts.cache_tokens,
         gib(facts.cache_bytes)
     ));
-    ctx.needs(facts.weight_bytes + facts.cache_bytes, "quantization: int8 or int4, or a smaller kv_cache_memory_bytes");
+    let less = match ctx.device() {
+        DeviceChoice::Cuda { .. } => "quantization: int4, or a smaller kv_cache_memory_bytes",
+        _ => "quantization: int8 or int4, or a smaller kv_cache_memory_bytes",
+    };
+    ctx.needs(facts.weight_bytes + facts.cache_bytes, less);
 }
 
 fn not_served(error: ServeError) -> ModuleError {

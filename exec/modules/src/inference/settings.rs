@@ -3,9 +3,9 @@
 use mloc_core::task::settings::{CacheDtype, CacheLayout, Dtype, Inference, Quantization, Reasoning, ToolCalls};
 use mloc_cpu::CacheFormat;
 use mloc_engine::{admission::Settings as EngineSettings, guess::Guessing, schedule::Cache};
-use mloc_exec::Run;
+use mloc_exec::{DeviceChoice, Run};
 use mloc_openai::{calls::Format, server::unix_now};
-use mloc_serve::{Calls, Number, Settings, Thoughts, listen::NamedAdapter};
+use mloc_serve::{Calls, Number, On, Settings, Thoughts, listen::NamedAdapter};
 
 use crate::model_card;
 
@@ -14,15 +14,23 @@ pub fn of(run: &Run) -> Settings {
     let asked = Inference::of(&run.spec);
     let served_name = run.spec.service.as_ref().map(|service| service.served_name.clone()).unwrap_or_default();
     let source = run.spec.model.as_ref().map(|model| model_card::show(&model.source));
-    // Half of what is free: others come and go on this machine.
-    let free = Some(run.memory.host_free_bytes / 2).filter(|bytes| *bytes > 0);
-    let memory = Some(run.spec.request.memory_bytes).filter(|bytes| *bytes > 0).or(free);
+    let on = match run.device() {
+        DeviceChoice::Cuda { .. } => On::gpu(0),
+        DeviceChoice::Cpu { .. } | DeviceChoice::Simulated { .. } => On::Processor,
+    };
+    let said = |bytes: u64| Some(bytes).filter(|bytes| *bytes > 0);
+    let memory = match on {
+        On::Device(_) => said(run.memory.gpu_free_bytes),
+        // Half of what is free: others come and go on this machine.
+        On::Processor => said(run.spec.request.memory_bytes).or(said(run.memory.host_free_bytes / 2)),
+    };
     let guessing = (asked.num_speculative_tokens > 0).then_some(Guessing {
         tokens: asked.num_speculative_tokens,
         longest: asked.prompt_lookup_max,
         shortest: asked.prompt_lookup_min,
     });
     Settings {
+        on,
         root: source.unwrap_or_else(|| served_name.clone()),
         created: unix_now(),
         number: match (asked.quantization, asked.dtype) {
@@ -33,8 +41,9 @@ pub fn of(run: &Run) -> Settings {
             (Quantization::None, Dtype::Bfloat16) => Number::Bf16,
         },
         cache: match asked.kv_cache_dtype {
-            CacheDtype::Auto | CacheDtype::Float32 => CacheFormat::F32,
-            CacheDtype::Float16 => CacheFormat::F16,
+            CacheDtype::Auto => None,
+            CacheDtype::Float32 => Some(CacheFormat::F32),
+            CacheDtype::Float16 => Some(CacheFormat::F16),
         },
         block_tokens: asked.block_size,
         cache_bytes: asked.kv_cache_memory_bytes,

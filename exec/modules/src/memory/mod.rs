@@ -62,13 +62,40 @@ impl Models {
     }
 }
 
+/// What a task computes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Whether these are GPUs, each with memory of its own; else all are in the host's.
+    pub on_gpu: bool,
+    /// How many share each step: every one has the model and micro-batches of its own, the first the optimizer too.
+    pub devices: usize,
+}
+
+impl Place {
+    fn of(ctx: &RunContext) -> Self {
+        match ctx.device() {
+            DeviceChoice::Cuda { count } => Self { on_gpu: true, devices: count.max(1) },
+            DeviceChoice::Cpu { count } => Self { on_gpu: false, devices: count.max(1) },
+            DeviceChoice::Simulated { .. } => Self { on_gpu: false, devices: 1 },
+        }
+    }
+
+    /// As a task asks for it.
+    fn asked(spec: &TaskSpec) -> Self {
+        match &spec.request.gpu {
+            Some(gpu) => Self { on_gpu: true, devices: (gpu.count as usize).max(1) },
+            None => Self { on_gpu: false, devices: 1 },
+        }
+    }
+}
+
 /// A training task, as far as its memory depends on it.
 #[derive(Clone, Debug)]
 pub struct Task {
     spec: TaskSpec,
     training: Training,
     models: Models,
-    on_gpu: bool,
+    place: Place,
 }
 
 /// The settings that decide, each of which could be another.
@@ -86,14 +113,14 @@ struct Choice {
 
 impl Task {
     /// A task with the configs of its models.
-    pub fn new(spec: &TaskSpec, mut models: Models, on_gpu: bool) -> Self {
+    pub fn new(spec: &TaskSpec, mut models: Models, place: Place) -> Self {
         if spec.task_type == TaskType::Rm && models.model.num_labels.is_none() {
             models.model = models.model.with_labels(1);
         }
-        Self { training: Training::of(spec), spec: spec.clone(), models, on_gpu }
+        Self { training: Training::of(spec), spec: spec.clone(), models, place }
     }
 
-    /// What it needs as it is, with batches of these sizes.
+    /// What its first device needs as it is, with batches of these sizes.
     ///
     /// # Errors
     /// Settings of an adapter that mean nothing on the model.
@@ -101,13 +128,27 @@ impl Task {
         self.plan_of(self.choice(), sizes)
     }
 
-    /// Bytes of a plan with what is there beside its tensors.
+    /// Bytes of a plan with what is there beside its tensors: on the first of several GPUs, or in the host's memory.
     pub fn needs(&self, plan: &Plan) -> u64 {
-        plan.peak().saturating_add(self.beside())
+        let others = if self.place.on_gpu { 0 } else { self.replica(plan) * (self.place.devices as u64 - 1) };
+        plan.peak().saturating_add(others).saturating_add(self.beside())
+    }
+
+    /// Bytes on each further one of several GPUs: the optimizer is on the first.
+    fn needs_of_others(&self, plan: &Plan) -> u64 {
+        self.needs(plan).saturating_sub(plan.parts.optimizer)
+    }
+
+    /// What a further device takes in the same memory: what is not moved is shared.
+    fn replica(&self, plan: &Plan) -> u64 {
+        let parts = &plan.parts;
+        // What is trained, and its gradient.
+        let trained = 2 * 4 * plan.trainable;
+        trained + parts.activations + parts.logits + parts.temporary
     }
 
     fn beside(&self) -> u64 {
-        if self.on_gpu { CONTEXT_BYTES } else { PROCESS_BYTES }
+        if self.place.on_gpu { CONTEXT_BYTES } else { PROCESS_BYTES }
     }
 
     fn adapter(&self) -> Option<&Adapter> {
@@ -146,14 +187,15 @@ impl Task {
             model: &self.models.model,
             trained: lora.as_ref().map_or(Trained::All, Trained::Adapter),
             held,
-            compute: adapter::computed_in(choice.precision, !self.on_gpu),
+            compute: adapter::computed_in(choice.precision, !self.place.on_gpu),
             optimizer: steering::optimizer(&training),
             checkpointing: choice.checkpointing,
             rows: sizes.rows(choice.batch, choice.max_length),
-            micro_batches: choice.accumulation,
+            // Gradients of all devices meet on the first.
+            micro_batches: choice.accumulation.saturating_mul(self.place.devices),
             measured: sizes.measured(choice.max_length),
             method: self.method(sizes),
-            on_gpu: self.on_gpu,
+            on_gpu: self.place.on_gpu,
         };
         memory::plan(&setup)
     }
@@ -204,11 +246,15 @@ pub struct Room {
     pub whose: &'static str,
 }
 
+const FREE_ON_GPU: &str = "free on the granted GPU";
+const FREE_ON_GPUS: &str = "free on the granted GPU that has least";
+
 /// What an attempt has where it computes; `None` where nobody looked.
 fn room(ctx: &RunContext) -> Option<Room> {
     let (run, memory) = (ctx.run(), ctx.run().memory);
     let all = match ctx.device() {
-        DeviceChoice::Cuda { .. } => vec![Room { bytes: memory.gpu_free_bytes, whose: "free on the granted GPU" }],
+        DeviceChoice::Cuda { count: 0 | 1 } => vec![Room { bytes: memory.gpu_free_bytes, whose: FREE_ON_GPU }],
+        DeviceChoice::Cuda { .. } => vec![Room { bytes: memory.gpu_free_bytes, whose: FREE_ON_GPUS }],
         DeviceChoice::Cpu { .. } | DeviceChoice::Simulated { .. } => vec![
             Room { bytes: memory.host_bytes, whose: "what this node has" },
             Room { bytes: run.grant.memory_bytes, whose: "resources.hardware.memory" },
@@ -224,7 +270,7 @@ fn room(ctx: &RunContext) -> Option<Room> {
 pub fn before_weights(ctx: &RunContext, model: &Path) -> Result<(), ModuleError> {
     let Some(room) = room(ctx) else { return Ok(()) };
     let config = base_model::config_of(model)?;
-    let task = Task::new(&ctx.run().spec, Models::read(config, &ctx.run().inputs)?, is_on_gpu(ctx));
+    let task = Task::new(&ctx.run().spec, Models::read(config, &ctx.run().inputs)?, Place::of(ctx));
     let sizes = Sizes::least();
     // What is wrong with an adapter is said where it is attached.
     let Ok(plan) = task.plan(&sizes) else { return Ok(()) };
@@ -239,7 +285,7 @@ pub fn before_weights(ctx: &RunContext, model: &Path) -> Result<(), ModuleError>
 /// # Errors
 /// That, with the numbers and with settings that would fit.
 pub fn before_first_step(ctx: &mut RunContext, model: &DecoderConfig, sizes: &Sizes) -> Result<(), ModuleError> {
-    let task = Task::new(&ctx.run().spec, Models::read(model.clone(), &ctx.run().inputs)?, is_on_gpu(ctx));
+    let task = Task::new(&ctx.run().spec, Models::read(model.clone(), &ctx.run().inputs)?, Place::of(ctx));
     let plan = task.plan(sizes).map_err(fatal)?;
     let (room, needs) = (room(ctx), task.needs(&plan));
     if let Some(room) = room.filter(|room| needs > room.bytes) {
@@ -247,15 +293,11 @@ pub fn before_first_step(ctx: &mut RunContext, model: &DecoderConfig, sizes: &Si
     }
     ctx.log(words::table(&task, &plan, room));
     let free = ctx.run().memory.host_free_bytes;
-    if !task.on_gpu && free > 0 && needs > free {
+    if !task.place.on_gpu && free > 0 && needs > free {
         ctx.warn(words::short_of_free(needs, free));
     }
     ctx.needs(needs, fitting::less(&task, sizes));
     Ok(())
-}
-
-fn is_on_gpu(ctx: &RunContext) -> bool {
-    matches!(ctx.device(), DeviceChoice::Cuda { .. })
 }
 
 /// Whether a task trains a model that it starts from.
@@ -269,7 +311,6 @@ pub fn trains(task_type: TaskType) -> bool {
 /// # Errors
 /// For people: a model without a config that can be read, an adapter that does not fit it.
 pub fn foretell(spec: &TaskSpec, model: Option<&Path>) -> Result<Option<String>, String> {
-    let on_gpu = spec.request.gpu.is_some();
     let config = match (spec.task_type, model) {
         (TaskType::Pretrain, _) => crate::pretrain::config_of(spec),
         (of, Some(path)) if trains(of) => base_model::config_of(path),
@@ -279,7 +320,7 @@ pub fn foretell(spec: &TaskSpec, model: Option<&Path>) -> Result<Option<String>,
     // The others are most often made from the same model.
     let reward = spec.reward.as_ref().and_then(|reward| reward.model.as_ref()).map(|_| config.clone().with_labels(1));
     let models = Models { reference: None, reward, value: None, model: config };
-    let task = Task::new(spec, models, on_gpu);
+    let task = Task::new(spec, models, Place::asked(spec));
     let sizes = Sizes::longest(&task);
     let plan = task.plan(&sizes).map_err(|e| e.to_string())?;
     Ok(Some(words::forecast(&task, &plan, &sizes)))

@@ -1,4 +1,4 @@
-use mloc_core::task;
+use mloc_core::{capability::GpuRequest, task};
 use serde_json::{Value, json};
 
 use super::*;
@@ -35,7 +35,7 @@ fn task(task_type: &str, adapter: Value, hyperparameters: Value, on_gpu: bool) -
     let model = seven_billion();
     let reward = (task_type == "ppo").then(|| model.clone().with_labels(1));
     let models = Models { model, reference: None, reward, value: None };
-    Task::new(&spec(task_type, adapter, hyperparameters), models, on_gpu)
+    Task::new(&spec(task_type, adapter, hyperparameters), models, Place { on_gpu, devices: 1 })
 }
 
 /// What a task is told whose rows are as long as they may be.
@@ -46,6 +46,60 @@ fn told(task: &Task, room: Room) -> String {
         true => words::refusal(task, &plan, &sizes, room),
         false => words::table(task, &plan, Some(room)),
     }
+}
+
+/// The same task on so many GPUs.
+fn on_gpus(task: &Task, devices: usize) -> Task {
+    Task { place: Place { on_gpu: true, devices }, ..task.clone() }
+}
+
+#[test]
+fn each_of_several_gpus_holds_the_model_and_its_own_micro_batches() {
+    let settings = json!({"per_device_train_batch_size": 2, "max_length": 512});
+    let one = task("sft", Value::Null, settings.clone(), true);
+    let sizes = Sizes::longest(&one);
+    let planned = |task: &Task| task.plan(&sizes).expect("plan");
+    let four = on_gpus(&one, 4);
+    // What one has with as many micro-batches as a step of four has: the gradients of all meet on the first.
+    let accumulating = json!({
+        "per_device_train_batch_size": 2, "max_length": 512, "gradient_accumulation_steps": 4,
+    });
+    let alike = task("sft", Value::Null, accumulating, true);
+    assert_eq!(planned(&four), planned(&alike));
+    assert_eq!(four.needs(&planned(&four)), alike.needs(&planned(&alike)), "more of them do not divide a model");
+    let plan = planned(&four);
+    assert_eq!(four.needs_of_others(&plan), four.needs(&plan) - plan.parts.optimizer);
+
+    let room = Room { bytes: 24 * GIB, whose: FREE_ON_GPUS };
+    let refusal = told(&four, room);
+    assert!(
+        refusal.contains("on the first of 4 GPUs") && refusal.contains("GPU that has least is 24.0 GiB"),
+        "{refusal}"
+    );
+    assert!(refusal.contains("more of them hold the model just as often"), "{refusal}");
+    let table = told(&four, Room { bytes: 400 * GIB, whose: FREE_ON_GPUS });
+    let others = mloc_core::quantity::show_bytes(four.needs_of_others(&plan));
+    assert!(table.ends_with(&format!("the others do without the optimizer and need {others}")), "{table}");
+}
+
+#[test]
+fn a_dry_run_counts_the_gpus_that_are_asked_for() {
+    let folder = tempfile::tempdir().expect("folder");
+    std::fs::write(folder.path().join("config.json"), seven_billion().raw.to_string()).expect("written");
+    let mut spec = spec("sft", json!({"type": "lora"}), json!({"max_length": 512}));
+    spec.request.gpu = Some(GpuRequest { kind: "any".into(), count: 2, memory_bytes: 0 });
+    let said = foretell(&spec, Some(folder.path())).expect("a plan").expect("text");
+    assert!(said.contains("on the first of 2 GPUs at the fullest"), "{said}");
+}
+
+#[test]
+fn devices_of_one_memory_add_up() {
+    let one = task("sft", json!({"type": "lora"}), json!({"per_device_train_batch_size": 2, "max_length": 512}), false);
+    let sizes = Sizes::longest(&one);
+    let three = Task { place: Place { on_gpu: false, devices: 3 }, ..one.clone() };
+    let plan = three.plan(&sizes).expect("plan");
+    assert_eq!(three.needs(&plan), plan.peak() + 2 * three.replica(&plan) + PROCESS_BYTES);
+    assert!(told(&three, NODE).contains("further devices"));
 }
 
 const GIB: u64 = 1 << 30;

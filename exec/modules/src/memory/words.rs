@@ -7,12 +7,32 @@ use super::{Room, Task, fitting, sizes::Sizes};
 
 /// The lines of a plan's parts, indented.
 fn parts(task: &Task, plan: &Plan) -> String {
-    let beside = if task.on_gpu { "CUDA itself" } else { "the program itself" };
-    let all = plan.parts.each().into_iter().chain([(beside, task.beside())]);
+    let beside = if task.place.on_gpu { "CUDA itself" } else { "the program itself" };
+    let others = task.needs(plan) - plan.peak() - task.beside();
+    let all = plan.parts.each().into_iter().chain([("further devices", others), (beside, task.beside())]);
     let there: Vec<_> = all.filter(|(_, bytes)| *bytes > 0).collect();
     let width = there.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let lines = there.iter().map(|(name, bytes)| format!("  {name:width$}  {:>10}", show_bytes(*bytes)));
-    lines.collect::<Vec<_>>().join("\n")
+    let mut lines: Vec<String> = lines.collect();
+    if many_gpus(task) {
+        lines.push(format!(
+            "each GPU holds the whole model and has micro-batches of its own; the others do without the optimizer and need {}",
+            show_bytes(task.needs_of_others(plan))
+        ));
+    }
+    lines.join("\n")
+}
+
+fn many_gpus(task: &Task) -> bool {
+    task.place.on_gpu && task.place.devices > 1
+}
+
+/// Where it is needed.
+fn on_what(task: &Task) -> String {
+    match many_gpus(task) {
+        true => format!(" on the first of {} GPUs", task.place.devices),
+        false => String::new(),
+    }
 }
 
 /// What a task will need, as its log has it.
@@ -22,14 +42,16 @@ pub fn table(task: &Task, plan: &Plan, room: Option<Room>) -> String {
         Some(room) => format!(" of {} ({})", show_bytes(room.bytes), room.whose),
         None => String::new(),
     };
-    format!("memory: {needs}{of} at the fullest, {}\n{}", plan.moment.words(), parts(task, plan))
+    let on = on_what(task);
+    format!("memory: {needs}{on}{of} at the fullest, {}\n{}", plan.moment.words(), parts(task, plan))
 }
 
 /// What a dry run says.
 pub fn forecast(task: &Task, plan: &Plan, sizes: &Sizes) -> String {
     let needs = show_bytes(task.needs(plan));
     format!(
-        "memory: {needs} at the fullest, {}, if all rows of a batch had {} tokens; the data may have shorter ones\n{}",
+        "memory: {needs}{} at the fullest, {}, if all rows of a batch had {} tokens; the data may have shorter ones\n{}",
+        on_what(task),
         plan.moment.words(),
         sizes.longest_row(),
         parts(task, plan)
@@ -43,7 +65,10 @@ pub fn refusal(task: &Task, plan: &Plan, sizes: &Sizes, room: Room) -> String {
     let width = fits.iter().map(|fit| fit.settings.len()).max().unwrap_or(0);
     let more = match room.whose {
         "resources.hardware.memory" => format!("ask for resources.hardware.memory: {}", quantity(needs)),
-        _ if task.on_gpu => "ask for a GPU with more memory (resources.hardware.gpu)".to_owned(),
+        _ if many_gpus(task) => "ask for GPUs with more memory (resources.hardware.gpu), for more of them hold the \
+                                 model just as often"
+            .to_owned(),
+        _ if task.place.on_gpu => "ask for a GPU with more memory (resources.hardware.gpu)".to_owned(),
         _ => format!("ask for resources.hardware.memory: {}, so that a larger node runs it", quantity(needs)),
     };
     let hint = match (fits.is_empty(), fitting::least(task, sizes)) {
@@ -57,8 +82,9 @@ pub fn refusal(task: &Task, plan: &Plan, sizes: &Sizes, room: Room) -> String {
         (true, None) => format!("hint: {more}; no settings need less"),
     };
     format!(
-        "memory: training needs {} at its fullest moment, {}, and {} is {}:\n{}\n{hint}",
+        "memory: training needs {}{} at its fullest moment, {}, and {} is {}:\n{}\n{hint}",
         show_bytes(needs),
+        on_what(task),
         plan.moment.words(),
         room.whose,
         show_bytes(room.bytes),

@@ -130,6 +130,7 @@ impl Bench {
             result: self.folder.path().join("result.json"),
             threads: 2,
             cpu_devices: self.cpu_devices,
+            siblings: None,
             keep_checkpoints: 0,
             work: self.folder.path().join("work"),
             programs: self.programs.clone(),
