@@ -169,9 +169,10 @@ fn a_model_that_cannot_be_served_says_why() -> anyhow::Result<()> {
     let golden = root().join("tests/fixtures/golden");
     let config = format!("hardware: {{cpu: '4', memory: 8GiB}}\nvolumes: {{golden: {}}}", golden.display());
     sandbox.mesh(&["a"], &config, 1)?;
-    let moe = "    source: {type: local, identifier: golden/models/mixtral}";
-    let id = sandbox.submit(0, &service("moe", 1, moe))?;
+    // It has weights and a config.
+    let speechless = "    source: {type: local, identifier: golden/models/mixtral}";
+    let id = sandbox.submit(0, &service("speechless", 1, speechless))?;
     let failed = sandbox.until_state(0, &id, &["FAILED"])?;
-    ensure!(failed.to_string().contains("experts are trained but not served in this build"), "{failed}");
+    ensure!(failed.to_string().contains("models/mixtral: no tokenizer.json (hint: "), "{failed}");
     Ok(())
 }
