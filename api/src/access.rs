@@ -39,12 +39,10 @@ impl Access {
     pub fn caller(&self, path: &str, headers: &HeaderMap) -> Result<Caller, ControlError> {
         let (Self::Trusted(tokens) | Self::TokenOnly(tokens)) = self;
         // Clients of OpenAI's API can't be without a key: where none is needed, what is plainly none of ours says nothing.
-        let placeholder = |token: &&str| {
-            matches!(self, Self::Trusted(_))
-                && (path.starts_with("/v1/") || path.starts_with("/services/"))
-                && !UserTokens::looks_like_one(token)
-        };
-        if let Some(token) = bearer(headers)?.filter(|token| !placeholder(token)) {
+        let lenient = matches!(self, Self::Trusted(_)) && (path.starts_with("/v1/") || path.starts_with("/services/"));
+        // Some send `Bearer` alone where they were given no key.
+        let said = if lenient && is_empty_bearer(headers) { None } else { bearer(headers)? };
+        if let Some(token) = said.filter(|token| !lenient || UserTokens::looks_like_one(token)) {
             return tokens.check(token);
         }
         match self {
@@ -80,6 +78,12 @@ fn openai_refusal(refused: ControlError) -> Response {
     };
     let error = json!({"message": message, "type": "invalid_request_error", "param": null, "code": code});
     (status, Json(json!({ "error": error }))).into_response()
+}
+
+fn is_empty_bearer(headers: &HeaderMap) -> bool {
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    let alone = given.next().and_then(|value| value.to_str().ok()).filter(|_| given.next().is_none());
+    alone.is_some_and(|value| value.trim().eq_ignore_ascii_case("bearer"))
 }
 
 /// The bearer token, if any. A header that holds something else is no "none": its sender meant to be somebody.
@@ -137,5 +141,24 @@ mod tests {
         for host in ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example:7948", "[::2]", "10.0.0.1"] {
             assert!(!is_loopback(host), "{host}");
         }
+    }
+
+    #[test]
+    fn keys_that_say_nothing_are_none_where_clients_of_models_come_and_nobody_needs_one() {
+        let tokens = || UserTokens::new([7; 32]);
+        let caller = |access: &Access, path: &str, key: &'static str| {
+            let headers = [(header::HOST, "localhost"), (header::AUTHORIZATION, key)];
+            let headers = headers.map(|(name, value)| (name, axum::http::HeaderValue::from_static(value)));
+            access.caller(path, &headers.into_iter().collect()).map(|caller| caller.user)
+        };
+        let here = Access::Trusted(tokens());
+        for key in ["Bearer", "Bearer ", "bearer sk-none", "Bearer EMPTY"] {
+            for path in ["/v1/completions", "/services/m/v1/completions"] {
+                assert_eq!(caller(&here, path, key).ok(), Some(Caller::admin().user), "{key:?} {path}");
+                assert!(caller(&Access::TokenOnly(tokens()), path, key).is_err(), "{key:?} {path}");
+            }
+            assert!(caller(&here, "/api/v1/tasks", key).is_err(), "{key:?}");
+        }
+        assert!(caller(&here, "/v1/completions", "Basic eDp5").is_err(), "its sender meant to be somebody");
     }
 }
