@@ -113,21 +113,17 @@ impl PagedDecoder {
         &self.model
     }
 
-    /// Tokens of one text at most.
-    pub fn max_length(&self) -> usize {
-        self.max_length
-    }
-
     /// Computes all chunks, writes their keys and values to the cache, and returns the logits that are wanted, row by row,
     /// in the order of the chunks.
     ///
     /// # Panics
-    /// With a chunk without tokens, tokens outside the vocabulary, too few blocks, or more than `max_length` tokens; and
-    /// where the device gives up.
+    /// With a chunk without tokens, tokens outside the vocabulary, too few blocks or ones that there are not, or more than
+    /// `max_length` tokens; and where the device gives up.
     pub fn step(&mut self, chunks: &[PagedChunk<'_>]) -> Vec<f32> {
         if chunks.is_empty() {
             return Vec::new();
         }
+        chunks.iter().for_each(|chunk| self.check(chunk));
         let order = order(chunks);
         let chosen: Vec<&PagedChunk<'_>> = order.iter().map(|index| &chunks[*index]).collect();
         let device = self.model.device().clone();
@@ -147,6 +143,19 @@ impl PagedDecoder {
     /// Copies whole blocks, `(from, to)`, in this order.
     pub fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
         self.cache.copy(pairs);
+    }
+
+    /// A device looks at no index: what is beyond its memory it would read, or write.
+    fn check(&self, chunk: &PagedChunk<'_>) {
+        let (end, room) = (chunk.end(), chunk.blocks.len() * self.cache.block_tokens());
+        assert!(!chunk.tokens.is_empty(), "a chunk without tokens");
+        assert!(end <= self.max_length, "{end} tokens, {} at most", self.max_length);
+        assert!(end <= room, "{end} tokens, and blocks of {room}");
+        let (vocabulary, blocks) = (self.model.config.vocab_size, self.cache.blocks());
+        let token = chunk.tokens.iter().find(|token| **token as usize >= vocabulary);
+        assert!(token.is_none(), "token {token:?}, the vocabulary has {vocabulary}");
+        let block = chunk.blocks.iter().find(|block| **block as usize >= blocks);
+        assert!(block.is_none(), "block {block:?} of {blocks}");
     }
 
     fn logits(&self, hidden: &Tensor<2>, rows: &[i64], device: &Device) -> Vec<f32> {

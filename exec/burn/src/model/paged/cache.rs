@@ -16,6 +16,7 @@ const GONE: &str = "a layer's keys and values went with a step that failed";
 #[derive(Debug)]
 pub struct PagedCache {
     layers: Vec<PagedLayer>,
+    blocks: usize,
     block_tokens: usize,
 }
 
@@ -40,7 +41,12 @@ impl PagedCache {
             let zeros = || Tensor::zeros(shape, (device, DType::from(format)));
             PagedLayer { kept: Some([zeros(), zeros()]) }
         };
-        Self { layers: (0..config.num_layers).map(layer).collect(), block_tokens }
+        Self { layers: (0..config.num_layers).map(layer).collect(), blocks, block_tokens }
+    }
+
+    /// Blocks there are.
+    pub fn blocks(&self) -> usize {
+        self.blocks
     }
 
     /// Tokens a block.

@@ -182,3 +182,20 @@ fn a_half_of_the_bytes_gives_nearly_the_same() {
         close(found, &wanted, 0.05 * size, "in bf16");
     }
 }
+
+#[test]
+fn what_a_device_would_read_beyond_its_memory_is_refused() {
+    let model = Decoder::random(families().remove(0), 3, &Device::flex());
+    let mut paged = PagedDecoder::new(model, SIZES);
+    let mut refused = |tokens: &[u32], start: usize, blocks: &[u32]| {
+        let chunk = PagedChunk { tokens, start, blocks, adapter: None, wanted: 0..0 };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| paged.step(&[chunk]))).is_err()
+    };
+    let all: Vec<u32> = (0..SIZES.blocks as u32).collect();
+    assert!(!refused(&[1], 0, &all));
+    assert!(refused(&[], 0, &all));
+    assert!(refused(&[40], 0, &all));
+    assert!(refused(&[1], SIZES.max_length, &all));
+    assert!(refused(&[1], 4, &[0]));
+    assert!(refused(&[1], 0, &[SIZES.blocks as u32]));
+}
